@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` (the main job) and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/.ready-train
+	$(BIN)/rishd demo
+
+test: $(VENV)/.ready-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:
+	rm -rf $(VENV) docs/_build
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone: its pin then decides which build the others find installed.
+$(VENV)/.torch: $(BIN)/python constraints.txt
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.ready-train: $(VENV)/.torch $(INPUTS)
+	$(PIP) -e '.[train]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
+	$(PIP) -e '.[train,dev]'
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.torch $(INPUTS)
+	$(PIP) -e '.[train,docs]'
+	@touch $@

@@ -1,0 +1,69 @@
+"""Riemannian inertial dynamics with Hessian damping (RISHD): geometry, dynamics and integrators.
+
+Index conventions, everywhere in this package: ``w`` and velocities carry an upper index (tangent vectors), gradients
+and momenta a lower one (covectors); the metric ``F`` is ``F_ij`` and maps vectors to covectors. The last axis of an
+array is the coordinate axis, all axes before it are the ensemble.
+
+Attributes are imported on first use, so that ``riemannian_ode.flow`` loads without SciPy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from riemannian_ode.coefficients import TimeDependent as TimeDependent
+    from riemannian_ode.dynamics import RISHD as RISHD
+    from riemannian_ode.dynamics import Objective as Objective
+    from riemannian_ode.dynamics import PhasePoint as PhasePoint
+    from riemannian_ode.energy import dissipation as dissipation
+    from riemannian_ode.energy import energy as energy
+    from riemannian_ode.energy import energy_identity_residual as energy_identity_residual
+    from riemannian_ode.integrators import INTEGRATORS as INTEGRATORS
+    from riemannian_ode.integrators import Integrator as Integrator
+    from riemannian_ode.integrators import OneStepIntegrator as OneStepIntegrator
+    from riemannian_ode.integrators import PhaseState as PhaseState
+    from riemannian_ode.integrators import integrator as integrator
+    from riemannian_ode.metric import ConstantMetric as ConstantMetric
+    from riemannian_ode.metric import DiagonalMetric as DiagonalMetric
+    from riemannian_ode.metric import Euclidean as Euclidean
+    from riemannian_ode.metric import Metric as Metric
+    from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
+    from riemannian_ode.metric import StateDependentMetric as StateDependentMetric
+    from riemannian_ode.simulate import simulate as simulate
+    from riemannian_ode.split import ConstantSplit as ConstantSplit
+    from riemannian_ode.trajectory import Trajectory as Trajectory
+
+_HOME = {
+    "RISHD": "dynamics",
+    "Objective": "dynamics",
+    "PhasePoint": "dynamics",
+    "TimeDependent": "coefficients",
+    "dissipation": "energy",
+    "energy": "energy",
+    "energy_identity_residual": "energy",
+    "INTEGRATORS": "integrators",
+    "Integrator": "integrators",
+    "OneStepIntegrator": "integrators",
+    "PhaseState": "integrators",
+    "integrator": "integrators",
+    "ConstantMetric": "metric",
+    "DiagonalMetric": "metric",
+    "Euclidean": "metric",
+    "Metric": "metric",
+    "PreconditionerMetric": "metric",
+    "StateDependentMetric": "metric",
+    "simulate": "simulate",
+    "ConstantSplit": "split",
+    "Trajectory": "trajectory",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'riemannian_ode' has no attribute {name!r}")
+    value = getattr(import_module(f"riemannian_ode.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

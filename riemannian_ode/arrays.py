@@ -1,0 +1,70 @@
+"""What the theory needs of numpy and torch beyond operators: namespaces, conversion, batched products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from riemannian_ode.flow import Array
+
+
+def namespace(x: Array) -> Any:
+    """Array module (array-api-compat's numpy or torch) of an array."""
+    return array_api_compat.array_namespace(x)
+
+
+def is_torch(x: Any) -> bool:
+    """Whether ``x`` is a torch tensor; torch is not imported for the question."""
+    return bool(array_api_compat.is_torch_array(x))
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """``x`` as a numpy array on the CPU, without a copy where possible."""
+    return x.detach().cpu().numpy() if is_torch(x) else np.asarray(x)
+
+
+def like(x: Any, reference: Array) -> Array:
+    """``x`` as an array of the kind, dtype and device of ``reference``."""
+    if is_torch(reference):
+        import torch
+
+        return torch.as_tensor(x, dtype=reference.dtype, device=reference.device)
+    return np.asarray(to_numpy(x) if is_torch(x) else x, dtype=reference.dtype)
+
+
+def inner(x: Array, y: Array) -> Array:
+    """Sum of products over the last axis, shape ``(*ensemble,)``."""
+    return (x * y).sum(-1)
+
+
+def matvec(matrix: Array, vector: Array) -> Array:
+    """Batched matrix–vector product: ``(*batch, p, q)`` times ``(*batch, q)``, leading axes broadcast."""
+    if matrix.ndim == 2:
+        return vector @ matrix.T  # one matrix product for the whole ensemble instead of one product a member
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def as_float_array(name: str, x: Any) -> Array:
+    """``x`` as a floating-point array (numpy float64 unless it is a torch or numpy float already).
+
+    Raises:
+        ValueError: if ``x`` is empty, complex or not finite.
+    """
+    if is_torch(x):
+        array, finite = x, bool(x.isfinite().all())
+        floating = x.is_floating_point()
+    else:
+        array = np.asarray(x)
+        if np.issubdtype(array.dtype, np.integer):
+            array = array.astype(np.float64)
+        floating = np.issubdtype(array.dtype, np.floating)
+        finite = bool(np.isfinite(array).all()) if floating else False
+    if not floating:
+        raise ValueError(f"{name} has dtype {array.dtype}; give real floating-point numbers (float64 for theory).")
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; its last axis must hold the coordinates.")
+    if not finite:
+        raise ValueError(f"{name} holds a non-finite number; start from finite values.")
+    return array

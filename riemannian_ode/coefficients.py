@@ -1,0 +1,109 @@
+"""Coefficients of a flow: floats, one value per ensemble member, or functions of time; and their checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from riemannian_ode.arrays import to_numpy
+from riemannian_ode.flow import Array
+
+
+@dataclass(frozen=True)
+class TimeDependent:
+    """A coefficient that varies in time, with its derivative.
+
+    Args:
+        value: t ↦ coefficient, a float or an array over the ensemble.
+        derivative: t ↦ its time derivative; needed by the energy identity (η̇) and the second-order form (β̇).
+    """
+
+    value: Callable[[float], Any]
+    derivative: Callable[[float], Any] | None = None
+
+    def __call__(self, t: float) -> Any:
+        """Coefficient at time t."""
+        return self.value(t)
+
+
+Coefficient: TypeAlias = float | Array | TimeDependent
+
+
+def expand(coefficient: Coefficient) -> Any:
+    """A per-member array gets a trailing axis, so that it broadcasts against ``(*ensemble, p)``."""
+    if isinstance(coefficient, TimeDependent):
+        value, derivative = coefficient.value, coefficient.derivative
+        return TimeDependent(
+            lambda t: _expanded(value(t)),
+            None if derivative is None else lambda t: _expanded(derivative(t)),
+        )
+    return _expanded(coefficient)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, (float, int)):
+        return float(value)
+    return value[..., None] if value.ndim else float(value)
+
+
+def add(x: Any, y: Any) -> Any:
+    """Sum of two coefficients."""
+    if not is_time_dependent(x, y):
+        return x + y
+    return TimeDependent(lambda t: at(x, t) + at(y, t), lambda t: rate(x, t) + rate(y, t))
+
+
+def at(coefficient: Coefficient, t: float) -> Any:
+    """Value at time t."""
+    return coefficient.value(t) if isinstance(coefficient, TimeDependent) else coefficient
+
+
+def rate(coefficient: Coefficient, t: float, *, name: str = "a coefficient") -> Any:
+    """Time derivative at time t, 0 for a constant.
+
+    Raises:
+        ValueError: if it varies in time and no derivative was given.
+    """
+    if not isinstance(coefficient, TimeDependent):
+        return 0.0
+    if coefficient.derivative is None:
+        raise ValueError(f"{name} varies in time and its derivative is needed: give TimeDependent(value, derivative).")
+    return coefficient.derivative(t)
+
+
+def is_time_dependent(*coefficients: Coefficient) -> bool:
+    """Whether any of them varies in time."""
+    return any(isinstance(c, TimeDependent) for c in coefficients)
+
+
+def check_finite(name: str, value: Coefficient) -> None:
+    """Refuse a constant coefficient that is not finite."""
+    if not isinstance(value, TimeDependent) and not np.isfinite(to_numpy(value)).all():
+        raise ValueError(f"{name} = {value!r} must be finite.")
+
+
+def check_range(name: str, value: Coefficient, lower: float, reason: str, *, strict: bool) -> None:
+    """Refuse a constant coefficient below ``lower`` (or equal to it, if ``strict``), saying why."""
+    check_finite(name, value)
+    if isinstance(value, TimeDependent):
+        return
+    smallest = float(to_numpy(value).min())
+    if smallest < lower or (strict and smallest == lower):
+        sign = ">" if strict else "≥"
+        raise ValueError(f"{name} = {value!r} must be {sign} {lower:g}: {reason}.")
+
+
+def check_gamma(name: str, beta: Coefficient, alpha: Coefficient) -> None:
+    """Refuse a β with 1 + αβ ≤ 0: the force γ grad f of the second-order form would point uphill."""
+    if is_time_dependent(beta, alpha):
+        return
+    gamma = 1.0 + to_numpy(alpha) * to_numpy(beta)
+    if float(np.min(gamma)) <= 0 or not math.isfinite(float(np.min(gamma))):
+        raise ValueError(
+            f"{name} = {beta!r} makes γ/η = 1 + αβ = {float(np.min(gamma)):.3g} non-positive, so the flow would climb "
+            f"the gradient; take {name} > −1/α."
+        )

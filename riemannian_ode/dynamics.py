@@ -1,0 +1,345 @@
+r"""RISHD as a first-order system in phase space.
+
+.. math::
+    \dot w = -\eta_t\left[P F^{-1}(m + \beta_1 g) + \chi Q F^{-1}(m + \beta_2 g)\right], \qquad
+    \dot m = -\alpha m + c\, g + R, \qquad R_i = \Gamma^k_{ij}\dot w^j m_k
+
+Source: arXiv:2602.22681, eqs. (tangent) and (cotangent); equivalence with the second-order form: docs/theory, claim C1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.coefficients import (
+    Coefficient,
+    TimeDependent,
+    add,
+    check_finite,
+    check_gamma,
+    check_range,
+    expand,
+    is_time_dependent,
+)
+from riemannian_ode.coefficients import at as coefficient_at
+from riemannian_ode.coefficients import rate as coefficient_rate
+from riemannian_ode.flow import Array, Projector, lite_direction, momentum_rate
+from riemannian_ode.metric import Euclidean, Metric
+
+
+class Objective(Protocol):
+    """What a flow needs of a landscape; every ``toy_landscapes`` landscape is one."""
+
+    def value(self, w: Array) -> Array:
+        """f(w), shape ``(*ensemble,)``."""
+        ...
+
+    def gradient(self, w: Array) -> Array:
+        """∇f(w), shape ``(*ensemble, p)``."""
+        ...
+
+
+class PhasePoint(NamedTuple):
+    """Where a split is asked for: position w, covector m̃ that the metric raises, and a = F⁻¹m̃."""
+
+    w: Array
+    covector: Array
+    preconditioned: Array
+
+
+FlatSplit: TypeAlias = Callable[[PhasePoint], Projector]
+
+
+class SecondOrderCoefficients(NamedTuple):
+    """α_t, β_t, γ_t of ∇_ẇẇ + α_t ẇ + β_t Hess f[ẇ] + γ_t grad f = 0 at one time."""
+
+    alpha: Any
+    beta: Any
+    gamma: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RISHD:
+    r"""Riemannian inertial system with Hessian damping, with LITE's sharp/flat split.
+
+    Build it with :meth:`from_optimizer` or :meth:`from_coefficients`, which check their arguments. Coefficients are
+    floats, arrays over the ensemble (one value a member), or :class:`TimeDependent`.
+
+    Args:
+        objective: Landscape f.
+        metric: Metric F.
+        alpha: α, damping of the momentum, per unit time.
+        eta: η, learning rate.
+        nesterov: ν, gradient added to the momentum before the metric acts; all of β for a linear metric without split.
+        beta_sharp: β₁ beside F⁻¹m in sharp directions.
+        beta_flat: β₂ in flat directions.
+        chi: χ, learning-rate ratio of flat directions.
+        flat: Point of phase space ↦ (x ↦ Qx), the projector on flat directions; ``None`` is the base method.
+        gain: c, 1 for a summed momentum.
+        correction: Whether R is kept; the optimizers of the paper drop it.
+    """
+
+    objective: Objective
+    metric: Metric = field(default_factory=Euclidean)
+    alpha: Coefficient
+    eta: Coefficient
+    nesterov: Coefficient = 0.0
+    beta_sharp: Coefficient = 0.0
+    beta_flat: Coefficient = 0.0
+    chi: Coefficient = 1.0
+    flat: FlatSplit | None = None
+    gain: Coefficient = 1.0
+    correction: bool = True
+
+    @classmethod
+    def from_optimizer(
+        cls,
+        objective: Objective,
+        metric: Metric | None = None,
+        *,
+        alpha: Coefficient,
+        eta: Coefficient,
+        beta: Coefficient = 0.0,
+        beta_flat: Coefficient | None = None,
+        chi: Coefficient = 1.0,
+        flat: FlatSplit | None = None,
+        nesterov: Coefficient = 0.0,
+        gain: Coefficient = 1.0,
+        correction: bool = True,
+    ) -> RISHD:
+        r"""System in an optimizer's parameters: state (w, m).
+
+        It is RISHD with :math:`\alpha_t = \alpha - \dot\eta_t/\eta_t`, :math:`\beta_t = \eta_t\beta`,
+        :math:`\gamma_t = \eta_t(1 + \alpha\beta)`.
+
+        Args:
+            objective: Landscape f.
+            metric: Metric F, Euclidean by default.
+            alpha: α > 0, i.e. 1 − μ for momentum coefficient μ.
+            eta: Learning rate η ≥ 0.
+            beta: β (β₁ with a split), in theory's units: beside a summed momentum.
+            beta_flat: β₂ ≥ β₁ of flat directions; ``beta`` by default. Needs ``flat``.
+            chi: χ ≥ 1 of flat directions. Needs ``flat``.
+            flat: Projector on flat directions at a :class:`PhasePoint`, commuting with F: a landscape's ``flat_split``
+                or :class:`riemannian_ode.split.ConstantSplit`.
+            nesterov: ν, see :func:`riemannian_ode.flow.lookahead`.
+            gain: c, see :func:`riemannian_ode.flow.momentum_rate`.
+            correction: Whether the Riemannian correction R is kept.
+
+        Raises:
+            ValueError: for non-finite or negative α or η, χ < 1, β₂ < β₁, 1 + αβ ≤ 0, or χ and β₂ without a split.
+
+        Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
+        """
+        flat_damping = beta if beta_flat is None else beta_flat
+        check_range("alpha", alpha, 0.0, "it is the damping 1 − momentum", strict=True)
+        check_range("eta", eta, 0.0, "it is the learning rate", strict=False)
+        check_range("chi", chi, 1.0, "LITE speeds flat directions up; χ < 1 would slow them down", strict=False)
+        for name, value in (("beta", beta), ("beta_flat", flat_damping)):
+            check_finite(name, value)
+            check_gamma(name, value, alpha)
+        if flat is None:
+            if beta_flat is not None or not (isinstance(chi, (int, float)) and chi == 1):
+                raise ValueError(
+                    "chi and beta_flat act on flat directions, but none are named; pass flat=landscape.flat_split (or "
+                    "riemannian_ode.ConstantSplit), or leave chi = 1 and beta_flat = None."
+                )
+            if metric is None or metric.variation != "history":  # F⁻¹ is linear: one solve a step instead of two
+                return cls(
+                    objective=objective,
+                    metric=metric or Euclidean(),
+                    alpha=expand(alpha),
+                    eta=expand(eta),
+                    nesterov=add(expand(nesterov), expand(beta)),
+                    gain=expand(gain),
+                    correction=correction,
+                )
+        elif not is_time_dependent(beta, flat_damping) and np.any(to_numpy(flat_damping) < to_numpy(beta)):
+            raise ValueError(
+                f"beta_flat = {flat_damping!r} is below beta = {beta!r}; LITE damps flat directions at least as much."
+            )
+        return cls(
+            objective=objective,
+            metric=metric or Euclidean(),
+            alpha=expand(alpha),
+            eta=expand(eta),
+            nesterov=expand(nesterov),
+            beta_sharp=expand(beta),
+            beta_flat=expand(flat_damping),
+            chi=expand(chi),
+            flat=flat,
+            gain=expand(gain),
+            correction=correction,
+        )
+
+    @classmethod
+    def from_coefficients(
+        cls,
+        objective: Objective,
+        metric: Metric | None = None,
+        *,
+        alpha: Coefficient,
+        beta: Coefficient,
+        gamma: Coefficient,
+        correction: bool = True,
+    ) -> RISHD:
+        r"""System in second-order coefficients.
+
+        .. math:: \nabla_{\dot w}\dot w+\alpha_t\dot w+\beta_t\,\mathrm{Hess}f[\dot w]+\gamma_t\,\mathrm{grad}f=0
+
+        With :math:`v = \dot w + \beta_t\,\mathrm{grad} f` no Hessian is needed:
+        :math:`\nabla_{\dot w} v = -\alpha_t v - (\gamma_t - \alpha_t\beta_t - \dot\beta_t)\,\mathrm{grad} f`.
+        The state is (w, m) with :math:`m = -Fv`: start with :meth:`momentum_of` and read v with :meth:`velocity_of`.
+
+        Args:
+            objective: Landscape f.
+            metric: Metric F, Euclidean by default.
+            alpha: α_t, per unit time.
+            beta: β_t ≥ 0; a :class:`TimeDependent` needs its derivative.
+            gamma: γ_t.
+            correction: Whether the Riemannian correction R is kept.
+
+        Raises:
+            ValueError: for non-finite coefficients, β < 0, or a time-dependent β without derivative.
+
+        Source: arXiv:2602.22681, eq. (RISHD); the form in v is derived in docs/theory, claim C15.
+        """
+        check_finite("alpha", alpha)
+        check_range("beta", beta, 0.0, "the form in v is dissipative for β ≥ 0", strict=False)
+        check_finite("gamma", gamma)
+        alpha, beta, gamma = expand(alpha), expand(beta), expand(gamma)
+        gain: Coefficient
+        if is_time_dependent(alpha, beta, gamma):
+            if isinstance(beta, TimeDependent) and beta.derivative is None:
+                raise ValueError("beta varies in time, and γ − αβ − β̇ needs β̇: give TimeDependent(value, derivative).")
+
+            def gain_at(t: float) -> Any:
+                return (
+                    coefficient_at(gamma, t)
+                    - coefficient_at(alpha, t) * coefficient_at(beta, t)
+                    - coefficient_rate(beta, t)
+                )
+
+            gain = TimeDependent(gain_at)
+        else:
+            gain = gamma - alpha * beta
+        return cls(
+            objective=objective,
+            metric=metric or Euclidean(),
+            alpha=alpha,
+            eta=1.0,
+            nesterov=beta,
+            gain=gain,
+            correction=correction,
+        )
+
+    @property
+    def is_split(self) -> bool:
+        """Whether flat and sharp directions are treated differently."""
+        return self.flat is not None
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether F(w) exists, so that the energy identities are defined."""
+        return self.metric.variation != "history"
+
+    def at(self, name: str, t: float) -> Any:
+        """Coefficient ``name`` at time t: a float, or an array that broadcasts against ``(*ensemble, p)``."""
+        return coefficient_at(getattr(self, name), t)
+
+    def rate(self, name: str, t: float) -> Any:
+        """Time derivative of coefficient ``name`` at time t.
+
+        Raises:
+            ValueError: if it varies in time and no derivative was given.
+        """
+        coefficient = getattr(self, name)
+        if isinstance(coefficient, TimeDependent) and coefficient.derivative is None:
+            raise ValueError(
+                f"{name} varies in time and its derivative is needed: give TimeDependent(value, derivative)."
+            )
+        return coefficient_rate(coefficient, t)
+
+    def second_order_coefficients(self, t: float) -> SecondOrderCoefficients:
+        r"""α_t, β_t, γ_t of the second-order form at time t (one block: no split).
+
+        Source: docs/theory, claim C1: α_t = α − η̇/η, β_t = ηβ, γ_t = η(c + αβ + β̇).
+
+        Raises:
+            ValueError: for a system with a split, whose coefficients are operators.
+        """
+        if self.is_split:
+            raise ValueError("With a sharp/flat split the second-order coefficients are operators, not numbers.")
+        alpha, eta, beta, gain = (self.at(name, t) for name in ("alpha", "eta", "nesterov", "gain"))
+        return SecondOrderCoefficients(
+            alpha=alpha - self.rate("eta", t) / eta,
+            beta=eta * beta,
+            gamma=eta * (gain + alpha * beta + self.rate("nesterov", t)),
+        )
+
+    def direction(self, t: float, w: Array, m: Array, g: Array) -> Array:
+        """LITE's direction u, with ẇ = −ηu, shape of ``w``."""
+        flat = self.flat
+        return lite_direction(
+            m,
+            g,
+            raise_index=lambda x: self.metric.raise_index(w, x),
+            split=None if flat is None else lambda covector, a: flat(PhasePoint(w, covector, a)),
+            chi=self.at("chi", t),
+            beta_sharp=self.at("beta_sharp", t),
+            beta_flat=self.at("beta_flat", t),
+            nesterov=self.at("nesterov", t),
+        )
+
+    def riemannian_correction(self, w: Array, velocity: Array, m: Array) -> Array | None:
+        """R, or ``None`` where it is zero or switched off."""
+        return self.metric.correction(w, velocity, m) if self.correction else None
+
+    def rates(self, t: float, w: Array, m: Array) -> tuple[Array, Array]:
+        """Right-hand side (ẇ, ṁ), each of shape ``(*ensemble, p)``."""
+        g = self.objective.gradient(w)
+        velocity = -self.at("eta", t) * self.direction(t, w, m, g)
+        return velocity, momentum_rate(
+            m,
+            g,
+            alpha=self.at("alpha", t),
+            gain=self.at("gain", t),
+            correction=self.riemannian_correction(w, velocity, m),
+        )
+
+    def momentum_of(self, w: Array, v: Array) -> Array:
+        """m = −Fv of :meth:`from_coefficients`, where v = ẇ + β grad f; shapes ``(*ensemble, p)``."""
+        return -self.metric.lower_index(w, v)
+
+    def velocity_of(self, w: Array, m: Array) -> Array:
+        """v = −F⁻¹m of :meth:`from_coefficients`; shapes ``(*ensemble, p)``."""
+        return -self.metric.raise_index(w, m)
+
+    def for_arrays(self, reference: Array) -> RISHD:
+        """The same system with array coefficients of the kind, dtype and device of ``reference``.
+
+        Raises:
+            ValueError: if a coefficient's ensemble axes do not fit those of ``reference``.
+        """
+        converted: dict[str, Any] = {}
+        for name in ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain"):
+            value = getattr(self, name)
+            if isinstance(value, (TimeDependent, float, int)):
+                continue
+            array = like(value, reference)
+            try:
+                fits = np.broadcast_shapes(tuple(array.shape), tuple(reference.shape)) == tuple(reference.shape)
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"{name} has one value for each of {tuple(array.shape[:-1])} members, but the ensemble has shape "
+                    f"{tuple(reference.shape[:-1])}; give a scalar or one value per member."
+                )
+            converted[name] = array
+        return replace(self, **converted) if converted else self

@@ -1,0 +1,39 @@
+"""Checks of arguments, shared by all packages: every message names the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: bool = False) -> None:
+    """Refuse a scalar that is not finite and positive.
+
+    Args:
+        name: The argument's name as the caller wrote it.
+        value: The value.
+        remedy: What to do instead, one clause.
+        allow_zero: Whether 0 is accepted.
+
+    Raises:
+        ValueError: naming the argument, its value and the remedy.
+    """
+    ok = math.isfinite(value) and (value > 0 or (allow_zero and value == 0))
+    if not ok:
+        sign = "non-negative" if allow_zero else "positive"
+        raise ValueError(f"{name} = {value!r} must be finite and {sign}{'; ' + remedy if remedy else ''}.")
+
+
+def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse a value that is not one of the choices, listing them and the closest one.
+
+    Raises:
+        ValueError: naming the argument, its value, the choices and a likely intention.
+    """
+    known = sorted(choices)
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} = {value!r} is unknown. Choose one of: {', '.join(known)}.{hint}")

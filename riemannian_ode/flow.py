@@ -1,0 +1,203 @@
+r"""The formulas of RISHD and LITE as pure array functions.
+
+Every integrator, every update rule and every optimizer of this project goes through these few lines. They use array
+operators only, so numpy arrays and torch tensors (of any dtype, shape and device) both work, and this module imports
+nothing. Coefficients are Python floats or arrays that broadcast against ``m``.
+
+.. math::
+    \dot w = -\eta\, u, \qquad u = P F^{-1}(m + \beta_1 g) + \chi\, Q F^{-1}(m + \beta_2 g), \qquad
+    \dot m = -\alpha m + c\,g + R
+
+Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1; the gain c is 1 for a summed momentum and
+1 − θ for an exponential moving average with coefficient θ (docs/theory, "Units of β").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any  # numpy.ndarray or torch.Tensor: their array-API subset has no common static type
+Projector: TypeAlias = Callable[[Array], Array]
+
+
+def _is(coefficient: Any, value: float) -> bool:
+    # Arrays are never compared: on a device that would wait for the result.
+    return isinstance(coefficient, (int, float)) and coefficient == value
+
+
+def momentum_rate(m: Array, g: Array, *, alpha: Any, gain: Any = 1.0, correction: Array | None = None) -> Array:
+    r"""Rate of the momentum covector, :math:`\dot m = -\alpha m + c\,g + R`.
+
+    Args:
+        m: Momentum, any shape.
+        g: Gradient ∇f(w), shape of ``m``.
+        alpha: Damping α, per unit time.
+        gain: c, 1 for a summed momentum, 1 − θ for an EMA.
+        correction: Riemannian correction R, shape of ``m``; ``None`` is R = 0.
+
+    Returns:
+        ṁ, shape of ``m``.
+
+    Source: arXiv:2602.22681, eq. (cotangent).
+    """
+    rate = gain * g - alpha * m
+    return rate if correction is None else rate + correction
+
+
+def momentum_step(
+    m: Array, g: Array, *, alpha: Any, h: Any = 1.0, gain: Any = 1.0, correction: Array | None = None
+) -> Array:
+    r"""One Euler step of the momentum, :math:`m_k = m_{k-1} + h(-\alpha m_{k-1} + c\,g_k + R_k)`.
+
+    With h = 1 and R = 0 it is heavy ball's :math:`(1-\alpha)m + g` (gain 1) or an optimizer's EMA
+    :math:`\theta m + (1-\theta) g` (α = c = 1 − θ).
+
+    Args:
+        m: Momentum m_{k−1}, any shape.
+        g: Gradient g_k, shape of ``m``.
+        alpha: Damping α, per unit time.
+        h: Step size, in units of time.
+        gain: c, 1 for a summed momentum, 1 − θ for an EMA.
+        correction: Riemannian correction R_k, shape of ``m``; ``None`` is R = 0.
+
+    Returns:
+        m_k, shape of ``m``.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    return m + h * momentum_rate(m, g, alpha=alpha, gain=gain, correction=correction)
+
+
+def lookahead(m: Array, g: Array, nesterov: Any) -> Array:
+    r"""Momentum with the gradient added before the metric acts, :math:`\tilde m = m + \nu g`.
+
+    With a linear metric ν is Hessian damping β in every direction; Muon's Nesterov form has ν = 1/θ beside a summed
+    momentum, (1 − θ)/θ beside an EMA. ``nesterov = 0.0`` returns ``m`` itself.
+
+    Source: docs/theory, "Units of β".
+    """
+    if _is(nesterov, 0.0):
+        return m
+    return m + nesterov * g
+
+
+def lite_velocity(
+    a: Array,
+    d: Array | None = None,
+    *,
+    flat: Projector | None = None,
+    chi: Any = 1.0,
+    beta_sharp: Any = 0.0,
+    beta_flat: Any = 0.0,
+    chi_sharp: Any = 1.0,
+    decay: Array | None = None,
+) -> Array:
+    r"""LITE's direction from preconditioned momentum and gradient, with a single projection.
+
+    .. math::
+        u = \chi_s P(a + \beta_1 d + c) + \chi Q(a + \beta_2 d + c)
+          = \chi_s(a + \beta_1 d + c) + Q[(\chi-\chi_s)(a + c) + (\chi\beta_2 - \chi_s\beta_1)d]
+
+    Args:
+        a: Preconditioned momentum F⁻¹m̃, any shape.
+        d: Preconditioned gradient F⁻¹g, shape of ``a``; ``None`` where β₁ = β₂ = 0.
+        flat: x ↦ Qx, the projector on flat directions (Q² = Q); ``None`` is the base method (Q = 0).
+        chi: χ, learning-rate ratio of flat directions.
+        beta_sharp: β₁, Hessian damping of sharp directions, beside ``a`` in the units of ``a``.
+        beta_flat: β₂, the same for flat directions.
+        chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 but in ablations.
+        decay: c, weight decay in units of ``a`` (λw over the learning-rate scale); ``None`` is none.
+
+    Returns:
+        u with ẇ = −ηu, shape of ``a``.
+
+    Source: arXiv:2602.22681, Algorithm 1; the single projection is derived in docs/theory.
+    """
+    base = a if decay is None else a + decay
+    sharp = base if d is None else base + beta_sharp * d
+    scaled = sharp if _is(chi_sharp, 1.0) else chi_sharp * sharp
+    if flat is None:
+        return scaled
+    extra = (chi - chi_sharp) * base
+    if d is not None:
+        extra = extra + (chi * beta_flat - chi_sharp * beta_sharp) * d
+    return scaled + flat(extra)
+
+
+def soft_lite_velocity(
+    a: Array, d: Array | None, *, flat: Projector, chi: Any, beta_sharp: Any = 0.0, beta_flat: Any = 0.0
+) -> Array:
+    r"""LITE's direction with the published soft mask, whose Q is no projector and meets d twice.
+
+    .. math:: U = a + \beta_1 d + (\beta_2 - \beta_1)Qd, \qquad u = U + (\chi - 1)QU
+
+    Where Q² = Q it equals :func:`lite_velocity`.
+
+    Args:
+        a: Preconditioned momentum, any shape.
+        d: Preconditioned gradient, shape of ``a``; ``None`` where β₁ = β₂ = 0.
+        flat: x ↦ Qx as published, linear with spectrum in [0, 1].
+        chi: χ, learning-rate ratio of flat directions.
+        beta_sharp: β₁, published units (beside a preconditioned EMA).
+        beta_flat: β₂, published units.
+
+    Returns:
+        u, shape of ``a``.
+
+    Source: arXiv:2602.22681, Algorithm 1 as published in its code (step 5 of docs/algorithm).
+    """
+    damped = a if d is None else a + beta_sharp * d + (beta_flat - beta_sharp) * flat(d)
+    return damped + (chi - 1.0) * flat(damped)
+
+
+def lite_direction(
+    m: Array,
+    g: Array,
+    *,
+    raise_index: Callable[[Array], Array],
+    split: Callable[[Array, Array], Projector] | None = None,
+    chi: Any = 1.0,
+    beta_sharp: Any = 0.0,
+    beta_flat: Any = 0.0,
+    nesterov: Any = 0.0,
+) -> Array:
+    r"""LITE's direction from momentum and gradient.
+
+    It is :func:`lite_velocity` of :math:`a = F^{-1}(m+\nu g)` and :math:`d = F^{-1}g`.
+
+    Args:
+        m: Momentum m_k, any shape.
+        g: Gradient g_k, shape of ``m``.
+        raise_index: x ↦ F⁻¹x.
+        split: (m̃, a) ↦ (x ↦ Qx), the flat projector at this point; ``None`` is the base method.
+        chi: χ.
+        beta_sharp: β₁.
+        beta_flat: β₂.
+        nesterov: ν, see :func:`lookahead`.
+
+    Returns:
+        u with ẇ = −ηu, shape of ``m``.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    covector = lookahead(m, g, nesterov)
+    a = raise_index(covector)
+    flat = None if split is None else split(covector, a)
+    undamped = _is(beta_sharp, 0.0) and _is(beta_flat, 0.0)
+    d = None if undamped else raise_index(g)
+    return lite_velocity(a, d, flat=flat, chi=chi, beta_sharp=beta_sharp, beta_flat=beta_flat)
+
+
+def position_step(w: Array, u: Array, *, eta: Any, h: Any = 1.0) -> Array:
+    r"""One Euler step of the position, :math:`w_{k+1} = w_k - h\eta u_k`.
+
+    Args:
+        w: Parameters, any shape.
+        u: Direction, shape of ``w``.
+        eta: Learning rate η.
+        h: Step size, in units of time.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    return w - (h * eta) * u

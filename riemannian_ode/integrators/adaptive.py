@@ -1,0 +1,104 @@
+"""SciPy's adaptive integrators as schemes of this package: oracles, and workhorses where accuracy is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.integrate
+
+from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.dynamics import RISHD
+from riemannian_ode.errors import require_positive
+from riemannian_ode.integrators.base import Integrator, IntegratorError, PhaseState
+
+
+class SciPyAdaptive(Integrator):
+    """An adaptive SciPy solver behind the integrator protocol; the whole ensemble shares its steps.
+
+    Args:
+        rtol: Relative tolerance of a step.
+        atol: Absolute tolerance of a step.
+        max_step: Longest step, in units of time.
+
+    Raises:
+        ValueError: for a tolerance that is not positive.
+
+    Source: ``scipy.integrate``.
+    """
+
+    adaptive = True
+    solver: ClassVar[type[scipy.integrate.OdeSolver]]
+
+    def __init__(self, *, rtol: float = 1e-10, atol: float = 1e-12, max_step: float = float("inf")) -> None:
+        require_positive("rtol", rtol)
+        require_positive("atol", atol)
+        if not max_step > 0:
+            raise ValueError(f"max_step = {max_step!r} must be positive; leave it out for no limit.")
+        self.rtol, self.atol, self.max_step = rtol, atol, max_step
+
+    def states(  # noqa: D102
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int
+    ) -> Iterator[PhaseState]:
+        shape = tuple(state.w.shape)
+        size = int(np.prod(shape))
+
+        def split(y: np.ndarray) -> PhaseState:
+            return PhaseState(like(y[:size].reshape(shape), state.w), like(y[size:].reshape(shape), state.m))
+
+        def rates(t: float, y: np.ndarray) -> np.ndarray:
+            w_dot, m_dot = system.rates(t, *split(y))
+            return np.concatenate([to_numpy(w_dot).ravel(), to_numpy(m_dot).ravel()])
+
+        y0 = np.concatenate([to_numpy(state.w).ravel(), to_numpy(state.m).ravel()]).astype(np.float64)
+        start: Any = self.solver  # the stubs type OdeSolver itself, whose signature its subclasses extend
+        solver = start(rates, t0, y0, t_bound=t0 + h * steps, rtol=self.rtol, atol=self.atol, max_step=self.max_step)
+        given = 0
+        while given < steps:
+            problem = solver.step() if solver.status == "running" else "it ended before the last output time"
+            if solver.status == "failed" or not np.isfinite(solver.y).all():
+                reason = problem or "the state is not finite"
+                raise IntegratorError(f"{self.name} stopped at t = {solver.t:.6g}: {reason}")
+            dense = None
+            while given < steps and (t0 + (given + 1) * h <= solver.t or solver.status == "finished"):
+                given += 1
+                if given == steps:
+                    yield split(solver.y)
+                    continue
+                dense = dense or solver.dense_output()
+                yield split(dense(t0 + given * h))
+
+
+class DOP853(SciPyAdaptive):
+    """Dormand–Prince 8(5,3) with 7th-order dense output (Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5)."""
+
+    name = "dop853"
+    order = 8
+    solver = scipy.integrate.DOP853
+
+
+class RK45(SciPyAdaptive):
+    """Dormand–Prince 5(4) (Dormand and Prince 1980)."""
+
+    name = "rk45"
+    order = 5
+    solver = scipy.integrate.RK45
+
+
+class Radau(SciPyAdaptive):
+    """Implicit Radau IIA of order 5, for stiff flows (Hairer and Wanner, *Solving ODEs II*, IV.8)."""
+
+    name = "radau"
+    order = 5
+    implicit = True
+    solver = scipy.integrate.Radau
+
+
+class LSODA(SciPyAdaptive):
+    """Adams/BDF with automatic stiffness switching (Petzold 1983); its order varies up to 12, 1 is guaranteed."""
+
+    name = "lsoda"
+    order = 1
+    implicit = True
+    solver = scipy.integrate.LSODA

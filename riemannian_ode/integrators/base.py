@@ -1,0 +1,70 @@
+"""The integrator protocol: what a scheme declares, and how the driver asks it for the next state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+from riemannian_ode.dynamics import RISHD
+from riemannian_ode.flow import Array
+
+
+class PhaseState(NamedTuple):
+    """Position and momentum, each of shape ``(*ensemble, p)``."""
+
+    w: Array
+    m: Array
+
+
+class IntegratorError(RuntimeError):
+    """A scheme could not go on (step size underflow, a solver that did not converge); the message says where."""
+
+
+class Integrator(ABC):
+    """A numerical scheme for RISHD, with its declared properties.
+
+    Attributes:
+        name: Its key in :data:`riemannian_ode.INTEGRATORS`.
+        order: Global order of convergence in the step size.
+        structure: What the scheme preserves, e.g. ``{"optimizer"}`` (h = 1 is an update rule),
+            ``{"conformal-symplectic"}``.
+        implicit: Whether a step solves equations.
+        adaptive: Whether the scheme chooses its own steps; ``h`` is then the spacing of its output.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[int]
+    structure: ClassVar[frozenset[str]] = frozenset()
+    implicit: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+
+    @abstractmethod
+    def states(self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int) -> Iterator[PhaseState]:
+        """States at t0 + h, t0 + 2h, …, t0 + steps·h.
+
+        Args:
+            system: The dynamics.
+            state: State at ``t0``.
+            t0: Start time.
+            h: Step size, in units of time.
+            steps: Number of states to give.
+
+        Raises:
+            IntegratorError: if the scheme cannot go on.
+        """
+
+
+class OneStepIntegrator(Integrator):
+    """A scheme that is one function of the state: write :meth:`step` and declare the order."""
+
+    @abstractmethod
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
+        """State at t + h from the state at t."""
+
+    def states(  # noqa: D102
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int
+    ) -> Iterator[PhaseState]:
+        for k in range(steps):
+            state = self.step(system, t0 + k * h, state, h)
+            yield state

@@ -1,0 +1,57 @@
+"""Explicit and semi-implicit Euler. The latter, at h = 1, is the algorithm that optimizers run."""
+
+from __future__ import annotations
+
+from riemannian_ode.dynamics import RISHD
+from riemannian_ode.flow import Array, momentum_step, position_step
+from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState
+
+
+class ExplicitEuler(OneStepIntegrator):
+    r"""Both halves at the old state, :math:`w' = w - h\eta u(w, m)`, :math:`m' = m + h(-\alpha m + cg + R)`.
+
+    Source: textbook scheme of order 1.
+    """
+
+    name = "explicit-euler"
+    order = 1
+
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+        w, m = state
+        g = system.objective.gradient(w)
+        u = system.direction(t, w, m, g)
+        correction = system.riemannian_correction(w, -system.at("eta", t) * u, m) if _needs_correction(system) else None
+        return PhaseState(position_step(w, u, eta=system.at("eta", t), h=h), _kick(system, t, m, g, h, correction))
+
+
+class SemiImplicitEuler(OneStepIntegrator):
+    r"""Momentum first, then the position with the new momentum and the same gradient.
+
+    .. math:: m_k = m_{k-1} + h(-\alpha m_{k-1} + c\,g_k + R_k), \qquad w_{k+1} = w_k - h\eta\, u(m_k, g_k)
+
+    At h = 1 with R off it is LITE's Algorithm 1, to the last bit (claim C12). One gradient a step.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+
+    name = "semi-implicit-euler"
+    order = 1
+    structure = frozenset({"optimizer"})
+
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+        w, m = state
+        g = system.objective.gradient(w)
+        eta = system.at("eta", t)
+        correction = None
+        if _needs_correction(system):
+            correction = system.riemannian_correction(w, -eta * system.direction(t, w, m, g), m)
+        m = _kick(system, t, m, g, h, correction)
+        return PhaseState(position_step(w, system.direction(t, w, m, g), eta=eta, h=h), m)
+
+
+def _needs_correction(system: RISHD) -> bool:
+    return system.correction and system.metric.variation == "state"
+
+
+def _kick(system: RISHD, t: float, m: Array, g: Array, h: float, correction: Array | None) -> Array:
+    return momentum_step(m, g, alpha=system.at("alpha", t), h=h, gain=system.at("gain", t), correction=correction)

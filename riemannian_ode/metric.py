@@ -1,0 +1,280 @@
+r"""Metrics: the preconditioner of an optimizer as the geometry of its parameter space.
+
+A metric is :math:`F_{ij}(w)`, symmetric positive definite. It lowers the index of velocities (:math:`F v`), raises
+that of gradients and momenta (:math:`F^{-1} m`), and its derivative enters the flow through the Riemannian correction
+
+.. math::
+    R_i = \Gamma^k_{ij} v^j m_k = \tfrac12\left[(D_vF)\,n - (D_nF)\,v + \nabla_w(v^\top F(w)\, n)\right]_i,
+    \qquad n = F^{-1}m,
+
+two directional derivatives and one gradient, never the p³ array of Christoffel symbols.
+
+Source: arXiv:2602.22681, eqs. (tangent) and (cotangent); the form of R is derived in docs/theory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from riemannian_ode.arrays import inner, is_torch, like, matvec, namespace, to_numpy
+from riemannian_ode.flow import Array
+
+Variation = Literal["constant", "state", "history"]
+
+
+class Metric(ABC):
+    """Symmetric positive-definite form on velocities.
+
+    Attributes:
+        variation: ``"constant"`` (R = 0), ``"state"`` (F depends on w, R exact), or ``"history"`` (F depends on the
+            covector it meets or on past gradients: no F(w) exists, R is taken as 0 and the energy identities do not
+            apply).
+    """
+
+    variation: ClassVar[Variation] = "constant"
+
+    @abstractmethod
+    def raise_index(self, w: Array, covector: Array) -> Array:
+        """F(w)⁻¹ covector, shapes ``(*ensemble, p)``."""
+
+    @abstractmethod
+    def lower_index(self, w: Array, vector: Array) -> Array:
+        """F(w) vector, shapes ``(*ensemble, p)``."""
+
+    def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:
+        """Riemannian correction R, shape ``(*ensemble, p)``; ``None`` where it is zero identically."""
+        return None
+
+    def derivative_form(self, w: Array, direction: Array, n: Array) -> Array | None:
+        """nᵀ(D_direction F)n, shape ``(*ensemble,)``; ``None`` where F is constant."""
+        return None
+
+    def norm_squared(self, w: Array, vector: Array) -> Array:
+        """‖v‖²_F = vᵀFv of a velocity, shape ``(*ensemble,)``."""
+        return inner(vector, self.lower_index(w, vector))
+
+    def conorm_squared(self, w: Array, covector: Array) -> Array:
+        """‖m‖²_{F⁻¹} = mᵀF⁻¹m of a momentum or gradient, shape ``(*ensemble,)``."""
+        return inner(covector, self.raise_index(w, covector))
+
+    def check(self, w: Array) -> None:
+        """Refuse a metric that is not symmetric positive definite at ``w``, or whose shape does not fit it.
+
+        Raises:
+            ValueError: naming the asymmetry, or the smallest eigenvalue and its member.
+        """
+        return
+
+
+class Euclidean(Metric):
+    """F = I: gradient descent, heavy ball, Nesterov."""
+
+    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+        return covector
+
+    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+        return vector
+
+
+class ConstantMetric(Metric):
+    r"""A constant matrix :math:`F`.
+
+    Args:
+        matrix: F, shape ``(p, p)`` or ``(*ensemble, p, p)``.
+
+    Raises:
+        ValueError: if it is not square, not finite, not symmetric (to 1e−10 of its norm), or not positive definite.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        check_positive_definite(matrix)
+        self.matrix = matrix
+        xp = namespace(matrix)
+        inverse = xp.linalg.inv(matrix)
+        self.inverse = 0.5 * (inverse + xp.matrix_transpose(inverse))
+
+    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+        return matvec(like(self.inverse, covector), covector)
+
+    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+        return matvec(like(self.matrix, vector), vector)
+
+    def check(self, w: Array) -> None:  # noqa: D102
+        _check_fits("matrix", self.matrix, w, 2)
+
+
+class DiagonalMetric(Metric):
+    r"""A constant diagonal :math:`F = \mathrm{diag}(d)`, Adam's and RMSprop's with frozen second moment.
+
+    Args:
+        diagonal: d, shape ``(p,)`` or ``(*ensemble, p)``.
+
+    Raises:
+        ValueError: if an entry is not finite and positive.
+    """
+
+    def __init__(self, diagonal: Array) -> None:
+        smallest = to_numpy(diagonal).min()
+        if not (np.isfinite(to_numpy(diagonal)).all() and smallest > 0):
+            raise ValueError(
+                f"diagonal has smallest entry {smallest:.3g}, F's smallest eigenvalue; a metric needs positive "
+                "finite entries: take square roots of second moments and add an epsilon."
+            )
+        self.diagonal = diagonal
+
+    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+        return covector / like(self.diagonal, covector)
+
+    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+        return vector * like(self.diagonal, vector)
+
+    def check(self, w: Array) -> None:  # noqa: D102
+        _check_fits("diagonal", self.diagonal, w, 1)
+
+
+class StateDependentMetric(Metric):
+    r"""Any user function :math:`w \mapsto F(w)`, differentiated through ``torch.func``.
+
+    Args:
+        function: F(w, *parameters) for one member, written with torch: ``w`` of shape ``(p,)`` to a tensor of shape
+            ``(p, p)``. numpy ensembles are passed through it without a copy.
+        parameters: Arrays with the ensemble's leading axes, one slice of which reaches ``function`` a member.
+
+    A member whose F(w) loses positive definiteness on the way gets NaN and is reported by ``simulate``.
+    """
+
+    variation: ClassVar[Variation] = "state"
+
+    def __init__(self, function: Callable[..., Any], parameters: Sequence[Array] = ()) -> None:
+        self.function = function
+        self.parameters = tuple(parameters)
+
+    def matrix(self, w: Array) -> Array:
+        """F(w), shape ``(*ensemble, p, p)``."""
+        return self._map(self.function, w)
+
+    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+        return self._map(lambda x, c, *theta: _solve(self.function(x, *theta), c), w, covector)
+
+    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+        return self._map(lambda x, v, *theta: self.function(x, *theta) @ v, w, vector)
+
+    def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:  # noqa: D102
+        from torch.func import grad, jvp
+
+        def member(x: Any, v: Any, m: Any, *theta: Any) -> Any:
+            n = _solve(self.function(x, *theta), m)
+            along_v = jvp(lambda y: self.function(y, *theta) @ n, (x,), (v,))[1]
+            along_n = jvp(lambda y: self.function(y, *theta) @ v, (x,), (n,))[1]
+            slope = grad(lambda y: v @ self.function(y, *theta) @ n)(x)
+            return 0.5 * (along_v - along_n + slope)
+
+        return self._map(member, w, velocity, momentum)
+
+    def derivative_form(self, w: Array, direction: Array, n: Array) -> Array | None:  # noqa: D102
+        from torch.func import jvp
+
+        def member(x: Any, u: Any, y: Any, *theta: Any) -> Any:
+            return jvp(lambda z: y @ self.function(z, *theta) @ y, (x,), (u,))[1]
+
+        return self._map(member, w, direction, n)
+
+    def check(self, w: Array) -> None:  # noqa: D102
+        matrix = self.matrix(w)
+        _check_fits("F(w)", matrix, w, 2)
+        check_positive_definite(matrix, name="F(w) at the start")
+
+    def _map(self, member: Callable[..., Any], w: Array, *others: Array) -> Array:
+        """``member`` over the ensemble, vectorised, with numpy arrays in and out where ``w`` is one."""
+        import torch
+
+        native = is_torch(w)
+        ensemble, p = tuple(w.shape[:-1]), w.shape[-1]
+        batched = []
+        for x, trailing in [(w, 1)] + [(x, 1) for x in others]:
+            tensor = torch.as_tensor(x)
+            batched.append(tensor.expand(*ensemble, *tensor.shape[tensor.ndim - trailing :]).reshape(-1, p))
+        for theta in self.parameters:
+            tensor = torch.as_tensor(theta).to(batched[0])
+            batched.append(tensor.reshape(-1, *tensor.shape[len(ensemble) :]))
+        result = torch.func.vmap(member)(*batched) if ensemble else member(*(x[0] for x in batched))[None]
+        result = result.reshape(*ensemble, *result.shape[1:])
+        return result if native else result.detach().numpy()
+
+
+class PreconditionerMetric(Metric):
+    r"""A preconditioner known only by its action on covectors, e.g. Muon's :math:`X \mapsto X(X^\top X)^{-1/2}`.
+
+    There the metric depends on the covector that it raises (or on history), so F(w) does not exist: the flow runs with
+    R = 0 and the energy identities are "not applicable".
+
+    Args:
+        precondition: Covector ``(*ensemble, p)`` to velocity of the same shape.
+    """
+
+    variation: ClassVar[Variation] = "history"
+
+    def __init__(self, precondition: Callable[[Array], Array]) -> None:
+        self.precondition = precondition
+
+    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+        return self.precondition(covector)
+
+    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+        raise ValueError("A preconditioner that depends on history has no F(w) to lower an index with.")
+
+
+def check_positive_definite(matrix: Array, *, name: str = "matrix") -> None:
+    """Refuse a matrix that is not a metric.
+
+    Args:
+        matrix: Shape ``(*ensemble, p, p)``.
+        name: How the caller knows it.
+
+    Raises:
+        ValueError: naming shape, asymmetry, or the smallest eigenvalue.
+    """
+    array = to_numpy(matrix)
+    if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
+        raise ValueError(f"{name} has shape {array.shape}; a metric needs a square matrix (*ensemble, p, p).")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds a non-finite number; a metric must be finite.")
+    transposed = np.swapaxes(array, -1, -2)
+    asymmetry = float(np.abs(array - transposed).max())
+    scale = float(np.abs(array).max())
+    tolerance = 1e-10 if array.dtype == np.float64 else 1e-5  # above rounding of a product such as A Aᵀ
+    if asymmetry > tolerance * scale:
+        raise ValueError(
+            f"{name} is not symmetric: max |F − Fᵀ| = {asymmetry:.3g} beside entries up to {scale:.3g}; "
+            "symmetrise it with (F + Fᵀ)/2."
+        )
+    smallest = np.linalg.eigvalsh(0.5 * (array + transposed))[..., 0]
+    worst = float(smallest.min())
+    if not worst > 0:
+        where = f" in member {np.unravel_index(int(smallest.argmin()), smallest.shape)}" if smallest.ndim else ""
+        raise ValueError(
+            f"{name} is not positive definite: its smallest eigenvalue{where} is {worst:.6g}; "
+            "a metric needs it positive (add ε·I, or clip the spectrum)."
+        )
+
+
+def _check_fits(name: str, array: Array, w: Array, trailing: int) -> None:
+    p = w.shape[-1]
+    if tuple(array.shape[array.ndim - trailing :]) != (p,) * trailing:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}, but w has {p} coordinates (shape {tuple(w.shape)}).")
+    leading, ensemble = tuple(array.shape[: array.ndim - trailing]), tuple(w.shape[:-1])
+    if leading and leading != ensemble:
+        raise ValueError(f"{name} has ensemble axes {leading}, but w has {ensemble}; give one slice per member.")
+
+
+def _solve(matrix: Any, covector: Any) -> Any:
+    """F⁻¹c by Cholesky; NaN where F is not positive definite, so that the run is stopped and the member named."""
+    import torch
+
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    solution = torch.cholesky_solve(covector[:, None], factor)[:, 0]
+    return torch.where(info == 0, solution, torch.full_like(solution, torch.nan))

@@ -1,0 +1,176 @@
+"""The driver: one call simulates a trajectory or an ensemble, with progress, and never loses what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from riemannian_ode.arrays import as_float_array, is_torch, namespace, to_numpy
+from riemannian_ode.dynamics import RISHD
+from riemannian_ode.errors import require_positive
+from riemannian_ode.flow import Array
+from riemannian_ode.integrators import Integrator, IntegratorError, PhaseState
+from riemannian_ode.integrators import integrator as integrator_by_name
+from riemannian_ode.trajectory import Status, Trajectory
+
+PROGRESS_DELAY = 2.0  # seconds before a bar appears: shorter runs would only flicker
+
+
+def simulate(
+    system: RISHD,
+    w0: Array,
+    m0: Array | None = None,
+    *,
+    integrator: str | Integrator = "semi-implicit-euler",
+    h: float = 1.0,
+    steps: int,
+    t0: float = 0.0,
+    save_every: int = 1,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
+
+    A member that becomes non-finite is named with its time; the others go on, and the run ends when none is left. An
+    integrator that cannot go on, or Ctrl-C, ends it with the partial trajectory.
+
+    Args:
+        system: The dynamics.
+        w0: Start, shape ``(p,)`` or ``(*ensemble, p)``; numpy (float64 by default) or torch.
+        m0: Initial momentum, shape of ``w0``; zero by default.
+        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one.
+        h: Step size in units of time (an adaptive scheme's output spacing); 1 is an optimizer's step.
+        steps: Number of steps.
+        t0: Start time.
+        save_every: Steps between saved states; the start and the last step are always saved.
+        progress: Whether to show a progress bar; by default in a terminal, once the run takes more than 2 s.
+
+    Returns:
+        The :class:`~riemannian_ode.Trajectory`; look at its ``status``.
+
+    Raises:
+        ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
+            not positive definite at the start.
+    """
+    w0 = as_float_array("w0", w0)
+    m0 = namespace(w0).zeros_like(w0) if m0 is None else as_float_array("m0", m0)
+    if tuple(m0.shape) != tuple(w0.shape) or is_torch(m0) != is_torch(w0):
+        raise ValueError(
+            f"m0 has shape {tuple(m0.shape)} ({type(m0).__name__}), w0 has {tuple(w0.shape)} ({type(w0).__name__}); "
+            "they must be the same kind of array with the same shape."
+        )
+    require_positive("h", h, "it is the step size in units of time")
+    for name, value in (("steps", steps), ("save_every", save_every)):
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
+    scheme = integrator_by_name(integrator) if isinstance(integrator, str) else integrator
+    system = system.for_arrays(w0)
+    system.metric.check(w0)
+    gradient = system.objective.gradient(w0)
+    if tuple(gradient.shape) != tuple(w0.shape):
+        raise ValueError(
+            f"objective.gradient(w0) has shape {tuple(gradient.shape)} for w0 of shape {tuple(w0.shape)}; it must map "
+            "(*ensemble, p) to (*ensemble, p)."
+        )
+
+    health = _Health(tuple(w0.shape[:-1]))
+    saved_t, saved_w, saved_m = [t0], [w0], [m0]
+    status: Status = "finished"
+    message = ""
+    state = PhaseState(w0, m0)
+    k = 0
+    # Overflow on the way to a non-finite number is reported through the status, not as a numpy warning.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"), _progress_bar(steps, progress) as advance:
+        try:
+            for state in scheme.states(system, PhaseState(w0, m0), t0=t0, h=h, steps=steps):
+                k += 1
+                if k % save_every == 0 or k == steps:
+                    saved_t.append(t0 + k * h)
+                    saved_w.append(state.w)
+                    saved_m.append(state.m)
+                if health.lost_all(state, t0 + k * h):
+                    status = "non-finite"
+                    break
+                advance(k)
+        except IntegratorError as error:
+            status, message = "integrator-failed", str(error)
+        except KeyboardInterrupt:
+            status, message = "interrupted", f"interrupted at t = {t0 + k * h:.6g} after {k} of {steps} steps"
+    if k and saved_t[-1] != t0 + k * h:
+        saved_t.append(t0 + k * h)
+        saved_w.append(state.w)
+        saved_m.append(state.m)
+    if health.any_lost:
+        message = "; ".join(filter(None, [health.describe(), message]))
+        status = "non-finite" if status == "finished" else status
+    stack = namespace(w0).stack
+    return Trajectory(np.array(saved_t), stack(saved_w), stack(saved_m), status, message, health.failed_at)
+
+
+class _Health:
+    """First time at which each member was non-finite."""
+
+    def __init__(self, ensemble: tuple[int, ...]) -> None:
+        self.failed_at = np.full(ensemble, np.nan)
+        self.any_lost = False
+
+    def lost_all(self, state: PhaseState, t: float) -> bool:
+        # A sum is finite only if every number is: one cheap reduction while all is well.
+        if not self.any_lost and math.isfinite(float(state.w.sum() + state.m.sum())):
+            return False
+        finite = np.isfinite(to_numpy(state.w)).all(-1) & np.isfinite(to_numpy(state.m)).all(-1)
+        if not self.any_lost and finite.all():
+            return False  # the sum overflowed, no member did
+        self.any_lost = True
+        self.failed_at = np.where(~finite & np.isnan(self.failed_at), t, self.failed_at)
+        return not finite.any()
+
+    def describe(self) -> str:
+        lost = ~np.isnan(self.failed_at)
+        first = float(np.nanmin(self.failed_at))
+        if not self.failed_at.shape:
+            return f"the state became non-finite at t = {first:.6g}; take a smaller learning rate or step"
+        member = tuple(int(i) for i in np.unravel_index(int(np.nanargmin(self.failed_at)), self.failed_at.shape))
+        return (
+            f"{int(lost.sum())} of {lost.size} members became non-finite, the first (member {member}) at t = "
+            f"{first:.6g}; take a smaller learning rate or step"
+        )
+
+
+@contextlib.contextmanager
+def _progress_bar(steps: int, wanted: bool | None) -> Iterator[Callable[[int], None]]:
+    """Yields ``advance(k)``; the bar appears only where it is wanted and, by default, only for long runs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if wanted is False or (wanted is None and not Console(stderr=True).is_terminal):
+        yield lambda k: None
+        return
+    progress = Progress(
+        TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
+    task: Any = None
+    start = last = time.monotonic()
+
+    def advance(k: int) -> None:
+        nonlocal task, last
+        now = time.monotonic()
+        if now - last < 0.1:  # seconds between repaints
+            return
+        last = now
+        if task is None:
+            if wanted is None and now - start < PROGRESS_DELAY:
+                return
+            progress.start()
+            task = progress.add_task("", total=steps)
+        progress.update(task, completed=k)
+
+    try:
+        yield advance
+    finally:
+        if task is not None:
+            progress.stop()

@@ -1,0 +1,82 @@
+"""Trajectories: what a simulation leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from riemannian_ode.arrays import to_numpy
+from riemannian_ode.flow import Array
+
+Status = Literal["finished", "non-finite", "integrator-failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Saved states of one trajectory or of an ensemble, whole or partial.
+
+    Args:
+        times: Save times, shape ``(saves,)``, numpy float64.
+        w: Positions, shape ``(saves, *ensemble, p)``.
+        m: Momenta, the same shape.
+        status: ``"finished"``, or why it stopped early.
+        message: The reason in words, with time and member; empty when finished.
+        failed_at: First time at which each member was seen non-finite, NaN for sound members; shape ``(*ensemble,)``.
+    """
+
+    times: np.ndarray
+    w: Array
+    m: Array
+    status: Status
+    message: str
+    failed_at: np.ndarray
+
+    @property
+    def ok(self) -> bool:
+        """Whether it reached its end with every member finite."""
+        return self.status == "finished" and bool(np.isnan(self.failed_at).all())
+
+    def to_numpy(self) -> Trajectory:
+        """The same trajectory with numpy arrays."""
+        return Trajectory(self.times, to_numpy(self.w), to_numpy(self.m), self.status, self.message, self.failed_at)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as ``.npz``, atomically: the file is whole or absent."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        with partial.open("wb") as stream:
+            np.savez(
+                stream,
+                times=self.times,
+                w=to_numpy(self.w),
+                m=to_numpy(self.m),
+                status=self.status,
+                message=self.message,
+                failed_at=self.failed_at,
+            )
+        partial.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read what :meth:`save` wrote, as numpy arrays.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not a saved trajectory.
+        """
+        with np.load(Path(path), allow_pickle=False) as archive:
+            missing = {"times", "w", "m", "status", "message", "failed_at"} - set(archive.files)
+            if missing:
+                raise ValueError(f"{path} is no saved trajectory: it lacks {', '.join(sorted(missing))}.")
+            status = str(archive["status"])
+            return cls(
+                archive["times"],
+                archive["w"],
+                archive["m"],
+                status,  # type: ignore[arg-type]  # written by save() from a Status
+                str(archive["message"]),
+                archive["failed_at"],
+            )

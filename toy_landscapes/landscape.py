@@ -1,0 +1,51 @@
+"""What every landscape offers: value, gradient, curvature, and its sharp/flat split."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from riemannian_ode.arrays import namespace
+from riemannian_ode.dynamics import PhasePoint
+from riemannian_ode.flow import Array, Projector
+from riemannian_ode.split import complement
+
+
+class Landscape(ABC):
+    """A smooth objective f on R^p with analytic derivatives, batched over leading axes.
+
+    Attributes:
+        dimension: p.
+        sharp_rank: d_s, dimension of the sharp subspace.
+    """
+
+    dimension: int
+    sharp_rank: int
+
+    @abstractmethod
+    def value(self, w: Array) -> Array:
+        """f(w), shape ``(*ensemble,)``."""
+
+    @abstractmethod
+    def gradient(self, w: Array) -> Array:
+        """∇f(w), shape ``(*ensemble, p)``."""
+
+    @abstractmethod
+    def hessian(self, w: Array) -> Array:
+        """∇²f(w), shape ``(*ensemble, p, p)``."""
+
+    @abstractmethod
+    def hvp(self, w: Array, v: Array) -> Array:
+        """∇²f(w)v without the matrix, shape ``(*ensemble, p)``."""
+
+    def sharp_basis(self, w: Array) -> Array:
+        """Orthonormal top-d_s eigenvectors of ∇²f(w), by descending eigenvalue, shape ``(*ensemble, p, d_s)``."""
+        vectors = namespace(w).linalg.eigh(self.hessian(w))[1]  # ascending eigenvalues
+        return namespace(w).flip(vectors, axis=-1)[..., : self.sharp_rank]
+
+    def sharp_projection(self, w: Array, x: Array) -> Array:
+        """P(w)x, shape ``(*ensemble, p)``."""
+        return x - complement(self.sharp_basis(w))(x)
+
+    def flat_split(self, point: PhasePoint) -> Projector:
+        """x ↦ Q(w)x at a point of phase space: pass it as ``flat=`` to :meth:`RISHD.from_optimizer`."""
+        return complement(self.sharp_basis(point.w))

@@ -1,0 +1,201 @@
+r"""River valleys: a gently falling river between steep walls, straight or meandering, in any dimension.
+
+The river is :math:`\{w : P(w)\nabla f(w) = 0\}` with P(w) the projector on the top eigenspace of the Hessian (Wen et
+al., arXiv:2410.05192). On a curved valley it is *not* the valley floor (the minimum over the walls): it is solved for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy.optimize import root
+
+from riemannian_ode.arrays import like, namespace, to_numpy
+from riemannian_ode.errors import require_positive
+from riemannian_ode.flow import Array
+from toy_landscapes.landscape import Landscape
+
+
+class RiverError(RuntimeError):
+    """The river could not be solved for at some u; the message says where."""
+
+
+class RiverValley(Landscape):
+    r""":math:`f(u, s) = h(u) + \tfrac12 \sum_j \lambda_j (s_j - c_j(u_1))^2`, with :math:`w = (u, s)`.
+
+    The floor profile is :math:`h(u) = \sum_i k_i\delta^2(\sqrt{1 + (u_i/\delta)^2} - 1)`: curvature k_i near the end of
+    the river, slope k_iδ far from it (a quadratic for δ = ∞). The walls meander as
+    :math:`c_j(u_1) = a_j \sin(\omega u_1 + \varphi_j)`; a_j = 0 is the straight valley.
+
+    Args:
+        wall_curvatures: λ_j > 0, shape ``(d_s,)``; must exceed the floor's curvatures.
+        floor_curvatures: k_i > 0, shape ``(d_f,)``.
+        floor_width: δ > 0, in units of u.
+        amplitudes: a_j, shape ``(d_s,)`` or a scalar; 0 by default.
+        frequency: ω, per unit of u.
+        phases: φ_j, shape ``(d_s,)`` or a scalar, radians.
+
+    Raises:
+        ValueError: for curvatures that are not positive, walls flatter than the floor, or shapes that do not match.
+
+    Source: river valleys as in arXiv:2410.05192 and arXiv:2602.22681; this family is ours (docs/theory, claim C11).
+    """
+
+    def __init__(
+        self,
+        wall_curvatures: Array,
+        *,
+        floor_curvatures: Array = (0.05,),
+        floor_width: float = math.inf,
+        amplitudes: Array = 0.0,
+        frequency: float = 1.0,
+        phases: Array = 0.0,
+    ) -> None:
+        self.walls = _vector("wall_curvatures", wall_curvatures)
+        self.floor = _vector("floor_curvatures", floor_curvatures)
+        for name, curvatures in (("wall_curvatures", self.walls), ("floor_curvatures", self.floor)):
+            require_positive(f"min({name})", float(curvatures.min()), "a valley needs positive curvatures")
+        if self.walls.min() <= self.floor.max():
+            raise ValueError(
+                f"wall_curvatures has minimum {self.walls.min():g}, floor_curvatures has maximum {self.floor.max():g}; "
+                "the walls must be steeper than the floor."
+            )
+        if not floor_width > 0:
+            raise ValueError(f"floor_width = {floor_width!r} must be positive (math.inf for a quadratic floor).")
+        self.width = float(floor_width)
+        try:
+            self.amplitudes = np.broadcast_to(np.asarray(amplitudes, np.float64), self.walls.shape)
+            self.phases = np.broadcast_to(np.asarray(phases, np.float64), self.walls.shape)
+        except ValueError:
+            raise ValueError(f"amplitudes and phases must be scalars or have shape {self.walls.shape}.") from None
+        self.frequency = float(frequency)
+        self.flat_rank, self.sharp_rank = self.floor.size, self.walls.size
+        self.dimension = self.flat_rank + self.sharp_rank
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether the walls do not meander."""
+        return bool(np.all(self.amplitudes == 0) or self.frequency == 0)
+
+    def value(self, w: Array) -> Array:  # noqa: D102
+        u, residual = self._split(w)
+        return self._profile(u, 0).sum(-1) + 0.5 * (like(self.walls, w) * residual**2).sum(-1)
+
+    def gradient(self, w: Array) -> Array:  # noqa: D102
+        u, residual = self._split(w)
+        along = self._profile(u, 1)
+        pull = like(self.walls, w) * residual
+        if not self.is_straight:
+            along[..., 0] -= (pull * self._meander(u, 1)).sum(-1)
+        return namespace(w).concat([along, pull], axis=-1)
+
+    def hessian(self, w: Array) -> Array:  # noqa: D102
+        u, residual = self._split(w)
+        d, walls = self.flat_rank, like(self.walls, w)
+        hessian = namespace(w).zeros_like(w)[..., None] * namespace(w).zeros_like(w)[..., None, :]
+        curvature = self._profile(u, 2)
+        for i in range(d):
+            hessian[..., i, i] = curvature[..., i]
+        slope = self._meander(u, 1)
+        hessian[..., 0, 0] += (walls * (slope**2 - residual * self._meander(u, 2))).sum(-1)
+        for j in range(self.sharp_rank):
+            hessian[..., d + j, d + j] = walls[j]
+            hessian[..., 0, d + j] = hessian[..., d + j, 0] = -walls[j] * slope[..., j]
+        return hessian
+
+    def hvp(self, w: Array, v: Array) -> Array:  # noqa: D102
+        u, residual = self._split(w)
+        walls, slope = like(self.walls, w), self._meander(u, 1)
+        v_u, v_s = v[..., : self.flat_rank], v[..., self.flat_rank :]
+        along = self._profile(u, 2) * v_u
+        bend = (walls * (slope**2 - residual * self._meander(u, 2))).sum(-1) * v_u[..., 0]
+        along[..., 0] += bend - (walls * slope * v_s).sum(-1)
+        return namespace(w).concat([along, walls * (v_s - slope * v_u[..., :1])], axis=-1)
+
+    def valley_floor(self, u: Array) -> Array:
+        """Points (u, argmin_s f(u, s)), shape ``(*batch, p)``.
+
+        Args:
+            u: Flat coordinates, shape ``(*batch, d_f)``.
+        """
+        return namespace(u).concat([u, self._meander(u, 0)], axis=-1)
+
+    def river(self, u: Array, *, tolerance: float = 1e-10) -> np.ndarray:
+        """Points of the river over u: solves P(w)∇f(w) = 0 for s, starting from the valley floor.
+
+        Args:
+            u: Flat coordinates, shape ``(*batch, d_f)``.
+            tolerance: Largest |P∇f| accepted, in units of the gradient.
+
+        Returns:
+            Points, shape ``(*batch, p)``, numpy float64.
+
+        Raises:
+            RiverError: where no point satisfies the equation to the tolerance.
+
+        Source: definition of the river, arXiv:2410.05192.
+        """
+        along = np.asarray(to_numpy(u), np.float64)
+        if along.ndim == 0 or along.shape[-1] != self.flat_rank:
+            raise ValueError(
+                f"u has shape {along.shape}; its last axis must hold the {self.flat_rank} flat coordinates."
+            )
+        start = self.valley_floor(along).reshape(-1, self.dimension)
+        points = np.stack([self._solve_river(point, tolerance) for point in start])
+        return points.reshape(*along.shape[:-1], self.dimension)
+
+    def _solve_river(self, floor_point: np.ndarray, tolerance: float) -> np.ndarray:
+        d = self.flat_rank
+        frame = self.sharp_basis(floor_point)  # fixed: eigenvectors at w may flip sign or rotate, P(w) does not
+
+        def equation(s: np.ndarray) -> np.ndarray:
+            w = np.concatenate([floor_point[:d], s])
+            projected: np.ndarray = frame.T @ self.sharp_projection(w, self.gradient(w))
+            return projected
+
+        found: Any = root(equation, floor_point[d:], method="hybr", options={"xtol": 1e-14})
+        point = np.concatenate([floor_point[:d], found.x])
+        miss = float(np.linalg.norm(self.sharp_projection(point, self.gradient(point))))
+        if not miss <= tolerance:
+            raise RiverError(
+                f"no river found at u = {floor_point[:d]}: |P∇f| = {miss:.3g} > {tolerance:g} ({found.message}); the "
+                "walls may be too flat there for their meander."
+            )
+        return point
+
+    def _split(self, w: Array) -> tuple[Array, Array]:
+        if w.shape[-1] != self.dimension:
+            raise ValueError(
+                f"w has shape {tuple(w.shape)}; its last axis must hold {self.dimension} coordinates (u, s)."
+            )
+        u, s = w[..., : self.flat_rank], w[..., self.flat_rank :]
+        return u, s if self.is_straight else s - self._meander(u, 0)
+
+    def _profile(self, u: Array, derivative: int) -> Array:
+        """h_i(u_i) or its first or second derivative, shape of ``u``."""
+        k = like(self.floor, u)
+        if math.isinf(self.width):
+            return (0.5 * k * u**2, k * u, k + 0.0 * u)[derivative]
+        stretch = (1.0 + (u / self.width) ** 2) ** 0.5
+        if derivative == 0:
+            return k * self.width**2 * (stretch - 1.0)
+        return k * u / stretch if derivative == 1 else k / stretch**3
+
+    def _meander(self, u: Array, derivative: int) -> Array:
+        """c_j(u_1) or its first or second derivative, shape ``(*batch, d_s)``."""
+        xp = namespace(u)
+        amplitudes, omega = like(self.amplitudes, u), self.frequency
+        angle = omega * u[..., :1] + like(self.phases, u)
+        if derivative == 1:
+            return amplitudes * omega * xp.cos(angle)
+        wave = amplitudes * xp.sin(angle)
+        return wave if derivative == 0 else -(omega**2) * wave
+
+
+def _vector(name: str, values: Array) -> np.ndarray:
+    array = np.atleast_1d(np.asarray(to_numpy(values), dtype=np.float64))
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{name} has shape {array.shape}; give finite numbers of shape (d,).")
+    return array
