@@ -1,0 +1,164 @@
+r"""Sharp/flat splits that optimizers can afford: of matrices by singular value, of vectors by coordinate.
+
+A split of matrices acts on the input side: :math:`Q = I - S^\top S` is n×n and is never formed for wide matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemannian_ode.flow import Projector
+
+_NORM_FLOOR = 1e-9  # added to the threshold τ, as published
+_GROW, _SHRINK = 1.05, 0.95  # per-step adaptation of thresholds, as published
+
+
+def published_rank(sharp_fraction: float, shorter: int) -> int:
+    """Sharp rank that the threshold mask aims at: k = min(⌊r·min(m,n)⌋ + 1, min(m,n) − 1).
+
+    Args:
+        sharp_fraction: r in [0, 1].
+        shorter: min(m, n).
+
+    Source: arXiv:2602.22681, published code.
+    """
+    return min(int(sharp_fraction * shorter) + 1, shorter - 1)
+
+
+def initial_threshold(shorter: int) -> float:
+    """ρ before the first step, 1/√min(m, n): the root mean square of normalised singular values.
+
+    Source: arXiv:2602.22681, published code.
+    """
+    return 1.0 / math.sqrt(shorter)
+
+
+def threshold_mask(
+    covector: Tensor, polar: Tensor, rho: Tensor | float, *, orthogonalize: Callable[[Tensor], Tensor]
+) -> Tensor:
+    r"""Soft mask S that keeps the singular directions of M̃ above a threshold.
+
+    .. math:: \tau = \rho\|\tilde M\|_F + 10^{-9}, \qquad S = \tfrac12(O + \mathrm{msign}(\tilde M/\tau - O))
+
+    With exact polar factors S = U diag(s) Vᵀ, s_i = 1 where σ_i > τ and 0 where σ_i < τ.
+
+    Args:
+        covector: M̃, shape ``(*batch, m, n)``.
+        polar: O = msign(M̃), same shape.
+        rho: ρ, shape ``(*batch,)`` or a number.
+        orthogonalize: X ↦ msign(X).
+
+    Returns:
+        S, shape of ``covector``.
+
+    Source: arXiv:2602.22681, published code (step 3 of docs/algorithm).
+    """
+    norm = torch.linalg.vector_norm(covector, dim=(-2, -1))
+    tau = (rho * norm + _NORM_FLOOR)[..., None, None]
+    return 0.5 * (polar + orthogonalize(covector / tau - polar))
+
+
+def adapt_threshold(rho: Tensor, mask: Tensor, *, rank: int) -> Tensor:
+    r"""Next ρ: times 1.05 if ‖S‖_F > √k, else times 0.95, at most 1; no device sync.
+
+    Args:
+        rho: ρ, shape ``(*batch,)``.
+        mask: S, shape ``(*batch, m, n)``.
+        rank: k, see :func:`published_rank`.
+
+    Source: arXiv:2602.22681, published code.
+    """
+    too_many = torch.linalg.vector_norm(mask, dim=(-2, -1)) > rank**0.5
+    return torch.where(too_many, rho * _GROW, rho * _SHRINK).clamp(max=1.0)
+
+
+def mask_complement(mask: Tensor) -> Projector:
+    r"""X ↦ XQ with :math:`Q = I - S^\top S`; products run through the shorter side.
+
+    Args:
+        mask: S, shape ``(*batch, m, n)``.
+    """
+    if mask.size(-2) < mask.size(-1):
+        return lambda x: x - (x @ mask.mT) @ mask
+    gram = mask.mT @ mask
+    return lambda x: x - x @ gram
+
+
+def top_right_subspace(covector: Tensor, rank: int) -> Tensor:
+    """Right singular vectors V of the ``rank`` largest singular values, by SVD.
+
+    Args:
+        covector: M̃, shape ``(*batch, m, n)``.
+        rank: k in 0 … min(m, n).
+
+    Returns:
+        V with orthonormal columns, shape ``(*batch, n, k)``.
+
+    Raises:
+        ValueError: for a rank out of range.
+
+    Source: P on the top eigenspace of M̃ᵀM̃, arXiv:2602.22681, section on Muon-LITE.
+    """
+    shorter = min(covector.shape[-2:])
+    if not 0 <= rank <= shorter:
+        raise ValueError(f"rank = {rank!r} must lie between 0 and min(m, n) = {shorter}.")
+    work = covector if covector.dtype in (torch.float32, torch.float64) else covector.float()
+    vh: Tensor = torch.linalg.svd(work, full_matrices=False)[2]
+    return vh.mT[..., :rank].to(covector.dtype)
+
+
+def subspace_complement(basis: Tensor) -> Projector:
+    """X ↦ X − (XV)Vᵀ for orthonormal columns V, shape ``(*batch, n, k)``."""
+    return lambda x: x - (x @ basis) @ basis.mT
+
+
+class CoordinateThresholds(NamedTuple):
+    """hi and lo of the elementwise mask, in units of mean(v), each 0-dimensional."""
+
+    hi: Tensor
+    lo: Tensor
+
+
+def coordinate_mask(v: Tensor, thresholds: CoordinateThresholds) -> Tensor:
+    r"""Soft elementwise sharp mask p: 1 where v ≥ hi·mean(v), 0 where v < lo·mean(v), linear between.
+
+    Args:
+        v: Second moment, any shape.
+        thresholds: hi > lo > 0.
+
+    Returns:
+        p in [0, 1], shape of ``v``.
+
+    Source: arXiv:2602.22681, published code of AdamW-LITE.
+    """
+    relative = v / v.mean().clamp(min=torch.finfo(v.dtype).tiny)
+    return ((relative - thresholds.lo) / (thresholds.hi - thresholds.lo)).clamp(0.0, 1.0)
+
+
+def adapt_coordinate_thresholds(
+    v: Tensor, thresholds: CoordinateThresholds, *, sharp_fraction: float
+) -> CoordinateThresholds:
+    """Next (hi, lo): each times 1.05 if too many elements pass it, else times 0.95; then lo ≤ 0.95·hi; no device sync.
+
+    Too many is a fraction above r for hi, above r + min(1 − r, 0.1) for lo.
+
+    Args:
+        v: Second moment, any shape.
+        thresholds: hi and lo that the mask just used.
+        sharp_fraction: r.
+
+    Source: arXiv:2602.22681, published code of AdamW-LITE.
+    """
+    relative = v / v.mean().clamp(min=torch.finfo(v.dtype).tiny)
+    wider = sharp_fraction + min(1.0 - sharp_fraction, 0.1)
+    adapted = []
+    for level, target in ((thresholds.hi, sharp_fraction), (thresholds.lo, wider)):
+        too_many = (relative > level).to(v.dtype).mean() > target
+        adapted.append(torch.where(too_many, level * _GROW, level * _SHRINK))
+    hi, lo = adapted
+    return CoordinateThresholds(hi, torch.minimum(lo, 0.95 * hi))

@@ -1,0 +1,93 @@
+r"""Polar factors: :math:`\mathrm{msign}(X) = U V^\top` for :math:`X = U\Sigma V^\top`, exactly or by Newton–Schulz."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Polar Express (Amsel et al., arXiv:2505.16932, Algorithm 1 and its Appendix), odd quintic a x + b x³ + c x⁵ of each
+# step for singular values in [1e−3, 1], as in the published LITE code.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+)
+_FIXED_POINT = (1.875, -1.25, 0.375)  # Newton–Schulz of degree 5: the limit of the schedule
+_SAFETY = 1.01  # the iterate is treated as 1% larger than it is, against rounding up in bfloat16 (same source)
+_NORM_FLOOR = 1e-8  # added to 1.01‖X‖_F, as published
+
+
+def polar_express_coefficients(steps: int) -> list[tuple[float, float, float]]:
+    """Coefficients (a, b, c) of each step, safety factor included.
+
+    Args:
+        steps: Number of steps, at least 1.
+
+    Raises:
+        ValueError: if ``steps`` < 1.
+
+    Source: arXiv:2505.16932; every triple but the last is divided by (1.01, 1.01³, 1.01⁵).
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps!r} must be at least 1; 6 is the published choice.")
+    safe = [(a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS]
+    return (safe + [_FIXED_POINT] * max(0, steps - len(safe)))[:steps]
+
+
+def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None) -> Tensor:
+    r"""Approximate polar factor by the Polar Express Newton–Schulz iteration.
+
+    .. math::
+        X_0 = X / (1.01\|X\|_F + 10^{-8}), \qquad X_{j+1} = a_jX_j + (b_jA_j + c_jA_j^2)X_j, \quad A_j = X_jX_j^\top
+
+    Args:
+        x: Matrices, shape ``(*batch, m, n)``; a tall one is worked on as its transpose.
+        steps: Number of iterations.
+        dtype: Floating type of the iteration; that of ``x`` by default.
+
+    Returns:
+        Singular vectors of ``x`` with singular values near 1, shape and dtype of ``x``; 0 for x = 0.
+
+    Raises:
+        ValueError: for fewer than two axes or ``steps`` < 1.
+
+    Source: Amsel et al., arXiv:2505.16932; normalisation as in arXiv:2602.22681.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; a polar factor needs matrices (*batch, m, n).")
+    coefficients = polar_express_coefficients(steps)
+    tall = x.size(-2) > x.size(-1)
+    y = (x.mT if tall else x).to(dtype or x.dtype)
+    y = y / (_SAFETY * torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True) + _NORM_FLOOR)
+    batch = y.shape[:-2]
+    if y.ndim > 3:
+        y = y.flatten(0, -3)
+    multiply_add = torch.addmm if y.ndim == 2 else torch.baddbmm
+    for a, b, c in coefficients:
+        gram = y @ y.mT
+        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        y = multiply_add(y, polynomial, y, beta=a)
+    y = y.reshape(*batch, *y.shape[-2:])
+    return (y.mT if tall else y).to(x.dtype)
+
+
+def exact_polar(x: Tensor) -> Tensor:
+    r"""Polar factor :math:`U V^\top` by SVD; singular values below ``max(m, n)·eps·σ_1`` count as zero.
+
+    Args:
+        x: Matrices, shape ``(*batch, m, n)``.
+
+    Returns:
+        Shape and dtype of ``x`` (half precisions are worked in float32).
+
+    Source: definition; Higham, *Functions of Matrices*, chapter 8.
+    """
+    work = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    u, sigma, vh = torch.linalg.svd(work, full_matrices=False)
+    floor = sigma[..., :1] * (max(x.shape[-2:]) * torch.finfo(work.dtype).eps)
+    polar: Tensor = (u * (sigma > floor).to(work.dtype)[..., None, :]) @ vh
+    return polar.to(x.dtype)

@@ -1,0 +1,23 @@
+"""LITE optimizers for PyTorch: Muon with larger learning rate and Hessian damping in flat directions.
+
+``MuonLITE(param_groups(model))`` is all a training script needs; ``LITESchedule`` adds the published schedules of χ
+and β_flat. Source: arXiv:2602.22681.
+"""
+
+from __future__ import annotations
+
+from lite.muon_lite import Muon, MuonLITE
+from lite.optimizer import LITEOptimizer, NonFiniteError, check_finite_gradients
+from lite.param_groups import param_groups
+from lite.schedules import LITESchedule, learning_rate_factor
+
+__all__ = [
+    "LITEOptimizer",
+    "LITESchedule",
+    "Muon",
+    "MuonLITE",
+    "NonFiniteError",
+    "check_finite_gradients",
+    "learning_rate_factor",
+    "param_groups",
+]

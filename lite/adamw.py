@@ -1,0 +1,114 @@
+r"""The AdamW-LITE rule: elementwise, for embeddings, norms, heads and biases.
+
+.. math::
+    u = \frac{m_1}{1-\theta_a^t}\frac{\sqrt{1-b_2^t}}{\sqrt v+\epsilon}, \qquad
+    W \leftarrow W - \eta\,[u + \lambda W + (\chi-1)(1-p)\odot(u + \lambda W)]
+
+with p the soft sharp mask of :func:`discretizations.flat_split.coordinate_mask`.
+
+Source: arXiv:2602.22681, AdamW-LITE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from operator import mul
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from discretizations.flat_split import CoordinateThresholds, adapt_coordinate_thresholds, coordinate_mask
+from discretizations.preconditioners import adam_direction, second_moment_step
+from riemannian_ode.flow import Projector, lite_velocity, momentum_step, position_step
+
+_NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # beyond these fractions the mask is constant (published code)
+_INITIAL_HI, _INITIAL_LO = 1.0, 0.5  # thresholds before the first step (published code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWRule:
+    """Hyperparameters of one group at one step.
+
+    Args:
+        lr: η.
+        betas: θ_a and b₂, EMA coefficients of the moments.
+        eps: ε, added before bias correction as published.
+        weight_decay: λ, decoupled.
+        chi: χ ≥ 1.
+        sharp_fraction: r in [0, 1]; 1 has no flat part.
+    """
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    chi: float
+    sharp_fraction: float
+
+    @property
+    def is_split(self) -> bool:
+        """Whether some coordinates move faster than others."""
+        return self.chi != 1 and self.sharp_fraction <= _ALL_SHARP
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the mask depends on v; with r = 0 every coordinate is flat."""
+        return self.is_split and self.sharp_fraction >= _NO_SHARP
+
+
+class AdamWState(NamedTuple):
+    """First and second moment (shape of the parameter), step count and mask thresholds (0-dimensional)."""
+
+    m: Tensor
+    v: Tensor
+    step: Tensor
+    hi: Tensor
+    lo: Tensor
+
+
+def initial_adamw_state(w: Tensor) -> AdamWState:
+    """State before the first step: moments 0; v, count and thresholds in at least float32."""
+    count = torch.float32 if w.device.type == "mps" else torch.float64  # θᵗ wants double; MPS has none
+    wide = torch.promote_types(w.dtype, torch.float32)
+    return AdamWState(
+        m=torch.zeros_like(w),
+        v=torch.zeros_like(w, dtype=wide),
+        step=torch.zeros((), dtype=count, device=w.device),
+        hi=torch.full((), _INITIAL_HI, dtype=wide, device=w.device),
+        lo=torch.full((), _INITIAL_LO, dtype=wide, device=w.device),
+    )
+
+
+def adamw_update(rule: AdamWRule, w: Tensor, g: Tensor, state: AdamWState) -> tuple[Tensor, AdamWState]:
+    """One step for one tensor; nothing is changed in place.
+
+    Args:
+        rule: Hyperparameters.
+        w: Parameter, any shape.
+        g: Gradient, shape of ``w``.
+        state: State before the step.
+
+    Returns:
+        New parameter and state.
+
+    Source: arXiv:2602.22681, AdamW-LITE.
+    """
+    beta1, beta2 = rule.betas
+    wide = g.to(state.v.dtype)
+    m = momentum_step(state.m.to(state.v.dtype), wide, alpha=1.0 - beta1, gain=1.0 - beta1)
+    v = second_moment_step(state.v, wide, beta2=beta2)
+    step = state.step + 1
+    u = adam_direction(m, v, beta1=beta1, beta2=beta2, step=step, eps=rule.eps)
+    decay = rule.weight_decay * w if rule.weight_decay else None
+    thresholds = CoordinateThresholds(state.hi, state.lo)
+    flat: Projector | None = None
+    if rule.has_mask:
+        flatness = 1.0 - coordinate_mask(v, thresholds)
+        flat = partial(mul, flatness)
+        thresholds = adapt_coordinate_thresholds(v, thresholds, sharp_fraction=rule.sharp_fraction)
+    elif rule.is_split:
+        flat = partial(mul, 1.0)
+    w = position_step(w, lite_velocity(u, flat=flat, chi=rule.chi, decay=decay), eta=rule.lr)
+    return w, AdamWState(m, v, step, thresholds.hi, thresholds.lo)
