@@ -72,7 +72,7 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
         polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
         y = multiply_add(y, polynomial, y, beta=a)
     y = y.reshape(*batch, *y.shape[-2:])
-    return (y.mT if tall else y).to(x.dtype)
+    return (y.mT.contiguous() if tall else y).to(x.dtype)
 
 
 def exact_polar(x: Tensor) -> Tensor:

@@ -29,6 +29,12 @@ class TimeDependent:
         """Coefficient at time t."""
         return self.value(t)
 
+    def map(self, function: Callable[[Any], Any]) -> TimeDependent:
+        """The coefficient with a linear function applied to its values and its derivatives."""
+        value, derivative = self.value, self.derivative
+        slope = None if derivative is None else lambda t: function(derivative(t))
+        return TimeDependent(lambda t: function(value(t)), slope)
+
 
 Coefficient: TypeAlias = float | Array | TimeDependent
 
@@ -36,11 +42,7 @@ Coefficient: TypeAlias = float | Array | TimeDependent
 def expand(coefficient: Coefficient) -> Any:
     """A per-member array gets a trailing axis, so that it broadcasts against ``(*ensemble, p)``."""
     if isinstance(coefficient, TimeDependent):
-        value, derivative = coefficient.value, coefficient.derivative
-        return TimeDependent(
-            lambda t: _expanded(value(t)),
-            None if derivative is None else lambda t: _expanded(derivative(t)),
-        )
+        return coefficient.map(_expanded)
     return _expanded(coefficient)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -326,11 +327,10 @@ class RISHD:
         Raises:
             ValueError: if a coefficient's ensemble axes do not fit those of ``reference``.
         """
-        converted: dict[str, Any] = {}
-        for name in ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain"):
-            value = getattr(self, name)
-            if isinstance(value, (TimeDependent, float, int)):
-                continue
+
+        def convert(name: str, value: Any) -> Any:
+            if isinstance(value, float):
+                return value
             array = like(value, reference)
             try:
                 fits = np.broadcast_shapes(tuple(array.shape), tuple(reference.shape)) == tuple(reference.shape)
@@ -341,5 +341,14 @@ class RISHD:
                     f"{name} has one value for each of {tuple(array.shape[:-1])} members, but the ensemble has shape "
                     f"{tuple(reference.shape[:-1])}; give a scalar or one value per member."
                 )
-            converted[name] = array
-        return replace(self, **converted) if converted else self
+            return array
+
+        converted: dict[str, Any] = {}
+        for name in ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain"):
+            coefficient = getattr(self, name)
+            if isinstance(coefficient, TimeDependent):
+                coefficient = coefficient.map(partial(convert, name))
+            else:
+                coefficient = convert(name, coefficient)
+            converted[name] = coefficient
+        return replace(self, **converted)

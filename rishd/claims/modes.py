@@ -1,0 +1,148 @@
+"""Claims C5 and C6: modes of a quadratic, of the flow and of the update rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from discretizations import symbolic
+from discretizations.stability import flat_rate, is_overdamped, mode_roots, stable_limit
+from discretizations.update_rule import lite_step
+from riemannian_ode import RISHD, ConstantMetric, ConstantSplit
+from rishd.claims.claim import Evidence, Identity, Proof
+from rishd.claims.instances import RippledQuadratic, from_spectrum, random_bases
+
+
+def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
+    """Modes of the flow on a quadratic.
+
+    Statement: per eigen-direction with κ = ηλa, s² + (α + βκ)s + (1 + αβ)κ = 0; overdamped iff (α − βκ)² ≥ 4κ; slow
+    root −(1/α + β)κ for small κ; for κ < 0 the escape rate grows with β and χ; LITE's flat speed-up is
+    χ(1 + αβ₂)/(1 + αβ₁).
+
+    Hypotheses: F, P and H commute, constant coefficients, 1 + αβ > 0.
+
+    Proof: docs/theory, claim C5; symbolic.
+
+    Check: the Jacobian of this package's right-hand side on random quadratics (saddles too) with metric and split in
+    the same basis: trace and determinant of every mode's 2×2 block against the polynomial.
+
+    Source: derived in docs/theory.
+    """
+    p, sharp_rank = 4, 1
+    basis = random_bases(rng, instances, p)
+    hessian = rng.uniform(-1.0, 5.0, (instances, p))
+    metric = rng.uniform(0.3, 3.0, (instances, p))
+    alpha, eta = rng.uniform(0.05, 2.0, instances), rng.uniform(0.05, 1.0, instances)
+    chi, beta_sharp = rng.uniform(1.0, 4.0, instances), rng.uniform(0.0, 1.0, instances)
+    beta_flat = beta_sharp + rng.uniform(0.0, 2.0, instances)
+    system = RISHD.from_optimizer(
+        RippledQuadratic(from_spectrum(basis, hessian), np.zeros((instances, p))),
+        ConstantMetric(from_spectrum(basis, metric)),
+        alpha=alpha,
+        beta=beta_sharp,
+        beta_flat=beta_flat,
+        chi=chi,
+        eta=eta,
+        flat=ConstantSplit(basis[..., :sharp_rank]),
+    )
+    is_sharp = np.arange(p) < sharp_rank
+    beta = np.where(is_sharp, beta_sharp[:, None], beta_flat[:, None])
+    kappa = eta[:, None] * hessian / metric * np.where(is_sharp, 1.0, chi[:, None])
+
+    blocks = np.empty((instances, p, 2, 2))
+    columns = np.swapaxes(basis, -1, -2)  # row i is eigenvector i
+    for i in range(p):
+        direction = columns[:, i]
+        for j, (w, m) in enumerate(((direction, np.zeros_like(direction)), (np.zeros_like(direction), direction))):
+            w_dot, m_dot = system.rates(0.0, w, m)
+            blocks[:, i, 0, j] = (w_dot * direction).sum(-1)
+            blocks[:, i, 1, j] = (m_dot * direction).sum(-1)
+    trace, determinant = np.trace(blocks, axis1=-2, axis2=-1), np.linalg.det(blocks)
+    expected_trace, expected_determinant = -(alpha[:, None] + beta * kappa), (1.0 + alpha[:, None] * beta) * kappa
+    scale = np.abs(blocks).max(axis=(-2, -1))
+    polynomial = np.maximum(
+        np.abs(trace - expected_trace) / scale, np.abs(determinant - expected_determinant) / scale**2
+    )
+
+    roots = mode_roots(kappa, alpha[:, None], beta)
+    value = roots**2 - expected_trace[..., None] * roots + expected_determinant[..., None]
+    root_error = np.abs(value) / (np.abs(roots) ** 2 + np.abs(expected_determinant)[..., None])
+    oscillates = np.abs(roots[..., 0].imag) > 0
+    wrong_damping = (is_overdamped(kappa, alpha[:, None], beta) == oscillates).any(axis=-1).astype(float)
+
+    small = 1e-7
+    slow = np.abs(flat_rate(small, alpha, beta_flat) / ((1.0 / alpha + beta_flat) * small) - 1.0)
+    base, fast = flat_rate(small, alpha, beta_sharp), flat_rate(small * chi, alpha, beta_flat)
+    speedup = np.abs(fast / base / (chi * (1.0 + alpha * beta_flat) / (1.0 + alpha * beta_sharp)) - 1.0)
+    saddle = -rng.uniform(0.01, 2.0, instances)
+    escape = -flat_rate(saddle, alpha, beta_sharp)
+    more_beta = -flat_rate(saddle, alpha, beta_sharp + 0.1)
+    more_chi = -flat_rate(saddle * 1.1, alpha, beta_sharp)
+    not_faster = ((more_beta <= escape) | (more_chi <= escape)).astype(float)
+    return [
+        Proof("characteristic polynomial, discriminant, slow root, speed-up", symbolic.mode_equation()),
+        Proof("escape from a saddle grows with β and χ", symbolic.saddle_escape()),
+        Identity(
+            "mode blocks of the right-hand side against the polynomial, p = 4", polynomial.max(-1), 1e-12, "rounding"
+        ),
+        Identity("closed-form roots in the polynomial", root_error.max(axis=(-2, -1)), 1e-12, "rounding"),
+        Identity(
+            "overdamped exactly where the roots are real (share of exceptions)", wrong_damping, 0.0, "a yes or no"
+        ),
+        Identity("slow rate over (1/α + β)κ at κ = 1e−7, minus 1", slow, 1e-3, "next order, O(κ/α²)"),
+        Identity("flat speed-up at κ = 1e−7 over its closed form, minus 1", speedup, 1e-3, "next order, O(χκ/α²)"),
+        Identity("escape faster with β + 0.1 and with 1.1χ (share of exceptions)", not_faster, 0.0, "a yes or no"),
+    ]
+
+
+def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
+    """Stability region of the update rule on a quadratic.
+
+    Statement: the step has z² − (2 − α − (1+β)κ)z + (1−α)(1−βκ) = 0 and is stable iff
+    0 < κ < 2(2−α)/(1 + β(2−α)) (no condition where 1 + β(2−α) ≤ 0) and, for β < 0, κ < α/((1−α)|β|).
+
+    Hypotheses: 0 < α ≤ 1, β > −1/α.
+
+    Proof: docs/theory, claim C6 (Jury); symbolic.
+
+    Check: the update rule itself applied to unit vectors gives the step matrix; the κ at which its spectral radius
+    crosses 1, by bisection, against the closed form, and no stable κ beyond it.
+
+    Source: derived in docs/theory.
+    """
+    alpha = rng.uniform(0.01, 1.0, instances)
+    beta = np.where(
+        rng.random(instances) < 0.5, rng.uniform(-1.0, 0.0, instances) / alpha * 0.95, rng.uniform(0, 5, instances)
+    )
+    limit = stable_limit(alpha, beta)
+
+    def radius(kappa: np.ndarray) -> np.ndarray:
+        columns = []
+        for w, m in ((1.0, 0.0), (0.0, 1.0)):
+            new_w, new_m = lite_step(
+                np.full(instances, w), np.full(instances, m), kappa * w, eta=1.0, alpha=alpha, nesterov=beta
+            )
+            columns.append(np.stack([new_w, new_m], axis=-1))
+        return np.asarray(np.abs(np.linalg.eigvals(np.stack(columns, axis=-1))).max(-1))
+
+    low, high = limit * 0.5, limit * 2.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        stable = radius(middle) < 1.0
+        low, high = np.where(stable, middle, low), np.where(stable, high, middle)
+    crossing = np.abs(low / limit - 1.0)
+    inside = np.max([radius(limit * share) >= 1.0 for share in np.linspace(0.01, 0.999, 25)], axis=0)
+    outside = np.max([radius(limit * share) < 1.0 for share in np.geomspace(1.001, 100.0, 25)], axis=0)
+    return [
+        Proof("step polynomial and Jury's conditions", symbolic.stability_region()),
+        Identity(
+            "κ where the update rule loses stability, over its closed form, minus 1",
+            crossing,
+            1e-6,
+            "√ε at double roots",
+        ),
+        Identity("unstable anywhere inside (share of exceptions)", inside.astype(float), 0.0, "a yes or no"),
+        Identity("stable anywhere beyond (share of exceptions)", outside.astype(float), 0.0, "a yes or no"),
+    ]
