@@ -1,0 +1,217 @@
+"""The ``rishd`` command."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rishd.progress import progress_bar
+
+app = typer.Typer(
+    name="rishd",
+    help="From the ODE of an optimizer to the optimizer that trains a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130  # exit codes: a check failed, bad input, Ctrl-C (128 + SIGINT)
+
+
+class Format(enum.StrEnum):
+    """Output formats."""
+
+    table = "table"
+    json = "json"
+
+
+@app.command()
+def validate(
+    claims: Annotated[list[str] | None, typer.Argument(help="Claims, e.g. C1 C6; all by default.")] = None,
+    instances: Annotated[int, typer.Option(help="Random instances per numerical part.")] = 256,
+    seed: Annotated[int, typer.Option(help="Random seed of the instances.")] = 0,
+    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+) -> None:
+    """Prove or try the claims of the theory, and print a verdict on each.
+
+    Exits with 1 if a claim is refuted or fails with an error.
+    """
+    results, interrupted = run_claims(claims, seed=seed, instances=instances)
+    if output is Format.json:
+        print(json.dumps([result.as_dict() for result in results], indent=2))
+    else:
+        out.print(claims_table(results))
+    if interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    if any(result.verdict in ("refuted", "error") for result in results):
+        raise typer.Exit(_FAILED)
+
+
+@app.command()
+def pretrain(
+    folder: Annotated[Path, typer.Option("--out", help="Output folder: checkpoints, metrics, model.")],
+    optimizer: Annotated[str, typer.Option(help="adamw, muon or muon-lite.")] = "muon-lite",
+    preset: Annotated[str, typer.Option(help="Model size: 9M, 60M, 130M, 250M, 350M, 500M, 1B.")] = "9M",
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the BPE trained on the corpus.")] = 32000,
+    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 8,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 200,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    warmup_steps: Annotated[int, typer.Option(help="Linear warm-up.")] = 20,
+    schedule: Annotated[str, typer.Option(help="cosine or wsd.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.1,
+    chi: Annotated[float, typer.Option(help="Learning-rate ratio of flat directions (muon-lite).")] = 2.0,
+    beta_sharp: Annotated[float, typer.Option(help="Hessian damping of sharp directions (muon-lite).")] = -0.25,
+    beta_flat: Annotated[float, typer.Option(help="Hessian damping of flat directions (muon-lite).")] = 1.0,
+    sharp_fraction: Annotated[float, typer.Option(help="Fraction of directions that count as sharp.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 50,
+    eval_blocks: Annotated[int, typer.Option(help="Validation sequences per evaluation.")] = 64,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text or jsonl files, or folders of them; by default the sources of installed packages."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+) -> None:
+    """Pre-train a small Llama on real text."""
+    from rishd.pretraining import require_extra
+
+    require_extra()
+    from rishd.pretraining.config import PretrainConfig
+    from rishd.pretraining.run import pretrain as run
+
+    config = PretrainConfig(
+        optimizer=optimizer,  # type: ignore[arg-type]  # checked by PretrainConfig
+        preset=preset,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        steps=steps,
+        lr=lr,
+        warmup_steps=warmup_steps,
+        schedule=schedule,  # type: ignore[arg-type]  # checked by PretrainConfig
+        weight_decay=weight_decay,
+        chi=chi,
+        beta_sharp=beta_sharp,
+        beta_flat=beta_flat,
+        sharp_fraction=sharp_fraction,
+        seed=seed,
+        eval_every=eval_every,
+        eval_blocks=eval_blocks,
+        save_every=save_every,
+        data=None if data is None else tuple(str(path.resolve()) for path in data),
+    )
+    with progress_bar(err) as advance:
+        result = run(config, folder, resume=resume, progress=advance, say=err.print)
+    table = Table("step", "validation loss (nats per token)")
+    for step, loss in result.series("eval_loss"):
+        table.add_row(str(step), f"{loss:.4f}")
+    out.print(table)
+    out.print(f"results in {folder}")
+    if result.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the report and the runs.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(help="Pre-training steps per optimizer.")] = 200,
+    instances: Annotated[int, typer.Option(help="Random instances per claim.")] = 256,
+) -> None:
+    """The main job: validate the claims, simulate, pre-train with Muon and MuonLITE, and write an HTML report."""
+    from rishd.pretraining import require_extra
+
+    require_extra()
+    from rishd.demo import run_demo
+
+    results, interrupted = run_claims(None, seed=0, instances=instances)
+    out.print(claims_table(results))
+    if interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    with progress_bar(err) as advance:
+        report = run_demo(folder, results, steps=steps, progress=advance, say=err.print)
+    out.print(f"report: {report.resolve()}")
+    if any(result.verdict in ("refuted", "error") for result in results):
+        raise typer.Exit(_FAILED)
+
+
+def run_claims(keys: Sequence[str] | None, *, seed: int, instances: int) -> tuple[list[Any], bool]:
+    """Results of the claims with a progress bar, and whether Ctrl-C cut them short.
+
+    Args:
+        keys: Which claims; all if ``None`` or empty.
+        seed: Random seed.
+        instances: Random instances per numerical part.
+
+    Raises:
+        ValueError: for an unknown claim.
+    """
+    from rishd.claims import CLAIMS
+    from rishd.claims import validate as results_of
+
+    results: list[Any] = []
+    total = len(keys or CLAIMS)
+    with progress_bar(err) as advance:
+        advance("validating claims", 0, total)
+        try:
+            for result in results_of(keys or None, seed=seed, instances=instances):
+                results.append(result)
+                advance("validating claims", len(results), total)
+        except KeyboardInterrupt:
+            err.print(f"interrupted after {len(results)} of {total} claims")
+            return results, True
+    return results, False
+
+
+def claims_table(results: Sequence[Any]) -> Table:
+    """One row a claim: verdict, instances, worst tightness or residual, seconds."""
+    from rishd.claims import Bound, Identity
+
+    table = Table("claim", "what", "verdict", "instances", "worst tightness", "worst residual", "seconds")
+    colours = {"proved": "green", "holds": "green", "refuted": "red", "error": "red"}
+    for result in results:
+        bounds = [float(part.tightness.max()) for part in result.evidence if isinstance(part, Bound)]
+        identities = [float(part.residuals.max()) for part in result.evidence if isinstance(part, Identity)]
+        colour = colours.get(result.verdict, "default")
+        table.add_row(
+            result.key,
+            result.title + (f"\n[red]{result.error}[/red]" if result.error else ""),
+            f"[{colour}]{result.verdict}[/{colour}]",
+            str(result.instances),
+            f"{max(bounds):.4f}" if bounds else "",
+            f"{max(identities):.1e}" if identities else "",
+            f"{result.seconds:.1f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Run the command; expected errors become one plain line. RISHD_TRACEBACK=1 shows where they came from."""
+    from lite.optimizer import NonFiniteError
+    from rishd.pretraining import MissingExtraError
+
+    try:
+        app()
+    except (ValueError, FileNotFoundError, PermissionError, MissingExtraError, NonFiniteError) as problem:
+        if os.environ.get("RISHD_TRACEBACK"):
+            raise
+        err.print(f"error: {problem}", style="red", markup=False, highlight=False)
+        sys.exit(_FAILED if isinstance(problem, NonFiniteError) else _USAGE)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Figures: each takes data and returns a matplotlib Figure; nothing is computed here but what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LogNorm, TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from rishd.studies.energy import EnergyStudy
+from rishd.studies.stability import StabilityMap
+from rishd.studies.valley import ValleyFlows
+
+# Okabe and Ito's colours, told apart by every kind of colour vision.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+BASE_COLOUR, LITE_COLOUR = BLUE, VERMILION
+_OPTIMIZER_COLOURS = {"muon": BASE_COLOUR, "muon-lite": LITE_COLOUR, "adamw": GREEN}
+
+
+def valley_figure(flows: ValleyFlows) -> Figure:
+    """The valley from above with both trajectories, and height over time.
+
+    Args:
+        flows: Of :func:`rishd.studies.valley.valley_flows`.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    above, over_time = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    u, s = np.meshgrid(np.linspace(-10, 3, 400), np.linspace(-2.2, 2.2, 240))
+    height = flows.valley.value(np.stack([u, s], axis=-1))
+    above.contourf(
+        u, s, height, levels=np.geomspace(1e-2, 60, 24), norm=LogNorm(), cmap="Greys", alpha=0.75, extend="both"
+    )
+    above.plot(*flows.river.T, color=BLACK, lw=1, ls="--", label="river (solved)")
+    for flow, colour, name in ((flows.base, BASE_COLOUR, "base"), (flows.lite, LITE_COLOUR, _lite_label(flows))):
+        above.plot(*flow.w.T, color=colour, lw=1.6, label=name)
+        above.plot(*flow.w[-1], "o", color=colour, ms=6)
+        over_time.semilogy(flow.times, flows.valley.value(flow.w), color=colour, lw=1.6, label=name)
+    above.plot(*flows.base.w[0], "k*", ms=9, label="start")
+    above.set(xlabel="flat coordinate u", ylabel="sharp coordinate s", title="Flows on a curved river valley")
+    above.legend(loc="upper right", fontsize=8)
+    over_time.set(xlabel="time t (steps)", ylabel="f(w(t))", title="Height over time")
+    over_time.grid(alpha=0.3)
+    over_time.legend(fontsize=8)
+    return figure
+
+
+def energy_figure(study: EnergyStudy) -> Figure:
+    """Energy over time, and the residual of its identity with and without the Riemannian correction.
+
+    Args:
+        study: Of :func:`rishd.studies.energy.energy_study`.
+    """
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    energy, residual = figure.subplots(1, 2)
+    energy.semilogy(study.times, study.energy, color=BLUE)
+    energy.set(xlabel="time t", ylabel="E = f + (η/2)‖m‖²", title="Energy of a flow with a state-dependent metric")
+    floor = 1e-16  # double precision: below it the residual is exactly zero
+    for values, colour, name in (
+        (study.residual_without, VERMILION, "R dropped, as optimizers do"),
+        (study.residual_with, BLUE, "R kept"),
+    ):
+        residual.semilogy(study.times[1:], np.maximum(values[1:], floor), color=colour, label=name)
+    residual.set(xlabel="time t", ylabel="|E(t) − E(0) + ∫−Ė dt|", title="What the energy identity leaves over")
+    residual.legend(fontsize=8)
+    for axes in (energy, residual):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def stability_figure(stability: StabilityMap) -> Figure:
+    """Spectral radius over κ and β with the closed-form limit.
+
+    Args:
+        stability: Of :func:`rishd.studies.stability.stability_map`.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    mesh = axes.pcolormesh(
+        stability.kappa,
+        stability.beta,
+        np.clip(stability.radius, 0.5, 1.5),
+        norm=TwoSlopeNorm(1.0, 0.5, 1.5),
+        cmap="PuOr_r",
+        shading="nearest",
+        rasterized=True,
+    )
+    axes.plot(stability.limit, stability.beta, color=BLACK, lw=1.5, label="closed form (C6)")
+    axes.set(
+        xscale="log",
+        xlim=(stability.kappa[0], stability.kappa[-1]),
+        xlabel="κ = ηλa (preconditioned curvature × learning rate)",
+        ylabel="Hessian damping β (theory's units)",
+        title=f"Stability of the update rule, α = {stability.alpha:g} (momentum {1 - stability.alpha:g})",
+    )
+    axes.legend(loc="upper left", fontsize=8)
+    figure.colorbar(mesh, ax=axes, label="spectral radius of a step (< 1 is stable)", extend="both")
+    return figure
+
+
+def loss_figure(runs: Mapping[str, Any]) -> Figure:
+    """Training and validation loss of several runs.
+
+    Args:
+        runs: Optimizer name to :class:`rishd.pretraining.run.RunResult`.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    training, validation = figure.subplots(1, 2)
+    for name, run in runs.items():
+        colour = _OPTIMIZER_COLOURS.get(name, BLACK)
+        _draw_series(training, run.series("loss"), colour, name, marker=None)
+        final = run.final_validation_loss
+        label = name if final is None else f"{name}: {final:.3f}"
+        _draw_series(validation, run.series("eval_loss"), colour, label, marker="o")
+    training.set(xlabel="step", ylabel="training loss (nats per token)", title="Training")
+    validation.set(xlabel="step", ylabel="validation loss (nats per token)", title="Validation (fixed token set)")
+    for axes in (training, validation):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_series(axes: Any, series: Sequence[tuple[int, float]], colour: str, label: str, marker: str | None) -> None:
+    if series:
+        steps, values = zip(*series, strict=True)
+        axes.plot(steps, values, color=colour, label=label, marker=marker, ms=4, lw=1.6)
+
+
+def _lite_label(flows: ValleyFlows) -> str:
+    return f"LITE, χ = {flows.chi:g}, β₂ = {flows.beta_flat:g}"

@@ -1,0 +1,1 @@
+"""Studies: simulations whose data the report draws."""
