@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from riemannian_ode.dynamics import Objective as Objective
     from riemannian_ode.dynamics import PhasePoint as PhasePoint
     from riemannian_ode.energy import dissipation as dissipation
-    from riemannian_ode.energy import energy as energy
+    from riemannian_ode.energy import total_energy as total_energy
     from riemannian_ode.energy import energy_identity_residual as energy_identity_residual
     from riemannian_ode.integrators import INTEGRATORS as INTEGRATORS
     from riemannian_ode.integrators import Integrator as Integrator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from riemannian_ode.metric import Metric as Metric
     from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
     from riemannian_ode.metric import StateDependentMetric as StateDependentMetric
-    from riemannian_ode.simulate import simulate as simulate
+    from riemannian_ode.simulation import simulate as simulate
     from riemannian_ode.split import ConstantSplit as ConstantSplit
     from riemannian_ode.trajectory import Trajectory as Trajectory
 
@@ -41,7 +41,7 @@ _HOME = {
     "PhasePoint": "dynamics",
     "TimeDependent": "coefficients",
     "dissipation": "energy",
-    "energy": "energy",
+    "total_energy": "energy",
     "energy_identity_residual": "energy",
     "INTEGRATORS": "integrators",
     "Integrator": "integrators",
@@ -54,7 +54,7 @@ _HOME = {
     "Metric": "metric",
     "PreconditionerMetric": "metric",
     "StateDependentMetric": "metric",
-    "simulate": "simulate",
+    "simulate": "simulation",
     "ConstantSplit": "split",
     "Trajectory": "trajectory",
 }

@@ -50,7 +50,7 @@ class EnergyBalance(NamedTuple):
     residual: np.ndarray
 
 
-def energy(system: RISHD, t: float, w: Array, m: Array) -> Array:
+def total_energy(system: RISHD, t: float, w: Array, m: Array) -> Array:
     """E = c·f + (η/2)mᵀAm, shape ``(*ensemble,)``.
 
     Args:
@@ -116,9 +116,10 @@ def energy_identity_residual(system: RISHD, trajectory: Trajectory) -> EnergyBal
         raise ValueError(f"the trajectory has {len(trajectory.times)} saved states; a quintic spline needs at least 6.")
     system = system.for_arrays(trajectory.w[0])
     energies, rates = [], []
-    for t, w, m in zip(trajectory.times, trajectory.w, trajectory.m, strict=True):
-        energies.append(to_numpy(energy(system, float(t), w, m)))
-        rates.append(to_numpy(dissipation(system, float(t), w, m).total))
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged trajectory is refused below, in words
+        for t, w, m in zip(trajectory.times, trajectory.w, trajectory.m, strict=True):
+            energies.append(to_numpy(total_energy(system, float(t), w, m)))
+            rates.append(to_numpy(dissipation(system, float(t), w, m).total))
     along, rate = np.stack(energies), np.stack(rates)
     if not (np.isfinite(along).all() and np.isfinite(rate).all()):
         raise ValueError(f"the trajectory has non-finite energies; it ended with {trajectory.message or 'no message'}.")

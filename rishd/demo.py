@@ -127,7 +127,7 @@ def _training_text(runs: dict[str, RunResult]) -> list[str]:
     if any(run.interrupted for run in runs.values()):
         lines.append("The run was interrupted: what is shown is partial.")
     lines.append(
-        "One seed, a few hundred steps and two thousand tokens a batch show that the path works, not which optimizer is "
+        "One seed, a few hundred steps and two thousand tokens a batch show that the path works, not which is "
         "better: neither learning rate was tuned, and the flat directions of MuonLITE move faster at the same one."
     )
     return lines

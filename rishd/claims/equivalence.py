@@ -19,7 +19,7 @@ from riemannian_ode.split import complement
 from rishd.claims.claim import Evidence, Identity
 from rishd.claims.instances import curved_metric, from_spectrum, random_bases, rippled_quadratics
 
-_STEPS = 20
+_STEPS = 10
 
 
 def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
@@ -31,7 +31,7 @@ def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[
 
     Proof: they call the same functions of riemannian_ode.flow (docs/theory, claim C12).
 
-    Check: 20 steps each. numpy with constant and state-dependent metrics and LITE split: simulate against lite_step.
+    Check: 10 steps each. numpy with constant and state-dependent metrics and LITE split: simulate against lite_step.
     torch with matrices: simulate against lite_step against MuonLITE(mask="exact").
 
     Source: arXiv:2602.22681, Algorithm 1.

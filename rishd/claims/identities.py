@@ -57,8 +57,8 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
 
     velocity, force = system.rates(0.0, w, m)
     eta, eta_dot = (torch.as_tensor(x)[:, None] for x in (eta0, -decay * eta0))
-    moved = jvp(lambda w, m: system.rates(0.0, w, m)[0], (w, m), (velocity, force))[1]
-    acceleration = moved + eta_dot / eta * velocity  # ∂_t of ẇ = −η(t)(…)
+    moved = jvp(lambda w, m: system.direction(0.0, w, m, objective.gradient(w)), (w, m), (velocity, force))[1]
+    acceleration = -eta * moved + eta_dot / eta * velocity  # ∂_t of ẇ = −η(t)(…)
 
     parameters = [torch.as_tensor(x) for x in metric.parameters]
     slopes = vmap(jacfwd(metric.function))(w, *parameters)  # ∂_k F_ij as [i, j, k]

@@ -1,0 +1,104 @@
+"""Energy identities along trajectories (claims C2 and C4), and how they break."""
+
+import numpy as np
+import pytest
+import torch
+
+from riemannian_ode import (
+    RISHD,
+    ConstantSplit,
+    PreconditionerMetric,
+    StateDependentMetric,
+    TimeDependent,
+    dissipation,
+    energy_identity_residual,
+    simulate,
+    total_energy,
+)
+from riemannian_ode.integrators import DOP853
+from rishd.claims.instances import rippled_quadratics
+from toy_landscapes import Quadratic
+
+
+def curved(w):
+    return torch.diag(0.4 + w**2) + 0.2 * torch.outer(torch.cos(w), torch.cos(w))
+
+
+def _run(system, w0, integrator=None, steps=400, h=0.01):
+    return simulate(system, w0, h=h, steps=steps, integrator=integrator or DOP853(rtol=1e-12, atol=1e-13))
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_identity_holds_with_the_correction_and_breaks_without(schedule):
+    eta = TimeDependent(lambda t: 0.8 / (1 + 0.2 * t), lambda t: -0.16 / (1 + 0.2 * t) ** 2) if schedule else 0.8
+    w0 = np.array([[2.0, -1.5], [0.5, 1.0]])
+    residuals = []
+    for correction in (True, False):
+        system = RISHD.from_optimizer(
+            Quadratic([1.0, 0.3]), StateDependentMetric(curved), alpha=0.2, beta=0.3, eta=eta, correction=correction
+        )
+        residuals.append(energy_identity_residual(system, _run(system, w0)).residual)
+    assert residuals[0].max() <= 1e-8
+    assert residuals[1].min() > 1e-3
+
+
+def test_identity_with_lite_split():
+    """C4: A and B constant and commuting; the flat part of the dissipation carries χβ₂."""
+    objective = rippled_quadratics(np.random.default_rng(1), 3, 4)
+    basis = np.linalg.qr(np.random.default_rng(2).normal(size=(4, 4)))[0]
+    system = RISHD.from_optimizer(
+        objective, alpha=0.3, eta=0.1, beta=0.2, beta_flat=1.5, chi=2.5, flat=ConstantSplit(basis[:, :1])
+    )
+    w0 = np.random.default_rng(3).normal(size=(3, 4))
+    run = _run(system, w0)
+    balance = energy_identity_residual(system, run)
+    assert balance.residual.max() <= 1e-9
+    g = objective.gradient(w0)
+    flat_gradient = g - (g @ basis[:, :1]) @ basis[:, :1].T
+    part = dissipation(system, 0.0, w0, np.zeros_like(w0))
+    np.testing.assert_allclose(part.flat, 0.1 * 2.5 * 1.5 * (flat_gradient**2).sum(-1), rtol=1e-13)
+
+
+def test_energy_falls_when_the_hypotheses_hold():
+    system = RISHD.from_optimizer(Quadratic([1.0, 0.3]), StateDependentMetric(curved), alpha=0.2, beta=0.3, eta=0.8)
+    run = _run(system, np.array([2.0, -1.5]))
+    energies = energy_identity_residual(system, run).energy
+    assert (np.diff(energies) < 0).all()
+    assert total_energy(system, 0.0, run.w[0], run.m[0]) == pytest.approx(energies[0])
+
+
+def test_residual_is_of_the_integrators_order():
+    system = RISHD.from_optimizer(Quadratic([1.0, 0.3]), alpha=0.2, beta=0.3, eta=0.8)
+    w0 = np.array([2.0, -1.5])
+    residuals = [
+        energy_identity_residual(system, _run(system, w0, "rk4", steps=n, h=4.0 / n)).residual for n in (40, 80)
+    ]
+    assert 3.5 < np.log2(residuals[0] / residuals[1]) < 5.5
+
+
+def test_second_order_coefficients_have_the_energy_too():
+    system = RISHD.from_coefficients(
+        Quadratic([1.0, 0.3]), StateDependentMetric(curved), alpha=0.5, beta=0.3, gamma=1.0
+    )
+    assert energy_identity_residual(system, _run(system, np.array([2.0, -1.5]))).residual <= 1e-9
+
+
+def test_history_metrics_have_no_energy():
+    system = RISHD.from_optimizer(Quadratic([1.0]), PreconditionerMetric(np.sign), alpha=0.2, eta=0.01)
+    with pytest.raises(ValueError, match="not applicable"):
+        total_energy(system, 0.0, np.ones(1), np.ones(1))
+
+
+def test_eta_without_derivative_is_told():
+    system = RISHD.from_optimizer(Quadratic([1.0]), alpha=0.2, eta=TimeDependent(lambda t: 0.1))
+    with pytest.raises(ValueError, match="eta varies in time and its derivative is needed"):
+        dissipation(system, 0.0, np.ones(1), np.ones(1))
+
+
+def test_too_few_or_broken_states_are_told():
+    system = RISHD.from_optimizer(Quadratic([1.0]), alpha=0.2, eta=0.1)
+    with pytest.raises(ValueError, match="at least 6"):
+        energy_identity_residual(system, simulate(system, np.ones(1), steps=2))
+    broken = RISHD.from_optimizer(Quadratic([1.0]), alpha=0.2, eta=60.0)
+    with pytest.raises(ValueError, match="non-finite energies"):
+        energy_identity_residual(broken, simulate(broken, np.ones(1), steps=500))

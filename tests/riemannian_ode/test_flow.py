@@ -1,0 +1,103 @@
+"""The formulas of flow.py against their definitions with explicit projectors."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from riemannian_ode.flow import (
+    lite_direction,
+    lite_velocity,
+    lookahead,
+    momentum_step,
+    position_step,
+    soft_lite_velocity,
+)
+
+coefficient = st.floats(-1.0, 3.0)
+
+
+def _projector(rng, p, d):
+    basis = np.linalg.qr(rng.normal(size=(p, d)))[0] if d else np.zeros((p, 0))
+    return np.eye(p) - basis @ basis.T
+
+
+@given(
+    p=st.integers(1, 6),
+    d=st.integers(0, 6),
+    chi=st.floats(1, 4),
+    chi_sharp=st.floats(0.5, 2),
+    beta_sharp=coefficient,
+    beta_flat=coefficient,
+    seed=st.integers(0, 10**6),
+)
+def test_single_projection_is_the_definition(p, d, chi, chi_sharp, beta_sharp, beta_flat, seed):
+    rng = np.random.default_rng(seed)
+    q = _projector(rng, p, min(d, p))
+    sharp = np.eye(p) - q
+    a, g, c = rng.normal(size=(3, p))
+    u = lite_velocity(
+        a, g, flat=lambda x: q @ x, chi=chi, beta_sharp=beta_sharp, beta_flat=beta_flat, chi_sharp=chi_sharp, decay=c
+    )
+    expected = chi_sharp * sharp @ (a + beta_sharp * g + c) + chi * q @ (a + beta_flat * g + c)
+    np.testing.assert_allclose(u, expected, atol=1e-13 * (1 + np.abs(expected).max()) * 10)
+
+
+@given(
+    p=st.integers(2, 6), chi=st.floats(1, 4), beta_sharp=coefficient, beta_flat=coefficient, seed=st.integers(0, 10**6)
+)
+def test_soft_mask_equals_projection_where_q_is_a_projector(p, chi, beta_sharp, beta_flat, seed):
+    rng = np.random.default_rng(seed)
+    q = _projector(rng, p, 1)
+    a, g = rng.normal(size=(2, p))
+    settings = {"flat": lambda x: q @ x, "chi": chi, "beta_sharp": beta_sharp, "beta_flat": beta_flat}
+    np.testing.assert_allclose(soft_lite_velocity(a, g, **settings), lite_velocity(a, g, **settings), atol=1e-12)
+
+
+def test_soft_mask_differs_where_q_is_none(rng):
+    a, g = rng.normal(size=(2, 4))
+    settings = {"flat": lambda x: 0.5 * x, "chi": 2.0, "beta_sharp": -0.25, "beta_flat": 1.0}
+    gap = np.abs(soft_lite_velocity(a, g, **settings) - lite_velocity(a, g, **settings)).max()
+    assert gap > 0.1 * np.abs(g).max()
+
+
+def test_base_method_is_chi_one_and_equal_betas(rng):
+    a, g = rng.normal(size=(2, 5))
+    q = _projector(rng, 5, 2)
+    base = lite_velocity(a, g, beta_sharp=0.7)
+    split = lite_velocity(a, g, flat=lambda x: q @ x, chi=1.0, beta_sharp=0.7, beta_flat=0.7)
+    np.testing.assert_allclose(base, a + 0.7 * g)
+    np.testing.assert_allclose(split, base, atol=1e-15)
+
+
+def test_momentum_is_heavy_ball_or_ema(rng):
+    m, g = rng.normal(size=(2, 3))
+    np.testing.assert_allclose(momentum_step(m, g, alpha=0.1), 0.9 * m + g, rtol=1e-15)
+    np.testing.assert_allclose(momentum_step(m, g, alpha=0.1, gain=0.1), 0.9 * m + 0.1 * g, rtol=1e-14)
+    np.testing.assert_allclose(momentum_step(m, g, alpha=0.1, h=0.5, correction=g), m + 0.5 * (2 * g - 0.1 * m))
+
+
+def test_lookahead_of_zero_is_the_momentum_itself(rng):
+    m, g = rng.normal(size=(2, 3))
+    assert lookahead(m, g, 0.0) is m
+    np.testing.assert_allclose(lookahead(m, g, 0.5), m + 0.5 * g)
+
+
+@pytest.mark.parametrize("nesterov", [0.0, 0.4])
+def test_nesterov_is_hessian_damping_for_a_linear_metric(rng, nesterov):
+    m, g = rng.normal(size=(2, 4))
+    inverse = np.diag(rng.uniform(0.5, 2.0, 4))
+    inside = lite_direction(m, g, raise_index=lambda x: inverse @ x, nesterov=nesterov)
+    beside = lite_direction(m, g, raise_index=lambda x: inverse @ x, beta_sharp=nesterov)
+    np.testing.assert_allclose(inside, beside, rtol=1e-14)
+
+
+def test_torch_and_numpy_agree_to_the_bit(rng):
+    w, m, g = rng.normal(size=(3, 50))
+    moved = momentum_step(m, g, alpha=0.05, gain=0.05)
+    position = position_step(w, lite_velocity(moved, g, beta_sharp=0.3), eta=0.01)
+    tensors = [torch.as_tensor(x) for x in (w, m, g)]
+    moved_t = momentum_step(tensors[1], tensors[2], alpha=0.05, gain=0.05)
+    position_t = position_step(tensors[0], lite_velocity(moved_t, tensors[2], beta_sharp=0.3), eta=0.01)
+    assert np.array_equal(position, position_t.numpy())
