@@ -59,7 +59,7 @@ def threshold_mask(
     Source: arXiv:2602.22681, published code (step 3 of docs/algorithm).
     """
     norm = torch.linalg.vector_norm(covector, dim=(-2, -1))
-    tau = (rho * norm + _NORM_FLOOR)[..., None, None]
+    tau = (rho * norm + _NORM_FLOOR).to(covector.dtype)[..., None, None]
     return 0.5 * (polar + orthogonalize(covector / tau - polar))
 
 
@@ -150,7 +150,7 @@ def adapt_coordinate_thresholds(
     Args:
         v: Second moment, any shape.
         thresholds: hi and lo that the mask just used.
-        sharp_fraction: r.
+        sharp_fraction: Sharp fraction r.
 
     Source: arXiv:2602.22681, published code of AdamW-LITE.
     """

@@ -30,7 +30,7 @@ def polar_express_coefficients(steps: int) -> list[tuple[float, float, float]]:
     Raises:
         ValueError: if ``steps`` < 1.
 
-    Source: arXiv:2505.16932; every triple but the last is divided by (1.01, 1.01³, 1.01⁵).
+    Source: arXiv:2505.16932; every triple but the limiting one is divided by (1.01, 1.01³, 1.01⁵).
     """
     if steps < 1:
         raise ValueError(f"steps = {steps!r} must be at least 1; 6 is the published choice.")

@@ -38,7 +38,7 @@ def mode_roots(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
 
 
 def flat_rate(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
-    r"""Slow decay rate of one flow mode, −Re of the root closest to the imaginary axis' right.
+    r"""Slow decay rate of one flow mode, −Re of the root with the largest real part.
 
     For small κ it is :math:`(1/\alpha + \beta)\kappa`; on a saddle (κ < 0) it is negative: the rate of escape.
 

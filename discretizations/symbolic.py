@@ -176,10 +176,12 @@ def saddle_escape() -> list[Expr]:
 
     Implicit differentiation of the characteristic equation with κ = −q, q > 0, gives
     ds/dβ = q(s + α)/(2s + α − βq) and ds/dq = (βs + 1 + αβ)/(2s + α − βq); the denominator is the distance between the
-    two roots, positive. Both numerators are positive for s, q > 0 and 1 + αβ > 0, β ≥ 0.
+    two roots, positive. Both numerators are positive for s, q > 0 and 1 + αβ > 0: at the root
+    q(βs + 1 + αβ) = s(s + α).
 
     Returns:
-        Residuals of both derivatives and of "denominator = difference of the roots".
+        Four residuals: of both derivatives, of "denominator = difference of the roots", and of the last identity modulo
+        the characteristic equation.
     """
     s, alpha, q = sp.symbols("s alpha q", positive=True)
     beta = sp.symbols("beta", real=True)
@@ -188,32 +190,28 @@ def saddle_escape() -> list[Expr]:
     by_beta = sp.simplify(-sp.diff(equation, beta) / sp.diff(equation, s) - q * (s + alpha) / denominator)
     by_q = sp.simplify(-sp.diff(equation, q) / sp.diff(equation, s) - (beta * s + 1 + alpha * beta) / denominator)
     other = -(alpha - beta * q) - s  # the sum of the roots is −(α − βq)
-    return [by_beta, by_q, sp.expand(denominator - (s - other))]
+    at_the_root = sp.expand(q * (beta * s + 1 + alpha * beta) - s * (s + alpha) + equation)
+    return [by_beta, by_q, sp.expand(denominator - (s - other)), at_the_root]
 
 
 def stability_region() -> list[Expr]:
-    """Step polynomial of the update rule and Jury's three conditions (claim C6).
+    """Step polynomial of the update rule and Jury's conditions (claim C6).
+
+    The fourth condition, D > −1, follows from the first two: (1 − T + D) + (1 + T + D) = 2(1 + D).
 
     Returns:
-        Residuals: polynomial of the step matrix; 1 − T + D = (1 + αβ)κ; 1 + T + D = 2(2 − α) − (1 + β(2 − α))κ;
-        1 − D = α + (1 − α)βκ; and the remaining condition D > −1, which the others imply for β ≥ 0:
-        (1 + β(2 − α))(2 − α)/((1 − α)β) − 2(2 − α) = (2 − α)(1 + αβ)/((1 − α)β).
+        Four residuals, of the polynomial of the step matrix, of 1 − T + D = (1 + αβ)κ, of
+        1 + T + D = 2(2 − α) − (1 + β(2 − α))κ, and of 1 − D = α + (1 − α)βκ.
     """
     z, alpha, beta, kappa = sp.symbols("z alpha beta kappa")
     step = sp.Matrix([[1 - (1 + beta) * kappa, -(1 - alpha)], [kappa, 1 - alpha]])
     trace = 2 - alpha - (1 + beta) * kappa
     determinant = (1 - alpha) * (1 - beta * kappa)
-    slope = 1 + beta * (2 - alpha)
     return [
         sp.expand((z * sp.eye(2) - step).det() - (z**2 - trace * z + determinant)),
         sp.expand(1 - trace + determinant - (1 + alpha * beta) * kappa),
-        sp.expand(1 + trace + determinant - (2 * (2 - alpha) - slope * kappa)),
+        sp.expand(1 + trace + determinant - (2 * (2 - alpha) - (1 + beta * (2 - alpha)) * kappa)),
         sp.expand(1 - determinant - (alpha + (1 - alpha) * beta * kappa)),
-        sp.simplify(
-            slope * (2 - alpha) / ((1 - alpha) * beta)
-            - 2 * (2 - alpha)
-            - (2 - alpha) * (1 + alpha * beta) / ((1 - alpha) * beta)
-        ),
     ]
 
 

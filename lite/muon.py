@@ -32,7 +32,7 @@ from riemannian_ode.flow import lite_velocity, lookahead, momentum_step, positio
 
 Mask: TypeAlias = Literal["threshold", "exact"]
 MASKS: tuple[Mask, ...] = ("threshold", "exact")
-_PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs plain Muon (published code)
+PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs plain Muon (published code)
 _UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
 
 
@@ -49,7 +49,8 @@ class MuonRule:
         beta_flat: β₂.
         sharp_fraction: r in [0, 1].
         ns_steps: Newton–Schulz steps; 0 takes the exact polar factor by SVD.
-        mask: ``"threshold"`` is the published soft mask, ``"exact"`` the top-k right singular space by SVD.
+        mask: ``"threshold"`` is the published soft mask, whose ρ adapts at every step even while χ = 1 and β₁ = β₂;
+            ``"exact"`` the top-k right singular space by SVD; ``None`` is plain Muon.
     """
 
     lr: float
@@ -60,26 +61,27 @@ class MuonRule:
     beta_flat: float
     sharp_fraction: float
     ns_steps: int
-    mask: Mask
+    mask: Mask | None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is Muon without LITE: χ = 1 and β₁ = β₂ = 0, or no sharp part to tell apart."""
-        return self.sharp_fraction <= _PLAIN_FRACTION or (self.chi == 1 and self.beta_sharp == self.beta_flat == 0)
+    def is_damped(self) -> bool:
+        """Whether msign(g) is needed."""
+        return self.mask is not None and (self.beta_sharp != 0 or self.beta_flat != 0)
 
     @property
     def is_split(self) -> bool:
         """Whether sharp and flat directions are treated differently."""
-        return not self.is_plain and (self.chi != 1 or self.beta_flat != self.beta_sharp)
+        return self.mask is not None and (self.chi != 1 or self.beta_flat != self.beta_sharp)
 
     def orthogonalize(self, x: Tensor) -> Tensor:
         """msign(x)."""
         return polar_express(x, steps=self.ns_steps) if self.ns_steps else exact_polar(x)
 
 
-def initial_rho(shape: torch.Size, device: torch.device) -> Tensor:
-    """State ρ of the threshold mask before the first step, a float32 scalar."""
-    return torch.full((), initial_threshold(min(shape)), dtype=torch.float32, device=device)
+def initial_rho(w: Tensor) -> Tensor:
+    """State ρ of the threshold mask before the first step: 0-dimensional, at least float32."""
+    wide = torch.promote_types(w.dtype, torch.float32)
+    return torch.full((), initial_threshold(max(1, min(w.shape))), dtype=wide, device=w.device)
 
 
 def muon_update(
@@ -92,7 +94,7 @@ def muon_update(
         w: Parameters, shape ``(m, n)`` or ``(batch, m, n)``.
         g: Gradients, shape of ``w``.
         m: Momentum (EMA), shape of ``w``.
-        rho: ρ of the threshold mask, shape ``()`` or ``(batch,)``; ``None`` for the exact mask.
+        rho: ρ of the threshold mask, shape ``()`` or ``(batch,)``; ``None`` for other masks.
 
     Returns:
         New parameters, momentum and ρ.
@@ -102,32 +104,43 @@ def muon_update(
     theta = rule.momentum
     m = momentum_step(m, g, alpha=1.0 - theta, gain=1.0 - theta)
     covector = lookahead(m, g, (1.0 - theta) / theta)
-    damped = not rule.is_plain and (rule.beta_sharp != 0 or rule.beta_flat != 0)
     d: Tensor | None
-    if damped and w.ndim == 3:  # one batch keeps the matrix units busier than two
+    if rule.is_damped and w.ndim == 3:  # one batch keeps the matrix units busier than two
         a, d = rule.orthogonalize(torch.cat([covector, g])).tensor_split(2)
     else:
         a = rule.orthogonalize(covector)
-        d = rule.orthogonalize(g) if damped else None
+        d = rule.orthogonalize(g) if rule.is_damped else None
     rows, columns = w.shape[-2:]
     scale = _UPDATE_RMS * max(rows, columns) ** 0.5
     eta = rule.lr * scale
     decay = (rule.weight_decay / scale) * w if rule.weight_decay else None
 
-    if not rule.is_split:
-        u = lite_velocity(a, d, beta_sharp=rule.beta_sharp, decay=decay)
-        return position_step(w, u, eta=eta), m, rho
-    if rule.mask == "exact" or rho is None:
+    if rule.mask == "threshold" and rho is not None:
+        return _soft_masked(rule, w, m, rho, covector, a, d, decay, eta)
+    flat = None
+    if rule.is_split:
         rank = round(rule.sharp_fraction * min(rows, columns))
         flat = subspace_complement(top_right_subspace(covector, rank))
-        u = lite_velocity(
-            a, d, flat=flat, chi=rule.chi, beta_sharp=rule.beta_sharp, beta_flat=rule.beta_flat, decay=decay
-        )
-        return position_step(w, u, eta=eta), m, rho
+    u = lite_velocity(a, d, flat=flat, chi=rule.chi, beta_sharp=rule.beta_sharp, beta_flat=rule.beta_flat, decay=decay)
+    return position_step(w, u, eta=eta), m, rho
+
+
+def _soft_masked(
+    rule: MuonRule,
+    w: Tensor,
+    m: Tensor,
+    rho: Tensor,
+    covector: Tensor,
+    a: Tensor,
+    d: Tensor | None,
+    decay: Tensor | None,
+    eta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The published soft mask: two projections of the gradient's part, and the threshold's adaptation."""
     mask = threshold_mask(covector, a, rho, orthogonalize=rule.orthogonalize)
     flat = mask_complement(mask)
     u = soft_lite_velocity(a, d, flat=flat, chi=rule.chi, beta_sharp=rule.beta_sharp, beta_flat=rule.beta_flat)
     if decay is not None:
         u = u + lite_velocity(decay, flat=flat, chi=rule.chi)
-    rank = published_rank(rule.sharp_fraction, min(rows, columns))
+    rank = published_rank(rule.sharp_fraction, min(w.shape[-2:]))
     return position_step(w, u, eta=eta), m, adapt_threshold(rho, mask, rank=rank)

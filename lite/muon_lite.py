@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
-from lite.muon import MASKS, Mask, MuonRule, initial_rho, muon_update
+from lite.muon import MASKS, PLAIN_FRACTION, Mask, MuonRule, initial_rho, muon_update
 from lite.optimizer import RULES, LITEOptimizer, require_range
 
 
@@ -130,8 +130,8 @@ class MuonLITE(LITEOptimizer):
                 }
             else:
                 self.state[p] = {"momentum": torch.zeros_like(p)}
-                if group["mask"] == "threshold":
-                    self.state[p]["rho"] = initial_rho(p.shape, p.device)
+                if group["mask"] == "threshold" and not _is_plain(group):
+                    self.state[p]["rho"] = initial_rho(p)
 
     def step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:  # noqa: D102
         for p in params:
@@ -153,7 +153,7 @@ class MuonLITE(LITEOptimizer):
             beta_flat=group["beta_flat"],
             sharp_fraction=group["sharp_fraction"],
             ns_steps=group["ns_steps"],
-            mask=group["mask"],
+            mask=None if _is_plain(group) else group["mask"],
         )
         alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for p in params:
@@ -161,7 +161,7 @@ class MuonLITE(LITEOptimizer):
                 alike[p.shape, p.dtype, p.device].append(p)
         for batch in alike.values():
             states = [self.state[p] for p in batch]
-            thresholded = group["mask"] == "threshold"
+            thresholded = rule.mask == "threshold"
             w, m, rho = muon_update(
                 rule,
                 _stack(batch),
@@ -237,6 +237,15 @@ class Muon(MuonLITE):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
+
+
+def _is_plain(group: dict[str, Any]) -> bool:
+    """Whether a group runs plain Muon for good: by its peaks, since a schedule passes through χ = 1 and β = 0."""
+    chi, beta_flat = group.get("peak_chi", group["chi"]), group.get("peak_beta_flat", group["beta_flat"])
+    return bool(
+        group["sharp_fraction"] <= PLAIN_FRACTION
+        or (chi == 1 and group["chi"] == 1 and group["beta_sharp"] == beta_flat == group["beta_flat"] == 0)
+    )
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

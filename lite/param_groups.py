@@ -40,7 +40,7 @@ def param_groups(
     ``embedding``         adamw     weights of ``nn.Embedding`` and ``nn.EmbeddingBag``
     ``head``              adamw     weight of the output head, tied or not
     ``norm``              adamw     weights and biases of normalisation layers
-    ``plain-matrix``      muon      matrices of any other module (e.g. a router): no LITE
+    ``plain-matrix``      muon      matrices of any other module: no LITE
     ``other``             adamw     everything else (biases, convolutions): no LITE
     ====================  ========  ============================================================
 

@@ -38,7 +38,7 @@ def cosine_with_warmup(k: int, peak: float, minimum: float, *, warmup_steps: int
         k: Step, from 0.
         peak: Value after the warm-up.
         minimum: Value at ``total_steps``.
-        warmup_steps: W.
+        warmup_steps: Warm-up W.
         total_steps: T > W.
 
     Source: arXiv:2602.22681, published code.
@@ -60,7 +60,7 @@ def learning_rate_factor(
     Args:
         k: Step, from 0.
         schedule: ``"cosine"`` or ``"wsd"``.
-        warmup_steps: W.
+        warmup_steps: Warm-up W.
         total_steps: T > W.
         min_ratio: Last learning rate over the peak.
 
@@ -99,7 +99,7 @@ def flat_learning_rate_ratio(
         k: Step, from 0.
         chi: Peak χ ≥ 1.
         schedule: ``"cosine"`` or ``"wsd"``.
-        warmup_steps: W.
+        warmup_steps: Warm-up W.
         total_steps: T > W.
         min_ratio: q, last learning rate over the peak.
         is_matrix: Whether the group runs the Muon rule.
@@ -126,14 +126,14 @@ def flat_learning_rate_ratio(
 def flat_damping(
     k: int, beta_sharp: float, beta_flat: float, *, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> float:
-    r"""β_flat at step k: linear from β_sharp at W to β_flat at :math:`W + T_f(T-W)`.
+    r"""β_flat at step k: linear from β_sharp at W to β_flat at :math:`W + \lfloor T_f(T-W) \rfloor`.
 
     Args:
         k: Step, from 0.
         beta_sharp: β₁.
         beta_flat: Peak β₂.
         schedule: T_f is 0.5 for ``"cosine"``, 2W/T for ``"wsd"``.
-        warmup_steps: W.
+        warmup_steps: Warm-up W.
         total_steps: T > W.
 
     Returns:
@@ -142,7 +142,7 @@ def flat_damping(
     Source: arXiv:2602.22681, published code.
     """
     fraction = 0.5 if schedule == "cosine" else min(1.0, 2.0 * warmup_steps / total_steps)
-    length = fraction * (total_steps - warmup_steps)
+    length = int(fraction * (total_steps - warmup_steps))
     if k <= warmup_steps and length > 0:
         return beta_sharp
     progress = 1.0 if length == 0 else min(1.0, (k - warmup_steps) / length)
@@ -158,8 +158,8 @@ class LITESchedule(LRScheduler):
 
     Args:
         optimizer: A LITE optimizer.
-        total_steps: T.
-        warmup_steps: W.
+        total_steps: Total T.
+        warmup_steps: Warm-up W.
         schedule: ``"cosine"`` or ``"wsd"``.
         min_ratio: Last learning rate over the peak, as in :func:`learning_rate_factor`.
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from riemannian_ode.dynamics import Objective as Objective
     from riemannian_ode.dynamics import PhasePoint as PhasePoint
     from riemannian_ode.energy import dissipation as dissipation
-    from riemannian_ode.energy import total_energy as total_energy
     from riemannian_ode.energy import energy_identity_residual as energy_identity_residual
+    from riemannian_ode.energy import total_energy as total_energy
     from riemannian_ode.integrators import INTEGRATORS as INTEGRATORS
     from riemannian_ode.integrators import Integrator as Integrator
     from riemannian_ode.integrators import OneStepIntegrator as OneStepIntegrator

@@ -99,13 +99,13 @@ def check_range(name: str, value: Coefficient, lower: float, reason: str, *, str
         raise ValueError(f"{name} = {value!r} must be {sign} {lower:g}: {reason}.")
 
 
-def check_gamma(name: str, beta: Coefficient, alpha: Coefficient) -> None:
-    """Refuse a β with 1 + αβ ≤ 0: the force γ grad f of the second-order form would point uphill."""
-    if is_time_dependent(beta, alpha):
+def check_gamma(name: str, beta: Coefficient, alpha: Coefficient, gain: Coefficient) -> None:
+    """Refuse a β with c + αβ ≤ 0: the force γ grad f of the second-order form would point uphill."""
+    if is_time_dependent(beta, alpha, gain):
         return
-    gamma = 1.0 + to_numpy(alpha) * to_numpy(beta)
+    gamma = to_numpy(gain) + to_numpy(alpha) * to_numpy(beta)
     if float(np.min(gamma)) <= 0 or not math.isfinite(float(np.min(gamma))):
         raise ValueError(
-            f"{name} = {beta!r} makes γ/η = 1 + αβ = {float(np.min(gamma)):.3g} non-positive, so the flow would climb "
-            f"the gradient; take {name} > −1/α."
+            f"{name} = {beta!r} makes γ/η = c + αβ = {float(np.min(gamma)):.3g} non-positive, so the flow would climb "
+            f"the gradient; take {name} > −c/α (c = 1 for a summed momentum)."
         )

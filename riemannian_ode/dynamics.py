@@ -116,7 +116,7 @@ class RISHD:
         r"""System in an optimizer's parameters: state (w, m).
 
         It is RISHD with :math:`\alpha_t = \alpha - \dot\eta_t/\eta_t`, :math:`\beta_t = \eta_t\beta`,
-        :math:`\gamma_t = \eta_t(1 + \alpha\beta)`.
+        :math:`\gamma_t = \eta_t(c + \alpha\beta + \dot\beta)`.
 
         Args:
             objective: Landscape f.
@@ -133,7 +133,7 @@ class RISHD:
             correction: Whether the Riemannian correction R is kept.
 
         Raises:
-            ValueError: for non-finite or negative α or η, χ < 1, β₂ < β₁, 1 + αβ ≤ 0, or χ and β₂ without a split.
+            ValueError: for non-finite or negative α or η, χ < 1, β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split.
 
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
@@ -143,7 +143,7 @@ class RISHD:
         check_range("chi", chi, 1.0, "LITE speeds flat directions up; χ < 1 would slow them down", strict=False)
         for name, value in (("beta", beta), ("beta_flat", flat_damping)):
             check_finite(name, value)
-            check_gamma(name, value, alpha)
+            check_gamma(name, add(nesterov, value), alpha, gain)
         if flat is None:
             if beta_flat is not None or not (isinstance(chi, (int, float)) and chi == 1):
                 raise ValueError(

@@ -42,7 +42,7 @@ class EnergyBalance(NamedTuple):
     """Energies along a trajectory, and what the identity leaves over.
 
     ``energy`` and ``dissipated`` (∫−Ė dt from the start) have shape ``(saves, *ensemble)``; ``residual`` is
-    max_t |E(t) − E(0) + dissipated(t)| / (|E(0)| + max_t dissipated), shape ``(*ensemble,)``, dimensionless.
+    ``max_t |E(t) − E(0) + dissipated(t)| / (|E(0)| + max_t dissipated)``, shape ``(*ensemble,)``, dimensionless.
     """
 
     energy: np.ndarray

@@ -136,7 +136,7 @@ class StateDependentMetric(Metric):
     r"""Any user function :math:`w \mapsto F(w)`, differentiated by torch's autograd.
 
     Args:
-        function: F(w, *parameters) for one member, written with torch: ``w`` of shape ``(p,)`` to a tensor of shape
+        function: ``F(w, *parameters)`` for one member, written with torch: ``w`` of shape ``(p,)`` to a tensor of shape
             ``(p, p)``. numpy ensembles are passed through it without a copy.
         parameters: Arrays with the ensemble's leading axes, one slice of which reaches ``function`` a member.
 

@@ -28,7 +28,7 @@ class ConstantSplit:
 
     Args:
         basis: V, shape ``(p, d_s)`` or ``(*ensemble, p, d_s)``, with VᵀV = I to 1e−8. For a metric other than a
-            multiple of I its span must be invariant under F (then P and F commute, as claims C4 and C7–C9 assume).
+            multiple of I its span must be invariant under F (then P and F commute, as claims C4 and C5 assume).
 
     Raises:
         ValueError: if the columns are not orthonormal.

@@ -95,7 +95,7 @@ def run_demo(
             ),
             Section(
                 "Stability of the update rule",
-                ["Larger Hessian damping β shrinks the stable learning rate: this is why only flat directions get β₂."],
+                ["Above β = −α/(2 − α)² the stable learning rate shrinks as β grows: why only flat directions get β₂."],
                 stability_figure(stability),
                 "Colour: spectral radius of one step, clipped to [0.5, 1.5]. Line: closed form of claim C6.",
             ),

@@ -14,7 +14,7 @@ class Landscape(ABC):
     """A smooth objective f on R^p with analytic derivatives, batched over leading axes.
 
     Attributes:
-        dimension: p.
+        dimension: Dimension p.
         sharp_rank: d_s, dimension of the sharp subspace.
     """
 

@@ -66,8 +66,8 @@ class RiverValley(Landscape):
             raise ValueError(f"floor_width = {floor_width!r} must be positive (math.inf for a quadratic floor).")
         self.width = float(floor_width)
         try:
-            self.amplitudes = np.broadcast_to(np.asarray(amplitudes, np.float64), self.walls.shape)
-            self.phases = np.broadcast_to(np.asarray(phases, np.float64), self.walls.shape)
+            self.amplitudes = np.array(np.broadcast_to(to_numpy(amplitudes), self.walls.shape), np.float64)
+            self.phases = np.array(np.broadcast_to(to_numpy(phases), self.walls.shape), np.float64)
         except ValueError:
             raise ValueError(f"amplitudes and phases must be scalars or have shape {self.walls.shape}.") from None
         self.frequency = float(frequency)
@@ -127,7 +127,7 @@ class RiverValley(Landscape):
 
         Args:
             u: Flat coordinates, shape ``(*batch, d_f)``.
-            tolerance: Largest |P∇f| accepted, in units of the gradient.
+            tolerance: Largest ‖P∇f‖ accepted, in units of the gradient.
 
         Returns:
             Points, shape ``(*batch, p)``, numpy float64.

@@ -65,7 +65,8 @@ def test_adaptive_output_times_match_separate_runs():
 def test_linear_system_against_the_matrix_exponential(rng):
     p = 3
     landscape = Quadratic.random([2.0, 0.7, -0.3], seed=1)
-    metric = (lambda a: a @ a.T + np.eye(p))(rng.normal(size=(p, p)))
+    root = rng.normal(size=(p, p))
+    metric = root @ root.T + np.eye(p)
     alpha, beta, eta = 0.3, 0.5, 0.6
     inverse = np.linalg.inv(metric)
     generator = np.block(

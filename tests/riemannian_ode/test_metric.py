@@ -24,9 +24,14 @@ def sphere_chart(w):
     return torch.diag(torch.stack([torch.ones_like(w[0]), torch.sin(w[0]) ** 2]))
 
 
+def _positive_definite(rng):
+    root = rng.normal(size=(3, 3))
+    return root @ root.T + np.eye(3)
+
+
 METRICS = {
     "euclidean": lambda rng: Euclidean(),
-    "constant": lambda rng: ConstantMetric((lambda a: a @ a.T + np.eye(3))(rng.normal(size=(3, 3)))),
+    "constant": lambda rng: ConstantMetric(_positive_definite(rng)),
     "diagonal": lambda rng: DiagonalMetric(rng.uniform(0.5, 2.0, 3)),
     "state": lambda rng: StateDependentMetric(curved),
 }
@@ -129,7 +134,7 @@ def test_nonfinite_metrics_are_refused():
 
 
 def test_history_metric_has_no_lower_index():
-    metric = PreconditionerMetric(lambda x: np.sign(x))
+    metric = PreconditionerMetric(np.sign)
     np.testing.assert_array_equal(metric.raise_index(np.zeros(2), np.array([2.0, -3.0])), [1.0, -1.0])
     with pytest.raises(ValueError, match="depends on history"):
         metric.lower_index(np.zeros(2), np.zeros(2))

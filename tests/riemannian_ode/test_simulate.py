@@ -153,7 +153,7 @@ class _Slow:
         ({"eta": -1.0}, r"eta = -1\.0 must be ≥ 0"),
         ({"eta": float("inf")}, "eta = inf must be finite"),
         ({"chi": 0.5, "flat": LANDSCAPE.flat_split}, r"chi = 0\.5 must be ≥ 1"),
-        ({"beta": -4.0}, r"beta = -4\.0 makes γ/η = 1 \+ αβ = -0\.2 non-positive"),
+        ({"beta": -4.0}, r"beta = -4\.0 makes γ/η = c \+ αβ = -0\.2 non-positive"),
         ({"beta": 1.0, "beta_flat": 0.5, "flat": LANDSCAPE.flat_split}, r"beta_flat = 0\.5 is below beta"),
         ({"chi": 2.0}, "none are named"),
         ({"beta_flat": 2.0}, "none are named"),

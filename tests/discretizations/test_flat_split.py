@@ -1,0 +1,97 @@
+"""Masks: what they keep, and how their thresholds move."""
+
+import pytest
+import torch
+
+from discretizations.flat_split import (
+    CoordinateThresholds,
+    adapt_coordinate_thresholds,
+    adapt_threshold,
+    coordinate_mask,
+    initial_threshold,
+    mask_complement,
+    published_rank,
+    subspace_complement,
+    threshold_mask,
+    top_right_subspace,
+)
+from discretizations.polar import exact_polar
+
+
+def _matrix(shape, sigma, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.linalg.qr(torch.randn(shape[0], len(sigma), dtype=torch.float64, generator=generator))[0]
+    v = torch.linalg.qr(torch.randn(shape[1], len(sigma), dtype=torch.float64, generator=generator))[0]
+    return (u * torch.tensor(sigma, dtype=torch.float64)) @ v.mT, u, v
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5)])
+def test_threshold_mask_keeps_singular_directions_above_the_threshold(shape):
+    sigma = [8.0, 4.0, 2.0, 1.0, 0.5]
+    x, u, v = _matrix(shape, sigma)
+    rho = 3.0 / float(torch.linalg.vector_norm(x))  # τ = 3: between the second and third singular value
+    mask = threshold_mask(x, exact_polar(x), rho, orthogonalize=exact_polar)
+    torch.testing.assert_close(mask, u[:, :2] @ v[:, :2].mT, atol=1e-8, rtol=0)
+    y = torch.randn(4, shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = y - (y @ v[:, :2]) @ v[:, :2].mT
+    torch.testing.assert_close(mask_complement(mask)(y), expected, atol=1e-7, rtol=0)
+
+
+def test_exact_split_is_the_limit_of_the_threshold_mask():
+    x, _, v = _matrix((6, 9), [9.0, 7.0, 5.0, 3.0, 2.0, 1.0])
+    basis = top_right_subspace(x, 3)
+    torch.testing.assert_close(basis @ basis.mT, v[:, :3] @ v[:, :3].mT, atol=1e-12, rtol=0)
+    mask = threshold_mask(x, exact_polar(x), 4.0 / torch.linalg.vector_norm(x), orthogonalize=exact_polar)
+    y = torch.randn(2, 9, dtype=torch.float64)
+    torch.testing.assert_close(mask_complement(mask)(y), subspace_complement(basis)(y), atol=1e-8, rtol=0)
+
+
+def test_rank_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="rank = 4 must lie between 0 and min"):
+        top_right_subspace(torch.zeros(3, 5), 4)
+
+
+def test_published_constants():
+    assert published_rank(0.1, 128) == 13
+    assert published_rank(1.0, 8) == 7
+    assert published_rank(0.1, 1) == 0
+    assert initial_threshold(64) == pytest.approx(1 / 8)
+
+
+def test_rho_grows_while_too_much_passes_and_is_capped():
+    x, _, _ = _matrix((5, 8), [8.0, 4.0, 2.0, 1.0, 0.5])
+    everything, nothing = exact_polar(x), torch.zeros_like(x)
+    rho = torch.tensor([0.5, 0.5, 0.99], dtype=torch.float64)
+    moved = adapt_threshold(rho, torch.stack([everything, nothing, everything]), rank=2)
+    torch.testing.assert_close(moved, torch.tensor([0.525, 0.475, 1.0], dtype=torch.float64))
+
+
+def test_threshold_settles_at_the_rank_asked_for():
+    x, _, _ = _matrix((20, 30), torch.logspace(0, -2, 20).tolist())
+    rho = torch.tensor(initial_threshold(20), dtype=torch.float64)
+    passed = []
+    for _ in range(200):
+        mask = threshold_mask(x, exact_polar(x), rho, orthogonalize=exact_polar)
+        rho = adapt_threshold(rho, mask, rank=4)
+        passed.append(float(torch.linalg.vector_norm(mask) ** 2))
+    assert 3 <= sum(passed[-50:]) / 50 <= 5
+
+
+def test_coordinate_mask_is_linear_between_its_thresholds():
+    v = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)  # mean 2
+    mask = coordinate_mask(v, CoordinateThresholds(torch.tensor(1.5).double(), torch.tensor(0.5).double()))
+    torch.testing.assert_close(mask, torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]).double())
+    assert torch.isfinite(
+        coordinate_mask(torch.zeros(3), CoordinateThresholds(torch.tensor(1.0), torch.tensor(0.5)))
+    ).all()
+
+
+def test_coordinate_thresholds_settle_at_the_fraction():
+    v = torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
+    thresholds = CoordinateThresholds(torch.tensor(1.0).double(), torch.tensor(0.5).double())
+    for _ in range(200):
+        thresholds = adapt_coordinate_thresholds(v, thresholds, sharp_fraction=0.1)
+    above = [float((v > level * v.mean()).double().mean()) for level in thresholds]
+    assert above[0] == pytest.approx(0.1, abs=0.02)
+    assert above[1] == pytest.approx(0.2, abs=0.02)
+    assert thresholds.lo <= 0.95 * thresholds.hi

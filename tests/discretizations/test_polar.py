@@ -1,0 +1,92 @@
+"""Polar factors against float64 SVD."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discretizations.polar import exact_polar, polar_express, polar_express_coefficients
+
+
+@given(
+    m=st.integers(1, 12),
+    n=st.integers(1, 12),
+    batch=st.sampled_from([(), (1,), (3,), (2, 2)]),
+    scale=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 10**6),
+)
+def test_singular_values_of_exact_polar_are_one(m, n, batch, scale, seed):
+    x = scale * torch.randn(*batch, m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    polar = exact_polar(x)
+    assert polar.shape == x.shape
+    gram = polar @ polar.mT if m <= n else polar.mT @ polar
+    torch.testing.assert_close(gram, torch.eye(min(m, n), dtype=x.dtype).expand_as(gram), atol=1e-9, rtol=0)
+    # It is the polar factor: Oᵀx is symmetric positive semidefinite.
+    stretch = polar.mT @ x
+    torch.testing.assert_close(stretch, stretch.mT, atol=1e-9 * scale * (m + n), rtol=0)
+    assert torch.linalg.eigvalsh(stretch).min() > -1e-9 * scale * (m + n)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (20, 64), (64, 20)])
+@pytest.mark.parametrize(("steps", "tolerance"), [(6, 0.05), (8, 1e-6), (12, 1e-12)])
+def test_polar_express_converges_to_the_svd(shape, steps, tolerance):
+    u, _ = torch.linalg.qr(
+        torch.randn(shape[0], min(shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
+    v, _ = torch.linalg.qr(
+        torch.randn(shape[1], min(shape), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    )
+    sigma = torch.logspace(0, -2, min(shape), dtype=torch.float64)  # relative to ‖X‖_F all are above 1e−3
+    error = torch.linalg.matrix_norm(polar_express((u * sigma) @ v.mT, steps=steps) - u @ v.mT, ord=2)
+    assert error < tolerance
+
+
+def test_six_steps_keep_singular_values_near_one_down_to_a_thousandth():
+    """The bound of Polar Express: after 6 steps every σ in [1e−3, 1] is within a few percent of 1."""
+    sigma = torch.logspace(0, -3, 64, dtype=torch.float64)
+    scaled = torch.diag(sigma / 1.01)  # so that the largest normalised value stays below 1 without the Frobenius norm
+    padded = polar_express(scaled * torch.linalg.vector_norm(scaled), steps=6)
+    values = torch.linalg.svdvals(padded)
+    reachable = sigma / (1.01 * torch.linalg.vector_norm(sigma)) > 1e-3
+    assert (values.sort(descending=True).values[: int(reachable.sum())] - 1).abs().max() < 0.05
+
+
+def test_tall_is_the_transpose_of_wide_and_batches_equal_single_matrices():
+    x = torch.randn(3, 24, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(polar_express(x.mT), polar_express(x).mT, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(polar_express(x)[1], polar_express(x[1]), rtol=1e-12, atol=1e-12)
+    assert polar_express(x).is_contiguous()
+    torch.testing.assert_close(polar_express(x.reshape(1, 3, 24, 10))[0], polar_express(x), rtol=1e-12, atol=1e-12)
+
+
+def test_zero_stays_zero_and_scale_does_not_matter():
+    assert not polar_express(torch.zeros(3, 4)).any()
+    assert not exact_polar(torch.zeros(3, 4)).any()
+    x = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(polar_express(1e3 * x), polar_express(x), rtol=1e-7, atol=1e-7)
+
+
+def test_bfloat16_iteration_is_close():
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    half = polar_express(x, dtype=torch.bfloat16)
+    assert half.dtype == torch.float32
+    assert (half - polar_express(x)).norm() / half.norm() < 0.05
+
+
+def test_rank_deficient_input_has_polar_factor_of_its_rank():
+    x = torch.outer(torch.arange(1.0, 5.0), torch.arange(1.0, 4.0)).double()
+    values = torch.linalg.svdvals(exact_polar(x))
+    np.testing.assert_allclose(values, [1, 0, 0], atol=1e-12)
+
+
+def test_coefficients():
+    first = polar_express_coefficients(1)[0]
+    assert first == pytest.approx(
+        (8.28721201814563 / 1.01, -23.595886519098837 / 1.01**3, 17.300387312530933 / 1.01**5)
+    )
+    assert polar_express_coefficients(10)[7:] == [(1.875, -1.25, 0.375)] * 3
+    with pytest.raises(ValueError, match="steps = 0"):
+        polar_express_coefficients(0)
+    with pytest.raises(ValueError, match="matrices"):
+        polar_express(torch.zeros(3))

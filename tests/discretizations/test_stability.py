@@ -1,0 +1,95 @@
+"""Closed forms of modes and stability against companion matrices, and the symbolic proofs."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discretizations import symbolic
+from discretizations.stability import (
+    asymptotic_speedup,
+    flat_rate,
+    is_overdamped,
+    mode_roots,
+    spectral_radius,
+    stable_limit,
+    step_matrix,
+)
+
+
+@given(kappa=st.floats(-5, 5), alpha=st.floats(0.01, 3), beta=st.floats(-0.3, 4))
+def test_mode_roots_equal_the_companion_matrix(kappa, alpha, beta):
+    companion = np.array([[-(alpha + beta * kappa), -(1 + alpha * beta) * kappa], [1.0, 0.0]])
+    roots, expected = mode_roots(kappa, alpha, beta), np.linalg.eigvals(companion)
+    assert np.sum(roots) == pytest.approx(np.sum(expected), abs=1e-9)
+    assert np.prod(roots) == pytest.approx(np.prod(expected), abs=1e-9)
+    assert roots[0].real >= roots[1].real
+    assert flat_rate(kappa, alpha, beta) == pytest.approx(-max(expected.real), abs=1e-6)
+
+
+def test_small_curvature_keeps_its_digits():
+    """(1/α + β)κ to 12 digits at κ = 1e−14, where the textbook formula has none left."""
+    assert flat_rate(1e-14, 0.1, 0.5) == pytest.approx(10.5e-14, rel=1e-11)
+
+
+def test_overdamping_begins_at_its_threshold():
+    # α = 1, β = 0: κ = 1/4 is critical.
+    assert is_overdamped(0.25, 1.0, 0.0)
+    assert not is_overdamped(0.2501, 1.0, 0.0)
+
+
+def test_speedup_of_the_published_settings_in_theory_units():
+    assert asymptotic_speedup(0.05, 0.0, 20.0, 2.0) == pytest.approx(4.0)
+
+
+@given(alpha=st.floats(0.01, 1), beta=st.floats(-0.99, 5), share=st.floats(0.01, 0.999))
+def test_stable_inside_unstable_outside(alpha, beta, share):
+    limit = stable_limit(alpha, beta)
+    assert np.isfinite(limit)
+    assert spectral_radius(share * limit, alpha, beta) < 1
+    assert spectral_radius(limit / share, alpha, beta) > 1
+
+
+@given(kappa=st.floats(0, 5), alpha=st.floats(0.01, 1), beta=st.floats(-1, 5))
+def test_spectral_radius_is_that_of_the_step_matrix(kappa, alpha, beta):
+    expected = np.abs(np.linalg.eigvals(step_matrix(kappa, alpha, beta))).max()
+    assert spectral_radius(kappa, alpha, beta) == pytest.approx(expected, abs=1e-6)
+
+
+def test_heavy_ball_and_nesterov_limits_of_the_literature():
+    """Heavy ball: κ < 2(1 + μ). Nesterov, β = 1/μ and η = lr·μ: lr·λ < 2(1 + μ)/(1 + 2μ)."""
+    mu = 0.9
+    assert stable_limit(1 - mu, 0.0) == pytest.approx(2 * (1 + mu))
+    assert stable_limit(1 - mu, 1 / mu) / mu == pytest.approx(2 * (1 + mu) / (1 + 2 * mu))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (1.5, 0.0), (0.5, -2.0)])
+def test_outside_the_hypotheses_is_refused(alpha, beta):
+    with pytest.raises(ValueError, match=r"alpha|beta"):
+        stable_limit(alpha, beta)
+
+
+def test_undamped_modes_have_no_rate():
+    with pytest.raises(ValueError, match="undamped"):
+        flat_rate(1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "residuals",
+    [
+        symbolic.phase_space_identity_from_definitions,
+        lambda: symbolic.phase_space_identity_jets(2),
+        lambda: symbolic.phase_space_identity_jets(3),
+        lambda: [symbolic.energy_identity_jets(2), symbolic.energy_identity_jets(3)],
+        symbolic.mode_equation,
+        symbolic.saddle_escape,
+        symbolic.stability_region,
+        symbolic.shadow_identity,
+    ],
+)
+def test_symbolic_proofs(residuals):
+    assert all(residual == 0 for residual in residuals())
+
+
+def test_energy_identity_is_false_without_the_correction():
+    assert symbolic.energy_identity_jets(2, correction=False) != 0

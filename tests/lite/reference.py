@@ -1,0 +1,74 @@
+"""The published algorithms in numpy float64 with SVD polar factors, one matrix at a time, from the paper's steps.
+
+Independent of the package on purpose: no function of it is called.
+"""
+
+import numpy as np
+
+
+def msign(x):
+    u, sigma, vh = np.linalg.svd(x, full_matrices=False)
+    return (u * (sigma > 1e-13 * max(sigma.max(), 1e-300))) @ vh
+
+
+class MuonLITEReference:
+    """Steps 1–6 of Muon-LITE (arXiv:2602.22681)."""
+
+    def __init__(self, w, *, lr, theta=0.95, wd=0.1, chi=2.0, beta1=-0.25, beta2=1.0, r=0.1, orthogonalize=msign):
+        self.w, self.m = w.copy(), np.zeros_like(w)
+        self.lr, self.theta, self.wd, self.chi, self.beta1, self.beta2 = lr, theta, wd, chi, beta1, beta2
+        shorter = min(w.shape)
+        self.k = min(int(np.floor(r * shorter)) + 1, shorter - 1)
+        self.rho = 1.0 / np.sqrt(shorter)
+        self.msign = orthogonalize
+
+    def step(self, g):
+        m, n = self.w.shape
+        theta = self.theta
+        self.m = theta * self.m + (1 - theta) * g
+        tilde = self.m + g * (1 - theta) / theta
+        o = self.msign(tilde)
+        tau = self.rho * np.linalg.norm(tilde) + 1e-9
+        s = 0.5 * (o + self.msign(tilde / tau - o))
+        self.mask_norm = np.linalg.norm(s)
+        factor = 1.05 if self.mask_norm > np.sqrt(self.k) else 0.95
+        self.rho = min(1.0, self.rho * factor)
+        q = np.eye(n) - s.T @ s
+        d = self.msign(g)
+        u = o + self.beta1 * d + (self.beta2 - self.beta1) * d @ q
+        u = u + (self.chi - 1) * u @ q
+        self.w = (
+            (1 - self.lr * self.wd) * self.w
+            - self.lr * (self.chi - 1) * self.wd * self.w @ q
+            - 0.2 * self.lr * np.sqrt(max(m, n)) * u
+        )
+        return self.w
+
+
+class AdamWLITEReference:
+    """AdamW-LITE for embeddings and norms (arXiv:2602.22681)."""
+
+    def __init__(self, w, *, lr, chi=4.0, r=0.1, wd=0.1, theta=0.9, b2=0.99, eps=1e-8):
+        self.w, self.m, self.v, self.t = w.copy(), np.zeros_like(w), np.zeros_like(w), 0
+        self.lr, self.chi, self.r, self.wd, self.theta, self.b2, self.eps = lr, chi, r, wd, theta, b2, eps
+        self.hi, self.lo = 1.0, 0.5
+
+    def step(self, g):
+        self.t += 1
+        self.m = self.theta * self.m + (1 - self.theta) * g
+        self.v = self.b2 * self.v + (1 - self.b2) * g**2
+        u = (self.m / (1 - self.theta**self.t) * np.sqrt(1 - self.b2**self.t)) / (np.sqrt(self.v) + self.eps)
+        mean = self.v.mean()
+        if self.r < 1e-5:
+            p = np.zeros_like(self.w)
+        elif self.r > 1 - 1e-5:
+            p = np.ones_like(self.w)
+        else:
+            p = np.clip((self.v - self.lo * mean) / ((self.hi - self.lo) * mean), 0, 1)
+            above_hi, above_lo = (self.v > self.hi * mean).mean(), (self.v > self.lo * mean).mean()
+            self.hi *= 1.05 if above_hi > self.r else 0.95
+            self.lo *= 1.05 if above_lo > self.r + min(1 - self.r, 0.1) else 0.95
+            self.lo = min(self.lo, 0.95 * self.hi)
+        flat = (self.chi - 1) * (1 - p)
+        self.w = (1 - self.lr * self.wd) * self.w - self.lr * self.wd * flat * self.w - self.lr * (u + flat * u)
+        return self.w
