@@ -89,7 +89,6 @@ def pretrain(
 
     require_extra()
     from rishd.pretraining.config import PretrainConfig
-    from rishd.pretraining.run import pretrain as run
 
     config = PretrainConfig(
         optimizer=optimizer,  # type: ignore[arg-type]  # checked by PretrainConfig
@@ -112,6 +111,8 @@ def pretrain(
         save_every=save_every,
         data=None if data is None else tuple(str(path.resolve()) for path in data),
     )
+    from rishd.pretraining.run import pretrain as run  # after the settings are checked: transformers loads for seconds
+
     with progress_bar(err) as advance:
         result = run(config, folder, resume=resume, progress=advance, say=err.print)
     table = Table("step", "validation loss (nats per token)")
@@ -182,7 +183,8 @@ def claims_table(results: Sequence[Any]) -> Table:
     colours = {"proved": "green", "holds": "green", "refuted": "red", "error": "red"}
     for result in results:
         bounds = [float(part.tightness.max()) for part in result.evidence if isinstance(part, Bound)]
-        identities = [float(part.residuals.max()) for part in result.evidence if isinstance(part, Identity)]
+        identities = [part for part in result.evidence if isinstance(part, Identity)]
+        closest = max(identities, key=lambda part: part.strain, default=None)  # nearest to failing, or failing most
         colour = colours.get(result.verdict, "default")
         table.add_row(
             result.key,
@@ -190,7 +192,7 @@ def claims_table(results: Sequence[Any]) -> Table:
             f"[{colour}]{result.verdict}[/{colour}]",
             str(result.instances),
             f"{max(bounds):.4f}" if bounds else "",
-            f"{max(identities):.1e}" if identities else "",
+            f"{closest.residuals.max():.1e} (limit {closest.tolerance:g})" if closest else "",
             f"{result.seconds:.1f}",
         )
     return table

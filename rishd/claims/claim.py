@@ -29,6 +29,12 @@ class Identity:
     reason: str
 
     @property
+    def strain(self) -> float:
+        """Worst residual over its tolerance; of an equality to the last bit, the residual itself."""
+        worst = float(self.residuals.max())
+        return worst / self.tolerance if self.tolerance else worst
+
+    @property
     def holds(self) -> bool:
         """Whether every residual is finite and within the tolerance."""
         return bool(np.all(self.residuals <= self.tolerance))  # NaN compares false

@@ -97,7 +97,7 @@ def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     Proof: docs/theory, claim C2; symbolic in dimensions 2 and 3 from jets.
 
     Check: random metrics, objectives and coefficients, η decaying, integrated by DOP853; E(t) − E(0) + ∫−Ė over
-    |E(0)| + max ∫−Ė.
+    ‖E(0)‖ + max ∫−Ė.
 
     Source: derived in docs/theory.
     """

@@ -21,7 +21,7 @@ class EnergyStudy:
     Args:
         times: Shape ``(saves,)``.
         energy: E(t) with R kept, shape ``(saves,)``.
-        residual_with: |E(t) − E(0) + ∫−Ė| with R kept, shape ``(saves,)``.
+        residual_with: ‖E(t) − E(0) + ∫−Ė‖ with R kept, shape ``(saves,)``.
         residual_without: The same with R dropped.
     """
 

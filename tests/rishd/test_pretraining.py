@@ -1,0 +1,246 @@
+"""Pre-training: corpus, tokens, runs that resume bit for bit, and what bad input gets."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lite import NonFiniteError
+from rishd.pretraining import corpus as corpus_module
+from rishd.pretraining.config import PretrainConfig, RunFolderError, last_whole_checkpoint
+from rishd.pretraining.corpus import CorpusError, Document, load_corpus
+from rishd.pretraining.run import PretrainTrainer, pretrain
+from rishd.pretraining.tokens import END_OF_TEXT, token_blocks, train_tokenizer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("RISHD_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(200):
+        lines = "\n".join(f"river {i} flows past valley {j} with height {i * j}" for j in range(40))
+        (folder / f"{i:03}.txt").write_text(lines)
+    return folder
+
+
+def silent(what, done, total):
+    pass
+
+
+def tiny(text, **changes):
+    settings = {
+        "optimizer": "muon-lite",
+        "vocab_size": 320,
+        "seq_len": 16,
+        "batch_size": 2,
+        "steps": 6,
+        "warmup_steps": 1,
+        "eval_every": 3,
+        "eval_blocks": 2,
+        "save_every": 2,
+        "data": (str(text),),
+    }
+    return PretrainConfig(**(settings | changes))
+
+
+def run(config, folder, **options):
+    said = []
+    result = pretrain(config, folder, progress=silent, say=said.append, **options)
+    return result, said
+
+
+def weights(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+
+
+def test_documents_are_split_by_key_and_hashed_by_content(text):
+    corpus = load_corpus([text])
+    assert len(corpus.documents) == 200
+    train, validation = list(corpus.texts("train")), list(corpus.texts("validation"))
+    assert len(train) + len(validation) == 200
+    assert not set(train) & set(validation)
+    assert load_corpus([text]) == corpus
+    assert Document("a", "x").split == Document("a", "y").split
+
+
+def test_content_hash_sees_every_change(text, tmp_path):
+    shutil.copytree(text, tmp_path / "copy")
+    before = load_corpus([tmp_path / "copy"]).content_hash
+    assert before == load_corpus([text]).content_hash
+    (tmp_path / "copy" / "000.txt").write_text("changed")
+    assert load_corpus([tmp_path / "copy"]).content_hash != before
+
+
+def test_default_corpus_is_the_recorded_one():
+    corpus = load_corpus()
+    assert corpus.content_hash == corpus_module.PINNED_HASH
+    assert not corpus.warning
+    assert sum(len(document.text) for document in corpus.documents) > 50e6
+
+
+def test_another_default_corpus_is_said(monkeypatch):
+    monkeypatch.setattr(corpus_module, "PACKAGES", ("sympy",))
+    assert "other package versions are installed" in load_corpus().warning
+
+
+def test_jsonl_and_long_files(tmp_path):
+    rows = [json.dumps({"text": f"document number {i}"}) for i in range(150)]
+    (tmp_path / "shard.jsonl").write_text("\n".join(rows) + "\n\n")
+    assert len(load_corpus([tmp_path / "shard.jsonl"]).documents) == 150
+    (tmp_path / "long.txt").write_text("a line of text\n" * 700_000)
+    assert len(load_corpus([tmp_path / "long.txt"]).documents) > 100
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ({}, "holds no text"),
+        ({"a.txt": ""}, "holds no text"),
+        ({"a.txt": "one document only"}, "too few to hold some back"),
+        ({"a.jsonl": '{"text": "x"}\n{"body": 1}\n'}, r"a\.jsonl, line 2: expected an object with"),
+        ({"a.jsonl": "no json\n"}, "line 1"),
+        ({"a.jsonl": '{"text": 3}\n'}, "is int, expected a string"),
+    ],
+)
+def test_bad_corpora_are_refused(tmp_path, content, message):
+    folder = tmp_path / "corpus"
+    if content is not None:
+        folder.mkdir()
+        for name, body in content.items():
+            (folder / name).write_text(body)
+    with pytest.raises(CorpusError, match=message):
+        load_corpus([folder])
+
+
+def test_tokens_decode_to_the_text_and_come_from_the_cache(text, cache):
+    corpus = load_corpus([text])
+    tokenizer = train_tokenizer(corpus, 400, silent)
+    assert tokenizer.get_vocab_size() <= 400
+    blocks = token_blocks(corpus, "train", tokenizer, length=32, blocks=10, progress=silent)
+    assert blocks.ids.shape == (10, 32)
+    decoded = tokenizer.decode(blocks.ids.ravel().tolist(), skip_special_tokens=False)
+    expected = END_OF_TEXT.join(corpus.texts("train"))
+    assert expected.startswith(decoded[:-10])
+    item = blocks[3]
+    assert item["input_ids"].dtype == torch.int64
+    assert torch.equal(item["input_ids"], item["labels"])
+    files = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    train_tokenizer(corpus, 400, lambda *_: pytest.fail("trained again"))
+    token_blocks(corpus, "train", tokenizer, length=32, blocks=10, progress=lambda *_: pytest.fail("encoded again"))
+    assert files == {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+
+def test_a_split_shorter_than_a_block_is_refused(text):
+    corpus = load_corpus([text])
+    tokenizer = train_tokenizer(corpus, 400, silent)
+    with pytest.raises(CorpusError, match="less than one block"):
+        token_blocks(corpus, "validation", tokenizer, length=10**6, blocks=1, progress=silent)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "muon-lite", "adamw"])
+def test_resuming_continues_bit_for_bit(optimizer, text, tmp_path):
+    config = tiny(text, optimizer=optimizer)
+    whole, _ = run(config, tmp_path / "whole")
+    assert not whole.interrupted
+    assert whole.final_validation_loss < 6.5
+
+    run(config, tmp_path / "part")
+    for path in (tmp_path / "part").iterdir():  # as if killed after step 4, while writing the next checkpoint
+        if path.name in ("checkpoint-6", "model"):
+            shutil.rmtree(path)
+    (tmp_path / "part" / "checkpoint-6").mkdir()
+    (tmp_path / "part" / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
+    assert last_whole_checkpoint(tmp_path / "part").name == "checkpoint-4"
+    resumed, said = run(config, tmp_path / "part", resume=True)
+    assert "continuing from checkpoint-4" in said[0]
+    assert resumed.series("eval_loss") == whole.series("eval_loss")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_same_seed_same_start_for_every_optimizer(text, tmp_path):
+    first = [run(tiny(text, optimizer=name), tmp_path / name)[0].series("loss")[0] for name in ("muon", "muon-lite")]
+    assert first[0] == first[1]
+
+
+def test_folders_of_other_runs_are_refused(text, tmp_path):
+    config = tiny(text, steps=2, eval_every=2)
+    run(config, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["seed"] == 0
+    assert record["versions"]["torch"] == torch.__version__
+    with pytest.raises(RunFolderError, match="give --resume to continue it"):
+        run(config, tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"holds another run \(lr is 0\.003 there, 0\.1 here\)"):
+        run(tiny(text, steps=2, eval_every=2, lr=0.1), tmp_path / "run", resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFolderError, match="not empty and holds no run"):
+        run(config, tmp_path / "full")
+
+
+def test_nonfinite_gradient_names_step_and_parameter_and_keeps_the_checkpoint(text, tmp_path, monkeypatch):
+    right = PretrainTrainer.compute_loss
+
+    def poisoned(self, model, inputs, *args, **kwargs):
+        loss = right(self, model, inputs, *args, **kwargs)
+        if model.training and self.state.global_step == 3:
+            weight = model.model.layers[2].mlp.up_proj.weight
+            loss = loss + (weight * torch.tensor(float("inf"))).sum() * 0
+        return loss
+
+    monkeypatch.setattr(PretrainTrainer, "compute_loss", poisoned)
+    with pytest.raises(NonFiniteError, match=r"at step 3 in model\.layers\.2\.mlp\.up_proj\.weight"):
+        run(tiny(text), tmp_path / "run")
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert rows
+
+
+def test_interrupt_leaves_metrics_and_says_how_to_continue(text, tmp_path, monkeypatch):
+    right = PretrainTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return right(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainTrainer, "training_step", interrupted)
+        result, said = run(tiny(text), tmp_path / "run")
+    assert result.interrupted
+    assert "--resume continues" in said[-1]
+    assert result.series("eval_loss")
+    resumed, _ = run(tiny(text), tmp_path / "run", resume=True)
+    assert not resumed.interrupted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "sgd"}, "Choose one of: adamw, muon, muon-lite"),
+        ({"preset": "10M"}, "preset = '10M' is unknown"),
+        ({"schedule": "step"}, "schedule"),
+        ({"lr": float("nan")}, "lr = nan"),
+        ({"steps": 0}, "steps = 0"),
+        ({"warmup_steps": 6}, "below steps = 6"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"seed": -1}, "seed"),
+        ({"vocab_size": 100}, "at least 300"),
+        ({"chi": 0.5}, "chi = 0.5"),
+    ],
+)
+def test_bad_settings_are_refused(text, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny(text, **changes), tmp_path / "run")
