@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
@@ -79,19 +80,13 @@ def part_text(part: Any) -> str:
         worst = float(part.residuals.max())
         return f"{part.name}: worst {worst:.2g} {verdict} {part.tolerance:g} over {part.residuals.size} instances"
     if isinstance(part, Measurement):
-        return f"{part.name}: median {_median(part.values):.2g}, largest {float(part.values.max()):.2g}"
+        return f"{part.name}: median {np.median(part.values):.2g}, largest {float(part.values.max()):.2g}"
     verdict = "≤ 1" if part.holds else "EXCEEDS 1"
     worst = float(part.tightness.max())
     return (
-        f"{part.name}: tightness (measured/bound) largest {worst:.4f} {verdict}, median {_median(part.tightness):.3f} "
-        f"over {part.tightness.size} instances"
+        f"{part.name}: tightness (measured/bound) largest {worst:.4f} {verdict}, median "
+        f"{np.median(part.tightness):.3f} over {part.tightness.size} instances"
     )
-
-
-def _median(values: Any) -> float:
-    import numpy as np
-
-    return float(np.median(values))
 
 
 def _png(figure: Figure) -> str:
