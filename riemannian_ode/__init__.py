@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from riemannian_ode.energy import dissipation as dissipation
     from riemannian_ode.energy import energy_identity_residual as energy_identity_residual
     from riemannian_ode.energy import total_energy as total_energy
+    from riemannian_ode.geometry import geodesic_system as geodesic_system
+    from riemannian_ode.geometry import riemannian_gradient as riemannian_gradient
+    from riemannian_ode.geometry import riemannian_hvp as riemannian_hvp
     from riemannian_ode.integrators import INTEGRATORS as INTEGRATORS
     from riemannian_ode.integrators import Integrator as Integrator
     from riemannian_ode.integrators import OneStepIntegrator as OneStepIntegrator
@@ -30,10 +33,15 @@ if TYPE_CHECKING:
     from riemannian_ode.metric import Euclidean as Euclidean
     from riemannian_ode.metric import Metric as Metric
     from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
-    from riemannian_ode.metric import StateDependentMetric as StateDependentMetric
     from riemannian_ode.simulation import simulate as simulate
     from riemannian_ode.split import ConstantSplit as ConstantSplit
+    from riemannian_ode.structured_metric import KroneckerMetric as KroneckerMetric
+    from riemannian_ode.structured_metric import LowRankPlusDiagonalMetric as LowRankPlusDiagonalMetric
     from riemannian_ode.trajectory import Trajectory as Trajectory
+    from riemannian_ode.varying_metric import GramRootMetric as GramRootMetric
+    from riemannian_ode.varying_metric import StateDependentMetric as StateDependentMetric
+    from riemannian_ode.varying_metric import VaryingDiagonalMetric as VaryingDiagonalMetric
+    from riemannian_ode.varying_metric import VaryingMetric as VaryingMetric
 
 _HOME = {
     "RISHD": "dynamics",
@@ -53,7 +61,15 @@ _HOME = {
     "Euclidean": "metric",
     "Metric": "metric",
     "PreconditionerMetric": "metric",
-    "StateDependentMetric": "metric",
+    "geodesic_system": "geometry",
+    "riemannian_gradient": "geometry",
+    "riemannian_hvp": "geometry",
+    "KroneckerMetric": "structured_metric",
+    "LowRankPlusDiagonalMetric": "structured_metric",
+    "GramRootMetric": "varying_metric",
+    "StateDependentMetric": "varying_metric",
+    "VaryingDiagonalMetric": "varying_metric",
+    "VaryingMetric": "varying_metric",
     "simulate": "simulation",
     "ConstantSplit": "split",
     "Trajectory": "trajectory",

@@ -15,12 +15,12 @@ Source: arXiv:2602.22681, eqs. (tangent) and (cotangent); the form of R is deriv
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from riemannian_ode.arrays import inner, is_torch, like, matvec, namespace, to_numpy
+from riemannian_ode.arrays import inner, like, matvec, namespace, to_numpy
 from riemannian_ode.flow import Array
 
 Variation = Literal["constant", "state", "history"]
@@ -100,7 +100,7 @@ class ConstantMetric(Metric):
         return matvec(like(self.matrix, vector), vector)
 
     def check(self, w: Array) -> None:  # noqa: D102
-        _check_fits("matrix", self.matrix, w, 2)
+        check_fits("matrix", self.matrix, w, 2)
 
 
 class DiagonalMetric(Metric):
@@ -129,88 +129,7 @@ class DiagonalMetric(Metric):
         return vector * like(self.diagonal, vector)
 
     def check(self, w: Array) -> None:  # noqa: D102
-        _check_fits("diagonal", self.diagonal, w, 1)
-
-
-class StateDependentMetric(Metric):
-    r"""Any user function :math:`w \mapsto F(w)`, differentiated by torch's autograd.
-
-    Args:
-        function: ``F(w, *parameters)`` for one member, written with torch: ``w`` of shape ``(p,)`` to a tensor of shape
-            ``(p, p)``. numpy ensembles are passed through it without a copy.
-        parameters: Arrays with the ensemble's leading axes, one slice of which reaches ``function`` a member.
-
-    A member whose F(w) loses positive definiteness on the way gets NaN and is reported by ``simulate``.
-    """
-
-    variation: ClassVar[Variation] = "state"
-
-    def __init__(self, function: Callable[..., Any], parameters: Sequence[Array] = ()) -> None:
-        self.function = function
-        self.parameters = tuple(parameters)
-
-    def matrix(self, w: Array) -> Array:
-        """F(w), shape ``(*ensemble, p, p)``."""
-        return self._restored(self._matrices(self._flattened(w)[0], w), w)
-
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
-        x, c = self._flattened(w, covector)
-        return self._restored(_solve(self._matrices(x, w), c), w)
-
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
-        x, v = self._flattened(w, vector)
-        return self._restored((self._matrices(x, w) @ v[..., None])[..., 0], w)
-
-    def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:  # noqa: D102
-        import torch
-
-        x, v, m = self._flattened(w, velocity, momentum)
-        with torch.enable_grad():
-            # Reverse mode only: D_vF n is linear in v, so it is the gradient in y of (∇_w yᵀF n)·v. One evaluation of F
-            # and four small backward passes are several times quicker than torch.func's forward mode.
-            x = x.detach().requires_grad_()
-            y = torch.zeros_like(x, requires_grad=True)
-            matrix = self._matrices(x, w)
-            n = _solve(matrix.detach(), m)
-            slope = torch.autograd.grad(_form(v, matrix, n), x, retain_graph=True)[0]
-            toward_n = torch.autograd.grad(_form(y, matrix, n), x, create_graph=True)[0]
-            toward_v = torch.autograd.grad(_form(y, matrix, v), x, create_graph=True)[0]
-            turning = torch.autograd.grad((toward_n * v - toward_v * n).sum(), y)[0]
-        return self._restored(0.5 * (turning + slope), w)
-
-    def check(self, w: Array) -> None:  # noqa: D102
-        matrix = self.matrix(w)
-        _check_fits("F(w)", matrix, w, 2)
-        check_positive_definite(matrix, name="F(w) at the start")
-
-    def _flattened(self, w: Array, *others: Array) -> list[Any]:
-        """The arrays as torch tensors of shape ``(members, p)``, sharing memory with numpy ones."""
-        import torch
-
-        return [torch.as_tensor(x).expand(tuple(w.shape)).reshape(-1, w.shape[-1]) for x in (w, *others)]
-
-    def _matrices(self, x: Any, w: Array) -> Any:
-        """F of every member, shape ``(members, p, p)``, vectorised over the members of ``x``."""
-        import torch
-
-        thetas = []
-        for theta in self.parameters:
-            tensor = torch.as_tensor(theta).to(x)
-            if tuple(tensor.shape[: w.ndim - 1]) != tuple(w.shape[:-1]):
-                raise ValueError(
-                    f"a metric parameter has shape {tuple(tensor.shape)}, but the ensemble has axes "
-                    f"{tuple(w.shape[:-1])}; its leading axes must be the ensemble's."
-                )
-            thetas.append(tensor.reshape(-1, *tensor.shape[w.ndim - 1 :]))
-        if len(x) == 1:  # vmap costs more than one small evaluation
-            return self.function(x[0], *(theta[0] for theta in thetas))[None]
-        return torch.func.vmap(self.function)(x, *thetas)
-
-    @staticmethod
-    def _restored(result: Any, w: Array) -> Array:
-        """A result of shape ``(members, …)`` with the ensemble axes of ``w``, numpy where ``w`` is."""
-        result = result.reshape(*w.shape[:-1], *result.shape[1:])
-        return result if is_torch(w) else result.detach().numpy()
+        check_fits("diagonal", self.diagonal, w, 1)
 
 
 class PreconditionerMetric(Metric):
@@ -269,26 +188,21 @@ def check_positive_definite(matrix: Array, *, name: str = "matrix") -> None:
         )
 
 
-def _check_fits(name: str, array: Array, w: Array, trailing: int) -> None:
+def check_fits(name: str, array: Array, w: Array, trailing: int) -> None:
+    """Refuse a metric's array whose last axes are not p, or whose leading ones are not the ensemble's.
+
+    Args:
+        name: How the caller knows it.
+        array: Shape ``(*ensemble, p, …)`` with ``trailing`` axes of length p.
+        w: Positions, shape ``(*ensemble, p)``.
+        trailing: 1 for a diagonal, 2 for a matrix.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
     p = w.shape[-1]
     if tuple(array.shape[array.ndim - trailing :]) != (p,) * trailing:
         raise ValueError(f"{name} has shape {tuple(array.shape)}, but w has {p} coordinates (shape {tuple(w.shape)}).")
     leading, ensemble = tuple(array.shape[: array.ndim - trailing]), tuple(w.shape[:-1])
     if leading and leading != ensemble:
         raise ValueError(f"{name} has ensemble axes {leading}, but w has {ensemble}; give one slice per member.")
-
-
-def _form(u: Any, matrix: Any, v: Any) -> Any:
-    """Sum over members of uᵀFv."""
-    import torch
-
-    return torch.einsum("ni,nij,nj->", u, matrix, v)
-
-
-def _solve(matrix: Any, covector: Any) -> Any:
-    """F⁻¹c by Cholesky; NaN where F is not positive definite, so that the run is stopped and the member named."""
-    import torch
-
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    solution = torch.cholesky_solve(covector[..., None], factor)[..., 0]
-    return torch.where((info == 0)[..., None], solution, torch.nan)

@@ -5,11 +5,34 @@ from __future__ import annotations
 from riemannian_ode.errors import require_choice
 from riemannian_ode.integrators.adaptive import DOP853, LSODA, RK45, Radau, SciPyAdaptive
 from riemannian_ode.integrators.base import Integrator, IntegratorError, OneStepIntegrator, PhaseState
-from riemannian_ode.integrators.euler import ExplicitEuler, SemiImplicitEuler
-from riemannian_ode.integrators.runge_kutta import RungeKutta4
+from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
+from riemannian_ode.integrators.embedded import EnsembleDormandPrince
+from riemannian_ode.integrators.euler import ExplicitEuler, PositionFirstEuler, SemiImplicitEuler
+from riemannian_ode.integrators.exponential import ExponentialEuler
+from riemannian_ode.integrators.implicit import ImplicitEuler, ImplicitMidpoint
+from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, Heun, RungeKutta4
+from riemannian_ode.integrators.splitting import StrangSplitting, StrangSplitting4
 
 INTEGRATORS: dict[str, type[Integrator]] = {
-    cls.name: cls for cls in (ExplicitEuler, SemiImplicitEuler, RungeKutta4, RK45, DOP853, Radau, LSODA)
+    cls.name: cls
+    for cls in (
+        ExplicitEuler,
+        SemiImplicitEuler,
+        PositionFirstEuler,
+        Heun,
+        RungeKutta4,
+        ImplicitEuler,
+        ImplicitMidpoint,
+        StrangSplitting,
+        StrangSplitting4,
+        ExponentialEuler,
+        DiscreteGradient,
+        EnsembleDormandPrince,
+        RK45,
+        DOP853,
+        Radau,
+        LSODA,
+    )
 }
 
 
@@ -28,14 +51,25 @@ __all__ = [
     "INTEGRATORS",
     "LSODA",
     "RK45",
+    "ButcherTableau",
+    "DiscreteGradient",
+    "EnsembleDormandPrince",
     "ExplicitEuler",
+    "ExplicitRungeKutta",
+    "ExponentialEuler",
+    "Heun",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
     "Integrator",
     "IntegratorError",
     "OneStepIntegrator",
     "PhaseState",
+    "PositionFirstEuler",
     "Radau",
     "RungeKutta4",
     "SciPyAdaptive",
     "SemiImplicitEuler",
+    "StrangSplitting",
+    "StrangSplitting4",
     "integrator",
 ]

@@ -49,6 +49,30 @@ class SemiImplicitEuler(OneStepIntegrator):
         return PhaseState(position_step(w, system.direction(t, w, m, g), eta=eta, h=h), m)
 
 
+class PositionFirstEuler(OneStepIntegrator):
+    r"""Position first with the old momentum, then the momentum with the gradient at the new position.
+
+    .. math:: w_{k+1} = w_k - h\eta\, u(m_k, g_k), \qquad m_{k+1} = m_k + h(-\alpha m_k + c\,g_{k+1} + R)
+
+    The adjoint order of :class:`SemiImplicitEuler`; two gradients a step as written here, where β ≠ 0.
+
+    Source: the other symplectic Euler scheme; Hairer, Lubich, Wanner, *Geometric Numerical Integration*, VI.3.
+    """
+
+    name = "position-first-euler"
+    order = 1
+
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+        w, m = state
+        eta = system.at("eta", t)
+        w = position_step(w, system.direction(t, w, m, system.objective.gradient(w)), eta=eta, h=h)
+        g = system.objective.gradient(w)
+        correction = None
+        if _needs_correction(system):
+            correction = system.riemannian_correction(w, -eta * system.direction(t, w, m, g), m)
+        return PhaseState(w, _kick(system, t, m, g, h, correction))
+
+
 def _needs_correction(system: RISHD) -> bool:
     return system.correction and system.metric.variation == "state"
 

@@ -10,7 +10,7 @@ from scipy.stats import ortho_group
 
 from riemannian_ode.arrays import inner, like, matvec, namespace
 from riemannian_ode.flow import Array
-from riemannian_ode.metric import StateDependentMetric
+from riemannian_ode.varying_metric import StateDependentMetric
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+r"""The square root of symmetric positive-definite matrices, differentiable any number of times.
+
+torch's ``eigh`` has no derivative where eigenvalues coincide; the root has. Its derivative solves the Sylvester
+equation :math:`G\,dG + dG\,G = dA`, whose own derivative is another one.
+
+Source: Higham, *Functions of Matrices*, section 6.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def matrix_root(a: Tensor) -> Tensor:
+    """G with G² = A, symmetric positive definite.
+
+    Args:
+        a: A, shape ``(*batch, n, n)``.
+    """
+    root: Tensor = _Root.apply(a)  # type: ignore[no-untyped-call]
+    return root
+
+
+class _Root(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(a)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        solution: Tensor = _Sylvester.apply(root, grads[0])  # type: ignore[no-untyped-call]
+        return solution
+
+
+class _Sylvester(torch.autograd.Function):
+    """X with GX + XG = Y, G symmetric positive definite."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(g)
+        turned = vectors.mT @ y @ vectors
+        x: Tensor = vectors @ (turned / (values[..., :, None] + values[..., None, :])) @ vectors.mT
+        ctx.save_for_backward(g, x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        g, x = ctx.saved_tensors
+        of_y: Tensor = _Sylvester.apply(g, grads[0])  # type: ignore[no-untyped-call]
+        return -(of_y @ x.mT + x.mT @ of_y), of_y
