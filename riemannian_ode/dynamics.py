@@ -53,6 +53,9 @@ class PhasePoint(NamedTuple):
     preconditioned: Array
 
 
+# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent.
+COEFFICIENTS = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain")
+
 FlatSplit: TypeAlias = Callable[[PhasePoint], Projector]
 
 
@@ -344,7 +347,7 @@ class RISHD:
             return array
 
         converted: dict[str, Any] = {}
-        for name in ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain"):
+        for name in COEFFICIENTS:
             coefficient = getattr(self, name)
             if isinstance(coefficient, TimeDependent):
                 coefficient = coefficient.map(partial(convert, name))

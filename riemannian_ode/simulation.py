@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, IntegratorError, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
+from riemannian_ode.recording import Observer, Recorder, fingerprint
 from riemannian_ode.trajectory import Status, Trajectory
 
 PROGRESS_DELAY = 2.0  # seconds before a bar appears: shorter runs would only flicker
@@ -31,6 +33,10 @@ def simulate(
     steps: int,
     t0: float = 0.0,
     save_every: int = 1,
+    observers: Mapping[str, Observer] | None = None,
+    keep_states: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
     progress: bool | None = None,
 ) -> Trajectory:
     """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
@@ -47,6 +53,12 @@ def simulate(
         steps: Number of steps.
         t0: Start time.
         save_every: Steps between saved states; the start and the last step are always saved.
+        observers: Name to ``(t, w, m)`` ↦ array (of any fixed shape), evaluated at every save.
+        keep_states: Whether the trajectory holds every saved state; ``False`` holds the start and the last one only, so
+            that memory stays flat however long the run (observers still see every save).
+        checkpoint: File to write the run's state and records to, atomically; if it is there, the run continues from it.
+            One-step integrators continue bit for bit; adaptive ones restart their step-size control.
+        checkpoint_every: Steps between checkpoints; Ctrl-C and the end write one too.
         progress: Whether to show a progress bar; by default in a terminal, once the run takes more than 2 s.
 
     Returns:
@@ -54,8 +66,56 @@ def simulate(
 
     Raises:
         ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
-            not positive definite at the start.
+            not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`).
     """
+    start = _checked_start(w0, m0)
+    require_positive("h", h, "it is the step size in units of time")
+    for name, value in (("steps", steps), ("save_every", save_every), ("checkpoint_every", checkpoint_every)):
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
+    scheme = integrator_by_name(integrator) if isinstance(integrator, str) else integrator
+    system = _checked_system(system, start.w)
+
+    health = _Health(tuple(start.w.shape[:-1]))
+    state = start
+    recorder = Recorder(t0, start, observers=observers or {}, keep_states=keep_states)
+    run = fingerprint(system, start, recorder, integrator=scheme.name, h=h, t0=t0, save_every=save_every)
+    file = None if checkpoint is None else Path(checkpoint)
+    k = 0
+    if file is not None and file.exists():
+        k, state, failed_at = recorder.read(file, run=run, reference=start.w)
+        health.restore(failed_at)
+    status: Status = "finished"
+    message = ""
+    # Overflow on the way to a non-finite number is reported through the status, not as a numpy warning.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"), _progress_bar(steps, progress) as advance:
+        try:
+            for state in scheme.states(system, state, t0=t0, h=h, steps=steps, first=k):  # noqa: B020  (its start)
+                k += 1
+                if k % save_every == 0 or k == steps:
+                    recorder.save(t0 + k * h, state)
+                if health.lost_all(state, t0 + k * h):
+                    status = "non-finite"
+                    break
+                if file is not None and k % checkpoint_every == 0:
+                    recorder.write(file, step=k, state=state, failed_at=health.failed_at, run=run)
+                advance(k)
+        except IntegratorError as error:
+            status, message = "integrator-failed", str(error)
+        except KeyboardInterrupt:
+            status, message = "interrupted", f"interrupted at t = {t0 + k * h:.6g} after {k} of {steps} steps"
+    if file is not None and status in ("finished", "interrupted"):
+        recorder.write(file, step=k, state=state, failed_at=health.failed_at, run=run)
+    if recorder.last_time != t0 + k * h:
+        recorder.save(t0 + k * h, state)
+    if health.any_lost:
+        message = "; ".join(filter(None, [health.describe(), message]))
+        status = "non-finite" if status == "finished" else status
+    times, w, m, observed_times, observed = recorder.stacked()
+    return Trajectory(times, w, m, status, message, health.failed_at, observed_times, observed)
+
+
+def _checked_start(w0: Array, m0: Array | None) -> PhaseState:
     w0 = as_float_array("w0", w0)
     m0 = namespace(w0).zeros_like(w0) if m0 is None else as_float_array("m0", m0)
     if tuple(m0.shape) != tuple(w0.shape) or is_torch(m0) != is_torch(w0):
@@ -63,11 +123,10 @@ def simulate(
             f"m0 has shape {tuple(m0.shape)} ({type(m0).__name__}), w0 has {tuple(w0.shape)} ({type(w0).__name__}); "
             "they must be the same kind of array with the same shape."
         )
-    require_positive("h", h, "it is the step size in units of time")
-    for name, value in (("steps", steps), ("save_every", save_every)):
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
-    scheme = integrator_by_name(integrator) if isinstance(integrator, str) else integrator
+    return PhaseState(w0, m0)
+
+
+def _checked_system(system: RISHD, w0: Array) -> RISHD:
     system = system.for_arrays(w0)
     system.metric.check(w0)
     gradient = system.objective.gradient(w0)
@@ -76,39 +135,7 @@ def simulate(
             f"objective.gradient(w0) has shape {tuple(gradient.shape)} for w0 of shape {tuple(w0.shape)}; it must map "
             "(*ensemble, p) to (*ensemble, p)."
         )
-
-    health = _Health(tuple(w0.shape[:-1]))
-    saved_t, saved_w, saved_m = [t0], [w0], [m0]
-    status: Status = "finished"
-    message = ""
-    state = PhaseState(w0, m0)
-    k = 0
-    # Overflow on the way to a non-finite number is reported through the status, not as a numpy warning.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"), _progress_bar(steps, progress) as advance:
-        try:
-            for state in scheme.states(system, PhaseState(w0, m0), t0=t0, h=h, steps=steps):
-                k += 1
-                if k % save_every == 0 or k == steps:
-                    saved_t.append(t0 + k * h)
-                    saved_w.append(state.w)
-                    saved_m.append(state.m)
-                if health.lost_all(state, t0 + k * h):
-                    status = "non-finite"
-                    break
-                advance(k)
-        except IntegratorError as error:
-            status, message = "integrator-failed", str(error)
-        except KeyboardInterrupt:
-            status, message = "interrupted", f"interrupted at t = {t0 + k * h:.6g} after {k} of {steps} steps"
-    if k and saved_t[-1] != t0 + k * h:
-        saved_t.append(t0 + k * h)
-        saved_w.append(state.w)
-        saved_m.append(state.m)
-    if health.any_lost:
-        message = "; ".join(filter(None, [health.describe(), message]))
-        status = "non-finite" if status == "finished" else status
-    stack = namespace(w0).stack
-    return Trajectory(np.array(saved_t), stack(saved_w), stack(saved_m), status, message, health.failed_at)
+    return system
 
 
 class _Health:
@@ -117,6 +144,10 @@ class _Health:
     def __init__(self, ensemble: tuple[int, ...]) -> None:
         self.failed_at = np.full(ensemble, np.nan)
         self.any_lost = False
+
+    def restore(self, failed_at: np.ndarray) -> None:
+        """Take over what a checkpoint knew."""
+        self.failed_at, self.any_lost = failed_at, not bool(np.isnan(failed_at).all())
 
     def lost_all(self, state: PhaseState, t: float) -> bool:
         # A sum is finite only if every number is: one cheap reduction while all is well.

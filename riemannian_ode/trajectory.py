@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Trajectory:
         status: ``"finished"``, or why it stopped early.
         message: The reason in words, with time and member; empty when finished.
         failed_at: First time at which each member was seen non-finite, NaN for sound members; shape ``(*ensemble,)``.
+        observed_times: Times of the observed values, shape ``(observations,)``.
+        observed: Name of an observer to its values, each of shape ``(observations, …)``.
     """
 
     times: np.ndarray
@@ -33,6 +36,8 @@ class Trajectory:
     status: Status
     message: str
     failed_at: np.ndarray
+    observed_times: np.ndarray = field(default_factory=lambda: np.empty(0))
+    observed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -41,22 +46,24 @@ class Trajectory:
 
     def to_numpy(self) -> Trajectory:
         """The same trajectory with numpy arrays."""
-        return Trajectory(self.times, to_numpy(self.w), to_numpy(self.m), self.status, self.message, self.failed_at)
+        return replace(self, w=to_numpy(self.w), m=to_numpy(self.m))
 
     def save(self, path: str | Path) -> None:
         """Write it as ``.npz``, atomically: the file is whole or absent."""
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
+        data: dict[str, Any] = {
+            "times": self.times,
+            "w": to_numpy(self.w),
+            "m": to_numpy(self.m),
+            "status": self.status,
+            "message": self.message,
+            "failed_at": self.failed_at,
+            "observed_times": self.observed_times,
+            **{f"observed_{name}": values for name, values in self.observed.items()},
+        }
         with partial.open("wb") as stream:
-            np.savez(
-                stream,
-                times=self.times,
-                w=to_numpy(self.w),
-                m=to_numpy(self.m),
-                status=self.status,
-                message=self.message,
-                failed_at=self.failed_at,
-            )
+            np.savez(stream, **data)
         partial.replace(target)
 
     @classmethod
@@ -68,7 +75,7 @@ class Trajectory:
             ValueError: if the file is not a saved trajectory.
         """
         with np.load(Path(path), allow_pickle=False) as archive:
-            missing = {"times", "w", "m", "status", "message", "failed_at"} - set(archive.files)
+            missing = {"times", "w", "m", "status", "message", "failed_at", "observed_times"} - set(archive.files)
             if missing:
                 raise ValueError(f"{path} is no saved trajectory: it lacks {', '.join(sorted(missing))}.")
             status = str(archive["status"])
@@ -79,4 +86,10 @@ class Trajectory:
                 status,  # type: ignore[arg-type]  # written by save() from a Status
                 str(archive["message"]),
                 archive["failed_at"],
+                archive["observed_times"],
+                {
+                    name.removeprefix("observed_"): archive[name]
+                    for name in archive.files
+                    if name.startswith("observed_") and name != "observed_times"
+                },
             )

@@ -39,7 +39,7 @@ class SciPyAdaptive(Integrator):
         self.rtol, self.atol, self.max_step = rtol, atol, max_step
 
     def states(  # noqa: D102
-        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
         shape = tuple(state.w.shape)
         size = int(np.prod(shape))
@@ -53,8 +53,10 @@ class SciPyAdaptive(Integrator):
 
         y0 = np.concatenate([to_numpy(state.w).ravel(), to_numpy(state.m).ravel()]).astype(np.float64)
         start: Any = self.solver  # the stubs type OdeSolver itself, whose signature its subclasses extend
-        solver = start(rates, t0, y0, t_bound=t0 + h * steps, rtol=self.rtol, atol=self.atol, max_step=self.max_step)
-        given = 0
+        solver = start(
+            rates, t0 + first * h, y0, t_bound=t0 + h * steps, rtol=self.rtol, atol=self.atol, max_step=self.max_step
+        )
+        given = first
         while given < steps:
             problem = solver.step() if solver.status == "running" else "it ended before the last output time"
             if solver.status == "failed" or not np.isfinite(solver.y).all():

@@ -40,15 +40,18 @@ class Integrator(ABC):
     adaptive: ClassVar[bool] = False
 
     @abstractmethod
-    def states(self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int) -> Iterator[PhaseState]:
-        """States at t0 + h, t0 + 2h, …, t0 + steps·h.
+    def states(
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
+    ) -> Iterator[PhaseState]:
+        """States at t0 + (first + 1)h, …, t0 + steps·h.
 
         Args:
             system: The dynamics.
-            state: State at ``t0``.
+            state: State at t0 + first·h.
             t0: Start time.
             h: Step size, in units of time.
-            steps: Number of states to give.
+            steps: Number of the last step.
+            first: Steps that were done before (a resumed run).
 
         Raises:
             IntegratorError: if the scheme cannot go on.
@@ -63,8 +66,8 @@ class OneStepIntegrator(Integrator):
         """State at t + h from the state at t."""
 
     def states(  # noqa: D102
-        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
-        for k in range(steps):
+        for k in range(first, steps):
             state = self.step(system, t0 + k * h, state, h)
             yield state

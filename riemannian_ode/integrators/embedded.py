@@ -9,7 +9,7 @@ import numpy as np
 
 from riemannian_ode.arrays import like, namespace, to_numpy
 from riemannian_ode.coefficients import TimeDependent
-from riemannian_ode.dynamics import RISHD
+from riemannian_ode.dynamics import COEFFICIENTS, RISHD
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators.base import Integrator, PhaseState
@@ -57,14 +57,14 @@ class EnsembleDormandPrince(Integrator):
         self.rtol, self.atol = rtol, atol
 
     def states(  # noqa: D102
-        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
         ensemble = tuple(state.w.shape[:-1])
-        time = np.full(ensemble, float(t0))
+        time = np.full(ensemble, t0 + first * h)
         size = np.full(ensemble, h / 10)
         underflow = 1e-14 * max(abs(t0), h * steps)
         slope = PhaseState(*system.rates(_times(system, time), *state))
-        for k in range(1, steps + 1):
+        for k in range(first + 1, steps + 1):
             target = t0 + k * h
             while (active := time < target).any():
                 step = np.where(active, np.minimum(size, target - time), 0.0)
@@ -128,7 +128,6 @@ def _where(mask: np.ndarray, yes: PhaseState, no: PhaseState) -> PhaseState:
 
 def _times(system: RISHD, time: np.ndarray) -> Any:
     """The members' times where a coefficient varies in time, else one number: nothing depends on it."""
-    names = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain")
-    if time.ndim and any(isinstance(getattr(system, name), TimeDependent) for name in names):
+    if time.ndim and any(isinstance(getattr(system, name), TimeDependent) for name in COEFFICIENTS):
         return time
     return float(time.flat[0])

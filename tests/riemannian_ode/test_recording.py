@@ -1,0 +1,165 @@
+"""Observers, flat memory, checkpoints: a resumed run is the run."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from riemannian_ode import INTEGRATORS, RISHD, TimeDependent, Trajectory, simulate
+from riemannian_ode.integrators import OneStepIntegrator
+from riemannian_ode.recording import CheckpointError
+from toy_landscapes import RiverValley
+
+VALLEY = RiverValley([3.0], floor_curvatures=[0.2], amplitudes=0.8)
+W0 = np.array([[1.0, 0.5], [-2.0, 0.1], [0.3, 1.0]])
+GENERAL = [n for n, c in INTEGRATORS.items() if issubclass(c, OneStepIntegrator) and n not in ("discrete-gradient",)]
+
+
+def system(**changes):
+    settings = {"alpha": 0.3, "eta": TimeDependent(lambda t: 0.3 / (1 + 0.1 * t)), "beta": 0.1} | changes
+    return RISHD.from_optimizer(VALLEY, **settings)
+
+
+def height(t, w, m):
+    return VALLEY.value(w)
+
+
+class Interrupting:
+    """The valley, whose gradient raises Ctrl-C at its nth call."""
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def value(self, w):
+        return VALLEY.value(w)
+
+    def hessian(self, w):
+        return VALLEY.hessian(w)
+
+    def gradient(self, w):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return VALLEY.gradient(w)
+
+
+@pytest.mark.parametrize("scheme", GENERAL)
+def test_resumed_run_is_the_run_to_the_last_bit(scheme, tmp_path):
+    options = {"h": 0.3, "integrator": scheme, "observers": {"height": height}, "save_every": 3}
+    whole = simulate(system(), W0, steps=20, **options)
+    file = tmp_path / "run.npz"
+    simulate(system(), W0, steps=7, checkpoint=file, **options)
+    resumed = simulate(system(), W0, steps=20, checkpoint=file, **options)
+    # The first part ended at step 7 and saved it; the whole run did not.
+    assert np.array_equal(resumed.w[-1], whole.w[-1])
+    assert np.array_equal(resumed.m[-1], whole.m[-1])
+    kept = np.isin(resumed.times, whole.times)
+    assert np.array_equal(resumed.w[kept], whole.w)
+    assert np.array_equal(resumed.observed["height"][kept], whole.observed["height"])
+
+
+def test_interrupted_run_continues_to_the_last_bit(tmp_path):
+    whole = simulate(system(), W0, steps=30, h=0.3)
+    file = tmp_path / "run.npz"
+
+    def build(calls):
+        return RISHD.from_optimizer(Interrupting(calls), alpha=0.3, eta=system().eta.map(lambda x: x), beta=0.1)
+
+    first = simulate(build(12), W0, steps=30, h=0.3, checkpoint=file)
+    assert first.status == "interrupted"
+    second = simulate(build(10**9), W0, steps=30, h=0.3, checkpoint=file)
+    assert second.status == "finished"
+    assert np.array_equal(second.w, whole.w)
+    assert np.array_equal(second.times, whole.times)
+
+
+def test_periodic_checkpoints_survive_a_crash(tmp_path):
+    """A run killed without warning continues from its last periodic checkpoint."""
+    file = tmp_path / "run.npz"
+
+    class CrashError(Exception):
+        pass
+
+    def observe(t, w, m):
+        if t > 6.0:
+            raise CrashError
+        return t
+
+    options = {"h": 0.3, "checkpoint": file, "checkpoint_every": 5}
+    with pytest.raises(CrashError):
+        simulate(system(), W0, steps=30, observers={"t": observe}, **options)
+    resumed = simulate(system(), W0, steps=30, observers={"t": lambda t, w, m: t}, **options)
+    assert np.array_equal(resumed.w, simulate(system(), W0, steps=30, h=0.3).w)
+
+
+def test_finished_run_can_be_prolonged_and_lost_members_stay_lost(tmp_path):
+    file = tmp_path / "run.npz"
+    diverging = {"eta": np.array([0.1, 60.0, 0.1])}
+    short = simulate(system(**diverging), W0, steps=300, checkpoint=file)
+    again = simulate(system(**diverging), W0, steps=300, checkpoint=file)
+    assert np.array_equal(short.w, again.w, equal_nan=True)
+    longer = simulate(system(**diverging), W0, steps=310, checkpoint=file)
+    assert longer.times[-1] == 310
+    assert "1 of 3 members" in longer.message
+    assert longer.failed_at[1] == short.failed_at[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"h": 0.2}, r"h is 0\.3 there, 0\.2 here"),
+        ({"integrator": "rk4"}, "integrator is 'semi-implicit-euler' there, 'rk4' here"),
+        ({"save_every": 2}, "save_every"),
+        ({"keep_states": False}, "keep_states"),
+        ({"observers": {"height": height}}, "observers"),
+    ],
+)
+def test_checkpoints_of_other_runs_are_refused(changes, message, tmp_path):
+    file = tmp_path / "run.npz"
+    options = {"h": 0.3, "steps": 4, "checkpoint": file}
+    simulate(system(), W0, **options)
+    with pytest.raises(CheckpointError, match=message):
+        simulate(system(), W0, **(options | changes))
+    with pytest.raises(CheckpointError, match="alpha is"):
+        simulate(system(alpha=0.4), W0, **options)
+    with pytest.raises(CheckpointError, match="start is"):
+        simulate(system(), W0 + 1.0, **options)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="no checkpoint of a simulation"):
+        simulate(system(), W0, **options)
+
+
+def test_torch_runs_resume_as_torch(tmp_path):
+    file = tmp_path / "run.npz"
+    w0 = torch.as_tensor(W0)
+    whole = simulate(system(), w0, steps=10, h=0.3)
+    simulate(system(), w0, steps=4, h=0.3, checkpoint=file)
+    resumed = simulate(system(), w0, steps=10, h=0.3, checkpoint=file)
+    assert torch.equal(resumed.w, whole.w)
+
+
+def test_observers_see_every_save_and_states_need_not_be_kept(tmp_path):
+    options = {"steps": 50, "h": 0.3, "save_every": 5, "observers": {"height": height, "speed": lambda t, w, m: m}}
+    whole = simulate(system(), W0, **options)
+    lean = simulate(system(), W0, keep_states=False, **options)
+    assert lean.w.shape == (2, 3, 2)
+    np.testing.assert_array_equal(lean.times, [0.0, 15.0])
+    np.testing.assert_array_equal(lean.observed_times, whole.times)
+    np.testing.assert_array_equal(lean.observed["height"], VALLEY.value(whole.w))
+    np.testing.assert_array_equal(lean.observed["speed"], whole.m)
+    np.testing.assert_array_equal(lean.w[-1], whole.w[-1])
+    lean.save(tmp_path / "lean.npz")
+    back = Trajectory.load(tmp_path / "lean.npz")
+    np.testing.assert_array_equal(back.observed["speed"], lean.observed["speed"])
+
+
+def test_memory_stays_flat_when_only_observers_are_asked_for():
+    w0 = np.random.default_rng(0).normal(size=(50_000, 2))
+    peaks = []
+    for steps in (50, 500):
+        tracemalloc.start()
+        simulate(system(), w0, steps=steps, h=0.1, keep_states=False, observers={"mean": lambda t, w, m: w.mean()})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
