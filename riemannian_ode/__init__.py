@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from riemannian_ode.coefficients import TimeDependent as TimeDependent
     from riemannian_ode.dynamics import RISHD as RISHD
     from riemannian_ode.dynamics import Objective as Objective
-    from riemannian_ode.dynamics import PhasePoint as PhasePoint
     from riemannian_ode.energy import dissipation as dissipation
     from riemannian_ode.energy import energy_identity_residual as energy_identity_residual
     from riemannian_ode.energy import total_energy as total_energy
+    from riemannian_ode.events import Event as Event
     from riemannian_ode.geometry import geodesic_system as geodesic_system
     from riemannian_ode.geometry import riemannian_gradient as riemannian_gradient
     from riemannian_ode.geometry import riemannian_hvp as riemannian_hvp
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
     from riemannian_ode.simulation import simulate as simulate
     from riemannian_ode.split import ConstantSplit as ConstantSplit
+    from riemannian_ode.split import PhasePoint as PhasePoint
     from riemannian_ode.structured_metric import KroneckerMetric as KroneckerMetric
     from riemannian_ode.structured_metric import LowRankPlusDiagonalMetric as LowRankPlusDiagonalMetric
+    from riemannian_ode.trajectory import EventRecord as EventRecord
     from riemannian_ode.trajectory import Trajectory as Trajectory
     from riemannian_ode.varying_metric import GramRootMetric as GramRootMetric
     from riemannian_ode.varying_metric import StateDependentMetric as StateDependentMetric
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 _HOME = {
     "RISHD": "dynamics",
     "Objective": "dynamics",
-    "PhasePoint": "dynamics",
+    "PhasePoint": "split",
     "TimeDependent": "coefficients",
     "dissipation": "energy",
     "total_energy": "energy",
@@ -61,6 +63,8 @@ _HOME = {
     "Euclidean": "metric",
     "Metric": "metric",
     "PreconditionerMetric": "metric",
+    "Event": "events",
+    "EventRecord": "trajectory",
     "geodesic_system": "geometry",
     "riemannian_gradient": "geometry",
     "riemannian_hvp": "geometry",

@@ -39,6 +39,10 @@ class TimeDependent:
 Coefficient: TypeAlias = float | Array | TimeDependent
 
 
+# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent.
+COEFFICIENTS = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain")
+
+
 def expand(coefficient: Coefficient) -> Any:
     """A per-member array gets a trailing axis, so that it broadcasts against ``(*ensemble, p)``."""
     if isinstance(coefficient, TimeDependent):

@@ -9,15 +9,15 @@ Source: arXiv:2602.22681, eqs. (tangent) and (cotangent); equivalence with the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.coefficients import (
+    COEFFICIENTS,
     Coefficient,
     TimeDependent,
     add,
@@ -29,8 +29,9 @@ from riemannian_ode.coefficients import (
 )
 from riemannian_ode.coefficients import at as coefficient_at
 from riemannian_ode.coefficients import rate as coefficient_rate
-from riemannian_ode.flow import Array, Projector, lite_direction, momentum_rate
+from riemannian_ode.flow import Array, lite_direction, momentum_rate
 from riemannian_ode.metric import Euclidean, Metric
+from riemannian_ode.split import FlatSplit, PhasePoint
 
 
 class Objective(Protocol):
@@ -43,20 +44,6 @@ class Objective(Protocol):
     def gradient(self, w: Array) -> Array:
         """∇f(w), shape ``(*ensemble, p)``."""
         ...
-
-
-class PhasePoint(NamedTuple):
-    """Where a split is asked for: position w, covector m̃ that the metric raises, and a = F⁻¹m̃."""
-
-    w: Array
-    covector: Array
-    preconditioned: Array
-
-
-# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent.
-COEFFICIENTS = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain")
-
-FlatSplit: TypeAlias = Callable[[PhasePoint], Projector]
 
 
 class SecondOrderCoefficients(NamedTuple):

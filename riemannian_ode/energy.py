@@ -19,8 +19,9 @@ from scipy.interpolate import make_interp_spline
 
 from riemannian_ode.arrays import inner, to_numpy
 from riemannian_ode.coefficients import TimeDependent
-from riemannian_ode.dynamics import RISHD, PhasePoint
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
+from riemannian_ode.split import PhasePoint
 from riemannian_ode.trajectory import Trajectory
 
 

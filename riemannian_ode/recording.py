@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import like, namespace, to_numpy
-from riemannian_ode.coefficients import TimeDependent
-from riemannian_ode.dynamics import COEFFICIENTS, RISHD
+from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import PhaseState
 

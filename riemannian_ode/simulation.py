@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from riemannian_ode.arrays import as_float_array, is_torch, namespace, to_numpy
+from riemannian_ode.arrays import as_float_array, is_torch, like, namespace, to_numpy
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
+from riemannian_ode.events import Event, EventWatch
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, IntegratorError, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
@@ -35,6 +37,7 @@ def simulate(
     save_every: int = 1,
     observers: Mapping[str, Observer] | None = None,
     keep_states: bool = True,
+    events: Sequence[Event] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
     progress: bool | None = None,
@@ -56,6 +59,8 @@ def simulate(
         observers: Name to ``(t, w, m)`` ↦ array (of any fixed shape), evaluated at every save.
         keep_states: Whether the trajectory holds every saved state; ``False`` holds the start and the last one only, so
             that memory stays flat however long the run (observers still see every save).
+        events: Sign changes to locate and record (:class:`~riemannian_ode.Event`); a terminal one ends the trajectory
+            at its place.
         checkpoint: File to write the run's state and records to, atomically; if it is there, the run continues from it.
             One-step integrators continue bit for bit; adaptive ones restart their step-size control.
         checkpoint_every: Steps between checkpoints; Ctrl-C and the end write one too.
@@ -76,43 +81,118 @@ def simulate(
     scheme = integrator_by_name(integrator) if isinstance(integrator, str) else integrator
     system = _checked_system(system, start.w)
 
-    health = _Health(tuple(start.w.shape[:-1]))
-    state = start
     recorder = Recorder(t0, start, observers=observers or {}, keep_states=keep_states)
-    run = fingerprint(system, start, recorder, integrator=scheme.name, h=h, t0=t0, save_every=save_every)
-    file = None if checkpoint is None else Path(checkpoint)
-    k = 0
-    if file is not None and file.exists():
-        k, state, failed_at = recorder.read(file, run=run, reference=start.w)
-        health.restore(failed_at)
-    status: Status = "finished"
-    message = ""
+    identity = fingerprint(system, start, recorder, integrator=scheme.name, h=h, t0=t0, save_every=save_every)
+    if events and checkpoint is not None:
+        raise ValueError("events are not kept in checkpoints; give checkpoint=None, or observe what the events watch.")
+    run = _Run(
+        system=system,
+        scheme=scheme,
+        grid=_Grid(t0, h, steps),
+        save_every=save_every,
+        recorder=recorder,
+        watch=EventWatch(events, system, scheme),
+        file=None if checkpoint is None else Path(checkpoint),
+        checkpoint_every=checkpoint_every,
+        identity=identity,
+        start=start,
+    )
     # Overflow on the way to a non-finite number is reported through the status, not as a numpy warning.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"), _progress_bar(steps, progress) as advance:
+        return run.go(advance)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Steps of one size from t0."""
+
+    t0: float
+    h: float
+    steps: int
+
+    def time(self, k: int) -> float:
+        return self.t0 + k * self.h
+
+
+class _Run:
+    """The loop over steps and everything that happens on the way."""
+
+    def __init__(
+        self,
+        *,
+        system: RISHD,
+        scheme: Integrator,
+        grid: _Grid,
+        save_every: int,
+        recorder: Recorder,
+        watch: EventWatch,
+        file: Path | None,
+        checkpoint_every: int,
+        identity: Mapping[str, Any],
+        start: PhaseState,
+    ) -> None:
+        self.system, self.scheme, self.grid, self.save_every = system, scheme, grid, save_every
+        self.recorder, self.watch, self.identity = recorder, watch, identity
+        self.file, self.checkpoint_every = file, checkpoint_every
+        self.ensemble = tuple(start.w.shape[:-1])
+        self.health = _Health(self.ensemble)
+        self.k, self.state = 0, start
+        if file is not None and file.exists():
+            self.k, self.state, failed_at = recorder.read(file, run=identity, reference=start.w)
+            self.health.restore(failed_at)
+
+    def go(self, advance: Callable[[int], None]) -> Trajectory:
+        """Run to the end, or to whatever stops it first."""
+        status: Status
         try:
-            for state in scheme.states(system, state, t0=t0, h=h, steps=steps, first=k):  # noqa: B020  (its start)
-                k += 1
-                if k % save_every == 0 or k == steps:
-                    recorder.save(t0 + k * h, state)
-                if health.lost_all(state, t0 + k * h):
-                    status = "non-finite"
-                    break
-                if file is not None and k % checkpoint_every == 0:
-                    recorder.write(file, step=k, state=state, failed_at=health.failed_at, run=run)
-                advance(k)
+            status, message = self._loop(advance)
         except IntegratorError as error:
             status, message = "integrator-failed", str(error)
         except KeyboardInterrupt:
-            status, message = "interrupted", f"interrupted at t = {t0 + k * h:.6g} after {k} of {steps} steps"
-    if file is not None and status in ("finished", "interrupted"):
-        recorder.write(file, step=k, state=state, failed_at=health.failed_at, run=run)
-    if recorder.last_time != t0 + k * h:
-        recorder.save(t0 + k * h, state)
-    if health.any_lost:
-        message = "; ".join(filter(None, [health.describe(), message]))
-        status = "non-finite" if status == "finished" else status
-    times, w, m, observed_times, observed = recorder.stacked()
-    return Trajectory(times, w, m, status, message, health.failed_at, observed_times, observed)
+            now, steps = self.grid.time(self.k), self.grid.steps
+            status, message = "interrupted", f"interrupted at t = {now:.6g} after {self.k} of {steps} steps"
+        if status in ("finished", "interrupted"):
+            self._write_checkpoint()
+        if self.recorder.last_time != self.grid.time(self.k) and status != "event":
+            self.recorder.save(self.grid.time(self.k), self.state)
+        if self.health.any_lost:
+            message = "; ".join(filter(None, [self.health.describe(), message]))
+            status = "non-finite" if status == "finished" else status
+        times, w, m, observed_times, observed = self.recorder.stacked()
+        failed_at, records = self.health.failed_at, tuple(self.watch.records)
+        return Trajectory(times, w, m, status, message, failed_at, observed_times, observed, records)
+
+    def _loop(self, advance: Callable[[int], None]) -> tuple[Status, str]:
+        grid = self.grid
+        states = self.scheme.states(self.system, self.state, t0=grid.t0, h=grid.h, steps=grid.steps, first=self.k)
+        for state in states:
+            self.watch.search(grid.time(self.k), self.state, state, grid.h)
+            self.k, self.state = self.k + 1, state
+            now = grid.time(self.k)
+            if self.watch.has_ended(self.ensemble):
+                return "event", self._end_at_event()
+            if self.k % self.save_every == 0 or self.k == grid.steps:
+                self.recorder.save(now, state)
+            if self.health.lost_all(state, now):
+                return "non-finite", ""
+            if self.k % self.checkpoint_every == 0:
+                self._write_checkpoint()
+            advance(self.k)
+        return "finished", ""
+
+    def _end_at_event(self) -> str:
+        last = self.watch.records[-1]
+        if self.ensemble:  # the members' events are at different times: all end with the step
+            self.recorder.save(self.grid.time(self.k), self.state)
+        else:
+            self.recorder.save(last.time, PhaseState(like(last.w, self.state.w), like(last.m, self.state.w)))
+        return f"{last.name} at t = {last.time:.12g}"
+
+    def _write_checkpoint(self) -> None:
+        if self.file is not None:
+            self.recorder.write(
+                self.file, step=self.k, state=self.state, failed_at=self.health.failed_at, run=self.identity
+            )
 
 
 def _checked_start(w0: Array, m0: Array | None) -> PhaseState:

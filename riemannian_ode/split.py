@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
 import numpy as np
 
 from riemannian_ode.arrays import like, matvec, namespace, to_numpy
-from riemannian_ode.dynamics import PhasePoint
 from riemannian_ode.flow import Array, Projector
+
+
+class PhasePoint(NamedTuple):
+    """Where a split is asked for: position w, covector m̃ that the metric raises, and a = F⁻¹m̃."""
+
+    w: Array
+    covector: Array
+    preconditioned: Array
+
+
+FlatSplit: TypeAlias = Callable[[PhasePoint], Projector]
 
 
 def complement(basis: Array) -> Projector:

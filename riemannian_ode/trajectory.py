@@ -12,7 +12,28 @@ import numpy as np
 from riemannian_ode.arrays import to_numpy
 from riemannian_ode.flow import Array
 
-Status = Literal["finished", "non-finite", "integrator-failed", "interrupted"]
+Status = Literal["finished", "event", "non-finite", "integrator-failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """An event that happened.
+
+    Args:
+        name: Of the event.
+        member: Ensemble index, ``()`` for a single trajectory.
+        time: When.
+        w: Position of the member then, shape ``(p,)``.
+        m: Momentum of the member then, shape ``(p,)``.
+        terminal: Whether the event was a terminal one.
+    """
+
+    name: str
+    member: tuple[int, ...]
+    time: float
+    w: np.ndarray
+    m: np.ndarray
+    terminal: bool
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,7 @@ class Trajectory:
         failed_at: First time at which each member was seen non-finite, NaN for sound members; shape ``(*ensemble,)``.
         observed_times: Times of the observed values, shape ``(observations,)``.
         observed: Name of an observer to its values, each of shape ``(observations, …)``.
+        events: Located events, in order of time.
     """
 
     times: np.ndarray
@@ -38,18 +60,19 @@ class Trajectory:
     failed_at: np.ndarray
     observed_times: np.ndarray = field(default_factory=lambda: np.empty(0))
     observed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    events: tuple[EventRecord, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether it reached its end with every member finite."""
-        return self.status == "finished" and bool(np.isnan(self.failed_at).all())
+        """Whether it reached its end, or a terminal event, with every member finite."""
+        return self.status in ("finished", "event") and bool(np.isnan(self.failed_at).all())
 
     def to_numpy(self) -> Trajectory:
         """The same trajectory with numpy arrays."""
         return replace(self, w=to_numpy(self.w), m=to_numpy(self.m))
 
     def save(self, path: str | Path) -> None:
-        """Write it as ``.npz``, atomically: the file is whole or absent."""
+        """Write it as ``.npz``, atomically: the file is whole or absent; located events are not written."""
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
         data: dict[str, Any] = {

@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from riemannian_ode.arrays import namespace
-from riemannian_ode.dynamics import PhasePoint
 from riemannian_ode.flow import Array, Projector
-from riemannian_ode.split import complement
+from riemannian_ode.split import PhasePoint, complement
 
 
 class Landscape(ABC):

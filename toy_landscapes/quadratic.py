@@ -6,10 +6,9 @@ import numpy as np
 from scipy.stats import ortho_group
 
 from riemannian_ode.arrays import inner, like, matvec, to_numpy
-from riemannian_ode.dynamics import PhasePoint
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array, Projector
-from riemannian_ode.split import complement
+from riemannian_ode.split import PhasePoint, complement
 from toy_landscapes.landscape import Landscape
 
 

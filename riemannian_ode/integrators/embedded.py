@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.arrays import like, namespace, to_numpy
-from riemannian_ode.coefficients import TimeDependent
-from riemannian_ode.dynamics import COEFFICIENTS, RISHD
+from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators.base import Integrator, PhaseState

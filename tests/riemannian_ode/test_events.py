@@ -1,0 +1,83 @@
+"""Events are located to 1e−10, and not skipped inside large steps."""
+
+import numpy as np
+import pytest
+
+from riemannian_ode import RISHD, Event, simulate
+from riemannian_ode.integrators import DOP853
+from toy_landscapes import Quadratic
+
+ACCURATE = DOP853(rtol=1e-13, atol=1e-14)
+
+
+def oscillator(eta=1.0):
+    """ẅ = −w without damping: w = cos t from (1, 0)."""
+    return RISHD.from_coefficients(Quadratic([1.0]), alpha=0.0, beta=0.0, gamma=eta)
+
+
+def test_crossings_of_a_cosine_are_at_odd_multiples_of_half_pi():
+    zero = Event("zero", lambda t, w, m: w[..., 0])
+    run = simulate(oscillator(), np.array([1.0]), h=0.5, steps=20, integrator=ACCURATE, events=[zero])
+    times = [record.time for record in run.events]
+    np.testing.assert_allclose(times, np.pi * (np.arange(3) + 0.5), atol=1e-10)
+    assert [record.member for record in run.events] == [()] * 3
+    np.testing.assert_allclose([record.w[0] for record in run.events], 0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("direction", "count"), [("falling", 2), ("rising", 1), ("any", 3)])
+def test_direction(direction, count):
+    zero = Event("zero", lambda t, w, m: w[..., 0], direction=direction)
+    run = simulate(oscillator(), np.array([1.0]), h=0.5, steps=20, integrator=ACCURATE, events=[zero])
+    assert len(run.events) == count
+
+
+def test_two_crossings_inside_one_large_step_are_found():
+    """The whole oscillation between both crossings of −0.9 lies inside one step: the ends do not differ in sign."""
+    low = Event("low", lambda t, w, m: w[..., 0] + 0.9)
+    run = simulate(oscillator(), np.array([1.0]), h=2.2, steps=2, integrator=ACCURATE, events=[low])
+    exact = np.arccos(-0.9)
+    np.testing.assert_allclose([record.time for record in run.events], [exact, 2 * np.pi - exact], atol=1e-10)
+
+
+def test_terminal_event_ends_the_trajectory_at_its_place():
+    landscape = Quadratic([1.0, 0.1])
+    system = RISHD.from_optimizer(landscape, alpha=0.5, eta=0.5)
+    reached = Event("loss below 0.01", lambda t, w, m: landscape.value(w) - 0.01, direction="falling", terminal=True)
+    run = simulate(system, np.array([1.0, 1.0]), h=1.0, steps=500, integrator=ACCURATE, events=[reached])
+    assert run.status == "event"
+    assert run.ok
+    assert "loss below 0.01 at t =" in run.message
+    assert landscape.value(run.w[-1]) == pytest.approx(0.01, abs=1e-11)
+    assert run.times[-1] == run.events[-1].time
+
+
+def test_fixed_step_schemes_locate_on_their_own_step():
+    landscape = Quadratic([1.0, 0.1])
+    system = RISHD.from_optimizer(landscape, alpha=0.5, eta=0.5)
+    reached = Event("reached", lambda t, w, m: landscape.value(w) - 0.01, direction="falling", terminal=True)
+    exact = simulate(system, np.array([1.0, 1.0]), h=1.0, steps=500, integrator=ACCURATE, events=[reached]).times[-1]
+    errors = []
+    for h in (0.2, 0.1):
+        run = simulate(system, np.array([1.0, 1.0]), h=h, steps=1000, integrator="rk4", events=[reached])
+        errors.append(abs(run.times[-1] - exact))
+    assert errors[0] / errors[1] > 10  # of the scheme's order, not of the step's length
+
+
+def test_members_have_their_own_events_and_the_ensemble_ends_with_the_last():
+    landscape = Quadratic([1.0])
+    rates = np.array([0.1, 0.3, 0.9])
+    system = RISHD.from_coefficients(landscape, alpha=1.0, beta=rates, gamma=rates)  # exactly ẇ = −βw
+    half = Event("half", lambda t, w, m: w[..., 0] - 0.5, terminal=True)
+    run = simulate(system, np.ones((3, 1)), h=1.0, steps=100, integrator=ACCURATE, events=[half])
+    assert run.status == "event"
+    times = {record.member: record.time for record in run.events}
+    np.testing.assert_allclose([times[i,] for i in range(3)], np.log(2) / rates, atol=1e-9)
+    assert run.times[-1] == 7.0  # the slowest member's event is in the seventh step
+
+
+def test_what_events_do_not_do_is_said(tmp_path):
+    zero = Event("zero", lambda t, w, m: w[..., 0])
+    with pytest.raises(ValueError, match="not kept in checkpoints"):
+        simulate(oscillator(), np.array([1.0]), steps=1, events=[zero], checkpoint=tmp_path / "x")
+    with pytest.raises(ValueError, match="direction = 'up' is unknown"):
+        Event("zero", lambda t, w, m: w, direction="up")
