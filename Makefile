@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
+.DELETE_ON_ERROR:
 .PHONY: demo test lint docs clean
 
 demo: $(VENV)/.ready-train
@@ -29,7 +30,8 @@ clean:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; set it with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "The venv module of $(PYTHON) is missing (Debian: apt install python3-venv)"; exit 1; }
 
 # torch goes first and alone: its pin then decides which build the others find installed.
 $(VENV)/.torch: $(BIN)/python constraints.txt

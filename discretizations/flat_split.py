@@ -58,9 +58,11 @@ def threshold_mask(
 
     Source: arXiv:2602.22681, published code (step 3 of docs/algorithm).
     """
-    norm = torch.linalg.vector_norm(covector, dim=(-2, -1))
-    tau = (rho * norm + _NORM_FLOOR).to(covector.dtype)[..., None, None]
-    return 0.5 * (polar + orthogonalize(covector / tau - polar))
+    wide = torch.promote_types(covector.dtype, torch.float32)  # in float16 the floor would underflow
+    norm = torch.linalg.vector_norm(covector, dim=(-2, -1), dtype=wide)
+    tau = (rho * norm + _NORM_FLOOR)[..., None, None]
+    scaled = (covector / tau).to(covector.dtype)
+    return 0.5 * (polar + orthogonalize(scaled - polar))
 
 
 def adapt_threshold(rho: Tensor, mask: Tensor, *, rank: int) -> Tensor:

@@ -62,7 +62,8 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     coefficients = polar_express_coefficients(steps)
     tall = x.size(-2) > x.size(-1)
     y = (x.mT if tall else x).to(dtype or x.dtype)
-    y = y / (_SAFETY * torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True) + _NORM_FLOOR)
+    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32))
+    y = (y / (_SAFETY * norm + _NORM_FLOOR)).to(y.dtype)  # in float16 both squares and floor would under- or overflow
     batch = y.shape[:-2]
     if y.ndim > 3:
         y = y.flatten(0, -3)

@@ -166,7 +166,8 @@ def mode_equation() -> list[Expr]:
     discriminant = sp.expand(sp.discriminant(polynomial, s) - ((alpha - beta * kappa) ** 2 - 4 * kappa))
     slow = (-(alpha + beta * kappa) + sp.sqrt((alpha - beta * kappa) ** 2 - 4 * kappa)) / 2
     first_order = sp.simplify(sp.diff(slow, kappa).subs(kappa, 0) + 1 / alpha + beta)
-    ratio = chi * (1 / alpha + beta2) / (1 / alpha + beta)
+    lite_slow = slow.subs(beta, beta2).subs(kappa, chi * kappa)
+    ratio = sp.simplify(sp.diff(lite_slow, kappa).subs(kappa, 0) / sp.diff(slow, kappa).subs(kappa, 0))
     speedup = sp.simplify(ratio - chi * (1 + alpha * beta2) / (1 + alpha * beta))
     return [characteristic, discriminant, first_order, speedup]
 

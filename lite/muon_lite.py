@@ -13,6 +13,8 @@ from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
 from lite.muon import MASKS, PLAIN_FRACTION, Mask, MuonRule, initial_rho, muon_update
 from lite.optimizer import RULES, LITEOptimizer, require_range
 
+_SCHEDULE_KEYS = ("initial_lr", "peak_chi", "peak_beta_flat")  # what schedulers leave in groups
+
 
 class MuonLITE(LITEOptimizer):
     r"""Muon with larger learning rate and Hessian damping along flat directions.
@@ -29,7 +31,8 @@ class MuonLITE(LITEOptimizer):
         chi: χ ≥ 1, learning-rate ratio of flat directions.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in published units: beside msign(M̃).
         beta_flat: β₂ ≥ β₁, the same for flat directions.
-        sharp_fraction: r in [0, 1], fraction of directions that count as sharp.
+        sharp_fraction: r in [0, 1], fraction of directions that count as sharp; matrices with r ≤ 1e−6 run plain
+            Muon, as published.
         ns_steps: Newton–Schulz steps (Polar Express); 0 takes exact polar factors by SVD (for tests).
         mask: ``"threshold"``, the published algorithm step for step, or ``"exact"``, the top-k right singular space of
             M̃ by SVD with k = round(r·min(m, n)).
@@ -78,6 +81,9 @@ class MuonLITE(LITEOptimizer):
         )
 
     def check_group(self, group: dict[str, Any]) -> None:  # noqa: D102
+        unknown = sorted(set(group) - set(self.defaults) - {"params", "param_names", *_SCHEDULE_KEYS})
+        if unknown:
+            raise ValueError(f"a group has unknown settings {unknown}; known are {sorted(self.defaults)}.")
         if group["rule"] not in RULES:
             raise ValueError(f"rule = {group['rule']!r} is unknown. Choose one of: {', '.join(RULES)}.")
         require_range(group, "lr", 0.0, math.inf, "it is the learning rate")
@@ -102,9 +108,15 @@ class MuonLITE(LITEOptimizer):
             raise ValueError(f"mask = {group['mask']!r} is unknown. Choose one of: {', '.join(MASKS)}.")
         if not isinstance(group["ns_steps"], int) or group["ns_steps"] < 0:
             raise ValueError(f"ns_steps = {group['ns_steps']!r} must be a whole number; 6 is published, 0 means SVD.")
-        if not all(0.0 <= beta < 1.0 for beta in group["adamw_betas"]):
-            raise ValueError(f"adamw_betas = {group['adamw_betas']!r} must both lie in [0, 1).")
+        if len(group["adamw_betas"]) != 2 or not all(0.0 <= beta < 1.0 for beta in group["adamw_betas"]):
+            raise ValueError(f"adamw_betas = {group['adamw_betas']!r} must be two numbers in [0, 1).")
         require_range(group, "eps", 0.0, math.inf, "it is AdamW's denominator floor")
+        if group["eps"] == 0:
+            raise ValueError("eps = 0 divides by zero where a gradient has always been zero; 1e-8 is published.")
+        self._check_parameters(group)
+
+    @staticmethod
+    def _check_parameters(group: dict[str, Any]) -> None:
         names = group.get("param_names", range(len(group["params"])))
         for name, p in zip(names, group["params"], strict=True):
             if p.is_complex():
@@ -130,7 +142,7 @@ class MuonLITE(LITEOptimizer):
                 }
             else:
                 self.state[p] = {"momentum": torch.zeros_like(p)}
-                if group["mask"] == "threshold" and not _is_plain(group):
+                if group["mask"] == "threshold" and group["sharp_fraction"] > PLAIN_FRACTION:
                     self.state[p]["rho"] = initial_rho(p)
 
     def step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:  # noqa: D102

@@ -137,7 +137,10 @@ def require_range(group: dict[str, Any], name: str, lower: float, upper: float, 
     Raises:
         ValueError: naming argument, value and remedy.
     """
-    value = float(group[name])
+    try:
+        value = float(group[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {group[name]!r} must be a number: {remedy}.") from None
     if not (math.isfinite(value) and lower <= value <= upper):
         span = f"at least {lower:g}" if math.isinf(upper) else f"between {lower:g} and {upper:g}"
         raise ValueError(f"{name} = {group[name]!r} must be finite and {span}: {remedy}.")
@@ -162,8 +165,8 @@ def check_finite_gradients(named_parameters: Iterable[tuple[str, Tensor]], *, st
     when = "" if step is None else f" at step {step}"
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     raise NonFiniteError(
-        f"the gradient became non-finite{when} in {', '.join(bad[:5])}{more}; the last checkpoint is intact: lower the "
-        "learning rate, warm up longer, or look at the batch."
+        f"the gradient became non-finite{when} in {', '.join(bad[:5])}{more}; lower the learning rate, warm up "
+        "longer, or look at the batch."
     )
 
 

@@ -13,7 +13,13 @@ KINDS: tuple[Kind, ...] = ("matrix", "embedding", "head", "norm", "plain-matrix"
 # χ of the published LLaMA runs: embeddings 4, norms 4, output head 1; matrices take the optimizer's own.
 PUBLISHED_CHI: dict[Kind, float] = {"embedding": 4.0, "norm": 4.0, "head": 1.0, "plain-matrix": 1.0, "other": 1.0}
 # r of the same runs: 0.1 everywhere but in the head (all sharp); matrices of no known kind run plain Muon.
-PUBLISHED_SHARP_FRACTION: dict[Kind, float] = {"head": 1.0, "plain-matrix": 0.0, "other": 1.0}
+PUBLISHED_SHARP_FRACTION: dict[Kind, float] = {
+    "embedding": 0.1,
+    "norm": 0.1,
+    "head": 1.0,
+    "plain-matrix": 0.0,
+    "other": 1.0,
+}
 
 _NORMS = (
     nn.LayerNorm,
@@ -48,7 +54,7 @@ def param_groups(
         model: Any module.
         head: Output head; by default ``model.get_output_embeddings()`` where the model has it (transformers).
         chi: χ for every kind (a number) or for some kinds (a mapping); else the published values.
-        sharp_fraction: r for some kinds; else the published values.
+        sharp_fraction: r for some kinds; else the published values (matrices take the optimizer's own).
 
     Returns:
         Groups for the optimizer, in the order of the table, empty kinds left out; parameters come with their names.

@@ -143,10 +143,15 @@ def flat_damping(
     """
     fraction = 0.5 if schedule == "cosine" else min(1.0, 2.0 * warmup_steps / total_steps)
     length = int(fraction * (total_steps - warmup_steps))
-    if k <= warmup_steps and length > 0:
+    if k < warmup_steps or (k == warmup_steps and length > 0):
         return beta_sharp
     progress = 1.0 if length == 0 else min(1.0, (k - warmup_steps) / length)
     return beta_sharp + (beta_flat - beta_sharp) * progress
+
+
+def _keep_peaks(group: dict[str, Any]) -> None:
+    group.setdefault("peak_chi", group["chi"])
+    group.setdefault("peak_beta_flat", group["beta_flat"])
 
 
 class LITESchedule(LRScheduler):
@@ -186,8 +191,7 @@ class LITESchedule(LRScheduler):
         for group in optimizer.param_groups:
             if "chi" not in group:
                 raise ValueError(f"{type(optimizer).__name__} has no chi in its groups; give a LITE optimizer.")
-            group.setdefault("peak_chi", group["chi"])
-            group.setdefault("peak_beta_flat", group["beta_flat"])
+            _keep_peaks(group)
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
@@ -207,6 +211,7 @@ class LITESchedule(LRScheduler):
     def _apply(self) -> None:
         k = self.last_epoch
         for group in self.optimizer.param_groups:
+            _keep_peaks(group)  # of groups that were added later, too
             group["chi"] = flat_learning_rate_ratio(
                 k,
                 group["peak_chi"],

@@ -51,8 +51,15 @@ def expand(coefficient: Coefficient) -> Any:
 
 
 def _expanded(value: Any) -> Any:
-    if isinstance(value, (float, int)):
+    if isinstance(value, (float, int, np.number)):
         return float(value)
+    if isinstance(value, str) or not hasattr(value, "ndim"):
+        try:
+            value = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"a coefficient is {value!r}; give a number, one value per member, or TimeDependent."
+            ) from None
     return value[..., None] if value.ndim else float(value)
 
 
@@ -87,8 +94,14 @@ def is_time_dependent(*coefficients: Coefficient) -> bool:
 
 
 def check_finite(name: str, value: Coefficient) -> None:
-    """Refuse a constant coefficient that is not finite."""
-    if not isinstance(value, TimeDependent) and not np.isfinite(to_numpy(value)).all():
+    """Refuse a constant coefficient that is no number, or not finite."""
+    if isinstance(value, TimeDependent):
+        return
+    try:
+        finite = bool(np.isfinite(to_numpy(value)).all())
+    except TypeError:
+        raise ValueError(f"{name} = {value!r} must be a number, one value per member, or TimeDependent.") from None
+    if not finite:
         raise ValueError(f"{name} = {value!r} must be finite.")
 
 

@@ -127,6 +127,8 @@ class RISHD:
 
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
+        if metric is not None and not isinstance(metric, Metric):
+            raise ValueError(f"metric is a {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
         flat_damping = beta if beta_flat is None else beta_flat
         check_range("alpha", alpha, 0.0, "it is the damping 1 − momentum", strict=True)
         check_range("eta", eta, 0.0, "it is the learning rate", strict=False)
@@ -135,7 +137,7 @@ class RISHD:
             check_finite(name, value)
             check_gamma(name, add(nesterov, value), alpha, gain)
         if flat is None:
-            if beta_flat is not None or not (isinstance(chi, (int, float)) and chi == 1):
+            if beta_flat is not None or not (isinstance(chi, (int, float, np.number)) and chi == 1):
                 raise ValueError(
                     "chi and beta_flat act on flat directions, but none are named; pass flat=landscape.flat_split (or "
                     "riemannian_ode.ConstantSplit), or leave chi = 1 and beta_flat = None."

@@ -66,6 +66,7 @@ def total_energy(system: RISHD, t: float, w: Array, m: Array) -> Array:
     Source: docs/theory, claims C2 and C4.
     """
     _require_energy(system)
+    system = system.for_arrays(w)
     form = _forms(system, t, w, m)[0]
     return _scalar(system, "gain", t) * system.objective.value(w) + 0.5 * _scalar(system, "eta", t) * form
 
@@ -85,6 +86,7 @@ def dissipation(system: RISHD, t: float, w: Array, m: Array) -> Dissipation:
     Source: docs/theory, claims C2 and C4.
     """
     _require_energy(system)
+    system = system.for_arrays(w)
     form, sharp, flat = _forms(system, t, w, m)
     eta, gain = _scalar(system, "eta", t), _scalar(system, "gain", t)
     momentum = eta * _scalar(system, "alpha", t) * form
@@ -115,7 +117,6 @@ def energy_identity_residual(system: RISHD, trajectory: Trajectory) -> EnergyBal
         raise ValueError("gain varies in time: E = c·f + … then has another identity than the one checked here.")
     if len(trajectory.times) < 6:
         raise ValueError(f"the trajectory has {len(trajectory.times)} saved states; a quintic spline needs at least 6.")
-    system = system.for_arrays(trajectory.w[0])
     energies, rates = [], []
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged trajectory is refused below, in words
         for t, w, m in zip(trajectory.times, trajectory.w, trajectory.m, strict=True):

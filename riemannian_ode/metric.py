@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from riemannian_ode.arrays import inner, like, matvec, namespace, to_numpy
+from riemannian_ode.arrays import as_float_array, inner, like, matvec, namespace, to_numpy
 from riemannian_ode.flow import Array
 
 Variation = Literal["constant", "state", "history"]
@@ -87,6 +87,7 @@ class ConstantMetric(Metric):
     """
 
     def __init__(self, matrix: Array) -> None:
+        matrix = as_float_array("matrix", matrix)
         check_positive_definite(matrix)
         self.matrix = matrix
         xp = namespace(matrix)
@@ -114,8 +115,9 @@ class DiagonalMetric(Metric):
     """
 
     def __init__(self, diagonal: Array) -> None:
+        diagonal = as_float_array("diagonal", diagonal)
         smallest = to_numpy(diagonal).min()
-        if not (np.isfinite(to_numpy(diagonal)).all() and smallest > 0):
+        if not smallest > 0:
             raise ValueError(
                 f"diagonal has smallest entry {smallest:.3g}, F's smallest eigenvalue; a metric needs positive "
                 "finite entries: take square roots of second moments and add an epsilon."

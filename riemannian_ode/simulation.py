@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, like, namespace, to_numpy
+from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent, check_range
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
 from riemannian_ode.events import Event, EventWatch
@@ -76,10 +77,12 @@ def simulate(
     start = _checked_start(w0, m0)
     require_positive("h", h, "it is the step size in units of time")
     for name, value in (("steps", steps), ("save_every", save_every), ("checkpoint_every", checkpoint_every)):
-        if not isinstance(value, (int, np.integer)) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
-    scheme = integrator_by_name(integrator) if isinstance(integrator, str) else integrator
-    system = _checked_system(system, start.w)
+    if not math.isfinite(t0):
+        raise ValueError(f"t0 = {t0!r} must be finite: it is the start time.")
+    scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
+    system = _checked_system(system, start.w, t0)
 
     recorder = Recorder(t0, start, observers=observers or {}, keep_states=keep_states)
     identity = fingerprint(system, start, recorder, integrator=scheme.name, h=h, t0=t0, save_every=save_every)
@@ -206,9 +209,22 @@ def _checked_start(w0: Array, m0: Array | None) -> PhaseState:
     return PhaseState(w0, m0)
 
 
-def _checked_system(system: RISHD, w0: Array) -> RISHD:
+def check_at(system: RISHD, t: float) -> None:
+    """Refuse time-dependent coefficients that are out of range at time t (constants were checked when it was built).
+
+    Raises:
+        ValueError: naming the coefficient and its value.
+    """
+    for name in COEFFICIENTS:
+        if isinstance(getattr(system, name), TimeDependent):
+            lower = {"eta": 0.0, "chi": 1.0}.get(name, -math.inf)
+            check_range(f"{name}({t:g})", system.at(name, t), lower, "it varies in time and starts there", strict=False)
+
+
+def _checked_system(system: RISHD, w0: Array, t0: float) -> RISHD:
     system = system.for_arrays(w0)
     system.metric.check(w0)
+    check_at(system, t0)
     gradient = system.objective.gradient(w0)
     if tuple(gradient.shape) != tuple(w0.shape):
         raise ValueError(

@@ -58,4 +58,8 @@ class ConstantSplit:
 
     def __call__(self, point: PhasePoint) -> Projector:
         """x ↦ Qx at any point."""
+        if self.basis.shape[-2] != point.w.shape[-1]:
+            raise ValueError(
+                f"basis has shape {tuple(self.basis.shape)}, but w has {point.w.shape[-1]} coordinates; give (p, d_s)."
+            )
         return complement(like(self.basis, point.w))

@@ -67,6 +67,19 @@ class Trajectory:
         """Whether it reached its end, or a terminal event, with every member finite."""
         return self.status in ("finished", "event") and bool(np.isnan(self.failed_at).all())
 
+    def checked(self) -> Trajectory:
+        """The trajectory itself, if it is whole and finite.
+
+        Raises:
+            KeyboardInterrupt: if Ctrl-C cut it short.
+            RuntimeError: if anything else did, with its message.
+        """
+        if self.status == "interrupted":
+            raise KeyboardInterrupt
+        if not self.ok:
+            raise RuntimeError(f"the trajectory is not whole ({self.status}): {self.message}")
+        return self
+
     def to_numpy(self) -> Trajectory:
         """The same trajectory with numpy arrays."""
         return replace(self, w=to_numpy(self.w), m=to_numpy(self.m))
@@ -97,7 +110,13 @@ class Trajectory:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is not a saved trajectory.
         """
-        with np.load(Path(path), allow_pickle=False) as archive:
+        try:
+            opened = np.load(Path(path), allow_pickle=False)
+        except (ValueError, EOFError):
+            raise ValueError(f"{path} is no saved trajectory: it is no .npz file.") from None
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} is no saved trajectory: it is a single array.")
+        with opened as archive:
             missing = {"times", "w", "m", "status", "message", "failed_at", "observed_times"} - set(archive.files)
             if missing:
                 raise ValueError(f"{path} is no saved trajectory: it lacks {', '.join(sorted(missing))}.")

@@ -55,6 +55,8 @@ class VaryingMetric(Metric):
             y = torch.zeros_like(x, requires_grad=True)
             lower = self.action(x, w)
             along_n = lower(n)
+            if not along_n.requires_grad:  # a function that does not use w: the metric is constant
+                return None
             slope = torch.autograd.grad((v * along_n).sum(), x, retain_graph=True)[0]
             toward_n = torch.autograd.grad((y * along_n).sum(), x, create_graph=True)[0]
             toward_v = torch.autograd.grad((y * lower(v)).sum(), x, create_graph=True)[0]
@@ -188,7 +190,11 @@ def _vectorised(function: Callable[..., Any], x: Tensor, parameters: Sequence[Ar
             )
         thetas.append(tensor.reshape(-1, *tensor.shape[w.ndim - 1 :]))
     if len(x) == 1:  # vmap costs more than one small evaluation
-        single: Tensor = function(x[0], *(theta[0] for theta in thetas))
+        single = function(x[0], *(theta[0] for theta in thetas))
+        if not isinstance(single, Tensor):
+            raise ValueError(
+                f"the metric's function returned a {type(single).__name__}; write it with torch operations."
+            )
         return single[None]
     batched: Tensor = torch.func.vmap(function)(x, *thetas)
     return batched

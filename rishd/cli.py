@@ -48,7 +48,7 @@ def validate(
     """
     results, interrupted = run_claims(claims, seed=seed, instances=instances)
     if output is Format.json:
-        print(json.dumps([result.as_dict() for result in results], indent=2))
+        print(json.dumps([result.as_dict() for result in results], indent=2, allow_nan=False))
     else:
         out.print(claims_table(results))
     if interrupted:
@@ -134,15 +134,18 @@ def demo(
     from rishd.pretraining import require_extra
 
     require_extra()
-    from rishd.demo import run_demo
+    from rishd.demo import prepare, run_demo
 
+    prepare(folder, steps=steps)
     results, interrupted = run_claims(None, seed=0, instances=instances)
     out.print(claims_table(results))
     if interrupted:
         raise typer.Exit(_INTERRUPTED)
     with progress_bar(err) as advance:
-        report = run_demo(folder, results, steps=steps, progress=advance, say=err.print)
+        report, interrupted = run_demo(folder, results, steps=steps, progress=advance, say=err.print)
     out.print(f"report: {report.resolve()}")
+    if interrupted:
+        raise typer.Exit(_INTERRUPTED)
     if any(result.verdict in ("refuted", "error") for result in results):
         raise typer.Exit(_FAILED)
 
@@ -205,7 +208,7 @@ def main() -> None:
 
     try:
         app()
-    except (ValueError, FileNotFoundError, PermissionError, MissingExtraError, NonFiniteError) as problem:
+    except (ValueError, OSError, MissingExtraError, NonFiniteError) as problem:
         if os.environ.get("RISHD_TRACEBACK"):
             raise
         err.print(f"error: {problem}", style="red", markup=False, highlight=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rishd.claims import ClaimResult
-from rishd.pretraining.config import PretrainConfig, RunFolderError, versions
+from rishd.pretraining.config import PretrainConfig, RunFolderError, versions, write_json
 from rishd.pretraining.run import RunResult, pretrain
 from rishd.report.figures import energy_figure, loss_figure, stability_figure, valley_figure
 from rishd.report.page import Section, write_report
@@ -29,7 +29,7 @@ def run_demo(
     steps: int,
     progress: Callable[[str, int, int], None],
     say: Callable[[str], None],
-) -> Path:
+) -> tuple[Path, bool]:
     """Simulate, pre-train with Muon and MuonLITE from the same seed, and write the report.
 
     Args:
@@ -40,12 +40,12 @@ def run_demo(
         say: Called with lines for the user.
 
     Returns:
-        Path of the report.
+        Path of the report, and whether Ctrl-C cut the runs short.
 
     Raises:
         RunFolderError: if ``folder`` holds something else than an earlier demo.
     """
-    _clear(folder)
+    prepare(folder, steps=steps)
     progress("simulating flows", 0, 3)
     flows = valley_flows(progress=False)
     progress("simulating flows", 1, 3)
@@ -55,14 +55,7 @@ def run_demo(
     progress("simulating flows", 3, 3)
     runs: dict[str, RunResult] = {}
     for name in _OPTIMIZERS:
-        config = PretrainConfig(
-            optimizer=name,  # type: ignore[arg-type]  # one of the literals above
-            vocab_size=_VOCABULARY,
-            steps=steps,
-            warmup_steps=min(20, steps - 1),
-            eval_every=max(1, steps // 8),
-            save_every=steps,
-        )
+        config = _config(name, steps)
         runs[name] = pretrain(config, folder / name, progress=progress, say=say)
         if runs[name].interrupted:
             break
@@ -105,19 +98,42 @@ def run_demo(
         ],
         facts={**versions(), "pre-training seed": 0, "claims seed": claims[0].seed if claims else "none"},
     )
-    return report
+    return report, any(run.interrupted for run in runs.values())
 
 
-def _clear(folder: Path) -> None:
-    """Remove an earlier demo's runs, and nothing else."""
-    if not folder.exists():
-        return
-    known = {"report.html", "report.html.partial", *_OPTIMIZERS}
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in known)
-    if foreign:
-        raise RunFolderError(f"{folder} holds {', '.join(foreign[:3])}, which is no demo's; give another --out.")
+def prepare(folder: Path, *, steps: int) -> None:
+    """Check the settings, and make the folder ready: runs of an earlier demo are removed, and nothing else.
+
+    Args:
+        folder: Output folder, new or marked as a demo's.
+        steps: Pre-training steps.
+
+    Raises:
+        ValueError: for settings out of range.
+        RunFolderError: if ``folder`` holds something else than an earlier demo.
+    """
+    for name in _OPTIMIZERS:
+        _config(name, steps)
+    marker = folder / "demo.json"
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; --out takes a folder.")
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise RunFolderError(f"{folder} is not empty and holds no demo; give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"written_by": "rishd demo"})
     for name in _OPTIMIZERS:
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _config(name: str, steps: int) -> PretrainConfig:
+    return PretrainConfig(
+        optimizer=name,  # type: ignore[arg-type]  # one of the literals above
+        vocab_size=_VOCABULARY,
+        steps=steps,
+        warmup_steps=max(0, min(20, steps // 10)),
+        eval_every=max(1, steps // 8),
+        save_every=max(1, steps),
+    )
 
 
 def _training_text(runs: dict[str, RunResult]) -> list[str]:

@@ -76,11 +76,16 @@ class Quadratic(Landscape):
         return cls(eigenvalues, basis=basis, minimizer=minimizer, sharp_rank=sharp_rank)
 
     def value(self, w: Array) -> Array:  # noqa: D102
-        offset = w - like(self.minimizer, w)
+        offset = self._offset(w)
         return 0.5 * inner(offset, matvec(like(self.matrix, w), offset))
 
     def gradient(self, w: Array) -> Array:  # noqa: D102
-        return matvec(like(self.matrix, w), w - like(self.minimizer, w))
+        return matvec(like(self.matrix, w), self._offset(w))
+
+    def _offset(self, w: Array) -> Array:
+        if w.shape[-1] != self.dimension:
+            raise ValueError(f"w has shape {tuple(w.shape)}; its last axis must hold {self.dimension} coordinates.")
+        return w - like(self.minimizer, w)
 
     def hessian(self, w: Array) -> Array:  # noqa: D102
         matrix = like(self.matrix, w)

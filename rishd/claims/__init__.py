@@ -33,13 +33,15 @@ def validate(keys: Sequence[str] | None = None, *, seed: int = 0, instances: int
         instances: Random instances per numerical part.
 
     Raises:
-        ValueError: for an unknown claim, listing those that exist, or fewer than one instance.
+        ValueError: for an unknown claim, listing those that exist, fewer than one instance, or a negative seed.
     """
     chosen = list(CLAIMS) if keys is None else list(keys)
     for key in chosen:
         require_choice("claim", key, CLAIMS)
     if instances < 1:
         raise ValueError(f"instances = {instances!r} must be at least 1.")
+    if seed < 0:
+        raise ValueError(f"seed = {seed!r} must be at least 0.")
     return (CLAIMS[key].run(seed=seed, instances=instances) for key in chosen)
 
 

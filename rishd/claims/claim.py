@@ -37,7 +37,7 @@ class Identity:
     @property
     def holds(self) -> bool:
         """Whether every residual is finite and within the tolerance."""
-        return bool(np.all(self.residuals <= self.tolerance))  # NaN compares false
+        return self.residuals.size > 0 and bool(np.all(self.residuals <= self.tolerance))  # NaN compares false
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Bound:
     @property
     def holds(self) -> bool:
         """Whether no instance exceeds the bound."""
-        return bool(np.all(self.tightness <= 1.0 + self.slack))
+        return self.tightness.size > 0 and bool(np.all(self.tightness <= 1.0 + self.slack))
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,11 @@ def _values(part: Evidence) -> np.ndarray:
     return part.values if isinstance(part, Measurement) else np.empty(0)
 
 
+def _plain(value: Any) -> float | None:
+    """A number that JSON has; NaN and infinity become ``None``."""
+    return float(value) if np.isfinite(value) else None
+
+
 def _part_as_dict(part: Evidence) -> dict[str, Any]:
     if isinstance(part, Proof):
         return {"kind": "proof", "name": part.name, "holds": part.holds, "residuals": [str(r) for r in part.residuals]}
@@ -194,8 +199,8 @@ def _part_as_dict(part: Evidence) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": part.name,
         "instances": int(values.size),
-        "worst": float(values.max()),
-        "median": float(np.median(values)),
+        "worst": _plain(values.max()),
+        "median": _plain(np.median(values)),
     }
     if isinstance(part, Identity):
         return {"kind": "identity", **row, "tolerance": part.tolerance, "reason": part.reason, "holds": part.holds}

@@ -184,7 +184,7 @@ def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     force = from_spectrum(basis, eta[:, None] * ratio / f_eigenvalues * (damping + 1.0 / alpha[:, None]))
     w0, m0 = rng.normal(size=(2, instances, p))
 
-    flow = simulate(system, w0, m0, integrator=DOP853(rtol=1e-11), h=_OUTPUT_SPACING, steps=_SAVES)
+    flow = simulate(system, w0, m0, integrator=DOP853(rtol=1e-11), h=_OUTPUT_SPACING, steps=_SAVES).checked()
     shadow = flow.w - (eta / alpha)[:, None] * matvec(a, flow.m)
     push = make_interp_spline(flow.times, matvec(force, objective.gradient(flow.w)), k=5, axis=0).integrate(0.0, _SPAN)
     continuous = relative(shadow[-1] - shadow[0] + push, shadow[-1], shadow[0], push)
@@ -238,4 +238,5 @@ def _random_trajectory(rng: np.random.Generator, n: int, *, correction: bool) ->
         correction=correction,
     )
     w0, m0 = rng.normal(0.0, 1.5, (n, p)), rng.normal(0.0, 0.5, (n, p))
-    return system, simulate(system, w0, m0, integrator=DOP853(rtol=1e-11), h=_OUTPUT_SPACING, steps=_SAVES)
+    flow = simulate(system, w0, m0, integrator=DOP853(rtol=1e-11), h=_OUTPUT_SPACING, steps=_SAVES)
+    return system, flow.checked()

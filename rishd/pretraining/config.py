@@ -38,6 +38,9 @@ PRESETS: dict[str, ModelSize] = {
 }
 
 
+SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
+
+
 class RunFolderError(ValueError):
     """An output folder that cannot be used; the message says why and what to do."""
 
@@ -97,6 +100,13 @@ class PretrainConfig:
         require_choice("optimizer", self.optimizer, get_args(OptimizerName))
         require_choice("preset", self.preset, PRESETS)
         require_choice("schedule", self.schedule, get_args(Schedule))
+        if self.vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size!r} must be at least {SMALLEST_VOCABULARY}: 256 bytes, one end of "
+                "text, and merges."
+            )
+        if self.seq_len == 1:
+            raise ValueError("seq_len = 1 leaves no next token to predict; take at least 2.")
         for name in ("seq_len", "batch_size", "steps", "eval_every", "eval_blocks", "save_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -106,7 +116,7 @@ class PretrainConfig:
             raise ValueError(f"weight_decay = {self.weight_decay!r} must be finite and non-negative.")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
-                f"warmup_steps = {self.warmup_steps!r} must be at least 0 and below steps = {self.steps!r}."
+                f"warmup_steps = {self.warmup_steps!r} must be at least 0 and below steps = {self.steps!r} (0: none)."
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed!r} must lie in 0 … 2³² − 1.")
@@ -137,8 +147,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def open_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
-    """Claim an output folder for a run.
+def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
+    """Whether an output folder can take a run, before anything is written.
 
     Args:
         folder: Output folder.
@@ -152,10 +162,16 @@ def open_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, r
     Raises:
         RunFolderError: if the folder holds a run and ``resume`` is off, or another run than this one.
     """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; --out takes a folder.")
     record = folder / "run.json"
     here = {"config": json.loads(json.dumps(config.to_json())), "corpus_hash": corpus_hash}
     if record.exists():
-        there = json.loads(record.read_text())
+        try:
+            there = json.loads(record.read_text())
+            there["config"], there["corpus_hash"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise RunFolderError(f"{record} is not readable as a run's record; give another --out.") from None
         if not resume:
             raise RunFolderError(f"{folder} already holds a run; give --resume to continue it, or another --out.")
         differing = [
@@ -172,9 +188,21 @@ def open_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, r
         return last_whole_checkpoint(folder)
     if folder.exists() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no run of rishd; give another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(record, {**here, "versions": versions()})
+    if resume:
+        raise RunFolderError(f"{folder} holds no run to resume; check the path, or leave --resume out to start one.")
     return None
+
+
+def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str) -> None:
+    """Write a new run's record: from here on the folder is that run's.
+
+    Args:
+        folder: Output folder, checked by :func:`check_run_folder`.
+        config: The run.
+        corpus_hash: Content hash of its corpus.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", {"config": config.to_json(), "corpus_hash": corpus_hash, "versions": versions()})
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -192,5 +220,5 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically: the file is whole or as it was."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
+    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
     partial.replace(path)

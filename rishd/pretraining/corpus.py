@@ -41,9 +41,9 @@ class Document:
         return hashlib.sha256(self.key.encode()).digest()
 
     @property
-    def split(self) -> Split:
-        """Train or validation, by key alone: adding documents moves no other."""
-        return "validation" if int.from_bytes(self.rank[:8], "big") < _VALIDATION_SHARE * 2**64 else "train"
+    def is_low(self) -> bool:
+        """Whether its rank is in the share held back: by key alone, so adding documents moves no other."""
+        return int.from_bytes(self.rank[:8], "big") < _VALIDATION_SHARE * 2**64
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,15 @@ class Corpus:
     content_hash: str
     warning: str = ""
 
+    @property
+    def held_back(self) -> int:
+        """How many documents, the first in rank, are for validation: 2% by hash, at least one."""
+        return min(max(1, sum(document.is_low for document in self.documents)), len(self.documents) - 1)
+
     def texts(self, split: Split) -> Iterator[str]:
         """Texts of one split."""
-        return (document.text for document in self.documents if document.split == split)
+        chosen = slice(self.held_back) if split == "validation" else slice(self.held_back, None)
+        return (document.text for document in self.documents[chosen])
 
 
 def load_corpus(data: Sequence[Path] | None = None) -> Corpus:
@@ -94,14 +100,13 @@ def _make(name: str, documents: Iterator[Document]) -> Corpus:
     digest = hashlib.sha256()
     for document in ordered:
         for part in (document.key, document.text):
-            encoded = part.encode("utf-8", "surrogatepass")
+            encoded = part.encode()
             digest.update(len(encoded).to_bytes(8, "big"))
             digest.update(encoded)
-    splits = {document.split for document in ordered}
-    if splits != {"train", "validation"}:
+    if len(ordered) < 2:
         raise CorpusError(
-            f"{name} has {len(ordered)} documents, too few to hold some back for validation "
-            f"({_VALIDATION_SHARE:.0%} by hash); give more files, or files of at least a few MB."
+            f"{name} has {len(ordered)} document, too few to hold one back for validation; give more files, or one of "
+            f"more than {_PIECE_CHARACTERS:,} characters."
         )
     return Corpus(name, ordered, digest.hexdigest())
 
@@ -137,7 +142,7 @@ def _user_documents(data: Sequence[Path]) -> Iterator[Document]:
 
 
 def _jsonl(path: Path, name: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -147,8 +152,8 @@ def _jsonl(path: Path, name: str) -> Iterator[Document]:
                 raise CorpusError(f'{path}, line {number}: expected an object with "text" ({problem}).') from None
             if not isinstance(text, str):
                 raise CorpusError(f'{path}, line {number}: "text" is {type(text).__name__}, expected a string.')
-            if text.strip():
-                yield Document(f"{name}:{number}", text)
+            if text.strip():  # a lone surrogate is legal JSON but no text
+                yield Document(f"{name}:{number}", text.encode("utf-8", "replace").decode())
 
 
 def _pieces(path: Path, name: str) -> Iterator[Document]:
@@ -156,6 +161,8 @@ def _pieces(path: Path, name: str) -> Iterator[Document]:
         number = 0
         while lines := stream.readlines(_PIECE_CHARACTERS):
             text = "".join(lines)
+            if "\0" in text:
+                raise CorpusError(f"{path} holds NUL bytes: it is no text file.")
             if text.strip():
                 yield Document(f"{name}#{number}", text)
             number += 1

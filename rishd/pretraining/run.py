@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,14 @@ from lite import (
     learning_rate_factor,
     param_groups,
 )
-from rishd.pretraining.config import PRESETS, PretrainConfig, open_run_folder, write_json
+from rishd.pretraining.config import (
+    PRESETS,
+    PretrainConfig,
+    check_run_folder,
+    claim_run_folder,
+    last_whole_checkpoint,
+    write_json,
+)
 from rishd.pretraining.corpus import Corpus, Split, load_corpus
 from rishd.pretraining.tokens import END_OF_TEXT, TokenBlocks, token_blocks, train_tokenizer
 
@@ -87,19 +95,21 @@ def pretrain(
         NonFiniteError: when a gradient becomes non-finite; the last checkpoint is kept.
     """
     quiet()
+    set_seed(config.seed)
+    model = build_model(config)
+    optimizer = build_optimizer(config, model)  # refuses settings out of range before anything is read or written
     corpus = load_corpus(None if config.data is None else [Path(path) for path in config.data])
     if corpus.warning:
         say(corpus.warning)
-    checkpoint = open_run_folder(folder, config, corpus.content_hash, resume=resume)
+    checkpoint = check_run_folder(folder, config, corpus.content_hash, resume=resume)
     tokenizer = train_tokenizer(corpus, config.vocab_size, progress)
     wanted: dict[Split, int] = {"train": config.steps * config.batch_size, "validation": config.eval_blocks}
     data: dict[Split, TokenBlocks] = {
         split: token_blocks(corpus, split, tokenizer, length=config.seq_len, blocks=blocks, progress=progress)
         for split, blocks in wanted.items()
     }
-    set_seed(config.seed)
-    model = build_model(config)
-    optimizer = build_optimizer(config, model)
+    if not (folder / "run.json").exists():
+        claim_run_folder(folder, config, corpus.content_hash)
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
@@ -201,8 +211,29 @@ class PretrainTrainer(Trainer):
             NonFiniteError: naming step and parameters.
         """
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        check_finite_gradients(model.named_parameters(), step=self.state.global_step)
+        try:
+            check_finite_gradients(model.named_parameters(), step=self.state.global_step)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} {self._kept()}") from None
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validation loss.
+
+        Raises:
+            NonFiniteError: if it is not finite: the parameters are lost, and are not saved.
+        """
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if not math.isfinite(metrics.get("eval_loss", 0.0)):
+            raise NonFiniteError(
+                f"the validation loss is not finite at step {self.state.global_step}; lower the learning rate or "
+                f"warm up longer. {self._kept()}"
+            )
+        return metrics
+
+    def _kept(self) -> str:
+        last = last_whole_checkpoint(Path(str(self.args.output_dir)))
+        return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
 
 
 class _Report(TrainerCallback):
@@ -220,7 +251,8 @@ class _Report(TrainerCallback):
 
 
 def _write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
-    write_json(folder / "metrics.json", history)
+    rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
+    write_json(folder / "metrics.json", rows)
 
 
 def _training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
@@ -232,7 +264,7 @@ def _training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgumen
         max_grad_norm=1.0,  # published global clip
         eval_strategy="steps",
         eval_steps=config.eval_every,
-        logging_steps=min(10, config.eval_every),
+        logging_steps=1,  # a logged loss is one step's: the same numbers whether the run was resumed or not
         logging_first_step=True,
         save_strategy="steps",
         save_steps=config.save_every,

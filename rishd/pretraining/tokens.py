@@ -37,14 +37,9 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Toke
 
     Args:
         corpus: The corpus.
-        vocab_size: Number of tokens, at least 300 (256 bytes, the end of text, and some merges).
+        vocab_size: Number of tokens, at least :data:`rishd.pretraining.config.SMALLEST_VOCABULARY`.
         progress: Called with (what, done, total).
-
-    Raises:
-        ValueError: for a vocabulary too small.
     """
-    if vocab_size < 300:
-        raise ValueError(f"vocab_size = {vocab_size!r} must be at least 300: 256 bytes, one end of text, and merges.")
     path = cache_folder() / f"tokenizer-{_key(corpus.content_hash, vocab_size, _TOKENIZER_CHARACTERS)}.json"
     if path.exists():
         return Tokenizer.from_file(str(path))

@@ -46,7 +46,7 @@ def energy_study() -> EnergyStudy:
         )
         flow = simulate(
             system, np.array([2.0, -1.5]), integrator=DOP853(rtol=1e-12, atol=1e-13), h=_SPAN / _SAVES, steps=_SAVES
-        )
+        ).checked()
         balance = energy_identity_residual(system, flow)
         residuals.append((flow.times, balance.energy, np.abs(balance.energy - balance.energy[0] + balance.dissipated)))
     (times, energy, with_r), (_, _, without_r) = residuals

@@ -52,6 +52,8 @@ class ValleyFlows:
         target = start - 0.9 * (start - end)
         times = []
         for height in heights:
+            if not (height <= target).any():
+                raise RuntimeError(f"a flow did not fall to {target:.3g} in {len(height) - 1} steps; simulate longer.")
             entered = int(np.argmax(height <= start))
             reached = int(np.argmax(height <= target))
             times.append(float(self.base.times[reached] - self.base.times[entered]))
@@ -65,7 +67,7 @@ def valley_flows(*, progress: bool | None = None) -> ValleyFlows:
     base = RISHD.from_optimizer(valley, **shared)
     lite = RISHD.from_optimizer(valley, flat=valley.flat_split, chi=_CHI, beta_flat=_BETA_FLAT, **shared)
     w0 = np.array(_START)
-    runs = [simulate(system, w0, h=1.0, steps=_STEPS, progress=progress) for system in (base, lite)]
+    runs = [simulate(system, w0, h=1.0, steps=_STEPS, progress=progress).checked() for system in (base, lite)]
     return ValleyFlows(
         valley,
         valley.river(np.linspace(-10.0, 3.0, 261)[:, None]),

@@ -263,8 +263,56 @@ def test_nonfinite_gradients_are_named_with_the_step():
         p.grad = torch.zeros_like(p)
     check_finite_gradients(model.named_parameters())
     model.second.weight.grad[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"at step 7 in second\.weight; the last checkpoint is intact"):
+    with pytest.raises(NonFiniteError, match=r"at step 7 in second\.weight; lower the learning rate"):
         check_finite_gradients(model.named_parameters(), step=7)
     model.second.weight.grad[0, 0] = 1e30
     model.first.weight.grad[0, 0] = 1e30
     check_finite_gradients(model.named_parameters())  # their norm overflows float32, they do not
+
+
+def test_chi_may_be_raised_at_any_step():
+    p = nn.Parameter(torch.ones(3, 4))
+    optimizer = MuonLITE([p], 0.01, chi=1.0, beta_sharp=0.0, beta_flat=0.0)
+    for chi in (1.0, 2.0):
+        optimizer.param_groups[0]["chi"] = chi
+        p.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+    assert p.isfinite().all()
+
+
+def test_float16_zero_gradients_stay_finite():
+    p = nn.Parameter(torch.ones(3, 4, dtype=torch.float16))
+    optimizer = MuonLITE([p], 0.01)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert p.isfinite().all()
+
+
+def test_groups_added_after_the_schedule_join_it():
+    model = Net()
+    optimizer = MuonLITE([model.first.weight], 0.01)
+    schedule = LITESchedule(optimizer, warmup_steps=2, total_steps=10)
+    optimizer.add_param_group({"params": [model.second.weight], "initial_lr": 0.01})
+    schedule.step()
+    assert optimizer.param_groups[1]["peak_chi"] == 2.0
+
+
+def test_warm_up_without_room_for_a_rise_keeps_beta_sharp():
+    from lite.schedules import flat_damping
+
+    span = {"schedule": "cosine", "warmup_steps": 20, "total_steps": 21}
+    assert [flat_damping(k, -0.25, 1.0, **span) for k in (0, 19, 20)] == [-0.25, -0.25, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"chii": 3.0}, "unknown settings"),
+        ({"lr": None}, "lr = None must be a number"),
+        ({"eps": 0.0}, "eps = 0"),
+        ({"adamw_betas": (0.9, 0.9, 0.9)}, "two numbers"),
+    ],
+)
+def test_bad_groups_are_refused(group, message):
+    with pytest.raises(ValueError, match=message):
+        MuonLITE([{"params": [nn.Parameter(torch.ones(2, 2))], **group}])

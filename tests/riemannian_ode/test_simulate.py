@@ -157,6 +157,8 @@ class _Slow:
         ({"beta": 1.0, "beta_flat": 0.5, "flat": LANDSCAPE.flat_split}, r"beta_flat = 0\.5 is below beta"),
         ({"chi": 2.0}, "none are named"),
         ({"beta_flat": 2.0}, "none are named"),
+        ({"alpha": "0.5"}, "alpha = '0.5' must be a number"),
+        ({"metric": np.eye(3)}, "metric is a ndarray"),
     ],
 )
 def test_coefficients_out_of_range_are_refused(changes, message):
@@ -172,6 +174,9 @@ def test_coefficients_out_of_range_are_refused(changes, message):
         ({"save_every": 0}, "save_every"),
         ({"m0": np.zeros(2)}, "m0 has shape"),
         ({"integrator": "euler"}, "Choose one of"),
+        ({"integrator": None}, "Choose one of"),
+        ({"t0": float("nan")}, "t0 = nan"),
+        ({"steps": True}, "steps = True"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -234,3 +239,42 @@ def test_beta_that_varies_needs_its_derivative():
 def test_split_has_no_scalar_second_order_form():
     with pytest.raises(ValueError, match="operators"):
         system(flat=LANDSCAPE.flat_split, chi=2.0).second_order_coefficients(0.0)
+
+
+def test_lists_are_taken_as_arrays():
+    run = simulate(system(alpha=[0.2, 0.3]), [[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]], steps=2)
+    assert run.ok
+    metric = ConstantMetric([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert simulate(system(metric=metric), W0, steps=2).ok
+    assert simulate(system(metric=DiagonalMetric([1, 2, 3])), W0, steps=2).ok
+
+
+def test_shapes_that_do_not_match_are_refused_in_words():
+    with pytest.raises(ValueError, match="must hold 3 coordinates"):
+        simulate(system(), np.ones(4), steps=1)
+    with pytest.raises(ValueError, match="but w has 3 coordinates"):
+        simulate(system(chi=2.0, flat=ConstantSplit(np.eye(4)[:, :1])), W0, steps=1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("eta", -0.1), ("chi", 0.2), ("eta", float("nan"))])
+def test_time_dependent_coefficients_are_checked_where_they_start(name, value):
+    changes = {name: TimeDependent(lambda t: value), "flat": LANDSCAPE.flat_split}
+    with pytest.raises(ValueError, match=rf"{name}\(0\)"):
+        simulate(system(**changes), W0, steps=2)
+
+
+def test_metric_function_that_ignores_w_is_constant():
+    metric = StateDependentMetric(lambda w: 2.0 * torch.eye(3, dtype=torch.float64))
+    run = simulate(system(metric=metric), W0, steps=5)
+    same = simulate(system(metric=ConstantMetric(2.0 * np.eye(3))), W0, steps=5)
+    np.testing.assert_allclose(run.w, same.w, rtol=1e-13)
+    with pytest.raises(ValueError, match="write it with torch"):
+        simulate(system(metric=StateDependentMetric(lambda w: np.eye(3))), W0, steps=1)
+
+
+def test_files_that_are_no_trajectories(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones(2))
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("x.npy", "text.npz"):
+        with pytest.raises(ValueError, match="no saved trajectory"):
+            Trajectory.load(tmp_path / name)

@@ -91,6 +91,23 @@ def test_one_bit_off_is_refuted(monkeypatch):
     assert _run("C12", instances=3).verdict == "refuted"
 
 
+@pytest.mark.parametrize("key", ["C2", "C7", "C12"])
+def test_interrupt_inside_a_claim_is_no_verdict(key, monkeypatch):
+    from rishd.claims.instances import RippledQuadratic
+
+    right, calls = RippledQuadratic.gradient, []
+
+    def interrupted(self, w):
+        calls.append(1)
+        if len(calls) == 40:
+            raise KeyboardInterrupt
+        return right(self, w)
+
+    monkeypatch.setattr(RippledQuadratic, "gradient", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _run(key, instances=4)
+
+
 def test_error_is_reported_with_its_seed_and_the_others_go_on():
     def broken(rng, instances):
         raise ZeroDivisionError("nothing to divide")

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -65,7 +64,8 @@ def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch):
             f"rishd.demo.{name}", lambda data, right=right, name=name: drawn.append(name) or right(data)
         )
     claims = list(validate(["C5", "C6"], instances=20))
-    report = run_demo(tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None)
+    report, interrupted = run_demo(tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None)
+    assert not interrupted
     page = report.read_text()
     assert len(drawn) == 4
     assert page.count("data:image/png;base64,") == 4
@@ -75,7 +75,9 @@ def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch):
     run_demo(
         tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None
     )  # an earlier demo is replaced
-    (tmp_path / "demo" / "mine.txt").write_text("precious")
-    with pytest.raises(RunFolderError, match=r"mine\.txt"):
-        run_demo(tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None)
-    assert Path(tmp_path / "demo" / "mine.txt").exists()
+    runs = tmp_path / "runs"  # a folder of the user's own runs, named like the demo's
+    (runs / "muon").mkdir(parents=True)
+    (runs / "muon" / "precious.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="holds no demo"):
+        run_demo(runs, claims, steps=2, progress=lambda *_: None, say=lambda _: None)
+    assert (runs / "muon" / "precious.txt").exists()

@@ -70,7 +70,7 @@ def test_documents_are_split_by_key_and_hashed_by_content(text):
     assert len(train) + len(validation) == 200
     assert not set(train) & set(validation)
     assert load_corpus([text]) == corpus
-    assert Document("a", "x").split == Document("a", "y").split
+    assert Document("a", "x").is_low == Document("a", "y").is_low
 
 
 def test_content_hash_sees_every_change(text, tmp_path):
@@ -99,6 +99,10 @@ def test_jsonl_and_long_files(tmp_path):
     assert len(load_corpus([tmp_path / "shard.jsonl"]).documents) == 150
     (tmp_path / "long.txt").write_text("a line of text\n" * 700_000)
     assert len(load_corpus([tmp_path / "long.txt"]).documents) > 100
+    (tmp_path / "short.txt").write_text("a line of text\n" * 10_000)
+    assert load_corpus([tmp_path / "short.txt"]).held_back == 1
+    (tmp_path / "odd.jsonl").write_text('{"text": "\\ud800 lone"}\n{"text": "fine"}\n')
+    assert len(load_corpus([tmp_path / "odd.jsonl"]).documents) == 2
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,8 @@ def test_jsonl_and_long_files(tmp_path):
         (None, "does not exist"),
         ({}, "holds no text"),
         ({"a.txt": ""}, "holds no text"),
-        ({"a.txt": "one document only"}, "too few to hold some back"),
+        ({"a.txt": "one document only"}, "too few to hold one back"),
+        ({"a.txt": "x\0y"}, "no text file"),
         ({"a.jsonl": '{"text": "x"}\n{"body": 1}\n'}, r"a\.jsonl, line 2: expected an object with"),
         ({"a.jsonl": "no json\n"}, "line 1"),
         ({"a.jsonl": '{"text": 3}\n'}, "is int, expected a string"),
@@ -165,6 +170,7 @@ def test_resuming_continues_bit_for_bit(optimizer, text, tmp_path):
     resumed, said = run(config, tmp_path / "part", resume=True)
     assert "continuing from checkpoint-4" in said[0]
     assert resumed.series("eval_loss") == whole.series("eval_loss")
+    assert resumed.series("loss") == whole.series("loss")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "part")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -201,11 +207,30 @@ def test_nonfinite_gradient_names_step_and_parameter_and_keeps_the_checkpoint(te
         return loss
 
     monkeypatch.setattr(PretrainTrainer, "compute_loss", poisoned)
-    with pytest.raises(NonFiniteError, match=r"at step 3 in model\.layers\.2\.mlp\.up_proj\.weight"):
+    with pytest.raises(NonFiniteError, match=r"at step 3 in model\.layers\.2\.mlp\.up_proj\.weight.*checkpoint-2"):
         run(tiny(text), tmp_path / "run")
     assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert rows
+
+
+def test_lost_parameters_are_not_saved(text, tmp_path):
+    config = tiny(text, optimizer="muon", steps=2, warmup_steps=0, lr=1e38, eval_every=1, save_every=1)
+    with pytest.raises(NonFiniteError, match=r"not finite|non-finite"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_unusable_folders_are_refused(text, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="is a file"):
+        run(tiny(text), tmp_path / "file")
+    with pytest.raises(RunFolderError, match="no run to resume"):
+        run(tiny(text), tmp_path / "typo", resume=True)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="not readable as a run's record"):
+        run(tiny(text), tmp_path / "broken", resume=True)
 
 
 def test_interrupt_leaves_metrics_and_says_how_to_continue(text, tmp_path, monkeypatch):
@@ -239,8 +264,11 @@ def test_interrupt_leaves_metrics_and_says_how_to_continue(text, tmp_path, monke
         ({"seed": -1}, "seed"),
         ({"vocab_size": 100}, "at least 300"),
         ({"chi": 0.5}, "chi = 0.5"),
+        ({"beta_sharp": -2.0}, "above −1"),
+        ({"seq_len": 1}, "no next token"),
     ],
 )
 def test_bad_settings_are_refused(text, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         run(tiny(text, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # a corrected run can have the folder
