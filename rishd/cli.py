@@ -58,6 +58,29 @@ def validate(
 
 
 @app.command()
+def integrators(
+    schemes: Annotated[list[str] | None, typer.Argument(help="Integrators; all by default.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the figures.")] = Path("runs/integrators"),
+    seed: Annotated[int, typer.Option(help="Random seed of the starts.")] = 0,
+    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+) -> None:
+    """Compare integrators: work against precision, energy drift, largest stable steps; a table and figures."""
+    from rishd.report.integrator_figures import stable_step_figure, work_precision_figure
+    from rishd.studies.integrators import integrator_study
+
+    with progress_bar(err) as advance:
+        study = integrator_study(schemes, seed=seed, progress=advance)
+    folder.mkdir(parents=True, exist_ok=True)
+    work_precision_figure(study).savefig(folder / "work_precision.png", dpi=140)
+    stable_step_figure(study).savefig(folder / "stable_steps.png", dpi=140)
+    if output is Format.json:
+        print(json.dumps(study.as_dict(), indent=2, allow_nan=False))
+    else:
+        out.print(integrator_table(study))
+        out.print(f"figures in {folder}")
+
+
+@app.command()
 def pretrain(
     folder: Annotated[Path, typer.Option("--out", help="Output folder: checkpoints, metrics, model.")],
     optimizer: Annotated[str, typer.Option(help="adamw, muon or muon-lite.")] = "muon-lite",
@@ -197,6 +220,30 @@ def claims_table(results: Sequence[Any]) -> Table:
             f"{max(bounds):.4f}" if bounds else "",
             f"{closest.residuals.max():.1e} (limit {closest.tolerance:g})" if closest else "",
             f"{result.seconds:.1f}",
+        )
+    return table
+
+
+def integrator_table(study: Any) -> Table:
+    """One row a problem and scheme: precision at its finest setting, cost of six digits, energy drift."""
+    table = Table("problem", "integrator", "best error", "gradients to 1e-6", "seconds to 1e-6", "energy drift")
+    rows: dict[tuple[str, str], list[Any]] = {}
+    for run in study.runs:
+        rows.setdefault((run.problem, run.scheme), []).append(run)
+    for (problem, scheme), runs in rows.items():
+        if runs[0].status.startswith("not applicable"):
+            table.add_row(problem, scheme, "not applicable", "", "", "")
+            continue
+        good = [run for run in runs if run.error <= 1e-6]
+        cheapest = min(good, key=lambda run: run.gradients) if good else None
+        drifts = [run.drift for run in runs if run.drift == run.drift]  # NaN is not equal to itself
+        table.add_row(
+            problem,
+            scheme,
+            f"{min((run.error for run in runs if run.error == run.error), default=float('nan')):.1e}",
+            str(cheapest.gradients) if cheapest else "",
+            f"{cheapest.seconds:.3f}" if cheapest else "",
+            f"{min(drifts):.1e}" if drifts else "",
         )
     return table
 
