@@ -80,7 +80,7 @@ class MuonLITE(LITEOptimizer):
             },
         )
 
-    def check_group(self, group: dict[str, Any]) -> None:  # noqa: D102
+    def check_group(self, group: dict[str, Any]) -> None:
         unknown = sorted(set(group) - set(self.defaults) - {"params", "param_names", *_SCHEDULE_KEYS})
         if unknown:
             raise ValueError(f"a group has unknown settings {unknown}; known are {sorted(self.defaults)}.")
@@ -127,7 +127,7 @@ class MuonLITE(LITEOptimizer):
                     "MuonLITE(param_groups(model)), or give it a group with rule='adamw'."
                 )
 
-    def init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:  # noqa: D102
+    def init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if self.state[p]:
                 continue
@@ -145,7 +145,7 @@ class MuonLITE(LITEOptimizer):
                 if group["mask"] == "threshold" and group["sharp_fraction"] > PLAIN_FRACTION:
                     self.state[p]["rho"] = initial_rho(p)
 
-    def step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:  # noqa: D102
+    def step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if p.grad is not None and p.grad.is_sparse:
                 raise ValueError("a gradient is sparse; MuonLITE needs dense ones (nn.Embedding(sparse=False)).")
@@ -247,7 +247,7 @@ class Muon(MuonLITE):
             eps=eps,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
 
 

@@ -69,10 +69,10 @@ class Metric(ABC):
 class Euclidean(Metric):
     """F = I: gradient descent, heavy ball, Nesterov."""
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         return covector
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         return vector
 
 
@@ -94,13 +94,13 @@ class ConstantMetric(Metric):
         inverse = xp.linalg.inv(matrix)
         self.inverse = 0.5 * (inverse + xp.matrix_transpose(inverse))
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         return matvec(like(self.inverse, covector), covector)
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         return matvec(like(self.matrix, vector), vector)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         check_fits("matrix", self.matrix, w, 2)
 
 
@@ -124,13 +124,13 @@ class DiagonalMetric(Metric):
             )
         self.diagonal = diagonal
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         return covector / like(self.diagonal, covector)
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         return vector * like(self.diagonal, vector)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         check_fits("diagonal", self.diagonal, w, 1)
 
 
@@ -149,10 +149,10 @@ class PreconditionerMetric(Metric):
     def __init__(self, precondition: Callable[[Array], Array]) -> None:
         self.precondition = precondition
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         return self.precondition(covector)
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         raise ValueError("A preconditioner that depends on history has no F(w) to lower an index with.")
 
 

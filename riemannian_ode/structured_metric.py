@@ -34,13 +34,13 @@ class KroneckerMetric(Metric):
         matrix = x.reshape(*x.shape[:-1], left.shape[-1], right.shape[-1])
         return (like(left, x) @ matrix @ like(right, x)).reshape(x.shape)
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         return self._sandwich(self._left_inverse, self._right_inverse, covector)
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         return self._sandwich(self.left, self.right, vector)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         m, n = self.left.shape[-1], self.right.shape[-1]
         if w.shape[-1] != m * n:
             raise ValueError(f"left and right are for {m}×{n} matrices, {m * n} coordinates, but w has {w.shape[-1]}.")
@@ -75,15 +75,15 @@ class LowRankPlusDiagonalMetric(Metric):
         root = np.linalg.inv(np.linalg.cholesky(capacitance))
         self._inverse_factor = scaled @ np.swapaxes(root, -1, -2)
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         factor = like(self._inverse_factor, covector)
         inside = matvec(namespace(factor).matrix_transpose(factor), covector)
         return covector / like(self.diagonal, covector) - matvec(factor, inside)
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         factor = like(self.factor, vector)
         inside = matvec(namespace(factor).matrix_transpose(factor), vector)
         return like(self.diagonal, vector) * vector + matvec(factor, inside)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         check_fits("diagonal", self.diagonal, w, 1)

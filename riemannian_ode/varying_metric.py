@@ -37,15 +37,15 @@ class VaryingMetric(Metric):
     def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         """c ↦ F(x)⁻¹c; NaN for members where F is not positive definite."""
 
-    def raise_index(self, w: Array, covector: Array) -> Array:  # noqa: D102
+    def raise_index(self, w: Array, covector: Array) -> Array:
         x, c = _flattened(w, covector)
         return _restored(self.inverse(x, w)(c), w)
 
-    def lower_index(self, w: Array, vector: Array) -> Array:  # noqa: D102
+    def lower_index(self, w: Array, vector: Array) -> Array:
         x, v = _flattened(w, vector)
         return _restored(self.action(x, w)(v), w)
 
-    def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:  # noqa: D102
+    def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:
         x, v, m = _flattened(w, velocity, momentum)
         n = self.inverse(x, w)(m).detach()
         with torch.enable_grad():
@@ -86,11 +86,11 @@ class StateDependentMetric(VaryingMetric):
         self.function = function
         self.parameters = tuple(parameters)
 
-    def action(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:  # noqa: D102
+    def action(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         matrix = self._matrices(x, w)
         return lambda v: (matrix @ v[..., None])[..., 0]
 
-    def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:  # noqa: D102
+    def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         factor, info = torch.linalg.cholesky_ex(self._matrices(x, w))
         sound = (info == 0)[..., None]
         return lambda c: torch.where(sound, torch.cholesky_solve(c[..., None], factor)[..., 0], torch.nan)
@@ -99,7 +99,7 @@ class StateDependentMetric(VaryingMetric):
         """F(w), shape ``(*ensemble, p, p)``."""
         return _restored(self._matrices(_flattened(w)[0], w), w)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         matrix = self.matrix(w)
         check_fits("F(w)", matrix, w, 2)
         check_positive_definite(matrix, name="F(w) at the start")
@@ -122,16 +122,16 @@ class VaryingDiagonalMetric(VaryingMetric):
         self.function = function
         self.parameters = tuple(parameters)
 
-    def action(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:  # noqa: D102
+    def action(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         diagonal = _vectorised(self.function, x, self.parameters, w)
         return lambda v: diagonal * v
 
-    def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:  # noqa: D102
+    def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         diagonal = _vectorised(self.function, x, self.parameters, w)
         sound = (diagonal > 0).all(-1, keepdim=True)
         return lambda c: torch.where(sound, c / diagonal, torch.nan)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         diagonal = _vectorised(self.function, _flattened(w)[0], self.parameters, w)
         if diagonal.shape[-1] != w.shape[-1]:
             raise ValueError(f"d(w) has {diagonal.shape[-1]} entries, but w has {w.shape[-1]} coordinates.")
@@ -166,15 +166,15 @@ class GramRootMetric(VaryingMetric):
         identity = torch.eye(self.shape[1], dtype=x.dtype, device=x.device)
         return matrix_root(matrix.mT @ matrix + self.epsilon * identity)
 
-    def action(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:  # noqa: D102
+    def action(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         root = self._root(x)
         return lambda v: (v.reshape(-1, *self.shape) @ root).reshape(v.shape)
 
-    def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:  # noqa: D102
+    def inverse(self, x: Tensor, w: Array) -> Callable[[Tensor], Tensor]:
         root = self._root(x)
         return lambda c: torch.linalg.solve(root, c.reshape(-1, *self.shape), left=False).reshape(c.shape)
 
-    def check(self, w: Array) -> None:  # noqa: D102
+    def check(self, w: Array) -> None:
         if w.shape[-1] != self.shape[0] * self.shape[1]:
             raise ValueError(f"w has {w.shape[-1]} coordinates, but the metric is for {self.shape} matrices.")
 

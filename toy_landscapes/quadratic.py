@@ -75,11 +75,11 @@ class Quadratic(Landscape):
         basis = ortho_group.rvs(p, random_state=np.random.default_rng(seed)) if p > 1 else np.eye(1)
         return cls(eigenvalues, basis=basis, minimizer=minimizer, sharp_rank=sharp_rank)
 
-    def value(self, w: Array) -> Array:  # noqa: D102
+    def value(self, w: Array) -> Array:
         offset = self._offset(w)
         return 0.5 * inner(offset, matvec(like(self.matrix, w), offset))
 
-    def gradient(self, w: Array) -> Array:  # noqa: D102
+    def gradient(self, w: Array) -> Array:
         return matvec(like(self.matrix, w), self._offset(w))
 
     def _offset(self, w: Array) -> Array:
@@ -87,18 +87,18 @@ class Quadratic(Landscape):
             raise ValueError(f"w has shape {tuple(w.shape)}; its last axis must hold {self.dimension} coordinates.")
         return w - like(self.minimizer, w)
 
-    def hessian(self, w: Array) -> Array:  # noqa: D102
+    def hessian(self, w: Array) -> Array:
         matrix = like(self.matrix, w)
         return matrix + 0.0 * w[..., None]  # one copy per member, on the right device
 
-    def hvp(self, w: Array, v: Array) -> Array:  # noqa: D102
+    def hvp(self, w: Array, v: Array) -> Array:
         return matvec(like(self.matrix, w), v)
 
     def sharp_basis(self, w: Array) -> Array:
         """Top-d_s eigenvectors, shape ``(p, d_s)``: the same for every member."""
         return like(self.basis[:, : self.sharp_rank], w)
 
-    def flat_split(self, point: PhasePoint) -> Projector:  # noqa: D102
+    def flat_split(self, point: PhasePoint) -> Projector:
         return complement(self.sharp_basis(point.w))
 
 

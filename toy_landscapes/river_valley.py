@@ -79,11 +79,11 @@ class RiverValley(Landscape):
         """Whether the walls do not meander."""
         return bool(np.all(self.amplitudes == 0) or self.frequency == 0)
 
-    def value(self, w: Array) -> Array:  # noqa: D102
+    def value(self, w: Array) -> Array:
         u, residual = self._split(w)
         return self._profile(u, 0).sum(-1) + 0.5 * (like(self.walls, w) * residual**2).sum(-1)
 
-    def gradient(self, w: Array) -> Array:  # noqa: D102
+    def gradient(self, w: Array) -> Array:
         u, residual = self._split(w)
         along = self._profile(u, 1)
         pull = like(self.walls, w) * residual
@@ -91,7 +91,7 @@ class RiverValley(Landscape):
             along[..., 0] -= (pull * self._meander(u, 1)).sum(-1)
         return namespace(w).concat([along, pull], axis=-1)
 
-    def hessian(self, w: Array) -> Array:  # noqa: D102
+    def hessian(self, w: Array) -> Array:
         u, residual = self._split(w)
         d, walls = self.flat_rank, like(self.walls, w)
         hessian = namespace(w).zeros_like(w)[..., None] * namespace(w).zeros_like(w)[..., None, :]
@@ -105,7 +105,7 @@ class RiverValley(Landscape):
             hessian[..., 0, d + j] = hessian[..., d + j, 0] = -walls[j] * slope[..., j]
         return hessian
 
-    def hvp(self, w: Array, v: Array) -> Array:  # noqa: D102
+    def hvp(self, w: Array, v: Array) -> Array:
         u, residual = self._split(w)
         walls, slope = like(self.walls, w), self._meander(u, 1)
         v_u, v_s = v[..., : self.flat_rank], v[..., self.flat_rank :]

@@ -38,7 +38,7 @@ class SciPyAdaptive(Integrator):
             raise ValueError(f"max_step = {max_step!r} must be positive; leave it out for no limit.")
         self.rtol, self.atol, self.max_step = rtol, atol, max_step
 
-    def states(  # noqa: D102
+    def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
         shape = tuple(state.w.shape)
@@ -52,7 +52,7 @@ class SciPyAdaptive(Integrator):
             return np.concatenate([to_numpy(w_dot).ravel(), to_numpy(m_dot).ravel()])
 
         y0 = np.concatenate([to_numpy(state.w).ravel(), to_numpy(state.m).ravel()]).astype(np.float64)
-        start: Any = self.solver  # the stubs type OdeSolver itself, whose signature its subclasses extend
+        start: Any = self.solver  # SciPy types OdeSolver itself, whose signature its subclasses extend
         solver = start(
             rates, t0 + first * h, y0, t_bound=t0 + h * steps, rtol=self.rtol, atol=self.atol, max_step=self.max_step
         )

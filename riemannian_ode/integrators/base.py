@@ -65,7 +65,7 @@ class OneStepIntegrator(Integrator):
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         """State at t + h from the state at t."""
 
-    def states(  # noqa: D102
+    def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
         for k in range(first, steps):

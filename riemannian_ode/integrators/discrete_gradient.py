@@ -42,7 +42,7 @@ class DiscreteGradient(ImplicitScheme):
         # The residual holds a difference of energies over the step's length: its last digits are rounding.
         super().__init__(tolerance=tolerance)
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         self._check(system)
         eta, gain, alpha, beta = (system.at(name, t) for name in ("eta", "gain", "alpha", "nesterov"))
         before = total_energy(system, t, *state)

@@ -56,7 +56,7 @@ class EnsembleDormandPrince(Integrator):
         require_positive("atol", atol)
         self.rtol, self.atol = rtol, atol
 
-    def states(  # noqa: D102
+    def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
         ensemble = tuple(state.w.shape[:-1])

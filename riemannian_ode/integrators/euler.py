@@ -16,7 +16,7 @@ class ExplicitEuler(OneStepIntegrator):
     name = "explicit-euler"
     order = 1
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
         g = system.objective.gradient(w)
         u = system.direction(t, w, m, g)
@@ -38,7 +38,7 @@ class SemiImplicitEuler(OneStepIntegrator):
     order = 1
     structure = frozenset({"optimizer"})
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
         g = system.objective.gradient(w)
         eta = system.at("eta", t)
@@ -62,7 +62,7 @@ class PositionFirstEuler(OneStepIntegrator):
     name = "position-first-euler"
     order = 1
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
         eta = system.at("eta", t)
         w = position_step(w, system.direction(t, w, m, system.objective.gradient(w)), eta=eta, h=h)

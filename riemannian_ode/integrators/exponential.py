@@ -28,7 +28,7 @@ class ExponentialEuler(OneStepIntegrator):
     order = 2
     structure = frozenset({"exact-linear"})
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         hessian = getattr(system.objective, "hessian", None)
         if hessian is None or system.metric.variation != "constant":
             raise ValueError(

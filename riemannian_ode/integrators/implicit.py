@@ -35,7 +35,7 @@ class ImplicitEuler(ImplicitScheme):
     order = 1
     structure = frozenset({"l-stable"})
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         def residual(new: PhaseState) -> PhaseState:
             w_dot, m_dot = system.rates(t + h, *new)
             return PhaseState(new.w - state.w - h * w_dot, new.m - state.m - h * m_dot)
@@ -53,7 +53,7 @@ class ImplicitMidpoint(ImplicitScheme):
     order = 2
     structure = frozenset({"symmetric", "symplectic"})
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         return midpoint_step(system, t, state, h, tolerance=self.tolerance, where=f"{self.name} at t = {t:.6g}")
 
 

@@ -63,7 +63,7 @@ class ExplicitRungeKutta(OneStepIntegrator):
 
     tableau: ClassVar[ButcherTableau]
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         slopes: list[PhaseState] = []
         for row, node in zip(self.tableau.stages, self.tableau.nodes, strict=True):
             slopes.append(PhaseState(*system.rates(t + node * h, *_advance(state, slopes, row, h))))

@@ -31,7 +31,7 @@ class StrangSplitting(ImplicitScheme):
     order = 2
     structure = frozenset({"symmetric", "exact-damping", "conformal-symplectic"})
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
         m = _damped(system, t + h / 4, m, h / 2)
         w, m = self._undamped(system, t, PhaseState(w, m), h)
@@ -60,7 +60,7 @@ class StrangSplitting4(StrangSplitting):
     name = "strang4"
     order = 4
 
-    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:  # noqa: D102
+    def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         p = 1.0 / (4.0 - 4.0 ** (1.0 / 3.0))
         for share in (p, p, 1.0 - 4.0 * p, p, p):
             state = super().step(system, t, state, share * h)

@@ -43,17 +43,17 @@ class CountedLandscape(Landscape):
         self.inner, self.gradients = inner, 0
         self.dimension, self.sharp_rank = inner.dimension, inner.sharp_rank
 
-    def value(self, w: Array) -> Array:  # noqa: D102
+    def value(self, w: Array) -> Array:
         return self.inner.value(w)
 
-    def gradient(self, w: Array) -> Array:  # noqa: D102
+    def gradient(self, w: Array) -> Array:
         self.gradients += 1
         return self.inner.gradient(w)
 
-    def hessian(self, w: Array) -> Array:  # noqa: D102
+    def hessian(self, w: Array) -> Array:
         return self.inner.hessian(w)
 
-    def hvp(self, w: Array, v: Array) -> Array:  # noqa: D102
+    def hvp(self, w: Array, v: Array) -> Array:
         return self.inner.hvp(w, v)
 
 
