@@ -55,7 +55,7 @@ class FinitenessWatch:
         event = None
         if flags.device.type == "cuda":
             flags = flags.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             event.record()
         self._pending.append(_Pending(step, names, flags, event))
 

@@ -146,6 +146,9 @@ def muon_update(rule: MuonRule, w: Tensor, g: Tensor, state: MuonState) -> tuple
     Returns:
         New parameters, in at least the floating type of Newton–Schulz, and state.
 
+    Raises:
+        ValueError: for a sharp fraction that was raised beyond what the tracked subspace carries.
+
     Source: arXiv:2602.22681, Muon-LITE.
     """
     theta = rule.momentum
@@ -178,6 +181,12 @@ def muon_update(rule: MuonRule, w: Tensor, g: Tensor, state: MuonState) -> tuple
     if subspace is not None:  # followed even while χ = 1, so that it is there when a schedule needs it
         subspace = track_subspace(covector.to(torch.promote_types(covector.dtype, torch.float32)), subspace)
     if rule.is_split:
+        if subspace is not None and subspace.size(-1) < rank:
+            raise ValueError(
+                f"sharp_fraction = {rule.sharp_fraction!r} needs {rank} directions, but only "
+                f"{subspace.size(-1)} are followed since the first step; keep it, or build the optimizer anew with the "
+                "larger one."
+            )
         top = top_right_subspace(covector, rank) if subspace is None else subspace[..., :rank]
         flat = subspace_complement(top.to(work))
     u = lite_velocity(

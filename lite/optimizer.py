@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
+from lite.checkpoints import check_loadable
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor
 from lite.group_checks import check_group, parameter_names
 from lite.matrix_batches import MatrixBatch, MatrixEntry, matrix_batches
@@ -34,7 +35,7 @@ class LITEOptimizer(torch.optim.Optimizer):
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in the rule's units.
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp.
-        chi_sharp: χ_s > 0, learning-rate ratio of sharp directions; 1 but in ablations.
+        chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
         on_nonfinite: What a gradient that is not finite does, found without a device sync: ``"raise"`` skips that step
@@ -191,10 +192,10 @@ class LITEOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if groups, rules, parameter names or shapes differ, naming the difference.
         """
-        self._check_loadable(state_dict)
+        check_loadable(state_dict, self.param_groups, self._initial_state)
         super().load_state_dict(state_dict)
         # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
-        for index, p in self._indexed_parameters():
+        for index, p in enumerate(p for group in self.param_groups for p in group["params"]):
             saved = state_dict["state"].get(index)
             if saved is not None:
                 self.state[p] = {
@@ -244,15 +245,16 @@ class LITEOptimizer(torch.optim.Optimizer):
         entries: list[MatrixEntry] = []
         number = 0
         for p, step in zip(group["params"], _steps(group), strict=True):
-            if p.grad is None:
+            views = _views(group, p)
+            if p.grad is None:  # its matrices keep their numbers, and so the others theirs
+                number += sum(_count(w) for w in views)
                 continue
             state = self.state[p]
             shared = {key: _views(group, state[key]) for key in self.elementwise_state if key in state}
-            views = _views(group, p)
             for i, (w, g) in enumerate(zip(views, _views(group, _dense(p)), strict=True)):
                 whole = {key: parts[i] for key, parts in shared.items()}
                 entries.append(MatrixEntry(w, g, whole | _own_state(state, i, len(views), whole), step, number))
-                number += w.size(0) if w.ndim == 3 else 1
+                number += _count(w)
         total = sum(p.numel() for each in self.param_groups for p in each["params"])
         for batch in matrix_batches(entries, total):
             w, g, state = batch.w, batch.g, batch.state
@@ -295,46 +297,6 @@ class LITEOptimizer(torch.optim.Optimizer):
                 else:
                     old.copy_(kept)
 
-    def _indexed_parameters(self) -> Iterator[tuple[int, Tensor]]:
-        yield from enumerate(p for group in self.param_groups for p in group["params"])
-
-    def _check_loadable(self, state_dict: dict[str, Any]) -> None:
-        saved_groups = state_dict["param_groups"]
-        if len(saved_groups) != len(self.param_groups):
-            raise ValueError(
-                f"the checkpoint has {len(saved_groups)} parameter groups, this optimizer {len(self.param_groups)}; "
-                "build it from the same model with the same param_groups."
-            )
-        for i, (saved, own) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
-            for key in ("rule", "mask", "layout", "blocks", "param_names"):
-                if saved.get(key) != own.get(key):
-                    raise ValueError(
-                        f"group {i} has {key} = {_short(saved.get(key))} in the checkpoint but {_short(own.get(key))} "
-                        "here; load it into the optimizer it was saved from."
-                    )
-            if len(saved["params"]) != len(own["params"]):
-                raise ValueError(
-                    f"group {i} has {len(saved['params'])} parameters in the checkpoint, {len(own['params'])} here."
-                )
-            for index, p in zip(saved["params"], own["params"], strict=True):
-                if index in state_dict["state"]:
-                    self._check_state(index, p, {**own, **saved, "params": own["params"]}, state_dict["state"][index])
-
-    def _check_state(self, index: int, p: Tensor, group: dict[str, Any], saved: dict[str, Any]) -> None:
-        with torch.device("meta"):
-            expected = self._initial_state(group, torch.empty_like(p, device="meta"))
-        if set(saved) != set(expected):
-            raise ValueError(
-                f"parameter {index} has state {sorted(saved)} in the checkpoint, but rule {group['rule']!r} needs "
-                f"{sorted(expected)}; it was saved by another optimizer."
-            )
-        for key, value in saved.items():
-            if tuple(value.shape) != tuple(expected[key].shape):
-                raise ValueError(
-                    f"parameter {index} has shape {tuple(p.shape)}, but its saved {key} has {tuple(value.shape)}; "
-                    "the checkpoint is of another model."
-                )
-
 
 def _rounds_stochastically(group: dict[str, Any], w: Tensor) -> bool:
     return bool(group["stochastic_rounding"]) and w.dtype == torch.bfloat16
@@ -356,6 +318,10 @@ def _dense(p: Tensor) -> Tensor:
     return g.contiguous() if g.ndim > 2 else g  # a convolution's gradient may come in another memory format
 
 
+def _count(w: Tensor) -> int:
+    return w.size(0) if w.ndim == 3 else 1
+
+
 def _key(name: str, view: int, count: int) -> str:
     return name if count == 1 else f"{name}/{view}"
 
@@ -364,8 +330,3 @@ def _own_state(state: dict[str, Tensor], view: int, count: int, shared: dict[str
     """State of one view that is not elementwise, by its plain name."""
     names = {key.split("/", maxsplit=1)[0] for key in state} - set(shared)
     return {name: state[_key(name, view, count)] for name in sorted(names)}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

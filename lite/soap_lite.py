@@ -107,8 +107,8 @@ class SOAPLITE(LITEOptimizer):
     def matrix_update(
         self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor], *, step: int, number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        before = SOAPState(**{key: state.get(key) for key in SOAPState._fields})  # type: ignore[arg-type]
-        w, after = soap_update(self._rule(group), w, g, before, step=step, index=number)
+        fields: dict[str, Any] = {key: state.get(key) for key in SOAPState._fields}
+        w, after = soap_update(self._rule(group), w, g, SOAPState(**fields), step=step, index=number)
         return w, _present(after)
 
     @staticmethod

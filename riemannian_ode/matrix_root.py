@@ -20,7 +20,7 @@ def matrix_root(a: Tensor) -> Tensor:
     Args:
         a: A, shape ``(*batch, n, n)``.
     """
-    root: Tensor = _Root.apply(a)  # type: ignore[no-untyped-call]
+    root: Tensor = _Root.apply(a)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return root
 
 
@@ -35,7 +35,7 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
-        solution: Tensor = _Sylvester.apply(root, grads[0])  # type: ignore[no-untyped-call]
+        solution: Tensor = _Sylvester.apply(root, grads[0])  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return solution
 
 
@@ -53,5 +53,5 @@ class _Sylvester(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         g, x = ctx.saved_tensors
-        of_y: Tensor = _Sylvester.apply(g, grads[0])  # type: ignore[no-untyped-call]
+        of_y: Tensor = _Sylvester.apply(g, grads[0])  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return -(of_y @ x.mT + x.mT @ of_y), of_y

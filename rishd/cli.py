@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import enum
 import json
-import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from rishd.progress import progress_bar
+from rishd.report.terminal import claims_table, integrator_table, optimizer_step_table, text_table
 
 app = typer.Typer(
     name="rishd",
@@ -287,44 +285,6 @@ def print_claims(results: Sequence[Any]) -> None:
             out.print(line, style="red", markup=False, highlight=False)
 
 
-def claims_table(results: Sequence[Any]) -> Table:
-    """One row a claim: verdict, instances, tightness of its tightest bound, worst residual, seconds."""
-    from rishd.claims import Bound, Identity
-
-    table = Table(
-        Column("claim", no_wrap=True),
-        "what",
-        Column("verdict", no_wrap=True),
-        Column("n", justify="right", no_wrap=True),
-        Column("tightness", no_wrap=True),
-        Column("residual", no_wrap=True),
-        Column("s", justify="right", no_wrap=True),
-        caption="n: random instances. tightness: measured/bound (median, worst, adversary's) of the tightest bound. "
-        "residual: worst / tolerance. s: seconds.",
-    )
-    for result in results:
-        bounds = [part for part in result.evidence if isinstance(part, Bound) and part.values.size]
-        tightest = max(bounds, key=lambda part: (part.adversary is not None, part.worst), default=None)
-        identities = [part for part in result.evidence if isinstance(part, Identity) and part.values.size]
-        closest = max(identities, key=lambda part: part.strain, default=None)  # nearest to failing, or failing most
-        colour = "green" if result.as_expected else "red"
-        table.add_row(
-            result.key,
-            result.title,
-            f"[{colour}]{result.verdict}[/{colour}]",
-            str(result.instances),
-            _tightness_text(tightest) if tightest else "",
-            f"{closest.values.max():.0e} / {closest.tolerance:.0e}" if closest else "",
-            f"{result.seconds:.1f}",
-        )
-    return table
-
-
-def _tightness_text(bound: Any) -> str:
-    found = "" if bound.adversary is None else f" {bound.adversary.tightness:.3f}"
-    return f"{np.median(bound.values):.3f} {bound.values.max():.3f}{found}"
-
-
 def write_figures(results: Sequence[Any], folder: Path) -> None:
     """One PNG a claim, ``C8.png``."""
     from rishd.report.claim_figures import claim_figure
@@ -335,63 +295,6 @@ def write_figures(results: Sequence[Any], folder: Path) -> None:
         if figure is not None:
             figure.savefig(folder / f"{result.key}.png", dpi=140)
     err.print(f"figures in {folder}")
-
-
-def integrator_table(study: Any) -> Table:
-    """One row a problem and scheme: precision at its finest setting, cost of six digits, energy drift."""
-    table = Table("problem", "integrator", "best error", "gradients to 1e-6", "seconds to 1e-6", "energy drift")
-    rows: dict[tuple[str, str], list[Any]] = {}
-    for run in study.runs:
-        rows.setdefault((run.problem, run.scheme), []).append(run)
-    for (problem, scheme), runs in rows.items():
-        if runs[0].status.startswith("not applicable"):
-            table.add_row(problem, scheme, "not applicable", "", "", "")
-            continue
-        good = [run for run in runs if run.error <= 1e-6]
-        cheapest = min(good, key=lambda run: run.gradients) if good else None
-        drifts = [run.drift for run in runs if run.drift == run.drift]  # NaN is not equal to itself
-        table.add_row(
-            problem,
-            scheme,
-            f"{min((run.error for run in runs if run.error == run.error), default=float('nan')):.1e}",
-            str(cheapest.gradients) if cheapest else "",
-            f"{cheapest.seconds:.3f}" if cheapest else "",
-            f"{min(drifts):.1e}" if drifts else "",
-        )
-    return table
-
-
-def optimizer_step_table(study: Any) -> Table:
-    """One row a problem and scheme: steps of h = 1."""
-    table = Table(
-        "problem", "integrator", "gradients a step", "descends up to η", "least loss", "at η", "flow's loss at that η"
-    )
-    flows = {row.problem: row for row in study.optimizer_steps if math.isnan(row.gradients)}
-    for row in study.optimizer_steps:
-        if row.status != "finished":
-            table.add_row(row.problem, row.scheme, "not applicable", "", "", "", "")
-            continue
-        best = min(range(len(row.losses)), key=lambda i: row.losses[i])
-        table.add_row(
-            row.problem,
-            row.scheme,
-            "" if row is flows[row.problem] else f"{row.gradients:.1f}",
-            f"{row.largest_descending:.2g}" + (" or more" if row.descends_everywhere else ""),
-            f"{row.losses[best]:.2g}",
-            f"{row.learning_rates[best]:.2g}",
-            f"{flows[row.problem].losses[best]:.2g}",
-        )
-    return table
-
-
-def text_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows of equal columns as they are."""
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(text) for text in row.values()))
-    return table
 
 
 def main() -> None:

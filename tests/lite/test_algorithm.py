@@ -65,7 +65,7 @@ def test_float32_newton_schulz_follows_the_same_polynomial_in_float64(shape):
     """50 steps of the threshold mask in float32 against the published formulas in float64, same polynomial."""
     w0 = np.random.default_rng(1).normal(size=shape)
     p = torch.nn.Parameter(torch.tensor(w0, dtype=torch.float32))
-    ours = run(MuonLITE([p], lr=0.02, mask="threshold"), p, gradients(shape, 50))
+    ours = run(MuonLITE([p], lr=0.02, mask="threshold", ns_dtype="float32"), p, gradients(shape, 50))
     reference = MuonLITEReference(
         w0, lr=0.02, orthogonalize=lambda x: polar_express(torch.as_tensor(x), steps=6).numpy()
     )

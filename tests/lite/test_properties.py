@@ -134,7 +134,7 @@ def test_the_tracked_mask_moves_as_the_exact_one(shape, rank, error):
     options = {"sharp_fraction": rank / min(shape)}
     expected = change(MuonLITE, shape, gs, mask="exact", **options)
     assert relative(change(MuonLITE, shape, gs, mask="subspace", **options), expected) < error
-    narrow = change(MuonLITE, shape, gs, mask="subspace", dtype=torch.float32, **options)
+    narrow = change(MuonLITE, shape, gs, mask="subspace", dtype=torch.float32, ns_dtype="float32", **options)
     assert relative(narrow, expected) < error
     # The comparison can fail: without any sharp direction the movement is another one.
     assert relative(change(MuonLITE, shape, gs, mask="exact", sharp_fraction=1e-3), expected) > 0.2
