@@ -1,7 +1,16 @@
-"""What a claim is: a statement, and a function that gathers evidence on it."""
+r"""What a claim is: a statement, and a function that gathers evidence on it.
+
+The statement stands in the docstring of the function, in reStructuredText. After a first line that says what it is come
+sections, each beginning with its heading: *Statement*, *Hypotheses*, *Proof*, *Check*, *Source*, and *Finding* where
+something unexpected came out (a published statement that fails, a better constant). Formulas are written as
+``:math:`\dot w = -\eta F^{-1}(m + \beta g)``` within a line, or as a block ``.. math::`` of their own; the docs and the
+report typeset them. Plain Unicode such as β ≥ 0 is shown as it stands.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +21,8 @@ import numpy as np
 from rishd.claims.evidence import Bound, Evidence, Identity, Measurement, Panel, Verdict, as_dict, verdict
 
 Gather: TypeAlias = Callable[[np.random.Generator, int], Sequence[Evidence | Panel]]
+
+_HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Source|Finding): ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Claim:
     Args:
         key: C1, C2, …
         title: A few words.
-        gather: ``(rng, instances)`` ↦ evidence and panels; its docstring has Statement, Hypotheses, Proof and Check.
+        gather: ``(rng, instances)`` ↦ evidence and panels; its docstring has the statement, see this module.
         expected: The verdict that is known to be right.
     """
 
@@ -84,9 +95,10 @@ class Claim:
     expected: Verdict = "proved"
 
     @property
-    def statement(self) -> str:
-        """The docstring of its function."""
-        return self.gather.__doc__ or ""
+    def sections(self) -> dict[str, str]:
+        """Sections of its function's docstring by heading, in reStructuredText; its first line is under ""."""
+        parts = _HEADING.split(inspect.getdoc(self.gather) or "")
+        return {"": parts[0].strip()} | {key: text.strip() for key, text in zip(parts[1::2], parts[2::2], strict=True)}
 
     def run(self, *, seed: int, instances: int) -> ClaimResult:
         """Gather evidence; an error becomes the verdict "error", so that other claims go on."""

@@ -85,6 +85,7 @@ class Bound:
         slack: Excess of value/limit over 1 that numerical error explains.
         hypotheses: Instances that miss one of them are "not applicable" and do not count.
         adversary: What an optimiser over the instance's parameters found.
+        ranges: What the instances' parameters are drawn from: name to range, in words.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Bound:
     slack: float = 1e-9
     hypotheses: tuple[Hypothesis, ...] = ()
     adversary: WorstCase | None = None
+    ranges: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def values(self) -> np.ndarray:
@@ -219,6 +221,7 @@ def as_dict(part: Evidence) -> dict[str, Any]:
         row["not_applicable"] = int(part.residuals.size - values.size)
         return {"kind": "identity", **row, "tolerance": part.tolerance, "reason": part.reason, "holds": part.holds}
     row["not_applicable"] = int(part.value.size - values.size)
+    row["ranges"] = dict(part.ranges)
     if part.adversary is not None:
         row["adversary"] = {
             "tightness": _plain(part.adversary.tightness),

@@ -37,6 +37,10 @@ class Range:
             return np.asarray(self.low * (self.high / self.low) ** unit)
         return self.low + (self.high - self.low) * unit
 
+    def __str__(self) -> str:
+        law = "log-uniform" if self.log else "uniform"
+        return f"{law} in [{self.low:g}, {self.high:g}]" + (f", {self.size} numbers" if self.size > 1 else "")
+
 
 Parameters: TypeAlias = Mapping[str, np.ndarray]
 Box: TypeAlias = Mapping[str, Range]
@@ -82,6 +86,7 @@ def try_bounds(trial: Trial, box: Box, rng: np.random.Generator, instances: int,
             slack,
             tuple(Hypothesis(condition, met) for condition, met in tried.hypotheses.items()),
             _worst_case(trial, name, box, points, _scores(tried), instances // len(found), rng),
+            {key: str(interval) for key, interval in box.items()},
         )
         for name, tried in found.items()
     ]

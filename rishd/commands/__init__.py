@@ -1,0 +1,1 @@
+"""The commands of ``rishd``, one module per subject; :mod:`rishd.cli` registers them."""

@@ -1,0 +1,89 @@
+"""Commands on studies: ``rishd integrators``, ``study`` and ``correspondence``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rishd.commands.console import Format, err, out
+from rishd.progress import progress_bar
+from rishd.report.terminal import integrator_table, optimizer_step_table, text_table
+
+
+def integrators(
+    schemes: Annotated[list[str] | None, typer.Argument(help="Integrators; all by default.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the figures.")] = Path("runs/integrators"),
+    seed: Annotated[int, typer.Option(help="Random seed of the starts.")] = 0,
+    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+) -> None:
+    """Compare integrators: work against precision, energy drift, stable steps, optimizer steps; tables and figures."""
+    from rishd.report.integrator_figures import optimizer_step_figure, stable_step_figure, work_precision_figure
+    from rishd.studies.integrators import integrator_study
+
+    with progress_bar(err) as advance:
+        study = integrator_study(schemes, seed=seed, progress=advance)
+    folder.mkdir(parents=True, exist_ok=True)
+    work_precision_figure(study).savefig(folder / "work_precision.png", dpi=140)
+    stable_step_figure(study).savefig(folder / "stable_steps.png", dpi=140)
+    optimizer_step_figure(study).savefig(folder / "optimizer_steps.png", dpi=140)
+    if output is Format.json:
+        print(json.dumps(study.as_dict(), indent=2, allow_nan=False))
+    else:
+        out.print(integrator_table(study))
+        out.print(optimizer_step_table(study))
+        out.print(f"figures in {folder}")
+
+
+def study(
+    name: Annotated[str | None, typer.Argument(help="Which study; without it they are listed.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Coarser grids and fewer starts: a first look.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the figures and data; runs/studies/NAME by default.")
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+) -> None:
+    """Run a study: a table, its conclusion, data and figures."""
+    from rishd.study import STUDIES, run_study, summary
+
+    if name is None:
+        out.print(text_table([{"study": known, "what": summary(known)} for known in STUDIES]))
+        return
+    with err.status(f"study {name}"):
+        result = run_study(name, quick=quick, seed=seed)
+        folder = folder or Path("runs/studies") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for stem, draw in result.figures.items():
+            draw().savefig(folder / f"{stem}.png", dpi=140)
+    record = json.dumps(
+        {"study": name, "quick": quick, "seed": seed, "conclusion": result.conclusion, "data": result.data},
+        indent=2,
+        allow_nan=False,
+    )
+    (folder / f"{name}.json").write_text(record + "\n", encoding="utf-8")
+    if output is Format.json:
+        print(record)
+        return
+    out.print(text_table(result.table))
+    out.print(result.conclusion, highlight=False)
+    out.print(f"figures and data in {folder}")
+
+
+def correspondence(
+    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+) -> None:
+    """Print known optimizers as rows of one update rule: metric, α, β, gain c, η and decay λ'."""
+    from discretizations.known_optimizers import CORRESPONDENCES
+
+    rows = [row.as_text() for row in CORRESPONDENCES.values()]
+    if output is Format.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    same = rows[0]["scheme"]
+    out.print(text_table([{k: v for k, v in row.items() if k not in ("implementation", "scheme")} for row in rows]))
+    out.print(
+        f"every row: {same} of the flow at h = 1; β in theory's units; docs/guides/correspondence", highlight=False
+    )
