@@ -22,7 +22,7 @@ from rishd.claims.evidence import Bound, Evidence, Identity, Measurement, Panel,
 
 Gather: TypeAlias = Callable[[np.random.Generator, int], Sequence[Evidence | Panel]]
 
-_HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Source|Finding): ", re.MULTILINE)
+_HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Finding|Source):\s+", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -66,22 +66,38 @@ class Problem:
 
 
 def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Energies that never increase along the update rule, on nonconvex objectives with coupled blocks.
+    r"""Energies that never increase along the update rule, on nonconvex objectives with coupled blocks.
 
-    Statement: if ∇²f ≼ L_sP + L_fQ and κ = ηλ_max(A)L ≤ 2α/(1 + αβ) in each block, E_k = f(w_k) +
-    (η(1−α)/2)m_{k−1}ᵀAm_{k−1} never increases. If also ∇²f ≽ −(ℓ_sP + ℓ_fQ), f(w_k + cηAm_{k−1}) +
-    (ηφ/2)m_{k−1}ᵀAm_{k−1} never increases up to a larger κ, in closed form. White gradient noise of variance σ² per
-    coordinate adds at most Σ(ηaσ²/2)[φ + κ(1 − c + β)²] to the expected change.
+    Statement: if :math:`\nabla^2f \preceq L_sP + L_fQ` and in each block :math:`\kappa = \eta\lambda_{\max}(A)L` obeys
 
-    Hypotheses: A, B, P constant and commuting; 0 < α ≤ 1, β > −1/(2−α); the curvature bounds on every segment.
+    .. math:: \kappa \le \frac{2\alpha}{1 + \alpha\beta},
+
+    then :math:`E_k = f(w_k) + \frac{\eta(1 - \alpha)}{2}m_{k-1}^\top Am_{k-1}` never increases. If also
+    :math:`\nabla^2f \succeq -(\ell_sP + \ell_fQ)`, then
+
+    .. math:: f(w_k + c\,\eta Am_{k-1}) + \frac{\eta\varphi}{2}m_{k-1}^\top Am_{k-1}
+
+    never increases up to a larger :math:`\kappa`, in closed form. White gradient noise of variance :math:`\sigma^2` per
+    coordinate adds at most
+
+    .. math:: \sum\frac{\eta a\sigma^2}{2}\left[\varphi + \kappa(1 - c + \beta)^2\right]
+
+    to the expected change.
+
+    Hypotheses: :math:`A`, :math:`B`, :math:`P` constant and commuting; :math:`0 < \alpha \le 1`,
+    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment.
 
     Proof: docs/theory, claim C9; symbolic: the change of the energy, the determinant and the sign of the form that
     bounds it.
 
     Check: meandering river valleys (p = 2) and rippled quadratics (p = 4) whose curvature bounds hold everywhere, with
-    the coupling L_s = λ_max(H_ss) + t‖H_sf‖, L_f = λ_max(H_ff) + ‖H_sf‖/t, from random momenta, learning rates up to
-    105% of the certified one. The guaranteed decrease, step by step and in total, over the actual one; the effect of
-    noise by summing over all signs of Rademacher noise.
+    the coupling :math:`L_s = \lambda_{\max}(H_{ss}) + t\lVert H_{sf}\rVert`,
+    :math:`L_f = \lambda_{\max}(H_{ff}) + \lVert H_{sf}\rVert/t`, from random momenta, learning rates up to 105% of the
+    certified one. The guaranteed decrease, step by step and in total, over the actual one; the effect of noise by
+    summing over all signs of Rademacher noise.
+
+    Finding: the weight :math:`1 - \alpha` of the momentum certifies more than the :math:`(1 - \alpha)^2` that the
+    energy of C2 suggests, and without a bound on the negative curvature nothing certifies more than it (C9b).
 
     Source: derived in docs/theory.
     """

@@ -23,11 +23,18 @@ _STEPS = 10
 
 
 def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """Semi-implicit Euler with h = 1 and R = 0 is the update rule, and the update rule is the optimizer.
+    r"""Semi-implicit Euler with h = 1 and R = 0 is the update rule, and the update rule is the optimizer.
 
-    Statement: on the same backend, unbatched, the three give the same bits in float64.
+    Statement: semi-implicit Euler for the flow with :math:`h = 1`, the update rule
 
-    Hypotheses: R off; for Muon the metric is the preconditioner X ↦ msign(X), a = msign(M̃), d = msign(g).
+    .. math::
+
+       m_k = (1 - \alpha)\,m_{k-1} + g_k, \qquad w_{k+1} = w_k - \eta\,u(w_k, m_k, g_k),
+
+    and the optimizer of ``lite`` give the same bits in float64, on the same backend and unbatched.
+
+    Hypotheses: :math:`R` off; for Muon the metric is the preconditioner :math:`X \mapsto \mathrm{msign}(X)`,
+    :math:`a = \mathrm{msign}(\tilde M)`, :math:`d = \mathrm{msign}(g)`.
 
     Proof: they call the same functions of riemannian_ode.flow (docs/theory, claim C12).
 

@@ -74,19 +74,24 @@ class WigglyResiduals:
 
 
 def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Exponential decay of the energy under a Polyak–Łojasiewicz inequality, and a closed-form solution.
+    r"""Exponential decay of the energy under a Polyak–Łojasiewicz inequality, and a closed-form solution.
 
-    Statement: if ‖g‖²_{F⁻¹} ≥ 2μ(f − f*), E(t) − f* ≤ (E(0) − f*)e^{−ρt} with ρ = min(2α, 2μηβ). And γ = αβ with
-    v(0) = 0 makes RISHD the flow ẇ = −β grad f exactly.
+    Statement: if :math:`\lVert g\rVert^2_{F^{-1}} \ge 2\mu(f - f_*)`, then
 
-    Hypotheses: any metric with R, η and α > 0 constant, β ≥ 0; the inequality with μ > 0 along the solution. For the
-    exact solution constant α, β and F.
+    .. math:: E(t) - f_* \le (E(0) - f_*)\,e^{-\rho t}, \qquad \rho = \min(2\alpha,\ 2\mu\eta\beta) .
+
+    And :math:`\gamma = \alpha\beta` with :math:`v(0) = 0` makes RISHD the flow
+    :math:`\dot w = -\beta\operatorname{grad} f` exactly.
+
+    Hypotheses: any metric with :math:`R`, :math:`\eta` and :math:`\alpha > 0` constant, :math:`\beta \ge 0`; the
+    inequality with :math:`\mu > 0` along the solution. For the exact solution constant :math:`\alpha`, :math:`\beta`
+    and :math:`F`.
 
     Proof: docs/theory, claim C15; symbolic: what the energy's rate leaves over.
 
-    Check: nonconvex f = ½‖h(Uw)‖² with monotone wiggly h and constant metrics, by DOP853: ρt over the measured
-    exponent log((E(0) − f*)/(E(t) − f*)), the largest over all save times. The exact solution on quadratics against the
-    matrix exponential.
+    Check: nonconvex f = ½‖h(Uw)‖² with monotone wiggly h and constant metrics, by DOP853: ρt over the measured exponent
+    log((E(0) − f*)/(E(t) − f*)), the largest over all save times. The exact solution on quadratics against the matrix
+    exponential.
 
     Source: derived in docs/theory.
     """

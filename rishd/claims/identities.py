@@ -43,12 +43,24 @@ _CONFORMAL_BOX: Box = {
 
 
 def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """The phase-space system satisfies RISHD exactly.
+    r"""The phase-space system satisfies RISHD exactly.
 
-    Statement: ẇ = −ηF⁻¹(m + βg), ṁ = −αm + g + R is ∇_ẇẇ + α_tẇ + β_t Hess f[ẇ] + γ_t grad f = 0 with
-    α_t = α − η̇/η, β_t = ηβ, γ_t = η(1 + αβ).
+    Statement: the phase-space system
 
-    Hypotheses: F(w) symmetric positive definite and differentiable, f twice differentiable, α and β constant.
+    .. math:: \dot w = -\eta F^{-1}(m + \beta g), \qquad \dot m = -\alpha m + g + R
+
+    is RISHD,
+
+    .. math::
+
+       \nabla_{\dot w}\dot w + \alpha_t\dot w + \beta_t\operatorname{Hess} f[\dot w]
+       + \gamma_t\operatorname{grad} f = 0,
+
+    with :math:`\alpha_t = \alpha - \dot\eta/\eta`, :math:`\beta_t = \eta\beta` and
+    :math:`\gamma_t = \eta(1 + \alpha\beta)`.
+
+    Hypotheses: :math:`F(w)` symmetric positive definite and differentiable, :math:`f` twice differentiable,
+    :math:`\alpha` and :math:`\beta` constant.
 
     Proof: docs/theory, claim C1; symbolic in dimension 2 from the definitions and in dimension 3 from jets.
 
@@ -101,16 +113,20 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
 
 
 def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """The energy identity along trajectories, with R, and how it breaks without R.
+    r"""The energy identity along trajectories, with R, and how it breaks without R.
 
-    Statement: E = f + (η/2)‖m‖²_{F⁻¹} obeys Ė = −ηα‖m‖² − ηβ‖g‖² + (η̇/2)‖m‖², norms of F⁻¹.
+    Statement: in the norm of :math:`F^{-1}`, the energy :math:`E = f + \frac{\eta}{2}\lVert m\rVert^2` obeys
 
-    Hypotheses: any metric, R included; no convexity.
+    .. math:: \dot E = -\eta\alpha\lVert m\rVert^2 - \eta\beta\lVert g\rVert^2 + \frac{\dot\eta}{2}\lVert m\rVert^2 .
+
+    Hypotheses: any metric, :math:`R` included; no convexity.
 
     Proof: docs/theory, claim C2; symbolic in dimensions 2 and 3 from jets.
 
-    Check: random metrics, objectives and coefficients, η decaying, integrated by DOP853; E(t) − E(0) + ∫−Ė over
-    ‖E(0)‖ + max ∫−Ė.
+    Check: random metrics, objectives and coefficients, η decaying, integrated by DOP853: :math:`E(t) - E(0)` against
+    its integrated rate, relative to :math:`\lvert E(0)\rvert` and the energy dissipated.
+
+    Finding: with :math:`R` dropped, as every optimizer does, the balance does not close; the evidence has by how much.
 
     Source: derived in docs/theory.
     """
@@ -132,13 +148,18 @@ def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
 
 def integral_bound(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """The integral bound on momentum and gradient.
+    r"""The integral bound on momentum and gradient.
 
-    Statement: ∫η(α‖m‖² + β‖g‖²)_{F⁻¹} dt ≤ f(w_0) − inf f + (η_0/2)‖m_0‖²_{F⁻¹}.
+    Statement: in the norm of :math:`F^{-1}`,
 
-    Hypotheses: β ≥ 0, η̇ ≤ 0, inf f > −∞; any metric, R included.
+    .. math::
 
-    Proof: integrate C2 and drop (η̇/2)‖m‖² ≤ 0 and E(T) ≥ inf f.
+       \int_0^\infty \eta\left(\alpha\lVert m\rVert^2 + \beta\lVert g\rVert^2\right) dt
+       \le f(w_0) - \inf f + \frac{\eta_0}{2}\lVert m_0\rVert^2 .
+
+    Hypotheses: :math:`\beta \ge 0`, :math:`\dot\eta \le 0`, :math:`\inf f > -\infty`; any metric, :math:`R` included.
+
+    Proof: integrate C2 and drop :math:`\frac{\dot\eta}{2}\lVert m\rVert^2 \le 0` and :math:`E(T) \ge \inf f`.
 
     Check: the random trajectories of C2, and conformal metrics φ(w)M, which are cheap enough for an adversary; inf f is
     0 there. One instance in nine has a growing η: there the claim is not applicable.
@@ -154,12 +175,18 @@ def integral_bound(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
 
 
 def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """The shadow gradient identity, of the flow and of the update rule.
+    r"""The shadow gradient identity, of the flow and of the update rule.
 
-    Statement: z = w − (η/α)Am obeys ż = −ηA(B + 1/α)∇f(w); z_k = w_k − (η(1−α)/α)Am_{k−1} obeys
-    z_{k+1} = z_k − ηA(B + 1/α)g_k.
+    Statement: along the flow, :math:`z = w - \frac{\eta}{\alpha}Am` obeys
 
-    Hypotheses: A = F⁻¹(P + χQ) and B = β₁P + β₂Q constant and commuting, η constant; any f.
+    .. math:: \dot z = -\eta A\left(B + \frac{1}{\alpha}\right)\nabla f(w) .
+
+    Along the update rule, :math:`z_k = w_k - \frac{\eta(1 - \alpha)}{\alpha}Am_{k-1}` obeys
+
+    .. math:: z_{k+1} = z_k - \eta A\left(B + \frac{1}{\alpha}\right)g_k .
+
+    Hypotheses: :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q` constant and commuting, :math:`\eta`
+    constant; any :math:`f`.
 
     Proof: docs/theory, claim C7; symbolic in one block, which commuting reduces to.
 

@@ -18,13 +18,19 @@ _STABILITY_BOX: Box = {"alpha": Range(0.01, 1.0), "beta": Range(-0.95, 5.0)}
 
 
 def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """Modes of the flow on a quadratic.
+    r"""Modes of the flow on a quadratic.
 
-    Statement: per eigen-direction with κ = ηλa, s² + (α + βκ)s + (1 + αβ)κ = 0; overdamped iff (α − βκ)² ≥ 4κ; slow
-    root −(1/α + β)κ for small κ; for κ < 0 the escape rate grows with β and χ; LITE's flat speed-up is
-    χ(1 + αβ₂)/(1 + αβ₁).
+    Statement: each eigen-direction, with :math:`\kappa = \eta\lambda a`, has the characteristic equation
 
-    Hypotheses: F, P and H commute, constant coefficients, 1 + αβ > 0.
+    .. math:: s^2 + (\alpha + \beta\kappa)\,s + (1 + \alpha\beta)\,\kappa = 0 .
+
+    It is overdamped iff :math:`(\alpha - \beta\kappa)^2 \ge 4\kappa`. Its slow root is
+    :math:`-(\frac{1}{\alpha} + \beta)\kappa` for small :math:`\kappa`. For :math:`\kappa < 0` the escape rate grows
+    with :math:`\beta` and :math:`\chi`. LITE's flat speed-up is
+
+    .. math:: \chi\,\frac{1 + \alpha\beta_2}{1 + \alpha\beta_1} .
+
+    Hypotheses: :math:`F`, :math:`P` and :math:`H` commute, constant coefficients, :math:`1 + \alpha\beta > 0`.
 
     Proof: docs/theory, claim C5; symbolic.
 
@@ -101,12 +107,20 @@ def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
 
 
 def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    """Stability region of the update rule on a quadratic.
+    r"""Stability region of the update rule on a quadratic.
 
-    Statement: the step has z² − (2 − α − (1+β)κ)z + (1−α)(1−βκ) = 0 and is stable iff
-    0 < κ < 2(2−α)/(1 + β(2−α)) (no condition where 1 + β(2−α) ≤ 0) and, for β < 0, κ < α/((1−α)|β|).
+    Statement: a step in an eigen-direction has the characteristic equation
 
-    Hypotheses: 0 < α ≤ 1, β > −1/α.
+    .. math:: z^2 - (2 - \alpha - (1 + \beta)\kappa)\,z + (1 - \alpha)(1 - \beta\kappa) = 0
+
+    and is stable iff
+
+    .. math:: 0 < \kappa < \frac{2(2 - \alpha)}{1 + \beta(2 - \alpha)}
+
+    (no upper limit where the denominator is not positive) and, for :math:`\beta < 0`, also
+    :math:`\kappa < \frac{\alpha}{(1 - \alpha)\lvert\beta\rvert}`.
+
+    Hypotheses: :math:`0 < \alpha \le 1`, :math:`\beta > -1/\alpha`.
 
     Proof: docs/theory, claim C6 (Jury); symbolic.
 

@@ -20,18 +20,25 @@ _BOX: Box = {
 
 
 def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Shi, Du, Jordan and Su: Nesterov's method for strongly convex f with s = 1/(4L).
+    r"""Shi, Du, Jordan and Su: Nesterov's method for strongly convex f with s = 1/(4L).
 
-    Statement: y_{k+1} = x_k − s∇f(x_k), x_{k+1} = y_{k+1} + ρ(y_{k+1} − y_k) with y_0 = x_0 and
-    ρ = (1 − √(μs))/(1 + √(μs)) has f(x_k) − f* ≤ 5L‖x_0 − x*‖²(1 + √(μ/L)/12)^{−k}.
+    Statement: with :math:`y_0 = x_0` and :math:`\rho = \frac{1 - \sqrt{\mu s}}{1 + \sqrt{\mu s}}`,
 
-    Hypotheses: f μ-strongly convex and L-smooth.
+    .. math:: y_{k+1} = x_k - s\nabla f(x_k), \qquad x_{k+1} = y_{k+1} + \rho(y_{k+1} - y_k)
+
+    has
+
+    .. math:: f(x_k) - f_* \le 5L\lVert x_0 - x_*\rVert^2\left(1 + \frac{1}{12}\sqrt{\mu/L}\right)^{-k} .
+
+    Hypotheses: :math:`f` μ-strongly convex and L-smooth.
 
     Proof: in the paper (Theorem 3); here it is only tried.
 
     Check: the update rule with α = 1 − ρ, η = ρs, β = 1/ρ, which is this method (docs/theory, dictionary), on strongly
-    convex ridge functions; the largest ratio over 400 steps, also with ½L in the place of 5L (not in the paper; nothing
-    contradicts it here), and the promised exponent over the measured one.
+    convex ridge functions; the largest ratio over 400 steps, also with ½L in the place of 5L (not in the paper), and
+    the promised exponent over the measured one.
+
+    Finding: nothing here contradicts the bound with :math:`\frac{1}{2}L` in the place of :math:`5L`.
 
     Source: arXiv:1810.08907.
     """
@@ -39,12 +46,17 @@ def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[E
 
 
 def heavy_ball(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Shi, Du, Jordan and Su: heavy ball for strongly convex f with s = μ/(16L²).
+    r"""Shi, Du, Jordan and Su: heavy ball for strongly convex f with s = μ/(16L²).
 
-    Statement: x_{k+1} = x_k − s∇f(x_k) + ρ(x_k − x_{k−1}) with the ρ of C16e and x_1 = x_0 − 2s∇f(x_0)/(1 + √(μs)) has
-    f(x_k) − f* ≤ 5L‖x_0 − x*‖²(1 + μ/(16L))^{−k}.
+    Statement: with the :math:`\rho` of C16e and :math:`x_1 = x_0 - \frac{2s}{1 + \sqrt{\mu s}}\nabla f(x_0)`,
 
-    Hypotheses: f μ-strongly convex and L-smooth.
+    .. math:: x_{k+1} = x_k - s\nabla f(x_k) + \rho(x_k - x_{k-1})
+
+    has
+
+    .. math:: f(x_k) - f_* \le 5L\lVert x_0 - x_*\rVert^2\left(1 + \frac{\mu}{16L}\right)^{-k} .
+
+    Hypotheses: :math:`f` μ-strongly convex and L-smooth.
 
     Proof: in the paper (Theorem 4); here it is only tried.
 

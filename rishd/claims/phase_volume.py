@@ -45,11 +45,16 @@ class TangentObjective:
 
 
 def phase_volume(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Liouville: how fast the flow contracts phase volume.
+    r"""Liouville: how fast the flow contracts phase volume.
 
-    Statement: log|det ∂(w, m)(t)/∂(w, m)(0)| = −∫(αd + ηβ tr H) dt in dimension d.
+    Statement: in dimension :math:`d`,
 
-    Hypotheses: Euclidean metric; α, η, β may vary in time.
+    .. math::
+
+       \log\left\lvert\det\frac{\partial(w, m)(t)}{\partial(w, m)(0)}\right\rvert
+       = -\int_0^t(\alpha d + \eta\beta\operatorname{tr} H)\,dt .
+
+    Hypotheses: Euclidean metric; :math:`\alpha`, :math:`\eta`, :math:`\beta` may vary in time.
 
     Proof: docs/theory, claim C16: the divergence of the right-hand side.
 
@@ -71,11 +76,13 @@ def phase_volume(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
 
 
 def conformal_symplecticity(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Splitting schemes keep the symplectic form up to the exact damping factor.
+    r"""Splitting schemes keep the symplectic form up to the exact damping factor.
 
-    Statement: at β = 0 the Jacobian M of a step of size h of the splitting schemes obeys MᵀJM = e^{−αh}J.
+    Statement: at :math:`\beta = 0` the Jacobian :math:`M` of a step of size :math:`h` of the splitting schemes obeys
 
-    Hypotheses: β = 0, constant metric, constant α and η.
+    .. math:: M^\top JM = e^{-\alpha h}J .
+
+    Hypotheses: :math:`\beta = 0`, constant metric, constant :math:`\alpha` and :math:`\eta`.
 
     Proof: docs/theory, claim C16.
 

@@ -60,19 +60,23 @@ class PolygonDistance:
 
 
 def certificate_sharpness(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """How much of the certificate's caution is needed: objectives on which the update rule cycles for ever.
+    r"""How much of the certificate's caution is needed: objectives on which the update rule cycles for ever.
 
-    Statement: for every α, β and ω = ℓ/L there are objectives with −ℓ ≼ ∇²f ≼ L on which the update rule has a periodic
-    orbit from a certain κ on; without a lower bound on the curvature (ω → ∞) from every κ > 2α/(1 + αβ), so that the
-    certificate without lookahead cannot be improved. The certificate with lookahead lies below these κ and below the
-    linear limit of C6.
+    Statement: for every :math:`\alpha`, :math:`\beta` and :math:`\omega = \ell/L` there are objectives with
+    :math:`-\ell \preceq \nabla^2f \preceq L` on which the update rule has a periodic orbit from a certain
+    :math:`\kappa` on; without a lower bound on the curvature (:math:`\omega \to \infty`) from every
+    :math:`\kappa > \frac{2\alpha}{1 + \alpha\beta}`, so that the certificate without lookahead cannot be improved. The
+    certificate with lookahead lies below these :math:`\kappa` and below the linear limit of C6.
 
-    Hypotheses: 0 < α < 1, β > −1/(2−α).
+    Hypotheses: :math:`0 < \alpha < 1`, :math:`\beta > -\frac{1}{2 - \alpha}`.
 
     Proof: docs/theory, claim C9; symbolic: the orbit, and the limit of its threshold for many corners.
 
     Check: the update rule itself, on the distance to a polygon, maps a point of the orbit to the next one; slopes of
     the gradient between random points keep to L and ℓ. Certificates against cycles and linear limit on random α, β, ω.
+
+    Finding: heavy ball (:math:`\beta = 0`) cycles far below its linear limit even on convex functions; what decides is
+    the negative curvature, not the caution of the certificate.
 
     Source: derived in docs/theory; the polygon is that of Goujaud, Taylor and Dieuleveut, arXiv:2307.11291.
     """

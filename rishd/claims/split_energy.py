@@ -34,12 +34,18 @@ _FLAT = "∫ηχβ₂‖Qg‖² over its bound"
 
 
 def split_energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """The energy identity with the split, and the bound on the flat gradient.
+    r"""The energy identity with the split, and the bound on the flat gradient.
 
-    Statement: E = f + (η/2)mᵀAm obeys Ė = −η[αmᵀAm + gᵀABg]; hence
-    ∫ηχβ₂‖Qg‖²_{F⁻¹} dt ≤ f(w_0) − inf f + (η/2)m_0ᵀAm_0.
+    Statement: :math:`E = f + \frac{\eta}{2}m^\top Am` obeys :math:`\dot E = -\eta\,[\alpha m^\top Am + g^\top ABg]`;
+    hence
 
-    Hypotheses: A = F⁻¹(P + χQ) and B = β₁P + β₂Q constant and commuting, η constant, β₁, β₂ ≥ 0, inf f > −∞.
+    .. math::
+
+       \int_0^\infty \eta\chi\beta_2\lVert Qg\rVert^2_{F^{-1}}\,dt
+       \le f(w_0) - \inf f + \frac{\eta}{2}m_0^\top Am_0 .
+
+    Hypotheses: :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q` constant and commuting, :math:`\eta`
+    constant, :math:`\beta_1, \beta_2 \ge 0`, :math:`\inf f > -\infty`.
 
     Proof: docs/theory, claim C4; symbolic in two blocks, which commuting reduces to.
 

@@ -20,18 +20,29 @@ _FALSE_ALARM = 1e-6  # probability that a right formula fails the Monte-Carlo ch
 
 
 def stationary_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Stationary covariance and loss floor of a mode under gradient noise.
+    r"""Stationary covariance and loss floor of a mode under gradient noise.
 
-    Statement: white gradient noise of variance σ² gives the covariance that solves S = MSMᵀ + (ηaσ)²bbᵀ, with the loss
-    floor σ²ηa[(2−α)(1+αβ) + (1−α)βκγ]/(2[α+(1−α)βκ][2(2−α)−γκ]), γ = 1+(2−α)β; it tends to σ²ηa(1/α+β)/4 where κ ≪ 1
-    and βκ ≪ α. So LITE raises the flat floor by the factor of its flat speed.
+    Statement: white gradient noise of variance :math:`\sigma^2` gives the covariance that solves
+    :math:`S = MSM^\top + (\eta a\sigma)^2bb^\top`, with the loss floor
 
-    Hypotheses: κ in the stability region of C6; noise white, independent of w.
+    .. math::
+
+       \sigma^2\eta a\,\frac{(2 - \alpha)(1 + \alpha\beta) + (1 - \alpha)\beta\kappa\gamma}
+       {2\,[\alpha + (1 - \alpha)\beta\kappa]\,[2(2 - \alpha) - \gamma\kappa]},
+       \qquad \gamma = 1 + (2 - \alpha)\beta .
+
+    It tends to :math:`\frac{\sigma^2\eta a}{4}(\frac{1}{\alpha} + \beta)` where :math:`\kappa \ll 1` and
+    :math:`\beta\kappa \ll \alpha`. So LITE raises the flat floor by the factor of its flat speed.
+
+    Hypotheses: :math:`\kappa` in the stability region of C6; noise white, independent of :math:`w`.
 
     Proof: docs/theory, claim C10; symbolic: the closed form solves the equation, its limit and LITE's factor.
 
     Check: SciPy's solution of the Lyapunov equation; and the update rule itself, 32 independent noisy runs an instance,
     whose mean losses are compared with the floor by Student's t (a right formula fails with probability 1e−6).
+
+    Finding: small :math:`\kappa` is not enough for the limit: with Hessian damping the floor first falls as
+    :math:`\kappa` grows, and the limit asks for :math:`\beta\kappa \ll \alpha`.
 
     Source: derived in docs/theory.
     """
