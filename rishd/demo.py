@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from rishd.claims import ClaimResult
-from rishd.pretraining.config import PretrainConfig, RunFolderError, versions, write_json
-from rishd.pretraining.run import RunResult, pretrain
+from rishd.pretraining.config import PretrainConfig
+from rishd.pretraining.config_files import make_config
+from rishd.pretraining.results import write_json
+from rishd.pretraining.run import RunResult, train
+from rishd.pretraining.run_folder import RunFolderError, versions
 from rishd.report.figures import energy_figure, loss_figure, stability_figure, valley_figure
 from rishd.report.page import Section, write_report
 from rishd.studies.energy import energy_study
@@ -56,7 +59,7 @@ def run_demo(
     runs: dict[str, RunResult] = {}
     for name in _OPTIMIZERS:
         config = _config(name, steps)
-        runs[name] = pretrain(config, folder / name, progress=progress, say=say)
+        runs[name] = train(config, folder / name, progress=progress, say=say)
         if runs[name].interrupted:
             break
     report = folder / "report.html"
@@ -126,13 +129,15 @@ def prepare(folder: Path, *, steps: int) -> None:
 
 
 def _config(name: str, steps: int) -> PretrainConfig:
-    return PretrainConfig(
-        optimizer=name,  # type: ignore[arg-type]  # one of the literals above
-        vocab_size=_VOCABULARY,
-        steps=steps,
-        warmup_steps=max(0, min(20, steps // 10)),
-        eval_every=max(1, steps // 8),
-        save_every=max(1, steps),
+    return make_config(
+        {
+            "optimizer": {"name": name},
+            "data": {"vocab_size": _VOCABULARY},
+            "training": {"steps": steps},
+            "schedule": {"warmup_steps": max(0, min(20, steps // 10))},
+            "evaluation": {"every": max(1, steps // 8)},
+            "checkpoints": {"every": max(1, steps)},
+        }
     )
 
 
@@ -150,7 +155,7 @@ def _training_text(runs: dict[str, RunResult]) -> list[str]:
 
 
 def _training_caption(runs: dict[str, RunResult], steps: int) -> str:
-    parameters = next(iter(runs.values())).parameters
+    parameters = next(iter(runs.values())).summary.parameters
     return (
         f"Llama 9M body with a vocabulary of {_VOCABULARY} ({parameters:,} parameters), {steps} steps, same seed, data "
         "and peak learning rate; Python sources of installed packages, split by file."

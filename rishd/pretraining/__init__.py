@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-_NEEDED = ("accelerate", "tokenizers", "transformers")
+_NEEDED = ("accelerate", "pydantic", "tokenizers", "transformers", "yaml")
 
 
 class MissingExtraError(RuntimeError):

@@ -1,224 +1,286 @@
-"""What a pre-training run is: one frozen, checked configuration that is saved with its results."""
+"""What a pre-training run is: one frozen, checked configuration that is saved with its results.
+
+A file has one section per class below; :mod:`rishd.pretraining.config_files` reads it.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import asdict, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
 from riemannian_ode.errors import require_choice, require_positive
+from rishd.pretraining.presets import PRESETS
 
-OptimizerName: TypeAlias = Literal["adamw", "muon", "muon-lite"]
 Schedule: TypeAlias = Literal["cosine", "wsd"]
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Width, feed-forward width, layers and heads of a Llama."""
-
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-
-
-# Sizes of the published runs and their small relatives (arXiv:2602.22681, settings); vocabulary 32000 gives the names.
-PRESETS: dict[str, ModelSize] = {
-    "9M": ModelSize(128, 352, 4, 4),
-    "60M": ModelSize(512, 1376, 8, 8),
-    "130M": ModelSize(768, 2048, 12, 12),
-    "250M": ModelSize(768, 2560, 24, 16),
-    "350M": ModelSize(1024, 2736, 24, 16),
-    "500M": ModelSize(1280, 3456, 22, 20),
-    "1B": ModelSize(2048, 5461, 24, 32),
-}
-
-
+Precision: TypeAlias = Literal["float32", "bfloat16-mixed", "bfloat16"]
+OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
+_WARMUP_SHARE = 0.1  # published: 1000 steps of 10 000
+_STRICT = ConfigDict(extra="forbid")
 
 
-class RunFolderError(ValueError):
-    """An output folder that cannot be used; the message says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Configuration of a run; everything that changes its numbers is here.
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """Which model, always randomly initialised.
 
     Args:
-        optimizer: Which optimizer.
-        preset: Model size, a key of :data:`PRESETS`.
-        vocab_size: Tokens of the BPE; 32000 gives the preset its name.
-        seq_len: Tokens per sequence.
-        batch_size: Sequences per step.
-        steps: Optimizer steps.
+        preset: A key of :data:`~rishd.pretraining.presets.PRESETS`.
+    """
+
+    preset: str = "9M"
+
+    def __post_init__(self) -> None:
+        require_choice("model.preset", self.preset, PRESETS)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """Which text, and how it becomes sequences.
+
+    Args:
+        paths: Text or jsonl files, or folders of them; ``None`` is the default corpus.
+        vocab_size: Tokens of the BPE that is trained on the corpus; 32000 gives the presets their names.
+        sequence_length: Tokens per sequence.
+    """
+
+    paths: tuple[str, ...] | None = None
+    vocab_size: int = 32000
+    sequence_length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"data.vocab_size = {self.vocab_size!r} must be at least {SMALLEST_VOCABULARY}: 256 bytes, one end of "
+                "text, and merges."
+            )
+        if self.sequence_length < 2:
+            raise ValueError(
+                f"data.sequence_length = {self.sequence_length!r} leaves no next token to predict; take at least 2."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OptimizerConfig:
+    """Which optimizer, with what settings.
+
+    Args:
+        name: One of :data:`OPTIMIZERS`, or ``module:Class`` for any torch optimizer.
         lr: Peak learning rate.
-        warmup_steps: Linear warm-up.
-        schedule: Learning-rate schedule, and LITE's for χ and β_flat.
-        weight_decay: Decoupled.
-        chi: χ of matrices (muon-lite).
-        beta_sharp: β₁ of matrices, published units (muon-lite).
-        beta_flat: β₂ of matrices, published units (muon-lite).
-        sharp_fraction: r of matrices (muon-lite).
+        weight_decay: Decoupled; ``None`` leaves it to the class.
+        settings: Further arguments of the optimizer's class, e.g. ``{"chi": 2.0, "beta_flat": 1.0}`` for MuonLITE.
+        groups: Settings of LITE's parameter groups by kind, e.g. ``{"embedding": {"chi": 4.0}}``; see
+            :func:`lite.param_groups`.
+
+    Source: defaults of lr and decay from arXiv:2602.22681 (LLaMA 0.25B).
+    """
+
+    name: str = "muon-lite"
+    lr: float = 3e-3
+    weight_decay: float | None = 0.1
+    settings: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if ":" not in self.name and self.name not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer.name = {self.name!r} is unknown. Choose one of: {', '.join(OPTIMIZERS)}, or name a class "
+                "as module:Class."
+            )
+        require_positive("optimizer.lr", self.lr, "3e-3 is the published choice for 250M parameters")
+        if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"optimizer.weight_decay = {self.weight_decay!r} must be finite and non-negative.")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ScheduleConfig:
+    """Learning rate over time, and LITE's χ and β_flat.
+
+    Args:
+        name: ``"cosine"``, or ``"wsd"``: warm-up, stable until 80% of the steps, linear decay.
+        warmup_steps: Linear warm-up; ``None`` is a tenth of the steps (published: 1000 of 10 000).
+        min_ratio: Last learning rate over the peak; ``None`` is 0.1 for cosine and 0 for wsd (published).
+        lite: Whether χ and β_flat follow the published schedule; else they are constant.
+    """
+
+    name: Schedule = "cosine"
+    warmup_steps: int | None = None
+    min_ratio: float | None = None
+    lite: bool = True
+
+    def __post_init__(self) -> None:
+        require_choice("schedule.name", self.name, get_args(Schedule))
+        if self.min_ratio is not None and not 0 <= self.min_ratio <= 1:
+            raise ValueError(f"schedule.min_ratio = {self.min_ratio!r} must lie between 0 and 1: it is a fraction.")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingConfig:
+    """Length and shape of the run.
+
+    Args:
+        steps: Optimizer steps; or give ``tokens``.
+        tokens: Tokens to train on, rounded up to whole steps.
+        batch_size: Sequences per step, over all ranks.
+        micro_batch_size: Sequences per forward pass of a rank; ``None`` is the rank's whole share of the batch.
+        clip: Global norm that gradients are clipped to; 0 is none.
+        precision: ``"float32"``; ``"bfloat16-mixed"``: float32 weights, bfloat16 in forward and backward;
+            ``"bfloat16"``: weights and optimizer state too (published).
+    """
+
+    steps: int | None = None
+    tokens: int | None = None
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    clip: float = 1.0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError(
+                f"training.steps = {self.steps!r} and training.tokens = {self.tokens!r}: give one of them."
+            )
+        for name in ("steps", "tokens", "batch_size", "micro_batch_size"):
+            _require_count(f"training.{name}", getattr(self, name))
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"training.micro_batch_size = {self.micro_batch_size!r} must divide training.batch_size = "
+                f"{self.batch_size!r}."
+            )
+        require_positive("training.clip", self.clip, "0 turns clipping off", allow_zero=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluationConfig:
+    """Validation loss on always the same tokens.
+
+    Args:
+        every: Steps between evaluations; the last step always has one.
+        tokens: How many validation tokens, rounded up to whole sequences.
+    """
+
+    every: int = 50
+    tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        _require_count("evaluation.every", self.every)
+        _require_count("evaluation.tokens", self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CheckpointConfig:
+    """Checkpoints to resume from.
+
+    Args:
+        every: Steps between them.
+        keep: How many of the newest stay.
+    """
+
+    every: int = 50
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _require_count("checkpoints.every", self.every)
+        _require_count("checkpoints.keep", self.keep)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LoggingConfig:
+    """What is recorded on the way.
+
+    Args:
+        every: Steps between rows of training loss, which are means since the last one; it divides ``checkpoints.every``
+            so that a resumed run has the same rows.
+    """
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _require_count("logging.every", self.every)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PretrainConfig:
+    """Configuration of a run: everything that changes its numbers is here.
+
+    Args:
+        model: The model.
+        data: The text.
+        optimizer: The optimizer.
+        schedule: Learning rate, χ and β_flat over time.
+        training: Length and shape.
+        evaluation: Validation.
+        checkpoints: What resuming needs.
+        logging: What is recorded; changes no number.
         seed: Of initialisation and data order.
-        eval_every: Steps between evaluations.
-        eval_blocks: Validation sequences per evaluation, always the same.
-        save_every: Steps between checkpoints.
-        data: Corpus paths; ``None`` is the default corpus.
 
     Raises:
         ValueError: for a value out of range, naming it and the remedy.
-
-    Source: defaults of lr, schedule, decay and LITE from arXiv:2602.22681 (LLaMA 0.25B).
     """
 
-    optimizer: OptimizerName = "muon-lite"
-    preset: str = "9M"
-    vocab_size: int = 32000
-    seq_len: int = 256
-    batch_size: int = 8
-    steps: int = 200
-    lr: float = 3e-3
-    warmup_steps: int = 20
-    schedule: Schedule = "cosine"
-    weight_decay: float = 0.1
-    chi: float = 2.0
-    beta_sharp: float = -0.25
-    beta_flat: float = 1.0
-    sharp_fraction: float = 0.1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     seed: int = 0
-    eval_every: int = 50
-    eval_blocks: int = 64
-    save_every: int = 50
-    data: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        require_choice("optimizer", self.optimizer, get_args(OptimizerName))
-        require_choice("preset", self.preset, PRESETS)
-        require_choice("schedule", self.schedule, get_args(Schedule))
-        if self.vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(
-                f"vocab_size = {self.vocab_size!r} must be at least {SMALLEST_VOCABULARY}: 256 bytes, one end of "
-                "text, and merges."
-            )
-        if self.seq_len == 1:
-            raise ValueError("seq_len = 1 leaves no next token to predict; take at least 2.")
-        for name in ("seq_len", "batch_size", "steps", "eval_every", "eval_blocks", "save_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
-        require_positive("lr", self.lr, "3e-3 is the published choice for 250M parameters")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay = {self.weight_decay!r} must be finite and non-negative.")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
-                f"warmup_steps = {self.warmup_steps!r} must be at least 0 and below steps = {self.steps!r} (0: none)."
+                f"schedule.warmup_steps = {self.warmup_steps!r} must be at least 0 and below the {self.steps} steps of "
+                "the run (0: none)."
+            )
+        if self.checkpoints.every % self.logging.every:
+            raise ValueError(
+                f"logging.every = {self.logging.every!r} must divide checkpoints.every = {self.checkpoints.every!r}: "
+                "a resumed run then logs the same means."
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed!r} must lie in 0 … 2³² − 1.")
 
     @property
-    def min_lr_ratio(self) -> float:
-        """Last learning rate over the peak: 0.1 for cosine, 0 for wsd (published settings)."""
-        return 0.1 if self.schedule == "cosine" else 0.0
-
-    @property
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step."""
-        return self.seq_len * self.batch_size
+        return self.data.sequence_length * self.training.batch_size
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; 200 if neither steps nor tokens are given."""
+        if self.training.tokens is not None:
+            return math.ceil(self.training.tokens / self.tokens_per_step)
+        return 200 if self.training.steps is None else self.training.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Linear warm-up."""
+        given = self.schedule.warmup_steps
+        return int(_WARMUP_SHARE * self.steps) if given is None else given
+
+    @property
+    def min_lr_ratio(self) -> float:
+        """Last learning rate over the peak."""
+        given = self.schedule.min_ratio
+        if given is None:
+            return 0.1 if self.schedule.name == "cosine" else 0.0
+        return given
+
+    @property
+    def evaluation_sequences(self) -> int:
+        """Sequences of every evaluation."""
+        return math.ceil(self.evaluation.tokens / self.data.sequence_length)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain data, as in a file."""
         return asdict(self)
 
 
-def versions() -> dict[str, str]:
-    """Versions that a run's numbers depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("rishd", "torch", "transformers", "accelerate", "tokenizers", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
-    """Whether an output folder can take a run, before anything is written.
-
-    Args:
-        folder: Output folder.
-        config: The run.
-        corpus_hash: Content hash of its corpus.
-        resume: Whether to continue the run that is there.
-
-    Returns:
-        The last whole checkpoint to continue from, ``None`` to start.
-
-    Raises:
-        RunFolderError: if the folder holds a run and ``resume`` is off, or another run than this one.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder} is a file; --out takes a folder.")
-    record = folder / "run.json"
-    here = {"config": json.loads(json.dumps(config.to_json())), "corpus_hash": corpus_hash}
-    if record.exists():
-        try:
-            there = json.loads(record.read_text())
-            there["config"], there["corpus_hash"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise RunFolderError(f"{record} is not readable as a run's record; give another --out.") from None
-        if not resume:
-            raise RunFolderError(f"{folder} already holds a run; give --resume to continue it, or another --out.")
-        differing = [
-            f"{key} is {there['config'].get(key)!r} there, {value!r} here"
-            for key, value in here["config"].items()
-            if there["config"].get(key) != value
-        ]
-        if there["corpus_hash"] != corpus_hash:
-            differing.append(f"the corpus hash is {there['corpus_hash'][:16]} there, {corpus_hash[:16]} here")
-        if differing:
-            raise RunFolderError(
-                f"{folder} holds another run ({'; '.join(differing)}); resume with its settings, or give another --out."
-            )
-        return last_whole_checkpoint(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} is not empty and holds no run of rishd; give another --out.")
-    if resume:
-        raise RunFolderError(f"{folder} holds no run to resume; check the path, or leave --resume out to start one.")
-    return None
-
-
-def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str) -> None:
-    """Write a new run's record: from here on the folder is that run's.
-
-    Args:
-        folder: Output folder, checked by :func:`check_run_folder`.
-        config: The run.
-        corpus_hash: Content hash of its corpus.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", {"config": config.to_json(), "corpus_hash": corpus_hash, "versions": versions()})
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the Trainer writes ``trainer_state.json`` last)."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        whole.append((int(path.name.split("-")[1]), path))
-    return max(whole)[1] if whole else None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically: the file is whole or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+def _require_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")

@@ -1,53 +1,39 @@
-"""One pre-training run: model, optimizer, Trainer, metrics, resume."""
+"""One pre-training run: model, optimizer, Trainer, results, resume."""
 
 from __future__ import annotations
 
-import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from lite import (
-    LITESchedule,
-    Muon,
-    MuonLITE,
-    NonFiniteError,
-    check_finite_gradients,
-    learning_rate_factor,
-    param_groups,
-)
-from rishd.pretraining.config import (
-    PRESETS,
-    PretrainConfig,
-    check_run_folder,
-    claim_run_folder,
-    last_whole_checkpoint,
-    write_json,
-)
+from lite import NonFiniteError
+from rishd.pretraining.clock import StepClock, peak_memory_bytes
+from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.corpus import Corpus, Split, load_corpus
+from rishd.pretraining.models import build_model, parameter_count, training_flops_per_token
+from rishd.pretraining.optimizers import build_optimizer, build_scheduler
+from rishd.pretraining.results import (
+    RECORD,
+    SUMMARY,
+    Status,
+    Summary,
+    read_metrics,
+    read_summary,
+    series,
+    truncate_metrics,
+    write_summary,
+)
+from rishd.pretraining.run_folder import check_run_folder, claim_run_folder
 from rishd.pretraining.tokens import END_OF_TEXT, TokenBlocks, token_blocks, train_tokenizer
-
-Progress = Callable[[str, int, int], None]
-_ADAMW_BETAS = (0.9, 0.95)  # the usual choice for language models (Brown et al., arXiv:2005.14165, appendix B)
+from rishd.pretraining.trainer import PretrainTrainer, Progress, Recorder
 
 
 @dataclass(frozen=True)
@@ -55,90 +41,118 @@ class RunResult:
     """What a run left.
 
     Args:
-        folder: Output folder: ``run.json``, ``metrics.json``, checkpoints and ``model/``.
-        history: Rows of the Trainer's log: ``step`` with ``loss`` and ``learning_rate``, or with ``eval_loss``.
-        parameters: Number of parameters.
-        interrupted: Whether Ctrl-C ended it; ``--resume`` continues.
+        folder: Output folder, see :mod:`rishd.pretraining.results`.
+        rows: Its metrics.
+        summary: How it ended.
     """
 
     folder: Path
-    history: list[dict[str, float]]
-    parameters: int
-    interrupted: bool
+    rows: list[dict[str, Any]]
+    summary: Summary
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a logged quantity."""
-        return [(int(row["step"]), float(row[key])) for row in self.history if key in row]
+        return series(self.rows, key)
 
     @property
     def final_validation_loss(self) -> float | None:
         """Last validation loss, in nats per token; ``None`` before the first evaluation."""
-        losses = self.series("eval_loss")
-        return losses[-1][1] if losses else None
+        return self.summary.final_validation_loss
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it; resuming goes on."""
+        return self.summary.status == "interrupted"
 
 
-def pretrain(
-    config: PretrainConfig, folder: Path, *, resume: bool = False, progress: Progress, say: Callable[[str], None]
+def train(
+    config: PretrainConfig,
+    out: Path,
+    *,
+    resume: bool | Literal["auto"] = False,
+    progress: Progress = lambda what, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> RunResult:
     """Run or continue a pre-training run.
 
     Args:
         config: The run.
-        folder: Output folder.
-        resume: Whether to continue the run in ``folder`` from its last whole checkpoint.
+        out: Output folder.
+        resume: Whether to continue the run in ``out`` from its last whole checkpoint; ``"auto"`` continues if there is
+            one and starts otherwise. A complete run is not repeated: its result is read.
         progress: Called with (what, done, total) all along.
         say: Called with lines that the user should read.
 
     Raises:
         RunFolderError: for a folder of another run.
         CorpusError: for a corpus that is missing, empty or too small.
-        NonFiniteError: when a gradient becomes non-finite; the last checkpoint is kept.
+        NonFiniteError: when a gradient or loss becomes non-finite; the last checkpoint is kept.
     """
+    if resume == "auto":
+        resume = (out / RECORD).exists()
     quiet()
     set_seed(config.seed)
     model = build_model(config)
-    optimizer = build_optimizer(config, model)  # refuses settings out of range before anything is read or written
-    corpus = load_corpus(None if config.data is None else [Path(path) for path in config.data])
+    optimizer = build_optimizer(config.optimizer, model)  # refuses bad settings before anything is read or written
+    corpus = load_corpus(None if config.data.paths is None else [Path(path) for path in config.data.paths])
     if corpus.warning:
         say(corpus.warning)
-    checkpoint = check_run_folder(folder, config, corpus.content_hash, resume=resume)
-    tokenizer = train_tokenizer(corpus, config.vocab_size, progress)
-    wanted: dict[Split, int] = {"train": config.steps * config.batch_size, "validation": config.eval_blocks}
+    checkpoint = check_run_folder(out, config, corpus.content_hash, resume=resume)
+    done = read_summary(out)
+    if done is not None and done.status == "complete":
+        say(f"{out} is complete")
+        return RunResult(out, read_metrics(out), done)
+    tokenizer = train_tokenizer(corpus, config.data.vocab_size, progress)
+    wanted: dict[Split, int] = {
+        "train": config.steps * config.training.batch_size,
+        "validation": config.evaluation_sequences,
+    }
     data: dict[Split, TokenBlocks] = {
-        split: token_blocks(corpus, split, tokenizer, length=config.seq_len, blocks=blocks, progress=progress)
+        split: token_blocks(
+            corpus, split, tokenizer, length=config.data.sequence_length, blocks=blocks, progress=progress
+        )
         for split, blocks in wanted.items()
     }
-    if not (folder / "run.json").exists():
-        claim_run_folder(folder, config, corpus.content_hash)
+    if not (out / RECORD).exists():
+        claim_run_folder(out, config, corpus.content_hash, _counts(config, model))
+    (out / SUMMARY).unlink(missing_ok=True)
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    say(_summary(config, corpus, parameters, checkpoint))
+    say(_heading(config, corpus, parameter_count(model), checkpoint))
+    arguments = training_arguments(config, out)
+    clock = _clock(out, checkpoint, arguments.device)
     trainer = PretrainTrainer(
+        clock=clock,
         model=model,
-        args=_training_arguments(config, folder),
+        args=arguments,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=wrapped,
-        optimizers=(optimizer, build_scheduler(config, optimizer)),  # type: ignore[arg-type]  # any scheduler works
-        callbacks=[_Report(folder, f"training with {config.optimizer}", progress)],
+        optimizers=(optimizer, build_scheduler(config, optimizer)),
+        callbacks=[Recorder(out, config, clock, progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    interrupted = False
+
+    def end(status: Status) -> RunResult:
+        summary = _summary(config, model, read_metrics(out), trainer.state.global_step, clock, status)
+        write_summary(out, summary)
+        return RunResult(out, read_metrics(out), summary)
+
     try:
         with warnings.catch_warnings():
             # The Trainer calls get_last_lr and the data loader's pin_memory in ways that warn on every CPU run.
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        model.save_pretrained(folder / "model")
-        wrapped.save_pretrained(folder / "model")
+        model.save_pretrained(out / "model")
+        wrapped.save_pretrained(out / "model")
     except KeyboardInterrupt:
-        interrupted = True
         say(f"interrupted at step {trainer.state.global_step}; --resume continues from the last checkpoint")
-    history = [dict(row) for row in trainer.state.log_history]
-    _write_metrics(folder, history)
-    return RunResult(folder, history, parameters, interrupted)
+        return end("interrupted")
+    except NonFiniteError:
+        end("failed")
+        raise
+    return end("complete")
 
 
 def quiet() -> None:
@@ -147,128 +161,36 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def build_model(config: PretrainConfig) -> LlamaForCausalLM:
-    """A randomly initialised Llama of the preset's size."""
-    size = PRESETS[config.preset]
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=size.hidden,
-            intermediate_size=size.ffn,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            max_position_embeddings=max(1024, config.seq_len),
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
-            use_cache=False,
+def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
+    """The configuration in the Trainer's terms.
+
+    Raises:
+        ValueError: if the batch cannot be divided over the ranks.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
+    share, rest = divmod(config.training.batch_size, ranks)
+    micro = config.training.micro_batch_size or share
+    if rest or share % micro:
+        raise ValueError(
+            f"training.batch_size = {config.training.batch_size} cannot be divided over {ranks} ranks in passes of "
+            f"{micro} sequences (training.micro_batch_size); change one of them."
         )
-    )
-
-
-def build_optimizer(config: PretrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer over all trainable parameters."""
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            model.named_parameters(), lr=config.lr, betas=_ADAMW_BETAS, weight_decay=config.weight_decay
-        )
-    groups = param_groups(model)
-    if config.optimizer == "muon":
-        return Muon(groups, config.lr, weight_decay=config.weight_decay)
-    return MuonLITE(
-        groups,
-        config.lr,
-        weight_decay=config.weight_decay,
-        chi=config.chi,
-        beta_sharp=config.beta_sharp,
-        beta_flat=config.beta_flat,
-        sharp_fraction=config.sharp_fraction,
-    )
-
-
-def build_scheduler(config: PretrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """The published learning-rate schedule, chained with LITE's schedule of χ and β_flat where there is one."""
-    span: dict[str, Any] = {
-        "schedule": config.schedule,
-        "warmup_steps": config.warmup_steps,
-        "total_steps": config.steps,
-        "min_ratio": config.min_lr_ratio,
-    }
-    schedulers: list[LRScheduler] = [LambdaLR(optimizer, lambda k: learning_rate_factor(k, **span))]
-    if config.optimizer == "muon-lite":
-        schedulers.append(LITESchedule(optimizer, **span))
-    return ChainedScheduler(schedulers)
-
-
-class PretrainTrainer(Trainer):
-    """transformers' Trainer, stopped at the first non-finite gradient, before clipping spreads it."""
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass.
-
-        Raises:
-            NonFiniteError: naming step and parameters.
-        """
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        try:
-            check_finite_gradients(model.named_parameters(), step=self.state.global_step)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error} {self._kept()}") from None
-        return loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation loss.
-
-        Raises:
-            NonFiniteError: if it is not finite: the parameters are lost, and are not saved.
-        """
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if not math.isfinite(metrics.get("eval_loss", 0.0)):
-            raise NonFiniteError(
-                f"the validation loss is not finite at step {self.state.global_step}; lower the learning rate or "
-                f"warm up longer. {self._kept()}"
-            )
-        return metrics
-
-    def _kept(self) -> str:
-        last = last_whole_checkpoint(Path(str(self.args.output_dir)))
-        return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
-
-
-class _Report(TrainerCallback):
-    """Progress and metrics while the run goes on, so that an interrupted run leaves both."""
-
-    def __init__(self, folder: Path, what: str, progress: Progress) -> None:
-        self.folder, self.what, self.progress = folder, what, progress
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.progress(self.what, state.global_step, state.max_steps)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            _write_metrics(self.folder, state.log_history)
-
-
-def _write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
-    rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
-    write_json(folder / "metrics.json", rows)
-
-
-def _training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        max_grad_norm=1.0,  # published global clip
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=config.training.precision == "bfloat16-mixed",
+        max_grad_norm=config.training.clip,
         eval_strategy="steps",
-        eval_steps=config.eval_every,
-        logging_steps=1,  # a logged loss is one step's: the same numbers whether the run was resumed or not
+        eval_steps=config.evaluation.every,
+        logging_steps=config.logging.every,
         logging_first_step=True,
         save_strategy="steps",
-        save_steps=config.save_every,
-        save_total_limit=2,
+        save_steps=config.checkpoints.every,
+        save_total_limit=config.checkpoints.keep,
         seed=config.seed,
         data_seed=config.seed,
         disable_tqdm=True,
@@ -277,21 +199,58 @@ def _training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgumen
     )
 
 
-def _summary(config: PretrainConfig, corpus: Corpus, parameters: int, checkpoint: Path | None) -> str:
-    start = f"continuing from {checkpoint.name}" if checkpoint else "from scratch"
-    return (
-        f"Llama {config.preset} body, vocabulary {config.vocab_size}: {parameters:,} parameters; {config.optimizer}, "
-        f"{config.steps} steps of {config.tokens_per_step:,} tokens, {start}; corpus {corpus.name}, "
-        f"{len(corpus.documents):,} documents, hash {corpus.content_hash[:16]}"
+def _counts(config: PretrainConfig, model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "parameters": parameter_count(model),
+        "non_embedding_parameters": parameter_count(model, embeddings=False),
+        "flops_per_token": training_flops_per_token(model, config.data.sequence_length),
+    }
+
+
+def _clock(out: Path, checkpoint: Path | None, device: torch.device) -> StepClock:
+    """A clock that goes on from the checkpoint's step; rows beyond it are dropped."""
+    rows = truncate_metrics(out, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    last = rows[-1] if rows else {"seconds": 0.0, "optimizer_seconds": 0.0}
+    return StepClock(device, seconds=last["seconds"], optimizer_seconds=last["optimizer_seconds"])
+
+
+def _summary(
+    config: PretrainConfig,
+    model: PreTrainedModel,
+    rows: list[dict[str, Any]],
+    steps: int,
+    clock: StepClock,
+    status: Status,
+) -> Summary:
+    clock.pause()
+    seconds, optimizer_seconds = clock.read()
+    losses = [loss for _, loss in series(rows, "validation_loss")]
+    tokens = steps * config.tokens_per_step
+    return Summary(
+        status=status,
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        seed=config.seed,
+        final_validation_loss=losses[-1] if losses else None,
+        best_validation_loss=min(losses) if losses else None,
+        steps=steps,
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds else None,
+        optimizer_seconds=optimizer_seconds,
+        optimizer_share=optimizer_seconds / seconds if seconds else None,
+        peak_memory_bytes=peak_memory_bytes(),
+        **_counts(config, model),
     )
 
 
-__all__ = [
-    "NonFiniteError",
-    "PretrainTrainer",
-    "RunResult",
-    "build_model",
-    "build_optimizer",
-    "build_scheduler",
-    "pretrain",
-]
+def _heading(config: PretrainConfig, corpus: Corpus, parameters: int, checkpoint: Path | None) -> str:
+    start = f"continuing from {checkpoint.name}" if checkpoint else "from scratch"
+    return (
+        f"Llama {config.model.preset} body, vocabulary {config.data.vocab_size}: {parameters:,} parameters; "
+        f"{config.optimizer.name}, {config.steps} steps of {config.tokens_per_step:,} tokens, {start}; corpus "
+        f"{corpus.name}, {len(corpus.documents):,} documents, hash {corpus.content_hash[:16]}"
+    )
+
+
+__all__ = ["RunResult", "quiet", "train", "training_arguments"]

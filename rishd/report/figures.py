@@ -121,7 +121,7 @@ def loss_figure(runs: Mapping[str, Any]) -> Figure:
         _draw_series(training, run.series("loss"), colour, name, marker=None)
         final = run.final_validation_loss
         label = name if final is None else f"{name}: {final:.3f}"
-        _draw_series(validation, run.series("eval_loss"), colour, label, marker="o")
+        _draw_series(validation, run.series("validation_loss"), colour, label, marker="o")
     training.set(xlabel="step", ylabel="training loss (nats per token)", title="Training")
     validation.set(xlabel="step", ylabel="validation loss (nats per token)", title="Validation (fixed token set)")
     for axes in (training, validation):

@@ -79,7 +79,7 @@ def test_interrupt_keeps_the_claims_that_are_done(monkeypatch):
     [
         (["validate", "--claim", "C99"], "error: claim = 'C99' is unknown. Choose one of: C1, C10"),
         (["pretrain", "--out", "{tmp}/x", "--data", "{tmp}/missing"], "missing does not exist; give text or jsonl"),
-        (["pretrain", "--out", "{tmp}/x", "--optimizer", "sgd"], "error: optimizer = 'sgd' is unknown"),
+        (["pretrain", "--out", "{tmp}/x", "--optimizer", "sgd"], "optimizer.name = 'sgd' is unknown"),
         (["pretrain", "--out", "{tmp}", "--data", "{tmp}"], "holds no text"),
     ],
 )
@@ -103,7 +103,7 @@ def test_missing_extra_says_how_to_install_it(monkeypatch):
 def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch):
     from rishd.claims import validate
     from rishd.demo import run_demo
-    from rishd.pretraining.config import RunFolderError
+    from rishd.pretraining.run_folder import RunFolderError
     from rishd.report import figures
 
     monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))

@@ -8,10 +8,13 @@ import torch
 
 from lite import NonFiniteError
 from rishd.pretraining import corpus as corpus_module
-from rishd.pretraining.config import PretrainConfig, RunFolderError, last_whole_checkpoint
+from rishd.pretraining.config_files import make_config, override
 from rishd.pretraining.corpus import CorpusError, Document, load_corpus
-from rishd.pretraining.run import PretrainTrainer, pretrain
+from rishd.pretraining.results import read_metrics, read_summary
+from rishd.pretraining.run import train
+from rishd.pretraining.run_folder import RunFolderError, last_whole_checkpoint
 from rishd.pretraining.tokens import END_OF_TEXT, token_blocks, train_tokenizer
+from rishd.pretraining.trainer import PretrainTrainer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,24 +39,21 @@ def silent(what, done, total):
 
 
 def tiny(text, **changes):
-    settings = {
-        "optimizer": "muon-lite",
-        "vocab_size": 320,
-        "seq_len": 16,
-        "batch_size": 2,
-        "steps": 6,
-        "warmup_steps": 1,
-        "eval_every": 3,
-        "eval_blocks": 2,
-        "save_every": 2,
-        "data": (str(text),),
-    }
-    return PretrainConfig(**(settings | changes))
+    base = make_config(
+        {
+            "data": {"paths": [str(text)], "vocab_size": 320, "sequence_length": 16},
+            "training": {"steps": 6, "batch_size": 2},
+            "schedule": {"warmup_steps": 1},
+            "evaluation": {"every": 3, "tokens": 32},
+            "checkpoints": {"every": 2},
+        }
+    )
+    return override(base, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def run(config, folder, **options):
     said = []
-    result = pretrain(config, folder, progress=silent, say=said.append, **options)
+    result = train(config, folder, say=said.append, **options)
     return result, said
 
 
@@ -153,43 +153,49 @@ def test_a_split_shorter_than_a_block_is_refused(text):
         token_blocks(corpus, "validation", tokenizer, length=10**6, blocks=1, progress=silent)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "muon-lite", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon-lite", "soap", "soap-lite", "torch.optim:SGD"])
 def test_resuming_continues_bit_for_bit(optimizer, text, tmp_path):
-    config = tiny(text, optimizer=optimizer)
+    config = tiny(text, optimizer__name=optimizer)
     whole, _ = run(config, tmp_path / "whole")
     assert not whole.interrupted
     assert whole.final_validation_loss < 6.5
+    assert whole.summary == read_summary(tmp_path / "whole")
+    assert (whole.summary.steps, whole.summary.tokens) == (6, 6 * 2 * 16)
+    assert 0 < whole.summary.optimizer_seconds < whole.summary.seconds
 
     run(config, tmp_path / "part")
     for path in (tmp_path / "part").iterdir():  # as if killed after step 4, while writing the next checkpoint
         if path.name in ("checkpoint-6", "model"):
             shutil.rmtree(path)
+    (tmp_path / "part" / "summary.json").unlink()
     (tmp_path / "part" / "checkpoint-6").mkdir()
     (tmp_path / "part" / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
     assert last_whole_checkpoint(tmp_path / "part").name == "checkpoint-4"
     resumed, said = run(config, tmp_path / "part", resume=True)
     assert "continuing from checkpoint-4" in said[0]
-    assert resumed.series("eval_loss") == whole.series("eval_loss")
+    assert resumed.series("validation_loss") == whole.series("validation_loss")
     assert resumed.series("loss") == whole.series("loss")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "part")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_same_seed_same_start_for_every_optimizer(text, tmp_path):
-    first = [run(tiny(text, optimizer=name), tmp_path / name)[0].series("loss")[0] for name in ("muon", "muon-lite")]
+    first = [
+        run(tiny(text, optimizer__name=name), tmp_path / name)[0].series("loss")[0] for name in ("muon", "muon-lite")
+    ]
     assert first[0] == first[1]
 
 
 def test_folders_of_other_runs_are_refused(text, tmp_path):
-    config = tiny(text, steps=2, eval_every=2)
+    config = tiny(text, training__steps=2, evaluation__every=2)
     run(config, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["config"]["seed"] == 0
     assert record["versions"]["torch"] == torch.__version__
     with pytest.raises(RunFolderError, match="give --resume to continue it"):
         run(config, tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"holds another run \(lr is 0\.003 there, 0\.1 here\)"):
-        run(tiny(text, steps=2, eval_every=2, lr=0.1), tmp_path / "run", resume=True)
+    with pytest.raises(RunFolderError, match=r"holds another run \(optimizer\.lr is 0\.003 there, 0\.1 here\)"):
+        run(tiny(text, training__steps=2, evaluation__every=2, optimizer__lr=0.1), tmp_path / "run", resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("precious")
     with pytest.raises(RunFolderError, match="not empty and holds no run"):
@@ -210,12 +216,21 @@ def test_nonfinite_gradient_names_step_and_parameter_and_keeps_the_checkpoint(te
     with pytest.raises(NonFiniteError, match=r"at step 3 in model\.layers\.2\.mlp\.up_proj\.weight.*checkpoint-2"):
         run(tiny(text), tmp_path / "run")
     assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
-    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert rows
+    assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3]
+    assert read_summary(tmp_path / "run").status == "failed"
 
 
 def test_lost_parameters_are_not_saved(text, tmp_path):
-    config = tiny(text, optimizer="muon", steps=2, warmup_steps=0, lr=1e38, eval_every=1, save_every=1)
+    config = override(
+        tiny(text),
+        {
+            "optimizer": {"name": "muon", "lr": 1e38},
+            "training.steps": 2,
+            "schedule.warmup_steps": 0,
+            "evaluation.every": 1,
+            "checkpoints.every": 1,
+        },
+    )
     with pytest.raises(NonFiniteError, match=r"not finite|non-finite"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
@@ -245,30 +260,71 @@ def test_interrupt_leaves_metrics_and_says_how_to_continue(text, tmp_path, monke
         patch.setattr(PretrainTrainer, "training_step", interrupted)
         result, said = run(tiny(text), tmp_path / "run")
     assert result.interrupted
+    assert read_summary(tmp_path / "run").status == "interrupted"
     assert "--resume continues" in said[-1]
-    assert result.series("eval_loss")
+    assert result.series("validation_loss")
     resumed, _ = run(tiny(text), tmp_path / "run", resume=True)
     assert not resumed.interrupted
+
+
+def test_complete_runs_are_read_and_not_repeated(text, tmp_path):
+    config = tiny(text, training__steps=2)
+    first, _ = run(config, tmp_path / "run", resume="auto")
+    again, said = run(config, tmp_path / "run", resume="auto")
+    assert said[-1].endswith("is complete")
+    assert (again.rows, again.summary) == (first.rows, first.summary)
+
+
+def test_gradient_accumulation_makes_the_same_steps(text, tmp_path):
+    config = tiny(text, optimizer__name="adamw")  # Newton–Schulz in bfloat16 would magnify rounding
+    losses = [
+        run(override(config, {"training.micro_batch_size": size}), tmp_path / str(size))[0].series("loss")
+        for size in (1, 2)
+    ]
+    assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
+    assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16-mixed", "bfloat16"])
+def test_half_precision_stays_near_float32(text, tmp_path, precision):
+    (half, _), (full, _) = (run(tiny(text, training__precision=p), tmp_path / p) for p in (precision, "float32"))
+    assert half.final_validation_loss == pytest.approx(full.final_validation_loss, rel=0.02)
+    assert half.final_validation_loss != full.final_validation_loss
+    expected = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    assert {p.dtype for p in weights(tmp_path / precision).values()} == {expected}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "sgd"}, "Choose one of: adamw, muon, muon-lite"),
-        ({"preset": "10M"}, "preset = '10M' is unknown"),
-        ({"schedule": "step"}, "schedule"),
-        ({"lr": float("nan")}, "lr = nan"),
-        ({"steps": 0}, "steps = 0"),
-        ({"warmup_steps": 6}, "below steps = 6"),
-        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"optimizer.name": "sgd"}, "Choose one of: adamw, muon, muon-lite, soap, soap-lite, or name a class"),
+        ({"optimizer.name": "no.such.module:Class"}, "cannot be imported"),
+        ({"optimizer.name": "torch.optim:NoSuch"}, "has no 'NoSuch'"),
+        ({"optimizer.name": "torch:Tensor"}, "no class of torch.optim.Optimizer"),
+        ({"optimizer.settings": {"chy": 2.0}}, "muon-lite takes no chy; it takes lr, momentum"),
+        ({"optimizer.name": "torch.optim:Rprop"}, "takes no weight_decay.*weight_decay: null"),
+        ({"optimizer.name": "adamw", "optimizer.groups": {"norm": {"lr": 1.0}}}, "groups is for LITE's optimizers"),
+        ({"optimizer.momentum": 0.9}, "optimizer.momentum is no known setting"),
+        ({"model.preset": "10M"}, "preset = '10M' is unknown"),
+        ({"schedule.name": "step"}, "schedule.name = 'step'"),
+        ({"optimizer.lr": float("nan")}, "lr = nan"),
+        ({"optimizer.lr": "fast"}, "optimizer.lr = 'fast'"),
+        ({"training.steps": 0}, "steps = 0"),
+        ({"training.tokens": 100}, "give one of them"),
+        ({"training.micro_batch_size": 3}, "must divide"),
+        ({"schedule.warmup_steps": 6}, "below the 6 steps"),
+        ({"schedule.min_ratio": 2}, "min_ratio"),
+        ({"optimizer.weight_decay": -0.1}, "weight_decay"),
+        ({"logging.every": 3}, "must divide checkpoints.every"),
         ({"seed": -1}, "seed"),
-        ({"vocab_size": 100}, "at least 300"),
-        ({"chi": 0.5}, "chi = 0.5"),
-        ({"beta_sharp": -2.0}, "above −1"),
-        ({"seq_len": 1}, "no next token"),
+        ({"data.vocab_size": 100}, "at least 300"),
+        ({"optimizer.settings": {"chi": 0.5}}, "chi = 0.5"),
+        ({"optimizer.settings": {"beta_sharp": -2.0}}, "above −1"),
+        ({"data.sequence_length": 1}, "no next token"),
+        ({"seed.deeper": 1}, "no section"),
     ],
 )
 def test_bad_settings_are_refused(text, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        run(tiny(text, **changes), tmp_path / "run")
+        run(override(tiny(text), changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # a corrected run can have the folder

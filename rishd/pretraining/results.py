@@ -1,0 +1,163 @@
+"""Files that a run leaves, in a format that other programs may rely on.
+
+A run's folder holds:
+
+``config.yaml``
+    The effective configuration; ``rishd pretrain config.yaml`` repeats the run.
+``run.json``
+    Written before the first step: ``format`` (1), ``config`` (the same as plain data), ``corpus_hash``, ``seed``,
+    ``versions`` (Python, machine, packages), ``git`` (``commit`` and ``dirty`` of the working directory, or ``null``),
+    ``parameters`` and ``non_embedding_parameters``, and ``flops_per_token``.
+``metrics.jsonl``
+    One JSON object a line, in the order of steps, each with ``step`` (optimizer steps made), ``tokens`` (trained on so
+    far), ``seconds`` (spent training so far, without evaluations and checkpoints, over all parts of a resumed run), and
+
+    - training rows: ``loss`` (nats per token, mean since the last row), ``grad_norm`` (before clipping) and
+      ``learning_rate`` of the last step;
+    - evaluation rows: ``validation_loss``, nats per token.
+
+    Rows beyond the checkpoint that a run is resumed from are dropped, so that each step is there once.
+``summary.json``
+    Written at the end, :class:`Summary` as plain data: its presence means that nothing is left to resume but an
+    interrupted run (``status``).
+``checkpoint-N/``
+    To resume from.
+``model/``
+    Model and tokenizer in transformers' format, once the run is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT = 1
+METRICS, SUMMARY, RECORD, CONFIG = "metrics.jsonl", "summary.json", "run.json", "config.yaml"
+Status = Literal["complete", "interrupted", "failed"]
+
+
+class ResultsError(ValueError):
+    """Results that cannot be read; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended.
+
+    Args:
+        status: ``"complete"``, ``"interrupted"`` (resume goes on), or ``"failed"`` (a loss or gradient was not finite).
+        optimizer: Name as configured.
+        lr: Peak learning rate.
+        seed: Seed.
+        final_validation_loss: Last validation loss, nats per token; ``None`` before the first one.
+        best_validation_loss: Smallest one.
+        steps: Optimizer steps made.
+        tokens: Tokens trained on.
+        seconds: Time spent training, without evaluations and checkpoints.
+        tokens_per_second: ``tokens / seconds``.
+        optimizer_seconds: Of these, inside the optimizer's step.
+        optimizer_share: ``optimizer_seconds / seconds``.
+        peak_memory_bytes: Largest memory of the first rank: of its accelerator, else of the process.
+        parameters: Trainable parameters.
+        non_embedding_parameters: The same without embedding and output head.
+        flops_per_token: Training FLOPs per token: forward and backward.
+        format: Version of this format.
+    """
+
+    status: Status
+    optimizer: str
+    lr: float
+    seed: int
+    final_validation_loss: float | None
+    best_validation_loss: float | None
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    optimizer_seconds: float
+    optimizer_share: float | None
+    peak_memory_bytes: int
+    parameters: int
+    non_embedding_parameters: int
+    flops_per_token: float
+    format: int = FORMAT
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """How the run in a folder ended, ``None`` if it has not.
+
+    Raises:
+        ResultsError: for a file of another format.
+    """
+    path = folder / SUMMARY
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Summary(**{field.name: data[field.name] for field in fields(Summary)})
+    except (json.JSONDecodeError, KeyError, TypeError) as problem:
+        raise ResultsError(f"{path} is not readable as a run's summary ({problem!r}).") from None
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write ``summary.json`` atomically."""
+    write_json(folder / SUMMARY, {key: _finite(value) for key, value in asdict(summary).items()})
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of ``metrics.jsonl``; a last line that was cut short by a kill is left out.
+
+    Raises:
+        ResultsError: for a malformed line before the last.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise ResultsError(f"{path}, line {number}: not JSON.") from None
+    return rows
+
+
+def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """(step, value) of a logged quantity, e.g. ``"validation_loss"``."""
+    return [(int(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
+
+
+def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to ``metrics.jsonl``; numbers that are not finite become null."""
+    with (folder / METRICS).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False) + "\n")
+
+
+def truncate_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Drop rows beyond a step, atomically, and return the others."""
+    rows = [row for row in read_metrics(folder) if row["step"] <= step]
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically: the file is whole or as it was."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: it is whole or as it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,129 @@
+"""Output folders: whose they are, what was run in them with which software, and where a run goes on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rishd.pretraining.config import PretrainConfig
+from rishd.pretraining.config_files import dump_yaml
+from rishd.pretraining.results import CONFIG, FORMAT, RECORD, write_json, write_text
+
+_FREE = ("logging.", "checkpoints.")  # settings that may change when a run is resumed: no number depends on them
+_PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+
+
+class RunFolderError(ValueError):
+    """An output folder that cannot be used; the message says why and what to do."""
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's numbers depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has uncommitted changes; ``None`` outside a repository."""
+    try:
+        commit, status = (
+            subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
+    """Whether an output folder can take a run, before anything is written.
+
+    Args:
+        folder: Output folder.
+        config: The run.
+        corpus_hash: Content hash of its corpus.
+        resume: Whether to continue the run that is there.
+
+    Returns:
+        The last whole checkpoint to continue from, ``None`` to start.
+
+    Raises:
+        RunFolderError: if the folder holds a run and ``resume`` is off, or another run than this one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; --out takes a folder.")
+    record = folder / RECORD
+    if record.exists():
+        there = _read_record(record)
+        if not resume:
+            raise RunFolderError(f"{folder} already holds a run; give --resume to continue it, or another --out.")
+        differing = _differences(there["config"], json.loads(json.dumps(config.to_mapping())))
+        if there["corpus_hash"] != corpus_hash:
+            differing.append(f"the corpus hash is {there['corpus_hash'][:16]} there, {corpus_hash[:16]} here")
+        if differing:
+            raise RunFolderError(
+                f"{folder} holds another run ({'; '.join(differing)}); resume with its settings, or give another --out."
+            )
+        return last_whole_checkpoint(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder} is not empty and holds no run of rishd; give another --out.")
+    if resume:
+        raise RunFolderError(f"{folder} holds no run to resume; check the path, or leave --resume out to start one.")
+    return None
+
+
+def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, facts: Mapping[str, Any]) -> None:
+    """Write a new run's configuration and record: from here on the folder is that run's.
+
+    Args:
+        folder: Output folder, checked by :func:`check_run_folder`.
+        config: The run.
+        corpus_hash: Content hash of its corpus.
+        facts: Further entries of the record.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG, dump_yaml(config.to_mapping()))
+    record = {"format": FORMAT, "config": config.to_mapping(), "corpus_hash": corpus_hash, "seed": config.seed}
+    write_json(folder / RECORD, {**record, "versions": versions(), "git": git_state(), **facts})
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end (the Trainer writes ``trainer_state.json`` last)."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        whole.append((int(path.name.split("-")[1]), path))
+    return max(whole)[1] if whole else None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["config"]["optimizer"], record["corpus_hash"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise RunFolderError(f"{path} is not readable as a run's record; give another --out.") from None
+    return record
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in dict.fromkeys((*here, *there)):
+        old, new, name = there.get(key), here.get(key), prefix + key
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{name}.")
+        elif old != new and not name.startswith(_FREE):
+            found.append(f"{name} is {old!r} there, {new!r} here")
+    return found
