@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rishd.atomic import write_json
 from rishd.claims import ClaimResult
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
-from rishd.pretraining.results import write_json
 from rishd.pretraining.run import RunResult, train
-from rishd.pretraining.run_folder import RunFolderError, versions
+from rishd.pretraining.run_folder import RunFolderError
+from rishd.provenance import versions
 from rishd.report.figures import energy_figure, loss_figure, stability_figure, valley_figure
 from rishd.report.page import Section, write_report
 from rishd.studies.energy import energy_study
@@ -23,6 +24,7 @@ from rishd.studies.valley import valley_flows
 # A vocabulary of 4096 keeps two runs of 200 steps within minutes on two cores: the output layer is most of the work.
 _VOCABULARY = 4096
 _OPTIMIZERS = ("muon", "muon-lite")
+_PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "numpy", "scipy", "sympy")
 
 
 def run_demo(
@@ -99,7 +101,7 @@ def run_demo(
                 "Pre-training a small Llama", _training_text(runs), loss_figure(runs), _training_caption(runs, steps)
             ),
         ],
-        facts={**versions(), "pre-training seed": 0, "claims seed": claims[0].seed if claims else "none"},
+        facts={**versions(_PACKAGES), "pre-training seed": 0, "claims seed": claims[0].seed if claims else "none"},
     )
     return report, any(run.interrupted for run in runs.values())
 

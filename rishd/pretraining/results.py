@@ -35,6 +35,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from rishd.atomic import write_json, write_text
+
 FORMAT = 1
 METRICS, SUMMARY, RECORD, CONFIG = "metrics.jsonl", "summary.json", "run.json", "config.yaml"
 Status = Literal["complete", "interrupted", "failed"]
@@ -145,18 +147,6 @@ def truncate_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     rows = [row for row in read_metrics(folder) if row["step"] <= step]
     write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically: the file is whole or as it was."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: it is whole or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _finite(value: Any) -> Any:

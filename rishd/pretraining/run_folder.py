@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rishd.atomic import write_json, write_text
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import dump_yaml
-from rishd.pretraining.results import CONFIG, FORMAT, RECORD, write_json, write_text
+from rishd.pretraining.results import CONFIG, FORMAT, RECORD
+from rishd.provenance import git_state, versions
 
 _FREE = ("logging.", "checkpoints.")  # settings that may change when a run is resumed: no number depends on them
 _PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
@@ -20,29 +19,6 @@ _PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "data
 
 class RunFolderError(ValueError):
     """An output folder that cannot be used; the message says why and what to do."""
-
-
-def versions() -> dict[str, str]:
-    """Versions that a run's numbers depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether it has uncommitted changes; ``None`` outside a repository."""
-    try:
-        commit, status = (
-            subprocess.run(["git", *command], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": bool(status)}
 
 
 def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
@@ -94,7 +70,7 @@ def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, fac
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, dump_yaml(config.to_mapping()))
     record = {"format": FORMAT, "config": config.to_mapping(), "corpus_hash": corpus_hash, "seed": config.seed}
-    write_json(folder / RECORD, {**record, "versions": versions(), "git": git_state(), **facts})
+    write_json(folder / RECORD, {**record, "versions": versions(_PACKAGES), "git": git_state(), **facts})
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

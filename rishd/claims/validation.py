@@ -1,0 +1,153 @@
+"""Results of a validation and how they were made, as a file that holds them to the last bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rishd.atomic import write_text
+from rishd.claims.claim import ClaimResult
+from rishd.claims.evidence import Bound, Curve, Hypothesis, Identity, Measurement, Panel, Proof, WorstCase
+from rishd.provenance import git_state, versions
+
+_FORMAT = 1  # raised when a file of an earlier version could be misread
+_PACKAGES = ("rishd", "numpy", "scipy", "sympy", "torch", "matplotlib")
+_KINDS = {
+    kind.__name__: kind
+    for kind in (ClaimResult, Bound, Identity, Measurement, Proof, Hypothesis, WorstCase, Panel, Curve)
+}
+
+
+class SavedResultsError(ValueError):
+    """A file that cannot be read as results of a validation; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Results of claims, and how they were made.
+
+    Args:
+        asked: Keys of the claims that were asked for.
+        seed: Random seed of the instances.
+        instances: Random instances per numerical part.
+        made_with: Versions of software, and the commit of the source where it is known.
+        when: Time of the last result, UTC.
+        results: Of the claims that are done.
+    """
+
+    asked: tuple[str, ...]
+    seed: int
+    instances: int
+    made_with: Mapping[str, str]
+    when: str
+    results: tuple[ClaimResult, ...] = ()
+
+    @classmethod
+    def begin(cls, asked: tuple[str, ...], *, seed: int, instances: int) -> Validation:
+        """A validation without results yet, with the software that is installed."""
+        source = git_state(Path(__file__).parent)
+        commit = {} if source is None else {"commit": source["commit"] + (", changed since" if source["dirty"] else "")}
+        return cls(asked, seed, instances, {**versions(_PACKAGES), **commit}, _now())
+
+    def with_result(self, result: ClaimResult) -> Validation:
+        """One more result; they are kept in the order asked for."""
+        results = sorted((*self.results, result), key=lambda done: self.asked.index(done.key))
+        return replace(self, results=tuple(results), when=_now())
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Claims without result: the validation was interrupted."""
+        done = {result.key for result in self.results}
+        return tuple(key for key in self.asked if key not in done)
+
+    def save(self, path: Path) -> None:
+        """Write everything that the report draws, per-instance numbers included, as one JSON file, atomically.
+
+        A symbolic residual that is not zero is kept as text.
+        """
+        settings = {"claims": list(self.asked), "seed": self.seed, "instances": self.instances}
+        data = {
+            "written_by": "rishd validate",
+            "format": _FORMAT,
+            "settings": settings,
+            "made_with": dict(self.made_with),
+            "when": self.when,
+            "results": [_encode(result) for result in self.results],
+        }
+        write_text(path, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Validation:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            SavedResultsError: for a file that holds something else.
+        """
+        remedy = "Write results with: rishd validate --save FILE."
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+            raise SavedResultsError(f"{path} is not JSON ({problem}). {remedy}") from None
+        if isinstance(data, list):
+            raise SavedResultsError(
+                f"{path} holds the summary of `rishd validate --format json`, without the instances. {remedy}"
+            )
+        if not isinstance(data, dict) or data.get("written_by") != "rishd validate":
+            raise SavedResultsError(f"{path} holds no results of claims. {remedy}")
+        if data.get("format") != _FORMAT:
+            raise SavedResultsError(f"{path} has format {data.get('format')!r}; this version reads {_FORMAT}. {remedy}")
+        try:
+            settings = data["settings"]
+            results = tuple(_decode(result) for result in data["results"])
+            asked, seed, instances = tuple(settings["claims"]), settings["seed"], settings["instances"]
+            return cls(asked, seed, instances, data["made_with"], data["when"], results)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise SavedResultsError(f"{path} is damaged ({problem!r}). {remedy}") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _encode(value: Any) -> Any:
+    """Plain data for JSON; what it was is kept under "is"."""
+    if is_dataclass(value) and not isinstance(value, type):
+        content = {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, Proof):
+            content["residuals"] = [0 if residual == 0 else str(residual) for residual in value.residuals]
+        return {"is": type(value).__name__, **content}
+    if isinstance(value, np.ndarray):
+        return {"is": "array", "dtype": str(value.dtype), "values": _finite(value.tolist())}
+    if isinstance(value, tuple):
+        return [_encode(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"is": "float", "value": str(value)}
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(part) for part in value)
+    kind = value.get("is") if isinstance(value, dict) else None
+    if kind is None:
+        return value
+    if kind == "array":
+        return np.asarray(value["values"], dtype=value["dtype"])
+    if kind == "float":
+        return float(value["value"])
+    return _KINDS[kind](**{name: _decode(part) for name, part in value.items() if name != "is"})
+
+
+def _finite(values: Any) -> Any:
+    """Nested lists with text for what is not finite, which numpy reads back."""
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return str(values) if isinstance(values, float) and not np.isfinite(values) else values
