@@ -19,7 +19,7 @@ class ShampooLITE(LITEOptimizer):
         factors = (group["ridge"] * torch.eye(n, device=w.device).repeat(*w.shape[:-2], 1, 1) for n in w.shape[-2:])
         return {"momentum": torch.zeros_like(w), **dict(zip(("left", "right"), factors, strict=True))}
 
-    def matrix_update(self, group, w, g, state, *, step, number):
+    def matrix_update(self, group, w, g, state, *, step, numbers):
         m = momentum_step(state["momentum"], g, alpha=1.0 - group["momentum"])
         left, right = state["left"] + (g @ g.mT).float(), state["right"] + (g.mT @ g).float()
         powers = []

@@ -23,14 +23,40 @@ class MatrixEntry(NamedTuple):
         g: The same view of its gradient.
         state: State tensors, or views of them, to be overwritten.
         step: How many gradients it has had before.
-        number: Running number of its first matrix in its group.
+        numbers: Running numbers of its matrices, see :class:`RunningNumbers`.
     """
 
     w: Tensor
     g: Tensor
     state: dict[str, Tensor]
     step: int
-    number: int
+    numbers: range
+
+
+class RunningNumbers:
+    """Numbers of a group's matrices: consecutive within each shape, in the order of its parameters.
+
+    They depend on the model alone, not on batches, gradients or ranks, so that work which matrices do in turn (a
+    refresh of a basis) is divided in the same way everywhere. A shape starts with the number of matrices before it.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[tuple[int, ...], int] = {}
+        self._count = 0
+
+    def take(self, w: Tensor) -> range:
+        """Numbers of the next matrices, ``w`` of shape ``(m, n)`` or ``(E, m, n)``."""
+        count = matrix_count(w)
+        shape = tuple(w.shape[-2:])
+        first = self._next.get(shape, self._count)
+        self._next[shape] = first + count
+        self._count += count
+        return range(first, first + count)
+
+
+def matrix_count(w: Tensor) -> int:
+    """How many matrices ``w`` of shape ``(m, n)`` or ``(E, m, n)`` holds."""
+    return w.size(0) if w.ndim == 3 else 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,11 @@ class MatrixBatch:
         """State, each tensor with the batch axis of :attr:`w` in front."""
         return {key: self._gathered([entry.state[key] for entry in self.entries]) for key in self.entries[0].state}
 
+    @property
+    def numbers(self) -> list[int]:
+        """Running number of each matrix."""
+        return [number for entry in self.entries for number in entry.numbers]
+
     def write(self, w: Tensor, state: dict[str, Tensor]) -> None:
         """Copy new parameters and state to where they came from."""
         self._scatter([entry.w for entry in self.entries], w)
@@ -71,7 +102,7 @@ class MatrixBatch:
         if len(targets) == 1:
             targets[0].copy_(values)
             return
-        sizes = [entry.w.size(0) if entry.w.ndim == 3 else 1 for entry in self.entries]
+        sizes = [matrix_count(entry.w) for entry in self.entries]
         parts = torch.split(values, sizes)
         pieces = [part if e.w.ndim == 3 else part[0] for part, e in zip(parts, self.entries, strict=True)]
         torch._foreach_copy_(targets, pieces)

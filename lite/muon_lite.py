@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,7 +123,14 @@ class MuonLITE(LITEOptimizer):
         return {key: value for key, value in state._asdict().items() if value is not None}
 
     def matrix_update(
-        self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor], *, step: int, number: int
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        *,
+        step: int,
+        numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rule = MuonRule(
             **{key: group[key] for key in _RULE_SETTINGS},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
 from lite.checkpoints import check_loadable
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor
 from lite.group_checks import check_group, parameter_names
-from lite.matrix_batches import MatrixBatch, MatrixEntry, matrix_batches
+from lite.matrix_batches import MatrixBatch, MatrixEntry, RunningNumbers, matrix_batches
 from lite.matrix_view import matrix_views
 from lite.rounding import copy_stochastically
 
@@ -106,7 +106,14 @@ class LITEOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def matrix_update(
-        self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor], *, step: int, number: int
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        *,
+        step: int,
+        numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of matrices of equal shape, without changing the arguments.
 
@@ -116,7 +123,7 @@ class LITEOptimizer(torch.optim.Optimizer):
             g: Gradients, shape of ``w``.
             state: What :meth:`matrix_state` made, with a batch axis if ``w`` has one.
             step: How many gradients these matrices have had before.
-            number: Running number of the first of them in its group.
+            numbers: Running number of each matrix among those of its shape in the group, whatever else is in the batch.
 
         Returns:
             New parameters and state.
@@ -243,18 +250,18 @@ class LITEOptimizer(torch.optim.Optimizer):
 
     def _step_matrices(self, group: dict[str, Any], params: list[Tensor], usable: Tensor | None) -> None:
         entries: list[MatrixEntry] = []
-        number = 0
+        running = RunningNumbers()
         for p, step in zip(group["params"], _steps(group), strict=True):
             views = _views(group, p)
-            if p.grad is None:  # its matrices keep their numbers, and so the others theirs
-                number += sum(_count(w) for w in views)
+            numbers = [running.take(w) for w in views]  # also where there is no gradient: the others keep theirs
+            if p.grad is None:
                 continue
             state = self.state[p]
             shared = {key: _views(group, state[key]) for key in self.elementwise_state if key in state}
             for i, (w, g) in enumerate(zip(views, _views(group, _dense(p)), strict=True)):
                 whole = {key: parts[i] for key, parts in shared.items()}
-                entries.append(MatrixEntry(w, g, whole | _own_state(state, i, len(views), whole), step, number))
-                number += _count(w)
+                own = _own_state(state, i, len(views), whole)
+                entries.append(MatrixEntry(w, g, whole | own, step, numbers[i]))
         total = sum(p.numel() for each in self.param_groups for p in each["params"])
         for batch in matrix_batches(entries, total):
             w, g, state = batch.w, batch.g, batch.state
@@ -262,8 +269,8 @@ class LITEOptimizer(torch.optim.Optimizer):
                 w = w.float()  # a rule that works in bfloat16 would round to nearest first
             if usable is not None:
                 g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
-            first = batch.entries[0]
-            new_w, new_state = self.matrix_update(group, w, g, state, step=first.step, number=first.number)
+            step = batch.entries[0].step
+            new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=batch.numbers)
             if usable is not None:
                 new_w = torch.where(usable, new_w, w)
                 new_state = {key: torch.where(usable, value, state[key]) for key, value in new_state.items()}
@@ -316,10 +323,6 @@ def _dense(p: Tensor) -> Tensor:
     g = p.grad
     assert g is not None
     return g.contiguous() if g.ndim > 2 else g  # a convolution's gradient may come in another memory format
-
-
-def _count(w: Tensor) -> int:
-    return w.size(0) if w.ndim == 3 else 1
 
 
 def _key(name: str, view: int, count: int) -> str:

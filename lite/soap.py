@@ -21,6 +21,7 @@ step, which only sets the basis, bias correction and the order of refresh and up
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
@@ -91,14 +92,14 @@ class SOAPRule:
         differs = self.chi != 1 or self.beta_flat != self.beta_sharp
         return differs and not self.is_plain and self.sharp_fraction < 1.0
 
-    def due(self, step: int, index: int, count: int) -> range:
-        """Which of ``count`` matrices refresh their basis at a step, the first being number ``index`` of all.
+    def due(self, step: int, numbers: Sequence[int]) -> list[int]:
+        """Places in a batch of the matrices that refresh their basis at a step.
 
         Number i does at the steps t > 0 with (t + i) mod f = 0, so that each step has its share of the work.
         """
         if step == 0:
-            return range(0)
-        return range(-(step + index) % self.precondition_frequency, count, self.precondition_frequency)
+            return []
+        return [place for place, i in enumerate(numbers) if (step + i) % self.precondition_frequency == 0]
 
 
 class SOAPState(NamedTuple):
@@ -150,7 +151,7 @@ def initial_soap_state(rule: SOAPRule, w: Tensor) -> SOAPState:
 
 
 def soap_update(
-    rule: SOAPRule, w: Tensor, g: Tensor, state: SOAPState, *, step: int, index: int = 0
+    rule: SOAPRule, w: Tensor, g: Tensor, state: SOAPState, *, step: int, numbers: Sequence[int] | None = None
 ) -> tuple[Tensor, SOAPState]:
     """One step for matrices of equal shape; the arguments are not changed in place.
 
@@ -160,7 +161,7 @@ def soap_update(
         g: Gradients, shape of ``w``.
         state: State before the step.
         step: How many gradients these matrices have seen before; the first one sets the basis and moves nothing.
-        index: Running number of the first matrix of the batch among all of the optimizer; it staggers the refreshes.
+        numbers: Running number of each matrix of the batch, by default its place; they stagger the refreshes.
 
     Returns:
         New parameters, at least float32, and new state; bases that are not refreshed are those of the old state.
@@ -176,7 +177,7 @@ def soap_update(
     if step == 0:
         return w, _with_first_bases(state, g)
 
-    due = _due(rule, w, step=step, index=index)
+    due = _due(rule, w, step=step, numbers=range(w.size(0) if w.ndim == 3 else 1) if numbers is None else numbers)
     u, state = _direction(rule, w, g, state, step=step, due=due)
     decay = rule.weight_decay * w if rule.weight_decay else None
     w = position_step(w, lite_velocity(u, decay=decay), eta=rule.lr)
@@ -195,12 +196,17 @@ def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
     return state._replace(left_basis=bases[0], right_basis=bases[1])
 
 
-def _due(rule: SOAPRule, w: Tensor, *, step: int, index: int) -> Any:
+def _due(rule: SOAPRule, w: Tensor, *, step: int, numbers: Sequence[int]) -> Any:
     """What to index a batch with to get the matrices whose basis is refreshed now; ``None`` where there is none."""
-    due = rule.due(step, index, w.shape[0] if w.ndim == 3 else 1)
+    due = rule.due(step, numbers)
     if not due:
         return None
-    return slice(due.start, due.stop, due.step) if w.ndim == 3 else ...
+    if w.ndim == 2:
+        return ...
+    stride = due[1] - due[0] if len(due) > 1 else 1
+    regular = range(due[0], due[-1] + 1, stride)
+    # A slice gives views, and needs no numbers on the device.
+    return slice(regular.start, regular.stop, stride) if due == list(regular) else due
 
 
 def _direction(
@@ -258,4 +264,8 @@ def _part(tensors: tuple[Tensor | None, Tensor | None], due: Any) -> tuple[Tenso
 
 
 def _with_part(whole: Tensor, due: Any, part: Any) -> Any:
-    return part if due is ... else whole.slice_scatter(part, 0, due.start, due.stop, due.step)
+    if due is ...:
+        return part
+    if isinstance(due, slice):
+        return whole.slice_scatter(part, 0, due.start, due.stop, due.step)
+    return whole.index_copy(0, torch.tensor(due, device=whole.device), part)

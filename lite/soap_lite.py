@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -105,10 +106,17 @@ class SOAPLITE(LITEOptimizer):
         return _present(initial_soap_state(self._rule(group), w))
 
     def matrix_update(
-        self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor], *, step: int, number: int
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        *,
+        step: int,
+        numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         fields: dict[str, Any] = {key: state.get(key) for key in SOAPState._fields}
-        w, after = soap_update(self._rule(group), w, g, SOAPState(**fields), step=step, index=number)
+        w, after = soap_update(self._rule(group), w, g, SOAPState(**fields), step=step, numbers=numbers)
         return w, _present(after)
 
     @staticmethod

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discretizations.preconditioners import eigenbasis, factor_step, refreshed_eigenbasis
+from lite import SOAPLITE
 from lite.adamw import AdamWRule, adamw_update, initial_adamw_state
 from lite.soap import SOAPRule, initial_soap_state, soap_update
 from tests.lite.reference import SOAPReference
@@ -29,10 +30,10 @@ def gradients(shape, steps, dtype=torch.float64, seed=0):
         yield (rows * (noise + mean * np.cos(0.05 * k) + turn * np.sin(0.05 * k))).to(dtype)
 
 
-def run(soap_rule, w, gs, *, index=0):
+def run(soap_rule, w, gs, *, numbers=None):
     state = initial_soap_state(soap_rule, w)
     for step, g in enumerate(gs):
-        w, state = soap_update(soap_rule, w, g, state, step=step, index=index)
+        w, state = soap_update(soap_rule, w, g, state, step=step, numbers=numbers)
     return w, state
 
 
@@ -128,15 +129,16 @@ def test_a_long_side_stays_unrotated():
     np.testing.assert_allclose(ours.numpy(), reference.w, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("numbers", [range(3, 9), [0, 3, 4, 8, 9, 11]])
 @pytest.mark.parametrize("chi", [1.0, 2.0])
-def test_a_batch_is_its_matrices(chi):
+def test_a_batch_is_its_matrices(chi, numbers):
     """Whatever its size, and with refreshes staggered by the running number."""
     lite = rule(chi=chi, beta_flat=chi - 1.0, weight_decay=0.1, precondition_frequency=4)
     w = torch.randn(6, 5, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     gs = list(gradients((6, 5, 9), 25))
-    together, state = run(lite, w, gs, index=3)
+    together, state = run(lite, w, gs, numbers=numbers)
     for i in range(6):
-        alone, own = run(lite, w[i], [g[i] for g in gs], index=3 + i)
+        alone, own = run(lite, w[i], [g[i] for g in gs], numbers=[numbers[i]])
         torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-12)
         for batched, single in zip(state, own, strict=True):
             torch.testing.assert_close(batched[i], single, rtol=0, atol=1e-9)
@@ -151,19 +153,33 @@ def test_arguments_are_not_changed_and_other_bases_are_kept():
     assert all(torch.equal(a, b) for a, b in zip(before, (w, gs[3], *state), strict=True))
     assert not torch.equal(after.left_basis[0], state.left_basis[0])  # 3 + 0 is due, 3 + 1 is not
     assert torch.equal(after.left_basis[1], state.left_basis[1])
-    _, after = soap_update(lite, w[1], gs[3][1], type(state)(*(x[1] for x in state)), step=3, index=1)
+    _, after = soap_update(lite, w[1], gs[3][1], type(state)(*(x[1] for x in state)), step=3, numbers=[1])
     assert torch.equal(after.left_basis, state.left_basis[1])
 
 
 @given(st.integers(1, 12), st.integers(0, 40), st.integers(0, 20), st.integers(1, 30))
 def test_refreshes_are_spread_evenly(frequency, step, index, count):
     schedule = rule(precondition_frequency=frequency)
-    assert not schedule.due(0, index, count)
-    period = [schedule.due(step + 1 + k, index, count) for k in range(frequency)]
+    numbers = range(index, index + count)
+    assert not schedule.due(0, numbers)
+    period = [schedule.due(step + 1 + k, numbers) for k in range(frequency)]
     assert sorted(i for due in period for i in due) == list(range(count))
     assert max(map(len, period)) - min(map(len, period)) <= 1
     for k, due in enumerate(period):
         assert all((step + 1 + k + index + i) % frequency == 0 for i in due)
+
+
+def test_turns_do_not_depend_on_which_others_have_gradients():
+    def last(missing):
+        params = [torch.nn.Parameter(torch.ones(4, 3, dtype=torch.float64)) for _ in range(4)]
+        optimizer = SOAPLITE(params, 0.1, precondition_frequency=3)
+        for g in gradients((4, 4, 3), 8):
+            for i, p in enumerate(params):
+                p.grad = None if i == missing else g[i]
+            optimizer.step()
+        return params[3]
+
+    torch.testing.assert_close(last(missing=None), last(missing=1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (24, 40)])
