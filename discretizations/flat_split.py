@@ -126,13 +126,16 @@ class CoordinateThresholds(NamedTuple):
     lo: Tensor
 
 
-def coordinate_mask(v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[int, ...] | None = None) -> Tensor:
+def coordinate_mask(
+    v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[int, ...] | None = None, mean: Tensor | None = None
+) -> Tensor:
     r"""Soft elementwise sharp mask p: 1 where v ≥ hi·mean(v), 0 where v < lo·mean(v), linear between.
 
     Args:
         v: Second moment, any shape.
         thresholds: hi > lo > 0.
         dim: Last dimensions, which belong to one parameter; those before are a batch. ``None`` is all of them.
+        mean: mean(v) where ``v`` is only a part of the parameter.
 
     Returns:
         p in [0, 1], shape of ``v``.
@@ -140,36 +143,43 @@ def coordinate_mask(v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[i
     Source: arXiv:2602.22681, published code of AdamW-LITE.
     """
     hi, lo = (_spread(level, dim) for level in thresholds)
-    return ((_relative(v, dim) - lo) / (hi - lo)).clamp(0.0, 1.0)
+    return ((_relative(v, dim, mean) - lo) / (hi - lo)).clamp(0.0, 1.0)
+
+
+def passing_fractions(
+    v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[int, ...] | None = None, mean: Tensor | None = None
+) -> CoordinateThresholds:
+    """Fractions of the elements of ``v`` above hi·mean(v) and lo·mean(v); arguments as of :func:`coordinate_mask`."""
+    relative = _relative(v, dim, mean)
+    hi, lo = ((relative > _spread(level, dim)).to(v.dtype).mean(dim) for level in thresholds)
+    return CoordinateThresholds(hi, lo)
 
 
 def adapt_coordinate_thresholds(
-    v: Tensor, thresholds: CoordinateThresholds, *, sharp_fraction: float, dim: tuple[int, ...] | None = None
+    thresholds: CoordinateThresholds, passing: CoordinateThresholds, *, sharp_fraction: float
 ) -> CoordinateThresholds:
     """Next (hi, lo): each times 1.05 if too many elements pass it, else times 0.95; then lo ≤ 0.95·hi; no device sync.
 
     Too many is a fraction above r for hi, above r + min(1 − r, 0.1) for lo.
 
     Args:
-        v: Second moment, any shape.
         thresholds: hi and lo that the mask just used.
+        passing: See :func:`passing_fractions`.
         sharp_fraction: Sharp fraction r.
-        dim: As in :func:`coordinate_mask`.
 
     Source: arXiv:2602.22681, published code of AdamW-LITE.
     """
-    relative = _relative(v, dim)
     wider = sharp_fraction + min(1.0 - sharp_fraction, 0.1)
-    adapted = []
-    for level, target in ((thresholds.hi, sharp_fraction), (thresholds.lo, wider)):
-        too_many = (relative > _spread(level, dim)).to(v.dtype).mean(dim) > target
-        adapted.append(torch.where(too_many, level * _GROW, level * _SHRINK))
-    hi, lo = adapted
+    hi, lo = (
+        torch.where(fraction > target, level * _GROW, level * _SHRINK)
+        for level, fraction, target in zip(thresholds, passing, (sharp_fraction, wider), strict=True)
+    )
     return CoordinateThresholds(hi, torch.minimum(lo, 0.95 * hi))
 
 
-def _relative(v: Tensor, dim: tuple[int, ...] | None) -> Tensor:
-    return v / v.mean(dim, keepdim=dim is not None).clamp(min=torch.finfo(v.dtype).tiny)
+def _relative(v: Tensor, dim: tuple[int, ...] | None, mean: Tensor | None) -> Tensor:
+    mean = v.mean(dim, keepdim=dim is not None) if mean is None else mean
+    return v / mean.clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def _spread(level: Tensor, dim: tuple[int, ...] | None) -> Tensor:

@@ -19,7 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import CoordinateThresholds, adapt_coordinate_thresholds, coordinate_mask
+from discretizations.flat_split import (
+    CoordinateThresholds,
+    adapt_coordinate_thresholds,
+    coordinate_mask,
+    passing_fractions,
+)
 from discretizations.preconditioners import adam_direction, second_moment_step
 from riemannian_ode.flow import Projector, lite_velocity, momentum_step, position_step
 
@@ -95,20 +100,49 @@ def adamw_update(rule: AdamWRule, w: Tensor, g: Tensor, state: AdamWState) -> tu
 
     Source: arXiv:2602.22681, AdamW-LITE.
     """
+    m, v = adamw_moments(rule, g, state)
+    w = adamw_position(rule, w, m, v, state)
+    hi, lo = thresholds = CoordinateThresholds(state.hi, state.lo)
+    if rule.has_mask:
+        passing = passing_fractions(v, thresholds)
+        hi, lo = adapt_coordinate_thresholds(thresholds, passing, sharp_fraction=rule.sharp_fraction)
+    return w, AdamWState(m, v, state.step + 1, hi, lo)
+
+
+def adamw_moments(rule: AdamWRule, g: Tensor, state: AdamWState) -> tuple[Tensor, Tensor]:
+    """First and second moment after a step, dtype of the second; elementwise, so any part of a tensor will do.
+
+    Args:
+        rule: Hyperparameters.
+        g: Gradient.
+        state: State before the step.
+    """
     beta1, beta2 = rule.betas
     wide = g.to(state.v.dtype)
     m = momentum_step(state.m.to(state.v.dtype), wide, alpha=1.0 - beta1, gain=1.0 - beta1)
-    v = second_moment_step(state.v, wide, beta2=beta2)
-    step = state.step + 1
-    u = adam_direction(m, v, beta1=beta1, beta2=beta2, step=step, eps=rule.eps)
+    return m, second_moment_step(state.v, wide, beta2=beta2)
+
+
+def adamw_position(
+    rule: AdamWRule, w: Tensor, m: Tensor, v: Tensor, state: AdamWState, *, mean: Tensor | None = None
+) -> Tensor:
+    """Parameter after a step; elementwise once the mean of ``v`` is known.
+
+    Args:
+        rule: Hyperparameters.
+        w: Parameter.
+        m: First moment after the step.
+        v: Second moment after the step.
+        state: State before the step, for its step count and thresholds.
+        mean: mean(v) of the whole tensor where ``w`` is only a part of it.
+    """
+    beta1, beta2 = rule.betas
+    u = adam_direction(m, v, beta1=beta1, beta2=beta2, step=state.step + 1, eps=rule.eps)
     decay = rule.weight_decay * w if rule.weight_decay else None
-    thresholds = CoordinateThresholds(state.hi, state.lo)
     flat: Projector | None = None
     if rule.has_mask:
-        flatness = 1.0 - coordinate_mask(v, thresholds)
-        flat = partial(mul, flatness)
-        thresholds = adapt_coordinate_thresholds(v, thresholds, sharp_fraction=rule.sharp_fraction)
+        flat = partial(mul, 1.0 - coordinate_mask(v, CoordinateThresholds(state.hi, state.lo), mean=mean))
     elif rule.is_split:
         flat = partial(mul, 1.0)
-    w = position_step(w, lite_velocity(u, flat=flat, chi=rule.chi, decay=decay), eta=rule.lr)
-    return w, AdamWState(m, v, step, thresholds.hi, thresholds.lo)
+    position: Tensor = position_step(w, lite_velocity(u, flat=flat, chi=rule.chi, decay=decay), eta=rule.lr)
+    return position

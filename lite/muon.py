@@ -12,6 +12,7 @@ Source: arXiv:2602.22681, Muon-LITE; the scale 0.2√max(m, n) is Moonlight's, a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -151,33 +152,80 @@ def muon_update(rule: MuonRule, w: Tensor, g: Tensor, state: MuonState) -> tuple
 
     Source: arXiv:2602.22681, Muon-LITE.
     """
+    m, covector, g = muon_covector(rule, g, state.momentum)
+    u, rho, subspace = muon_direction(rule, covector, g, rho=state.rho, subspace=state.subspace, decayed=w)
+    return position_step(w, u, eta=rule.lr * update_scale(w)), MuonState(m, rho, subspace)
+
+
+def update_scale(w: Tensor) -> float:
+    """0.2√max(m, n), by which the direction of matrices m×n is multiplied beside η."""
+    return _UPDATE_RMS * math.sqrt(max(w.shape[-2:]))
+
+
+def muon_covector(rule: MuonRule, g: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is done number by number, so that any part of a matrix will do.
+
+    Args:
+        rule: Hyperparameters.
+        g: Gradients, any shape.
+        momentum: M before the step, shape of ``g``.
+
+    Returns:
+        M after the step; M̃ and the gradient in the floating type of the matrix products that follow.
+    """
     theta = rule.momentum
-    g = g.to(state.momentum.dtype)
-    m = momentum_step(state.momentum, g, alpha=1.0 - theta, gain=1.0 - theta)
-    work = torch.promote_types(m.dtype, rule.iteration_dtype(m))  # what follows is matrix products: in a fast type
-    covector, g = lookahead(m, g, (1.0 - theta) / theta).to(work), g.to(work)
+    g = g.to(momentum.dtype)
+    m = momentum_step(momentum, g, alpha=1.0 - theta, gain=1.0 - theta)
+    work = torch.promote_types(m.dtype, rule.iteration_dtype(m))
+    return m, lookahead(m, g, (1.0 - theta) / theta).to(work), g.to(work)
+
+
+def muon_direction(
+    rule: MuonRule,
+    covector: Tensor,
+    g: Tensor | None,
+    *,
+    rho: Tensor | None = None,
+    subspace: Tensor | None = None,
+    decayed: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """LITE's direction u of whole matrices, to be multiplied by η·0.2√max(m, n).
+
+    Args:
+        rule: Hyperparameters.
+        covector: M̃, shape ``(m, n)`` or ``(batch, m, n)``.
+        g: Gradients, shape and dtype of ``covector``; may be ``None`` where β₁ = β₂ = 0.
+        rho: See :class:`MuonState`.
+        subspace: See :class:`MuonState`.
+        decayed: W where u includes its decay, shape of ``covector``.
+
+    Returns:
+        u, and ``rho`` and ``subspace`` after the step.
+
+    Raises:
+        ValueError: for a sharp fraction that was raised beyond what the tracked subspace carries.
+    """
     d: Tensor | None
-    if rule.is_damped and w.ndim == 3:  # one batch keeps the matrix units busier than two
+    if rule.is_damped and g is not None and g.ndim == 3:  # one batch keeps the matrix units busier than two
         a, d = rule.orthogonalize(torch.cat([covector, g])).tensor_split(2)
     else:
         a = rule.orthogonalize(covector)
-        d = rule.orthogonalize(g) if rule.is_damped else None
-    rows, columns = w.shape[-2:]
-    scale = _UPDATE_RMS * max(rows, columns) ** 0.5
-    eta = rule.lr * scale
-    decay = (rule.weight_decay / scale) * w.to(work) if rule.weight_decay else None
+        d = rule.orthogonalize(g) if rule.is_damped and g is not None else None
+    decay = None
+    if decayed is not None and rule.weight_decay:
+        decay = (rule.weight_decay / update_scale(covector)) * decayed.to(covector.dtype)
 
     flat: Projector | None
-    if rule.mask == "threshold" and state.rho is not None:
-        mask = threshold_mask(covector, a, state.rho, orthogonalize=rule.orthogonalize)
+    if rule.mask == "threshold" and rho is not None:
+        mask = threshold_mask(covector, a, rho, orthogonalize=rule.orthogonalize)
         flat = mask_complement(mask)
         u = soft_lite_velocity(a, d, flat=flat, chi=rule.chi, beta_sharp=rule.beta_sharp, beta_flat=rule.beta_flat)
         if decay is not None:
             u = u + lite_velocity(decay, flat=flat, chi=rule.chi)
-        rho = adapt_threshold(state.rho, mask, rank=published_rank(rule.sharp_fraction, min(rows, columns)))
-        return position_step(w, u, eta=eta), MuonState(m, rho=rho)
+        rank = published_rank(rule.sharp_fraction, min(covector.shape[-2:]))
+        return u, adapt_threshold(rho, mask, rank=rank), None
 
-    rank, subspace, flat = sharp_rank(rule.sharp_fraction, w), state.subspace, None
+    rank, flat = sharp_rank(rule.sharp_fraction, covector), None
     if subspace is not None:  # followed even while χ = 1, so that it is there when a schedule needs it
         subspace = track_subspace(covector.to(torch.promote_types(covector.dtype, torch.float32)), subspace)
     if rule.is_split:
@@ -188,7 +236,7 @@ def muon_update(rule: MuonRule, w: Tensor, g: Tensor, state: MuonState) -> tuple
                 "larger one."
             )
         top = top_right_subspace(covector, rank) if subspace is None else subspace[..., :rank]
-        flat = subspace_complement(top.to(work))
+        flat = subspace_complement(top.to(covector.dtype))
     u = lite_velocity(
         a,
         d,
@@ -199,4 +247,4 @@ def muon_update(rule: MuonRule, w: Tensor, g: Tensor, state: MuonState) -> tuple
         chi_sharp=rule.chi_sharp,
         decay=decay,
     )
-    return position_step(w, u, eta=eta), MuonState(m, subspace=subspace)
+    return u, None, subspace

@@ -30,7 +30,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import CoordinateThresholds, adapt_coordinate_thresholds, coordinate_mask
+from discretizations.flat_split import (
+    CoordinateThresholds,
+    adapt_coordinate_thresholds,
+    coordinate_mask,
+    passing_fractions,
+)
 from discretizations.preconditioners import (
     adam_direction,
     eigenbasis,
@@ -222,7 +227,8 @@ def _direction(
     flatness: Tensor | None = None
     if rule.is_split:
         flatness = 1.0 - coordinate_mask(v, thresholds, dim=_MATRIX)
-        thresholds = adapt_coordinate_thresholds(v, thresholds, sharp_fraction=rule.sharp_fraction, dim=_MATRIX)
+        passing = passing_fractions(v, thresholds, dim=_MATRIX)
+        thresholds = adapt_coordinate_thresholds(thresholds, passing, sharp_fraction=rule.sharp_fraction)
     # Mask and metric are both diagonal here, so the mask may act first, and there is one division.
     covector = lite_velocity(
         m,

@@ -10,6 +10,7 @@ from discretizations.flat_split import (
     coordinate_mask,
     initial_threshold,
     mask_complement,
+    passing_fractions,
     published_rank,
     subspace_complement,
     threshold_mask,
@@ -86,16 +87,25 @@ def test_coordinate_mask_is_linear_between_its_thresholds():
     ).all()
 
 
+def test_parts_of_a_vector_need_only_its_mean():
+    v, thresholds = torch.arange(1.0, 9.0), CoordinateThresholds(torch.tensor(1.5), torch.tensor(0.5))
+    parts = [coordinate_mask(part, thresholds, mean=v.mean()) for part in v.split(3)]
+    torch.testing.assert_close(torch.cat(parts), coordinate_mask(v, thresholds))
+    first, second = (passing_fractions(x, thresholds, mean=v.mean()) for x in v.split(4))
+    for whole, a, b in zip(passing_fractions(v, thresholds), first, second, strict=True):
+        torch.testing.assert_close((a + b) / 2, whole)
+
+
 def test_coordinate_masks_of_a_batch_are_those_of_its_members():
     v = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     v *= torch.tensor([1e-6, 1.0, 1e3]).double()[:, None, None]
     batch = CoordinateThresholds(torch.tensor([1.5, 1.0, 0.8]).double(), torch.tensor([0.5, 0.4, 0.3]).double())
     mask = coordinate_mask(v, batch, dim=(-2, -1))
-    adapted = adapt_coordinate_thresholds(v, batch, sharp_fraction=0.3, dim=(-2, -1))
+    adapted = adapt_coordinate_thresholds(batch, passing_fractions(v, batch, dim=(-2, -1)), sharp_fraction=0.3)
     for i in range(3):
         own = CoordinateThresholds(batch.hi[i], batch.lo[i])
         torch.testing.assert_close(mask[i], coordinate_mask(v[i], own))
-        alone = adapt_coordinate_thresholds(v[i], own, sharp_fraction=0.3)
+        alone = adapt_coordinate_thresholds(own, passing_fractions(v[i], own), sharp_fraction=0.3)
         torch.testing.assert_close((adapted.hi[i], adapted.lo[i]), tuple(alone))
 
 
@@ -103,7 +113,7 @@ def test_coordinate_thresholds_settle_at_the_fraction():
     v = torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
     thresholds = CoordinateThresholds(torch.tensor(1.0).double(), torch.tensor(0.5).double())
     for _ in range(200):
-        thresholds = adapt_coordinate_thresholds(v, thresholds, sharp_fraction=0.1)
+        thresholds = adapt_coordinate_thresholds(thresholds, passing_fractions(v, thresholds), sharp_fraction=0.1)
     above = [float((v > level * v.mean()).double().mean()) for level in thresholds]
     assert above[0] == pytest.approx(0.1, abs=0.02)
     assert above[1] == pytest.approx(0.2, abs=0.02)
