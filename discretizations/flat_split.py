@@ -134,7 +134,8 @@ def coordinate_mask(
     Args:
         v: Second moment, any shape.
         thresholds: hi > lo > 0.
-        dim: Last dimensions, which belong to one parameter; those before are a batch. ``None`` is all of them.
+        dim: Last dimensions, which belong to one parameter; those before are a batch. ``None`` is all of them, ``()``
+            makes each element a parameter.
         mean: mean(v) where ``v`` is only a part of the parameter.
 
     Returns:
@@ -151,7 +152,7 @@ def passing_fractions(
 ) -> CoordinateThresholds:
     """Fractions of the elements of ``v`` above hi·mean(v) and lo·mean(v); arguments as of :func:`coordinate_mask`."""
     relative = _relative(v, dim, mean)
-    hi, lo = ((relative > _spread(level, dim)).to(v.dtype).mean(dim) for level in thresholds)
+    hi, lo = (_mean((relative > _spread(level, dim)).to(v.dtype), dim) for level in thresholds)
     return CoordinateThresholds(hi, lo)
 
 
@@ -178,8 +179,12 @@ def adapt_coordinate_thresholds(
 
 
 def _relative(v: Tensor, dim: tuple[int, ...] | None, mean: Tensor | None) -> Tensor:
-    mean = v.mean(dim, keepdim=dim is not None) if mean is None else mean
+    mean = _mean(v, dim, keepdim=dim is not None) if mean is None else mean
     return v / mean.clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def _mean(x: Tensor, dim: tuple[int, ...] | None, *, keepdim: bool = False) -> Tensor:
+    return x if dim == () else x.mean(dim, keepdim=keepdim)  # torch takes () for all dimensions
 
 
 def _spread(level: Tensor, dim: tuple[int, ...] | None) -> Tensor:

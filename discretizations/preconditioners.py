@@ -35,7 +35,7 @@ def adam_direction(m: Tensor, v: Tensor, *, beta1: float, beta2: float, step: An
         v: Second moment (EMA), shape of ``m``.
         beta1: EMA coefficient of ``m``.
         beta2: EMA coefficient of ``v``.
-        step: t ≥ 1, a number or a 0-dimensional tensor on the device of ``m``.
+        step: t ≥ 1, a number or a tensor on the device of ``m`` that broadcasts against it.
         eps: ε > 0.
 
     Returns:
@@ -44,6 +44,8 @@ def adam_direction(m: Tensor, v: Tensor, *, beta1: float, beta2: float, step: An
     Source: arXiv:2602.22681, AdamW-LITE.
     """
     correction = (1.0 - beta2**step) ** 0.5 / (1.0 - beta1**step)
+    if isinstance(correction, Tensor):
+        correction = correction.to(m.dtype)  # counts are float64, the moments need not become so
     direction: Tensor = correction * m / (v.sqrt() + eps)
     return direction
 

@@ -64,7 +64,7 @@ class AdamWRule:
 
 
 class AdamWState(NamedTuple):
-    """First and second moment (shape of the parameter), step count and mask thresholds (0-dimensional)."""
+    """First and second moment (shape of the parameter), step count and mask thresholds (0-dimensional, or a batch)."""
 
     m: Tensor
     v: Tensor
@@ -86,14 +86,17 @@ def initial_adamw_state(w: Tensor) -> AdamWState:
     )
 
 
-def adamw_update(rule: AdamWRule, w: Tensor, g: Tensor, state: AdamWState) -> tuple[Tensor, AdamWState]:
-    """One step for one tensor; nothing is changed in place.
+def adamw_update(
+    rule: AdamWRule, w: Tensor, g: Tensor, state: AdamWState, *, dims: int | None = None
+) -> tuple[Tensor, AdamWState]:
+    """One step for one tensor, or a batch of equal shape; nothing is changed in place.
 
     Args:
         rule: Hyperparameters.
         w: Parameter, any shape.
         g: Gradient, shape of ``w``.
         state: State before the step.
+        dims: Dimensions of one tensor; those before are a batch, which count and thresholds have too. ``None`` is all.
 
     Returns:
         New parameter and state.
@@ -101,10 +104,11 @@ def adamw_update(rule: AdamWRule, w: Tensor, g: Tensor, state: AdamWState) -> tu
     Source: arXiv:2602.22681, AdamW-LITE.
     """
     m, v = adamw_moments(rule, g, state)
-    w = adamw_position(rule, w, m, v, state)
+    dim = None if dims is None or dims == w.ndim else tuple(range(-dims, 0))
+    w = adamw_position(rule, w, m, v, state, dim=dim)
     hi, lo = thresholds = CoordinateThresholds(state.hi, state.lo)
     if rule.has_mask:
-        passing = passing_fractions(v, thresholds)
+        passing = passing_fractions(v, thresholds, dim=dim)
         hi, lo = adapt_coordinate_thresholds(thresholds, passing, sharp_fraction=rule.sharp_fraction)
     return w, AdamWState(m, v, state.step + 1, hi, lo)
 
@@ -124,7 +128,14 @@ def adamw_moments(rule: AdamWRule, g: Tensor, state: AdamWState) -> tuple[Tensor
 
 
 def adamw_position(
-    rule: AdamWRule, w: Tensor, m: Tensor, v: Tensor, state: AdamWState, *, mean: Tensor | None = None
+    rule: AdamWRule,
+    w: Tensor,
+    m: Tensor,
+    v: Tensor,
+    state: AdamWState,
+    *,
+    dim: tuple[int, ...] | None = None,
+    mean: Tensor | None = None,
 ) -> Tensor:
     """Parameter after a step; elementwise once the mean of ``v`` is known.
 
@@ -134,14 +145,16 @@ def adamw_position(
         m: First moment after the step.
         v: Second moment after the step.
         state: State before the step, for its step count and thresholds.
+        dim: Last dimensions, which belong to one tensor; those before are a batch. ``None`` is all of them.
         mean: mean(v) of the whole tensor where ``w`` is only a part of it.
     """
     beta1, beta2 = rule.betas
-    u = adam_direction(m, v, beta1=beta1, beta2=beta2, step=state.step + 1, eps=rule.eps)
+    step = (state.step + 1)[(..., *(None for _ in dim or ()))]
+    u = adam_direction(m, v, beta1=beta1, beta2=beta2, step=step, eps=rule.eps)
     decay = rule.weight_decay * w if rule.weight_decay else None
     flat: Projector | None = None
     if rule.has_mask:
-        flat = partial(mul, 1.0 - coordinate_mask(v, CoordinateThresholds(state.hi, state.lo), mean=mean))
+        flat = partial(mul, 1.0 - coordinate_mask(v, CoordinateThresholds(state.hi, state.lo), dim=dim, mean=mean))
     elif rule.is_split:
         flat = partial(mul, 1.0)
     position: Tensor = position_step(w, lite_velocity(u, flat=flat, chi=rule.chi, decay=decay), eta=rule.lr)

@@ -27,11 +27,9 @@ def finite_per_tensor(gradients: list[Tensor]) -> Tensor:
     device = gradients[0].device
     # The largest magnitude is finite if all numbers are, and unlike a sum of squares it cannot overflow.
     filled = [g.detach().reshape(-1) for g in gradients if g.numel()]
-    largest = torch._foreach_norm(filled, torch.inf) if filled else ()
-    flags = iter([x.isfinite().to(device) for x in largest])
-    return torch.stack(
-        [next(flags) if g.numel() else torch.ones((), dtype=torch.bool, device=device) for g in gradients]
-    )
+    norms = iter(torch._foreach_norm(filled, torch.inf) if filled else ())
+    zero = torch.zeros((), device=device)
+    return torch.stack([next(norms).to(device) if g.numel() else zero for g in gradients]).isfinite()
 
 
 class _Pending(NamedTuple):

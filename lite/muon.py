@@ -135,6 +135,31 @@ def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
     return round(sharp_fraction * min(w.shape[-2:]))
 
 
+def require_state(rule: MuonRule, w: Tensor, *, rho: Tensor | None, subspace: Tensor | None) -> None:
+    """Refuse a sharp fraction that was raised beyond what the state was made for.
+
+    Args:
+        rule: Hyperparameters.
+        w: Matrices, shape ``(*batch, m, n)``.
+        rho: See :class:`MuonState`.
+        subspace: See :class:`MuonState`.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    rank = sharp_rank(rule.sharp_fraction, w)
+    followed = 0 if subspace is None else subspace.size(-1)
+    if rule.is_split and rule.mask == "subspace" and followed < rank:
+        missing = f"needs {rank} directions, but {followed} are followed since the first step"
+    elif rule.mask == "threshold" and rho is None:
+        missing = "needs a threshold, but there was none at the first step"
+    else:
+        return
+    raise ValueError(
+        f"sharp_fraction = {rule.sharp_fraction!r} {missing}; keep it, or build the optimizer anew with the larger one."
+    )
+
+
 def muon_update(rule: MuonRule, w: Tensor, g: Tensor, state: MuonState) -> tuple[Tensor, MuonState]:
     """One step for matrices of equal shape; nothing is changed in place.
 
@@ -216,6 +241,7 @@ def muon_direction(
         decay = (rule.weight_decay / update_scale(covector)) * decayed.to(covector.dtype)
 
     flat: Projector | None
+    require_state(rule, covector, rho=rho, subspace=subspace)
     if rule.mask == "threshold" and rho is not None:
         mask = threshold_mask(covector, a, rho, orthogonalize=rule.orthogonalize)
         flat = mask_complement(mask)
@@ -226,15 +252,9 @@ def muon_direction(
         return u, adapt_threshold(rho, mask, rank=rank), None
 
     rank, flat = sharp_rank(rule.sharp_fraction, covector), None
-    if subspace is not None:  # followed even while χ = 1, so that it is there when a schedule needs it
+    if subspace is not None and rule.mask is not None:  # even while χ = 1, for a schedule that will need it
         subspace = track_subspace(covector.to(torch.promote_types(covector.dtype, torch.float32)), subspace)
     if rule.is_split:
-        if subspace is not None and subspace.size(-1) < rank:
-            raise ValueError(
-                f"sharp_fraction = {rule.sharp_fraction!r} needs {rank} directions, but only "
-                f"{subspace.size(-1)} are followed since the first step; keep it, or build the optimizer anew with the "
-                "larger one."
-            )
         top = top_right_subspace(covector, rank) if subspace is None else subspace[..., :rank]
         flat = subspace_complement(top.to(covector.dtype))
     u = lite_velocity(

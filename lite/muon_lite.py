@@ -19,8 +19,10 @@ from lite.muon import (
     NSDtype,
     initial_muon_state,
     muon_update,
+    require_state,
 )
 from lite.optimizer import LITEOptimizer
+from lite.tensor_batches import TensorEntry
 
 
 class MuonLITE(LITEOptimizer):
@@ -115,6 +117,11 @@ class MuonLITE(LITEOptimizer):
                 f"chi_sharp = {group['chi_sharp']!r} has no meaning for the published soft mask; take mask='subspace'."
             )
 
+    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
+        for entry in entries:
+            state = MuonState(**entry.state)
+            require_state(_rule(group), entry.w, rho=state.rho, subspace=state.subspace)
+
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else group["mask"]
         state = initial_muon_state(w, mask=mask, sharp_fraction=group["sharp_fraction"])
@@ -132,10 +139,7 @@ class MuonLITE(LITEOptimizer):
         step: int,
         numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        rule = MuonRule(
-            **{key: group[key] for key in _RULE_SETTINGS},
-            mask=None if _is_plain(group) else group["mask"],
-        )
+        rule = _rule(group)
         w, new = muon_update(rule, w, g, MuonState(**state))
         return w, {key: value for key, value in new._asdict().items() if value is not None}
 
@@ -187,6 +191,11 @@ _RULE_SETTINGS = (
     "ns_steps",
     "ns_dtype",
 )
+
+
+def _rule(group: dict[str, Any]) -> MuonRule:
+    settings = {key: group[key] for key in _RULE_SETTINGS}
+    return MuonRule(**settings, mask=None if _is_plain(group) else group["mask"])
 
 
 def _is_plain(group: dict[str, Any]) -> bool:

@@ -13,9 +13,9 @@ from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
 from lite.checkpoints import check_loadable
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor
 from lite.group_checks import check_group, parameter_names
-from lite.matrix_batches import MatrixBatch, MatrixEntry, RunningNumbers, matrix_batches
 from lite.matrix_view import matrix_views
-from lite.rounding import copy_stochastically
+from lite.rounding import rounded_stochastically
+from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, tensor_batches
 
 _ADAMW_KEYS = ("first_moment", "second_moment", "step", "hi", "lo")
 
@@ -137,6 +137,9 @@ class LITEOptimizer(torch.optim.Optimizer):
     def check_rule(self, group: dict[str, Any]) -> None:
         """Refuse the rule's own hyperparameters where they are out of range."""
 
+    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
+        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything."""
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see ``torch.optim.Optimizer.add_param_group``.
 
@@ -169,12 +172,15 @@ class LITEOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        work = [(group, self._entries(group)) for group in self.param_groups]
+        for group, entries in work:
+            if group["rule"] != "adamw":
+                self.check_matrices(group, entries)
         usable = self._usable_gradients()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            self._init_group(group, params)
-            update = self._step_adamw if group["rule"] == "adamw" else self._step_matrices
-            update(group, params, usable)
+        total = sum(p.numel() for group in self.param_groups for p in group["params"])
+        for group, entries in work:
+            for batch in tensor_batches(entries, total):
+                self._step_batch(group, batch, usable)
             if group["rule"] != "adamw":
                 group["steps"] = [k + (p.grad is not None) for k, p in zip(_steps(group), group["params"], strict=True)]
         self._steps_made += 1
@@ -248,8 +254,12 @@ class LITEOptimizer(torch.optim.Optimizer):
                     state[_key(key, i, len(views))] = value
         return state
 
-    def _step_matrices(self, group: dict[str, Any], params: list[Tensor], usable: Tensor | None) -> None:
-        entries: list[MatrixEntry] = []
+    def _entries(self, group: dict[str, Any]) -> list[TensorEntry]:
+        """What a step works on: whole tensors for AdamW, else matrices. State is created where there is none."""
+        self._init_group(group, [p for p in group["params"] if p.grad is not None])
+        if group["rule"] == "adamw":
+            return [TensorEntry(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+        entries = []
         running = RunningNumbers()
         for p, step in zip(group["params"], _steps(group), strict=True):
             views = _views(group, p)
@@ -261,52 +271,39 @@ class LITEOptimizer(torch.optim.Optimizer):
             for i, (w, g) in enumerate(zip(views, _views(group, _dense(p)), strict=True)):
                 whole = {key: parts[i] for key, parts in shared.items()}
                 own = _own_state(state, i, len(views), whole)
-                entries.append(MatrixEntry(w, g, whole | own, step, numbers[i]))
-        total = sum(p.numel() for each in self.param_groups for p in each["params"])
-        for batch in matrix_batches(entries, total):
-            w, g, state = batch.w, batch.g, batch.state
-            if _rounds_stochastically(group, w):
-                w = w.float()  # a rule that works in bfloat16 would round to nearest first
-            if usable is not None:
-                g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
+                stack = w.size(0) if w.ndim == 3 else None
+                entries.append(TensorEntry(w, g, whole | own, step, numbers[i], stack))
+        return entries
+
+    def _step_batch(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> None:
+        w, g, state = batch.w, batch.g, batch.state
+        rounds = group["stochastic_rounding"] and w.dtype == torch.bfloat16
+        if rounds:
+            w = w.float()  # a rule that works in bfloat16 would round to nearest first
+        if usable is not None:
+            g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
+        if group["rule"] == "adamw":
+            before = AdamWState(*(state[key] for key in _ADAMW_KEYS))
+            new_w, after = adamw_update(_adamw_rule(group), w, g, before, dims=batch.dims)
+            new_state = dict(zip(_ADAMW_KEYS, after, strict=True))
+        else:
             step = batch.entries[0].step
             new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=batch.numbers)
-            if usable is not None:
-                new_w = torch.where(usable, new_w, w)
-                new_state = {key: torch.where(usable, value, state[key]) for key, value in new_state.items()}
-            self._write(group, batch, new_w, new_state)
-
-    def _write(self, group: dict[str, Any], batch: MatrixBatch, w: Tensor, state: dict[str, Tensor]) -> None:
-        if _rounds_stochastically(group, batch.entries[0].w):
-            rounded = torch.empty_like(w, dtype=torch.bfloat16)
-            copy_stochastically(rounded, w)
-            w = rounded
-        batch.write(w, state)
-
-    def _step_adamw(self, group: dict[str, Any], params: list[Tensor], usable: Tensor | None) -> None:
-        rule = AdamWRule(
-            lr=group["lr"],
-            betas=group["adamw_betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            chi=group["chi"],
-            sharp_fraction=group["sharp_fraction"],
-        )
-        for p in params:
-            if p.grad is None or not p.numel():
-                continue
-            before = AdamWState(*(self.state[p][key] for key in _ADAMW_KEYS))
-            w, after = adamw_update(rule, p, p.grad, before)
-            for old, new in zip((p, *before), (w, *after), strict=True):
-                kept = new if usable is None else torch.where(usable, new, old)
-                if old is p and _rounds_stochastically(group, p):
-                    copy_stochastically(p, kept)
-                else:
-                    old.copy_(kept)
+        if usable is not None:
+            new_w = torch.where(usable, new_w, w)
+            new_state = {key: torch.where(usable, value, state[key]) for key, value in new_state.items()}
+        batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state)
 
 
-def _rounds_stochastically(group: dict[str, Any], w: Tensor) -> bool:
-    return bool(group["stochastic_rounding"]) and w.dtype == torch.bfloat16
+def _adamw_rule(group: dict[str, Any]) -> AdamWRule:
+    return AdamWRule(
+        lr=group["lr"],
+        betas=group["adamw_betas"],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        chi=group["chi"],
+        sharp_fraction=group["sharp_fraction"],
+    )
 
 
 def _views(group: dict[str, Any], tensor: Tensor) -> list[Tensor]:

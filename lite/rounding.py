@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 
-def copy_stochastically(target: Tensor, source: Tensor) -> None:
-    r"""Write ``source`` into a bfloat16 tensor, rounded up or down at random so that the mean is exact.
+def rounded_stochastically(x: Tensor) -> Tensor:
+    r"""Bfloat16 numbers near ``x``, rounded up or down at random so that the mean is exact.
 
     A float32 lies between two neighbours in bfloat16; it goes up with the probability of its distance from the lower
     one. Small updates of large weights then arrive on average, where rounding to nearest would lose them. Numbers come
     from the device's default generator.
 
     Args:
-        target: bfloat16, any shape.
-        source: float32 or wider (rounded to float32 first), shape of ``target``.
+        x: float32 or wider (rounded to float32 first), any shape.
 
     Source: Zamirai et al., arXiv:2010.06192.
     """
-    bits = source.float().contiguous().view(torch.int32)
+    wide = x.float().contiguous()
+    bits = wide.view(torch.int32)
     noise = torch.randint_like(bits, 0, 1 << 16)
     rounded = ((bits + noise) & -0x10000).view(torch.float32)  # bfloat16 is the upper half of a float32
-    target.copy_(torch.where(source.isfinite(), rounded, source.float()))
+    return torch.where(wide.isfinite(), rounded, wide).to(torch.bfloat16)

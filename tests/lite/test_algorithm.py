@@ -149,6 +149,53 @@ def test_adamw_groups_are_the_published_algorithm(r, chi):
     np.testing.assert_allclose(ours, reference.w, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 5), (3, 2, 2)])
+def test_adamw_tensors_in_a_batch_equal_one_at_a_time(shape, dtype):
+    """Masks and step counts are each tensor's own."""
+    source = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=source, dtype=torch.float64).to(dtype) for _ in range(4)]
+    together, alone = ([torch.nn.Parameter(w.clone()) for w in tensors] for _ in range(2))
+    settings = {"rule": "adamw", "chi": 4.0, "sharp_fraction": 0.3}
+    batch = MuonLITE([{"params": together, **settings}], 0.02)
+    single = [MuonLITE([{"params": [p], **settings}], 0.02) for p in alone]
+    for k in range(8):
+        for i, (p, q) in enumerate(zip(together, alone, strict=True)):
+            q.grad = 10.0**i * torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
+            p.grad = None if (k, i) == (2, 1) else q.grad.clone()
+        batch.step()
+        for i, optimizer in enumerate(single):
+            if (k, i) != (2, 1):
+                optimizer.step()
+    for p, q, optimizer in zip(together, alone, single, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+        for key, value in batch.state[p].items():
+            torch.testing.assert_close(value, optimizer.state[q][key], rtol=1e-12, atol=0)
+
+
+def test_adamw_calls_do_not_grow_with_the_number_of_tensors():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 0 if func.is_view or "_foreach" in func.name() else 1
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for number in (2, 20):
+        params = [torch.nn.Parameter(torch.ones(8)) for _ in range(number)]
+        optimizer = MuonLITE([{"params": params, "rule": "adamw", "chi": 4.0}])
+        for p in params:
+            p.grad = torch.ones(8)
+        optimizer.step()
+        calls = Calls()
+        calls.count = 0
+        with calls:
+            optimizer.step()
+        counts.append(calls.count)
+    assert counts[0] == counts[1]
+
+
 def test_adamw_base_is_torch_adamw_for_small_epsilon():
     w0 = torch.as_tensor(np.random.default_rng(1).normal(size=(30, 8)))
     mine, theirs = torch.nn.Parameter(w0.clone()), torch.nn.Parameter(w0.clone())

@@ -258,6 +258,31 @@ def test_chi_may_be_raised_at_any_step():
     assert p.isfinite().all()
 
 
+@pytest.mark.parametrize("mask", ["subspace", "threshold"])
+@pytest.mark.parametrize("first", [0.0, 0.25])
+def test_a_sharp_fraction_raised_beyond_its_state_is_refused_before_anything_moves(first, mask):
+    """Also of matrices and vectors that come before the one that cannot."""
+    source = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(8, n, generator=source)) for n in (8, 12)] + [nn.Parameter(torch.ones(8))]
+    groups = [{"params": [parameters[2]], "rule": "adamw"}, {"params": [parameters[0]]}]
+    optimizer = MuonLITE([*groups, {"params": [parameters[1]], "sharp_fraction": first}], 0.01, mask=mask)
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=source)
+    optimizer.step()
+    before = [x.clone() for p in parameters for x in (p.detach(), *optimizer.state[p].values())]
+    optimizer.param_groups[2]["sharp_fraction"] = 0.5
+    if first and mask == "threshold":  # its threshold adapts to any rank
+        optimizer.step()
+        return
+    with pytest.raises(ValueError, match=r"sharp_fraction = 0\.5 needs (4 directions, but [03]|a threshold)"):
+        optimizer.step()
+    after = [x for p in parameters for x in (p.detach(), *optimizer.state[p].values())]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    optimizer.param_groups[2]["sharp_fraction"] = first / 2  # a smaller one needs nothing
+    optimizer.step()
+    optimizer.check_gradients()
+
+
 def test_float16_zero_gradients_stay_finite():
     p = nn.Parameter(torch.ones(3, 4, dtype=torch.float16))
     optimizer = MuonLITE([p], 0.01)

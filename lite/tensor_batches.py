@@ -1,4 +1,4 @@
-"""Matrices of equal shape gathered into batches, and the results written back."""
+"""Tensors of equal shape gathered into batches, and the results written back."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ _LARGEST_SHARE = 1 / 40  # of all an optimizer's numbers in one batch: about ten
 _SMALLEST_BATCH = 2**21  # numbers; below that a kernel's launch costs more than its work
 
 
-class MatrixEntry(NamedTuple):
-    """One matrix view of a parameter, or one stack of experts.
+class TensorEntry(NamedTuple):
+    """A tensor, one matrix view of it, or one stack of experts.
 
     Args:
-        w: View of the parameter, shape ``(m, n)`` or ``(E, m, n)``.
+        w: View of the parameter, of any shape; a stack of experts is ``(E, m, n)``.
         g: The same view of its gradient.
         state: State tensors, or views of them, to be overwritten.
         step: How many gradients it has had before.
-        numbers: Running numbers of its matrices, see :class:`RunningNumbers`.
+        numbers: Running numbers of its matrices, see :class:`RunningNumbers`; empty where the rule is elementwise.
+        stack: E where ``w`` is a stack of experts, else ``None``.
     """
 
     w: Tensor
     g: Tensor
     state: dict[str, Tensor]
-    step: int
-    numbers: range
+    step: int = 0
+    numbers: range = range(0)
+    stack: int | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor, or of one expert."""
+        return self.w.shape if self.stack is None else self.w.shape[1:]
 
 
 class RunningNumbers:
@@ -46,7 +53,7 @@ class RunningNumbers:
 
     def take(self, w: Tensor) -> range:
         """Numbers of the next matrices, ``w`` of shape ``(m, n)`` or ``(E, m, n)``."""
-        count = matrix_count(w)
+        count = w.size(0) if w.ndim == 3 else 1
         shape = tuple(w.shape[-2:])
         first = self._next.get(shape, self._count)
         self._next[shape] = first + count
@@ -54,20 +61,20 @@ class RunningNumbers:
         return range(first, first + count)
 
 
-def matrix_count(w: Tensor) -> int:
-    """How many matrices ``w`` of shape ``(m, n)`` or ``(E, m, n)`` holds."""
-    return w.size(0) if w.ndim == 3 else 1
-
-
 @dataclass(frozen=True)
-class MatrixBatch:
-    """Entries of one shape, dtype and device; a single matrix stays without a batch axis (bits, claim C12)."""
+class TensorBatch:
+    """Entries of one shape, dtype and device; a single tensor stays without a batch axis (bits, claim C12)."""
 
-    entries: list[MatrixEntry]
+    entries: list[TensorEntry]
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of one tensor of the batch: those before are the batch axis, if any."""
+        return len(self.entries[0].shape)
 
     @property
     def w(self) -> Tensor:
-        """Parameters, shape ``(m, n)`` or ``(batch, m, n)``."""
+        """Parameters, with a batch axis in front unless there is a single one."""
         return self._gathered([entry.w for entry in self.entries])
 
     @property
@@ -94,37 +101,38 @@ class MatrixBatch:
     def _gathered(self, tensors: list[Tensor]) -> Tensor:
         if len(tensors) == 1:
             return tensors[0]
-        if all(entry.w.ndim == 2 for entry in self.entries):
+        if all(entry.stack is None for entry in self.entries):
             return torch.stack(tensors)
-        return torch.cat([x if entry.w.ndim == 3 else x[None] for x, entry in zip(tensors, self.entries, strict=True)])
+        return torch.cat([x if e.stack is not None else x[None] for x, e in zip(tensors, self.entries, strict=True)])
 
     def _scatter(self, targets: list[Tensor], values: Tensor) -> None:
         if len(targets) == 1:
-            targets[0].copy_(values)
-            return
-        sizes = [matrix_count(entry.w) for entry in self.entries]
-        parts = torch.split(values, sizes)
-        pieces = [part if e.w.ndim == 3 else part[0] for part, e in zip(parts, self.entries, strict=True)]
+            pieces = [values]
+        elif all(entry.stack is None for entry in self.entries):
+            pieces = list(values.unbind())
+        else:
+            parts = torch.split(values, [1 if entry.stack is None else entry.stack for entry in self.entries])
+            pieces = [part if e.stack is not None else part[0] for part, e in zip(parts, self.entries, strict=True)]
         torch._foreach_copy_(targets, pieces)
 
 
-def matrix_batches(entries: list[MatrixEntry], total: int) -> Iterator[MatrixBatch]:
-    """Batches of entries of equal shape, dtype, device and age, in the order of first appearance.
+def tensor_batches(entries: list[TensorEntry], total: int) -> Iterator[TensorBatch]:
+    """Batches of entries of equal shape, dtype, device and age, in the order of first appearance; empty ones are none.
 
     Args:
-        entries: All matrices of a group.
+        entries: All tensors of a group.
         total: Numbers of all parameters of the optimizer; a batch holds at most a fortieth of them, and one entry.
     """
-    alike: defaultdict[tuple[object, ...], list[MatrixEntry]] = defaultdict(list)
+    alike: defaultdict[tuple[object, ...], list[TensorEntry]] = defaultdict(list)
     for entry in entries:
         if entry.w.numel():
-            alike[entry.w.shape[-2:], entry.w.dtype, entry.w.device, entry.step].append(entry)
+            alike[entry.shape, entry.w.dtype, entry.w.device, entry.step].append(entry)
     most = max(_SMALLEST_BATCH, int(_LARGEST_SHARE * total))
     for group in alike.values():
-        batch: list[MatrixEntry] = []
+        batch: list[TensorEntry] = []
         for entry in group:
             if batch and sum(e.w.numel() for e in batch) + entry.w.numel() > most:
-                yield MatrixBatch(batch)
+                yield TensorBatch(batch)
                 batch = []
             batch.append(entry)
-        yield MatrixBatch(batch)
+        yield TensorBatch(batch)
