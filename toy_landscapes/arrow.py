@@ -63,13 +63,14 @@ def smallest_eigenvector(head: Array, coupling: Array, shaft: np.ndarray) -> tup
 
 
 def flattest_of_two(head: Array, coupling: Array, wall: Array) -> Callable[[Array, Array], tuple[Array, Array]]:
-    r"""The projector on the eigenvector of the smaller eigenvalue of :math:`\begin{pmatrix} A & b\\ b & \lambda\end{pmatrix}`.
+    r"""The projector on the eigenvector of the smaller eigenvalue of a symmetric matrix of order two.
 
     .. math::
-        Q = \frac12\begin{pmatrix} 1 + c & -s\\ -s & 1 - c\end{pmatrix}, \qquad
+        M = \begin{pmatrix} A & b\\ b & \lambda\end{pmatrix}, \qquad
+        Q = \frac12\begin{pmatrix} 1 + c & -s\\ -s & 1 - c\end{pmatrix}, \quad
         (c, s) = \frac{(\lambda - A,\ 2b)}{\sqrt{(\lambda - A)^2 + 4b^2}}
 
-    Where the matrix is a multiple of I it is the projector on the wall's own axis, as in :func:`smallest_eigenvector`.
+    Where M is a multiple of I it is the projector on the wall's own axis, as in :func:`smallest_eigenvector`.
 
     Args:
         head: A, any shape.

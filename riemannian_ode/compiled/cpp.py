@@ -28,8 +28,9 @@ _SEPARATE = ("-ffp-contract=fast", *(f"-fno-builtin-{name}" for name in ("sin", 
 _EXTRAS = ((*_SEPARATE, "-march=native", "-mprefer-vector-width=512"), (*_SEPARATE, "-march=native"), ())
 # Functions that libmvec has on x86-64, by glibc's version.
 _LIBMVEC = {
-    (2, 22): ("sin", "cos", "exp", "log", "pow"),
-    (2, 35): tuple("acos acosh asin asinh atan atan2 atanh cbrt cosh exp2 expm1 hypot log10 log1p log2 sinh tan tanh".split()),
+    (2, 22): {"sin", "cos", "exp", "log", "pow"},
+    (2, 35): {"tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp2"}
+    | {"expm1", "log2", "log10", "log1p", "cbrt", "hypot"},
 }
 StepFunction: TypeAlias = Callable[[Any, Any, list[Any]], tuple[Any, Any]]
 

@@ -88,7 +88,9 @@ def test_compiled_steps_equal_plain_ones(case):
     plain, fast = (simulate(system, w0, **run, compile=choice) for choice in (False, compiled))
     assert type(fast.w) is type(plain.w)
     np.testing.assert_array_equal(fast.times, plain.times)
-    rounding = {"rtol": 1e-12, "atol": 1e-13} if w0.dtype in (np.float64, torch.float64) else {"rtol": 1e-4, "atol": 1e-6}
+    rounding = (
+        {"rtol": 1e-12, "atol": 1e-13} if w0.dtype in (np.float64, torch.float64) else {"rtol": 1e-4, "atol": 1e-6}
+    )
     np.testing.assert_allclose(fast.w, plain.w, **rounding)
     np.testing.assert_allclose(fast.m, plain.m, **rounding)
 
