@@ -211,6 +211,22 @@ def block_curvatures(majorant: np.ndarray, sharp: np.ndarray, balance: Array = 1
     coupling = np.linalg.norm(transposed @ majorant @ flat, ord=2, axis=(-2, -1))
     in_sharp = np.linalg.eigvalsh(transposed @ majorant @ sharp)[..., -1]
     in_flat = np.linalg.eigvalsh(flat @ majorant @ flat)[..., -1]  # P's zeros are among them: at least 0
+    return coupled_curvatures(in_sharp, in_flat, coupling, balance)
+
+
+def coupled_curvatures(
+    in_sharp: Array, in_flat: Array, coupling: Array, balance: Array = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""L_s and L_f of :func:`block_curvatures` from the three numbers that they are made of.
+
+    Args:
+        in_sharp: λ_max(H_ss), any shape.
+        in_flat: λ_max(H_ff), broadcasts.
+        coupling: ‖H_sf‖, broadcasts.
+        balance: t > 0, broadcasts.
+
+    Source: docs/theory, claim C9 (Young's inequality).
+    """
     balance = np.asarray(balance)
     return np.maximum(in_sharp, 0.0) + balance * coupling, np.maximum(in_flat, 0.0) + coupling / balance
 

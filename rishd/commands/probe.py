@@ -1,0 +1,85 @@
+"""``rishd probe``: curvature of a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rishd.commands.console import INTERRUPTED, Format, err, out
+from rishd.progress import progress_bar
+from rishd.report.terminal import text_table
+
+
+def probe(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Output folder of a run, or its checkpoint-N or model folder.", show_default=False)
+    ],
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option("--block", help="Pattern of parameter names; may be repeated. By default the middle layer."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Training tokens that the Hessian is of.")] = 2048,
+    eigenvalues: Annotated[int, typer.Option(help="Top eigenpairs of each block.")] = 10,
+    probes: Annotated[int, typer.Option(help="Random vectors of the spectral density.")] = 4,
+    lanczos_steps: Annotated[int, typer.Option(help="Lanczos steps of each.")] = 30,
+    gradients: Annotated[int, typer.Option(help="Mini-batches that build the optimizers' memories.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of data and figures; CHECKPOINT/probe by default.")
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+) -> None:
+    """Measure the Hessian of a trained model by block: spectra, updates, masks, and what the certificate C9 allows."""
+    from rishd.pretraining import require_extra
+
+    require_extra()
+    from rishd.probing.probe import ProbeSettings
+
+    settings = ProbeSettings(
+        blocks=tuple(blocks) if blocks else None,
+        tokens=tokens,
+        eigenvalues=eigenvalues,
+        probes=probes,
+        lanczos_steps=lanczos_steps,
+        gradients=gradients,
+        seed=seed,
+    )
+    from rishd.probing.probe import probe as measure
+    from rishd.report.probe_figures import certificate_probe_figure, spectrum_figure, update_figure
+
+    with progress_bar(err) as advance:
+        result = measure(checkpoint, settings, advance)
+    if not result.blocks:
+        err.print("interrupted before the first block was done")
+        raise typer.Exit(INTERRUPTED)
+    folder = folder or checkpoint / "probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = json.dumps(result.as_dict() | {"conclusion": result.conclusion}, indent=2, allow_nan=False)
+    (folder / "probe.json").write_text(record + "\n", encoding="utf-8")
+    spectrum_figure(result).savefig(folder / "spectra.png", dpi=140)
+    update_figure(result).savefig(folder / "updates.png", dpi=140)
+    certificate_probe_figure(result).savefig(folder / "certificate.png", dpi=140)
+    if output is Format.json:
+        print(record)
+    else:
+        out.print(
+            f"{result.checkpoint}: step {result.step} of {result.optimizer}, lr {result.lr:g}, loss {result.loss:.4f} "
+            f"on {result.tokens:,} tokens",
+            highlight=False,
+        )
+        for title, rows in (
+            ("Hessian blocks; coverage of the top eigenvectors by the mask (by a random one); certified speed-up", 0),
+            ("Curvature along each update over the mean curvature (share of the update above λ₁/10)", 1),
+            ("Largest certified lr of the base method; χ at the sharp block's margin / at the run's lr", 2),
+        ):
+            table = text_table((result.summary_table, result.update_table, result.allowance_table)[rows]())
+            table.title = title
+            out.print(table)
+        out.print(result.conclusion, highlight=False)
+        out.print(f"figures and data in {folder}")
+    if result.interrupted:
+        err.print(f"interrupted after {len(result.blocks)} blocks")
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,356 @@
+"""The probe: spectra of Hessian blocks at a checkpoint, what updates and masks see of them, what C9 allows there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rishd.pretraining.config import OptimizerConfig
+from rishd.pretraining.trainer import Progress
+from rishd.probing.block_hessian import BlockHessian
+from rishd.probing.checkpoint import ProbeError, load_checkpoint, training_sequences
+from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
+from rishd.probing.lanczos import SpectralMeasure, spectral_density, spectral_measure, top_eigenpairs
+from rishd.probing.split_curvature import SplitCurvature, split_curvature
+from rishd.studies.record import Record
+
+OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
+_PASS = 16  # sequences a graph
+_SHARP_SHARE = 0.1  # of λ_max: curvature above it counts as sharp in summaries
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What is measured.
+
+    Args:
+        blocks: Patterns of parameter names (``*`` stands for anything); ``None`` is every matrix of the middle layer.
+        tokens: Tokens of the training split that the Hessian is of.
+        eigenvalues: Top eigenpairs of each block.
+        probes: Random vectors of the density.
+        lanczos_steps: Lanczos steps of each.
+        gradients: Mini-batches, of the run's size, that build the optimizers' memories.
+        sharp_fraction: r of the masks where the run has none.
+        seed: Of the random vectors.
+    """
+
+    blocks: tuple[str, ...] | None = None
+    tokens: int = 2048
+    eigenvalues: int = 10
+    probes: int = 4
+    lanczos_steps: int = 30
+    gradients: int = 20
+    sharp_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("tokens", 2),
+            ("eigenvalues", 1),
+            ("probes", 1),
+            ("lanczos_steps", 2),
+            ("gradients", 2),  # SOAP's first one only sets its basis
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be at least {least}.")
+        if not 0 < self.sharp_fraction < 1:
+            raise ValueError(f"sharp_fraction = {self.sharp_fraction!r} must lie between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class UpdateProbe:
+    """One optimizer's update over a block's spectrum.
+
+    Args:
+        optimizer: Of :data:`OPTIMIZERS`.
+        rms: Root mean square of its entries at learning rate 1.
+        sizes: √p times the size of ⟨x, u⟩/‖u‖ for the top eigenvectors x, shape ``(eigenvalues,)``; 1 is isotropic.
+        curvature: uᵀHu/‖u‖².
+        sharp_share: Share of ‖u‖² at curvatures above a tenth of λ_max.
+        measure: Shares of ‖u‖² by curvature.
+    """
+
+    optimizer: str
+    rms: float
+    sizes: np.ndarray
+    curvature: float
+    sharp_share: float
+    measure: SpectralMeasure
+
+
+@dataclass(frozen=True)
+class BlockProbe:
+    """One parameter.
+
+    Args:
+        name: Its name.
+        shape: Its shape.
+        eigenvalues: The largest, descending.
+        density: Of all eigenvalues.
+        sharp_share: Share of the eigenvalues above a tenth of λ_max: a random direction's ``sharp_share``.
+        updates: One an optimizer.
+        splits: One a mask that the parameter has.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    eigenvalues: np.ndarray
+    density: SpectralMeasure
+    sharp_share: float
+    updates: tuple[UpdateProbe, ...]
+    splits: tuple[SplitCurvature, ...]
+
+    @property
+    def mean_curvature(self) -> float:
+        """tr H/p."""
+        return float(self.density.nodes @ self.density.weights)
+
+    def split(self, optimizer: str) -> SplitCurvature | None:
+        """That of an optimizer's mask, if the parameter has one."""
+        return next((split for split in self.splits if split.optimizer == optimizer), None)
+
+
+@dataclass(frozen=True)
+class Probe(Record):
+    """All of it.
+
+    Args:
+        checkpoint: Folder of the model.
+        step: Optimizer steps made.
+        optimizer: That of the run.
+        lr: Its peak learning rate.
+        loss: On the probed tokens, nats per token.
+        tokens: How many.
+        blocks: One a parameter.
+        interrupted: Whether Ctrl-C left some out.
+    """
+
+    checkpoint: str
+    step: int
+    optimizer: str
+    lr: float
+    loss: float
+    tokens: int
+    blocks: tuple[BlockProbe, ...]
+    interrupted: bool = False
+
+    @property
+    def conclusion(self) -> str:
+        """What the certificate allows over all blocks, and what the masks cover."""
+        parts = []
+        for optimizer in ("muon-lite", "soap-lite"):
+            splits = {block.name: split for block in self.blocks if (split := block.split(optimizer)) is not None}
+            if not splits:
+                continue
+            speedups = np.array([split.speedup for split in splits.values()])
+            tightest = min(splits, key=lambda name: splits[name].speedup)
+            coverage = np.mean([split.coverage for split in splits.values()])
+            chance = np.mean([split.chance for split in splits.values()])
+            parts.append(
+                f"{optimizer}: the mask covers {coverage:.2f} of the top Hessian eigenspaces (a random one "
+                f"{chance:.2f}); at the sharp block's margin C9 allows a flat speed-up χ(1 + αβ₂)/(1 + αβ₁) of "
+                f"{speedups.min():.2f} in every block (median {np.median(speedups):.2f}; least in {tightest})."
+            )
+        return " ".join(parts)
+
+    def summary_table(self) -> list[dict[str, str]]:
+        """A row a block: spectrum, coverage and certified speed-up."""
+        rows = []
+        for block in self.blocks:
+            row = {
+                "block": block.name,
+                "λ₁": f"{block.eigenvalues[0]:.3g}",
+                f"λ{len(block.eigenvalues)}": f"{block.eigenvalues[-1]:.3g}",
+                "mean": f"{block.mean_curvature:.2g}",
+                "lowest": f"{block.density.nodes[0]:.2g}",
+            }
+            for optimizer in ("muon-lite", "soap-lite"):
+                split = block.split(optimizer)
+                row[f"coverage, {optimizer}"] = f"{split.coverage:.2f} ({split.chance:.2f})" if split else ""
+                row[f"speed-up, {optimizer}"] = f"{split.speedup:.2f}" if split else ""
+            rows.append(row)
+        return rows
+
+    def update_table(self) -> list[dict[str, str]]:
+        """A row a block: how much of each update is sharp, over a random direction's share."""
+        return [
+            {"block": block.name}
+            | {
+                update.optimizer: f"{_ratio(update.curvature, block.mean_curvature)} ({100 * update.sharp_share:.2g}%)"
+                for update in block.updates
+            }
+            | {"random": f"1 ({100 * block.sharp_share:.2g}%)"}
+            for block in self.blocks
+        ]
+
+    def allowance_table(self) -> list[dict[str, str]]:
+        """A row a block, mask and limit: largest certified learning rate, and χ by β₂."""
+        rows = []
+        for block in self.blocks:
+            for split in block.splits:
+                for allowance in split.allowances:
+                    row = {
+                        "block": block.name,
+                        "mask": split.optimizer,
+                        "limit": allowance.rule,
+                        "lr": f"{allowance.largest_lr:.2g}",
+                    }
+                    for beta, chi, here in zip(allowance.beta_flat, allowance.chi, allowance.chi_at_lr, strict=True):
+                        row[f"β₂ = {beta:g}"] = f"{chi:.2f}" + (f" / {here:.3g}" if np.isfinite(here) else "")
+                    rows.append(row)
+        return rows
+
+
+def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
+    """Probe a checkpoint.
+
+    Args:
+        path: A run's folder, or one of its checkpoints.
+        settings: What to measure.
+        progress: Called with (what, done, total).
+
+    Raises:
+        ProbeError: if the checkpoint cannot be read or no block is left.
+    """
+    checkpoint = load_checkpoint(path)
+    model, config = checkpoint.model, checkpoint.config
+    names = chosen_blocks(model, settings.blocks)
+    length, batch = config.data.sequence_length, config.training.batch_size
+    sequences = max(1, settings.tokens // length)
+    ids = training_sequences(config, sequences + settings.gradients * batch, progress)
+    memories = frozen_optimizers(model, config.optimizer)
+    for k in range(settings.gradients):
+        progress("gradients for the optimizers' memories", k, settings.gradients)
+        start = sequences + k * batch
+        gradients = mean_gradient(model, torch.split(ids[start : start + batch], _PASS))
+        for memory in memories.values():
+            memory.observe(gradients)
+    progress("gradients for the optimizers' memories", settings.gradients, settings.gradients)
+    size = min(_PASS, sequences)
+    hessian = BlockHessian(model, torch.split(ids[: sequences - sequences % size], size), names)
+    fraction = config.optimizer.settings.get("sharp_fraction", settings.sharp_fraction)
+    blocks: list[BlockProbe] = []
+    interrupted = False
+    try:
+        for k, name in enumerate(names):
+            progress("Hessian blocks", k, len(names))
+            blocks.append(_probe_block(hessian, name, memories, settings, lr=config.optimizer.lr, fraction=fraction))
+        progress("Hessian blocks", len(names), len(names))
+    except KeyboardInterrupt:
+        interrupted = True
+    return Probe(
+        str(checkpoint.folder),
+        checkpoint.step,
+        config.optimizer.name,
+        config.optimizer.lr,
+        hessian.loss,
+        sequences * length,
+        tuple(blocks),
+        interrupted,
+    )
+
+
+def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """Names of the parameters to probe.
+
+    Args:
+        model: The model.
+        patterns: As in :class:`ProbeSettings`.
+
+    Raises:
+        ProbeError: for a pattern that no trainable parameter has.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if patterns is not None:
+        for pattern in patterns:
+            if not any(fnmatch(name, pattern) for name in names):
+                raise ProbeError(f"no parameter is called {pattern!r}; there are {', '.join(names)}.")
+        return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    layers = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+    if not layers:
+        raise ProbeError(f"the model has no numbered layers; name its blocks: {', '.join(names)}.")
+    middle = sorted(set(layers.values()))[len(set(layers.values())) // 2]
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
+    return [name for name, layer in layers.items() if layer == middle and name in matrices]
+
+
+def frozen_optimizers(model: nn.Module, run: OptimizerConfig) -> dict[str, FrozenOptimizer]:
+    """One of each of :data:`OPTIMIZERS`: with the run's settings where it is the run's own, else with the defaults."""
+    return {
+        name: FrozenOptimizer(model, replace(run, name=name) if name == run.name else OptimizerConfig(name=name))
+        for name in OPTIMIZERS
+    }
+
+
+def mean_gradient(model: nn.Module, batches: Iterable[Tensor]) -> Mapping[str, Tensor]:
+    """Gradient of the mean loss over sequences, by parameter name."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in named.items()}
+    count = 0
+    for ids in batches:
+        gradients = torch.autograd.grad(model(input_ids=ids, labels=ids).loss * len(ids), list(named.values()))
+        count += len(ids)
+        for name, gradient in zip(named, gradients, strict=True):
+            total[name] += gradient
+    return {name: gradient / count for name, gradient in total.items()}
+
+
+def _probe_block(
+    hessian: BlockHessian,
+    name: str,
+    memories: Mapping[str, FrozenOptimizer],
+    settings: ProbeSettings,
+    *,
+    lr: float,
+    fraction: float,
+) -> BlockProbe:
+    parameter, product = hessian.parameters[name], hessian.product(name)
+    p = parameter.numel()
+    options: dict[str, Any] = {"seed": settings.seed, "dtype": np.dtype(str(parameter.dtype).removeprefix("torch."))}
+    top = top_eigenpairs(product, p, min(settings.eigenvalues, p - 1), **options)
+    density = spectral_density(product, p, probes=settings.probes, steps=settings.lanczos_steps, **options)
+    edge = _SHARP_SHARE * float(top.values[0])
+    updates = []
+    for optimizer, memory in memories.items():
+        u = memory.directions[name].reshape(-1).cpu().numpy()
+        measure = spectral_measure(product, u, settings.lanczos_steps)
+        updates.append(
+            UpdateProbe(
+                optimizer,
+                float(np.sqrt(np.mean(u**2))),
+                np.abs(top.vectors.T @ u) * p**0.5 / np.linalg.norm(u),
+                float(measure.nodes @ measure.weights),
+                float(measure.weights[measure.nodes > edge].sum()),
+                measure,
+            )
+        )
+    geometries: dict[str, Geometry | None] = {
+        "muon-lite": muon_geometry(memories["muon"], name, fraction) if parameter.ndim == 2 else None,
+        "soap-lite": adam_geometry(memories["soap"], name, fraction) if parameter.ndim == 2 else None,
+    }
+    splits = [
+        split_curvature(optimizer, hessian, name, geometry, top.vectors, lr=lr, seed=settings.seed)
+        for optimizer, geometry in geometries.items()
+        if geometry is not None
+    ]
+    return BlockProbe(
+        name,
+        tuple(parameter.shape),
+        top.values,
+        density,
+        float(density.weights[density.nodes > edge].sum()),
+        tuple(updates),
+        tuple(splits),
+    )
+
+
+def _ratio(value: float, scale: float) -> str:
+    return f"{value / scale:.2g}" if scale > 0 else f"{value:.1e}"
