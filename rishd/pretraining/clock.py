@@ -1,13 +1,21 @@
-"""Where the time of a run goes: seconds of training, and of these the optimizer's."""
+"""Where the time of a run goes: seconds of training, of these the optimizer's, and the processor's."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Times(NamedTuple):
+    """Seconds of training, of the optimizer within them, and of this process on processors (all its threads)."""
+
+    seconds: float
+    optimizer_seconds: float
+    cpu_seconds: float
 
 
 class StepClock:
@@ -20,18 +28,22 @@ class StepClock:
         device: Where the run computes.
         seconds: Of earlier parts.
         optimizer_seconds: Of earlier parts.
+        cpu_seconds: Of earlier parts.
     """
 
-    def __init__(self, device: torch.device, *, seconds: float = 0.0, optimizer_seconds: float = 0.0) -> None:
+    def __init__(
+        self, device: torch.device, *, seconds: float = 0.0, optimizer_seconds: float = 0.0, cpu_seconds: float = 0.0
+    ) -> None:
         self._cuda = device.type == "cuda"
-        self._seconds, self._optimizer_seconds = seconds, optimizer_seconds
+        self._seconds, self._optimizer_seconds, self._cpu_seconds = seconds, optimizer_seconds, cpu_seconds
         self._since: float | None = None
+        self._cpu_since = 0.0
         self._optimizer_since: Any = None
         self._pairs: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
         """Training goes on."""
-        self._since = time.perf_counter()
+        self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
     def pause(self) -> None:
         """Something else than training begins: an evaluation, a checkpoint."""
@@ -39,6 +51,7 @@ class StepClock:
             if self._cuda:
                 torch.cuda.synchronize()
             self._seconds += time.perf_counter() - self._since
+            self._cpu_seconds += time.process_time() - self._cpu_since
             self._since = None
 
     def optimizer_begins(self) -> None:
@@ -52,14 +65,16 @@ class StepClock:
         else:
             self._optimizer_seconds += self._now() - self._optimizer_since
 
-    def read(self) -> tuple[float, float]:
-        """Seconds of training, and of the optimizer."""
+    def read(self) -> Times:
+        """Times so far."""
         for begin, end in self._pairs:
             end.synchronize()
             self._optimizer_seconds += begin.elapsed_time(end) / 1000
         self._pairs.clear()
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return self._seconds + running, self._optimizer_seconds
+        running = cpu = 0.0
+        if self._since is not None:
+            running, cpu = time.perf_counter() - self._since, time.process_time() - self._cpu_since
+        return Times(self._seconds + running, self._optimizer_seconds, self._cpu_seconds + cpu)
 
     def _now(self) -> Any:
         if not self._cuda:

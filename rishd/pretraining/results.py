@@ -10,7 +10,8 @@ A run's folder holds:
     ``parameters`` and ``non_embedding_parameters``, and ``flops_per_token``.
 ``metrics.jsonl``
     One JSON object a line, in the order of steps, each with ``step`` (optimizer steps made), ``tokens`` (trained on so
-    far), ``seconds`` (spent training so far, without evaluations and checkpoints, over all parts of a resumed run), and
+    far), ``seconds`` (spent training so far, without evaluations and checkpoints, over all parts of a resumed run),
+    ``optimizer_seconds`` of these, ``cpu_seconds`` (of this process on processors in that time), and
 
     - training rows: ``loss`` (nats per token, mean since the last row), ``grad_norm`` (before clipping) and
       ``learning_rate`` of the last step;
@@ -63,6 +64,8 @@ class Summary:
         tokens_per_second: ``tokens / seconds``.
         optimizer_seconds: Of these, inside the optimizer's step.
         optimizer_share: ``optimizer_seconds / seconds``.
+        cpu_seconds: Processor time of the first rank's threads in ``seconds``: what to compare on a machine that others
+            use too.
         peak_memory_bytes: Largest memory of the first rank: of its accelerator, else of the process.
         parameters: Trainable parameters.
         non_embedding_parameters: The same without embedding and output head.
@@ -82,6 +85,7 @@ class Summary:
     tokens_per_second: float | None
     optimizer_seconds: float
     optimizer_share: float | None
+    cpu_seconds: float
     peak_memory_bytes: int
     parameters: int
     non_embedding_parameters: int

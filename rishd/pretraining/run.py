@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from lite import NonFiniteError
-from rishd.pretraining.clock import StepClock, peak_memory_bytes
+from rishd.pretraining.clock import StepClock, Times, peak_memory_bytes
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.corpus import Corpus, Split, load_corpus
 from rishd.pretraining.models import build_model, parameter_count, training_flops_per_token
@@ -210,8 +210,8 @@ def _counts(config: PretrainConfig, model: PreTrainedModel) -> dict[str, Any]:
 def _clock(out: Path, checkpoint: Path | None, device: torch.device) -> StepClock:
     """A clock that goes on from the checkpoint's step; rows beyond it are dropped."""
     rows = truncate_metrics(out, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
-    last = rows[-1] if rows else {"seconds": 0.0, "optimizer_seconds": 0.0}
-    return StepClock(device, seconds=last["seconds"], optimizer_seconds=last["optimizer_seconds"])
+    last = rows[-1] if rows else {}
+    return StepClock(device, **{key: last.get(key, 0.0) for key in Times._fields})
 
 
 def _summary(
@@ -223,7 +223,7 @@ def _summary(
     status: Status,
 ) -> Summary:
     clock.pause()
-    seconds, optimizer_seconds = clock.read()
+    seconds, optimizer_seconds, cpu_seconds = clock.read()
     losses = [loss for _, loss in series(rows, "validation_loss")]
     tokens = steps * config.tokens_per_step
     return Summary(
@@ -239,6 +239,7 @@ def _summary(
         tokens_per_second=tokens / seconds if seconds else None,
         optimizer_seconds=optimizer_seconds,
         optimizer_share=optimizer_seconds / seconds if seconds else None,
+        cpu_seconds=cpu_seconds,
         peak_memory_bytes=peak_memory_bytes(),
         **_counts(config, model),
     )

@@ -112,12 +112,10 @@ class Recorder(TrainerCallback):
         logs = logs or {}
         if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
             return
-        seconds, optimizer_seconds = self.clock.read()
         row: dict[str, Any] = {
             "step": state.global_step,
             "tokens": state.global_step * self.config.tokens_per_step,
-            "seconds": seconds,
-            "optimizer_seconds": optimizer_seconds,
+            **self.clock.read()._asdict(),
         }
         if "eval_loss" in logs:
             row["validation_loss"] = logs["eval_loss"]
