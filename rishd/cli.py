@@ -7,8 +7,10 @@ import sys
 
 import typer
 
+from rishd.commands.compare import compare
 from rishd.commands.console import FAILED, INTERRUPTED, USAGE, err
 from rishd.commands.demo import demo
+from rishd.commands.probe import probe
 from rishd.commands.studies import correspondence, integrators, study
 from rishd.commands.theory import validate
 from rishd.commands.training import pretrain
@@ -20,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (validate, integrators, study, correspondence, pretrain, demo):
+for _command in (validate, integrators, study, correspondence, pretrain, compare, probe, demo):
     app.command()(_command)
 
 

@@ -1,0 +1,150 @@
+"""Running what is due: one process a run, each with few threads, through joblib."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, cpu_count, delayed
+
+from rishd.comparing.plan import Plan, PlannedRun
+from rishd.comparing.record import RecordedRun, append_run, collect, read_runs
+from rishd.comparing.schedule import due_runs
+from rishd.pretraining.results import METRICS, read_metrics
+from rishd.progress import Advance
+
+_POLL = 1.0  # seconds between looks at how far runs in other processes are
+
+
+def execute(
+    plan: Plan,
+    results: Path,
+    work: Path,
+    *,
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    jobs: int = 1,
+    threads: int | None = None,
+    keep: bool = False,
+    progress: Advance = lambda what, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, RecordedRun]:
+    """Run whatever is due until nothing is, recording each run as it ends.
+
+    Args:
+        plan: The comparison.
+        results: Folder of the records; runs that are there are not repeated.
+        work: Folder of the runs' own folders; one that was interrupted goes on from its last checkpoint.
+        only: Variants to run; all if empty.
+        limit: Number of runs to make at most.
+        jobs: Processes; −1 is one per core.
+        threads: Of each process; by default the cores divided by the processes.
+        keep: Whether models and checkpoints stay after a run is recorded.
+        progress: Called with (what, done, total).
+        say: Called with lines that the user should read.
+
+    Returns:
+        All recorded runs by key.
+
+    Raises:
+        ValueError: for a variant that is unknown.
+    """
+    for name in only:
+        if name not in plan.variants:
+            raise ValueError(f"no variant is called {name!r}; there are {', '.join(plan.variants)}.")
+    count = cpu_count() if jobs < 0 else jobs
+    each = threads or max(1, cpu_count() // count)
+    recorded, made = read_runs(results), 0
+    while True:
+        due = [run for run in due_runs(plan, recorded) if not only or run.variant in only]
+        # As many as run at once, since each result may say what matters next.
+        wave = due[: count if limit is None else min(count, limit - made)]
+        if not wave:
+            return recorded
+        progress("runs that are due", made, made + len(due))
+        for line in _run_wave(wave, work, count, each, progress):
+            run = append_run(results, line)
+            recorded[run.key] = run
+            made += 1
+            say(f"{line['label']}: {_ending(run)}")
+            progress("runs that are due", made, made + len(due))
+            if not keep:
+                shutil.rmtree(work / run.key, ignore_errors=True)
+
+
+def _run_wave(
+    wave: Sequence[PlannedRun], work: Path, jobs: int, threads: int, progress: Advance
+) -> Iterator[dict[str, Any]]:
+    if jobs == 1:
+        for run in wave:
+            yield run_one(run, work / run.key, threads, progress)
+        return
+    calls = (delayed(run_one)(run, work / run.key, threads) for run in wave)
+    with _followed(wave, work, progress):
+        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
+
+
+def run_one(run: PlannedRun, folder: Path, threads: int, progress: Advance | None = None) -> dict[str, Any]:
+    """Make one run, or go on with it, and collect it.
+
+    Args:
+        run: The run.
+        folder: Its output folder.
+        threads: Of torch and the libraries below it.
+        progress: Called with (what, done, total).
+
+    Raises:
+        KeyboardInterrupt: if Ctrl-C ended it; its checkpoints stay.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forks of a process that may have used it
+    import torch
+
+    from lite import NonFiniteError
+    from rishd.pretraining.run import train
+
+    torch.set_num_threads(threads)
+
+    def report(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(run.label if what.startswith("training") else what, done, total)
+
+    try:
+        if train(run.config, folder, resume="auto", progress=report).interrupted:
+            raise KeyboardInterrupt
+    except NonFiniteError:
+        pass  # recorded as failed: it would diverge again
+    return collect(run.key, run.label, folder)
+
+
+@contextmanager
+def _followed(wave: Sequence[PlannedRun], work: Path, progress: Advance) -> Iterator[None]:
+    """Reports how far runs in other processes are, from the metrics that they write."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(_POLL):
+            for run in wave:
+                if (work / run.key / METRICS).exists():
+                    rows = read_metrics(work / run.key)
+                    if rows:
+                        progress(run.label, int(rows[-1]["step"]), run.config.steps)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _ending(run: RecordedRun) -> str:
+    summary = run.summary
+    if summary["status"] == "failed":
+        return f"diverged at step {summary['steps']}"
+    return f"validation loss {run.loss:.4f} after {summary['steps']} steps, {summary['cpu_seconds']:.0f} CPU seconds"

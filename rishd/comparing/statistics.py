@@ -1,0 +1,272 @@
+"""What recorded runs say: losses with intervals, differences by seed, step and time ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from rishd.comparing.plan import Plan
+from rishd.comparing.record import RecordedRun
+from rishd.comparing.schedule import best_rate, planned, rate_losses
+from rishd.studies.record import Record
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and the half-width of its t-interval, NaN for a single value."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (f" ± {self.half:.4f}" if math.isfinite(self.half) else "")
+
+
+def t_interval(values: Iterable[float]) -> Interval | None:
+    r"""Mean and half-width :math:`t_{0.975,\,n-1}\, s/\sqrt n` of a 95% confidence interval; ``None`` for no values.
+
+    Args:
+        values: Independent and roughly normal.
+    """
+    x = np.array(list(values), dtype=np.float64)
+    if not len(x):
+        return None
+    if len(x) == 1:
+        return Interval(float(x[0]), math.nan)
+    if not np.all(np.isfinite(x)):  # a run diverged
+        return Interval(float(x.mean()), math.nan)
+    quantile = float(stats.t.ppf(0.5 * (1.0 + CONFIDENCE), len(x) - 1))
+    return Interval(float(x.mean()), quantile * float(x.std(ddof=1)) / len(x) ** 0.5)
+
+
+def length_reaching(points: Sequence[tuple[float, float]], loss: float) -> float | None:
+    """Share of the steps at which annealed runs of growing length reach a loss, by lines between them.
+
+    Args:
+        points: (length, final loss).
+        loss: To be reached.
+
+    Returns:
+        ``None`` if even the longest is above it; the shortest length if that one is below already.
+    """
+    ordered = sorted(points)
+    for (short, high), (long, low) in zip([(0.0, math.inf), *ordered], ordered, strict=False):
+        if low <= loss:
+            return long if not math.isfinite(high) else short + (long - short) * (high - loss) / (high - low)
+    return None
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """One variant at one cell, at its best learning rate.
+
+    Args:
+        variant: Its name.
+        cell: Its cell.
+        lr: Best learning rate; ``None`` while the search goes on.
+        at_edge: Whether it is at the edge of its grid, so that a better one may lie beyond.
+        rates: Learning rate ↦ final validation loss in the search.
+        losses: Seed ↦ final validation loss.
+        loss: Over seeds.
+        tokens: Trained on, by each run.
+        parameters: Without embedding and head.
+        seconds_per_step: Processor seconds, median over seeds.
+        baseline: What it is compared with, ``None`` for nothing.
+        difference: Loss minus that of the baseline with the same seed.
+        steps_to: Steps to the baseline's final loss within the run, over its steps; over the seeds that reach it.
+        seconds_to: The same in processor seconds, over the baseline's.
+        reached: Seeds that reach it.
+        lengths: Share of the steps ↦ final losses of separately annealed runs, by seed.
+        step_ratio: Share of the baseline's steps after which an annealed run reaches its final loss.
+        time_ratio: The same in processor seconds.
+        unreached: Seeds whose full run stays above the baseline's loss, which have no ratio.
+        at_shortest: Seeds whose shortest run is below it already: their ratio is an upper bound.
+    """
+
+    variant: str
+    cell: str
+    lr: float | None
+    at_edge: bool
+    rates: Mapping[float, float]
+    losses: Mapping[int, float]
+    loss: Interval | None
+    tokens: int | None
+    parameters: int | None
+    seconds_per_step: float | None
+    baseline: str | None
+    difference: Interval | None
+    steps_to: Interval | None
+    seconds_to: Interval | None
+    reached: int
+    lengths: Mapping[float, Mapping[int, float]]
+    step_ratio: Interval | None
+    time_ratio: Interval | None
+    unreached: int
+    at_shortest: int
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """All variants.
+
+    Args:
+        baseline: The plan's baseline.
+        results: One a variant and cell, in the plan's order; those without a recorded run are left out.
+        missing: Runs that are due.
+    """
+
+    baseline: str | None
+    results: tuple[VariantResult, ...]
+    missing: int
+
+    def result(self, variant: str, cell: str) -> VariantResult | None:
+        """One of them."""
+        return next((row for row in self.results if (row.variant, row.cell) == (variant, cell)), None)
+
+    def table(self) -> list[dict[str, str]]:
+        """A row a variant and cell."""
+        rows = []
+        for row in self.results:
+            rate = "" if row.lr is None else f"{row.lr:g}" + (" (edge)" if row.at_edge else "")
+            missed = f" ({row.reached} of {len(row.losses)} seeds)" if row.reached < len(row.losses) else ""
+            cells = {
+                "variant": row.variant,
+                "cell": row.cell,
+                "lr": rate or f"searching ({len(row.rates)} done)",
+                "seeds": str(len(row.losses)),
+                "validation loss": str(row.loss) if row.loss else "",
+                "minus baseline": str(row.difference) if row.difference else "",
+                "steps to its loss": _ratio(row.steps_to) + (missed if row.baseline else ""),
+                "seconds to its loss": _ratio(row.seconds_to),
+                "annealed steps": _ratio(row.step_ratio, row.at_shortest),
+                "annealed seconds": _ratio(row.time_ratio, row.at_shortest),
+                "CPU s a step": "" if row.seconds_per_step is None else f"{row.seconds_per_step:.3g}",
+            }
+            rows.append(cells)
+        kept = [key for key in (rows[0] if rows else {}) if key in ("variant", "lr") or any(row[key] for row in rows)]
+        return [{key: row[key] for key in kept} for row in rows]
+
+    def warnings(self) -> list[str]:
+        """What a reader should know before believing a row."""
+        lines = [
+            f"{row.variant}{f' at {row.cell}' if row.cell else ''}: the best learning rate {row.lr:g} is at the edge "
+            f"of its grid {', '.join(f'{lr:g}' for lr in sorted(row.rates))}; widen it."
+            for row in self.results
+            if row.at_edge
+        ]
+        if self.missing:
+            lines.append(f"{self.missing} runs are due and not recorded yet.")
+        return lines
+
+
+def compare(plan: Plan, recorded: Mapping[str, RecordedRun], *, missing: int = 0) -> Comparison:
+    """Statistics of every variant that has a recorded run.
+
+    Args:
+        plan: The comparison.
+        recorded: Runs by key.
+        missing: Runs that are due, for the record.
+    """
+    rows = [
+        row
+        for name in plan.variants
+        for cell in plan.cells_of(name)
+        if (row := _variant_result(plan, recorded, name, cell)) is not None
+    ]
+    return Comparison(plan.baseline, tuple(rows), missing)
+
+
+def final_runs(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> dict[int, RecordedRun]:
+    """Seed ↦ run at the best learning rate and full length."""
+    best = best_rate(plan, recorded, name, cell)
+    if best is None:
+        return {}
+    found = {seed: recorded.get(planned(plan, name, cell, lr=best, seed=seed).key) for seed in plan.seeds_of(name)}
+    return {seed: run for seed, run in found.items() if run is not None}
+
+
+def _variant_result(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> VariantResult | None:
+    rates = rate_losses(plan, recorded, name, cell)
+    best = best_rate(plan, recorded, name, cell)
+    runs = final_runs(plan, recorded, name, cell)
+    if not rates and not runs:
+        return None
+    losses = {seed: run.loss for seed, run in runs.items()}
+    other = plan.baseline_of(name)
+    base: dict[int, RecordedRun] = {}
+    if other is not None and cell in plan.cells_of(other):
+        base = {seed: run for seed, run in final_runs(plan, recorded, other, cell).items() if seed in runs}
+    steps_to = {
+        seed: steps / run.summary["steps"]
+        for seed, run in base.items()
+        if (steps := runs[seed].steps_to(run.loss)) is not None
+    }
+    cost = _median(run.seconds_per_step for run in runs.values())
+    base_cost = _median(run.seconds_per_step for run in base.values())
+    relative = cost / base_cost if cost is not None and base_cost else math.nan
+    lengths = _lengths(plan, recorded, name, cell, best)
+    ratios: dict[int, float] = {}
+    unreached = at_shortest = 0
+    for seed, run in base.items():
+        points = [(length, found[seed]) for length, found in lengths.items() if seed in found]
+        if not points:
+            continue
+        reached = length_reaching([*points, (1.0, losses[seed])], run.loss)
+        unreached += reached is None
+        at_shortest += reached == min(points)[0]
+        if reached is not None:
+            ratios[seed] = reached
+    first = next(iter(runs.values()), None)
+    grid = sorted(plan.grid(name) or ())
+    return VariantResult(
+        name,
+        cell,
+        best,
+        best is not None and len(grid) > 1 and best in (grid[0], grid[-1]),
+        rates,
+        losses,
+        t_interval(losses.values()),
+        None if first is None else int(first.summary["tokens"]),
+        None if first is None else int(first.summary["non_embedding_parameters"]),
+        cost,
+        other if base else None,
+        t_interval(losses[seed] - run.loss for seed, run in base.items()),
+        t_interval(steps_to.values()),
+        t_interval(relative * ratio for ratio in steps_to.values()),
+        len(steps_to),
+        lengths,
+        t_interval(ratios.values()),
+        t_interval(relative * ratio for ratio in ratios.values()),
+        unreached,
+        at_shortest,
+    )
+
+
+def _lengths(
+    plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str, lr: float | None
+) -> dict[float, dict[int, float]]:
+    found: dict[float, dict[int, float]] = {}
+    for length in plan.variants[name].lengths if lr is not None else ():
+        for seed in plan.seeds_of(name):
+            run = recorded.get(planned(plan, name, cell, lr=lr, seed=seed, length=length).key)  # type: ignore[arg-type]
+            if run is not None:
+                found.setdefault(length, {})[seed] = run.loss
+    return found
+
+
+def _median(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return float(np.median(listed)) if listed else None
+
+
+def _ratio(interval: Interval | None, bounded: int = 0) -> str:
+    if interval is None:
+        return ""
+    text = f"{interval.mean:.3f}" + (f" ± {interval.half:.3f}" if math.isfinite(interval.half) else "")
+    return f"≤ {text}" if bounded else text

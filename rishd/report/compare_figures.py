@@ -1,0 +1,186 @@
+"""Figures of ``rishd compare``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rishd.comparing.plan import Plan
+from rishd.comparing.record import RecordedRun
+from rishd.comparing.scaling import PowerLaw
+from rishd.comparing.statistics import Comparison, VariantResult, final_runs
+from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
+_PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+_LINES = ("-", "--", ":")
+_HEADROOM = 1.5  # losses further above the best one than this many times the spread of the finals are of runs gone bad
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Loss over learning rates in the search, and final losses with intervals.
+
+    Args:
+        comparison: Of :func:`rishd.comparing.statistics.compare`.
+    """
+    styles = _styles(comparison.results)
+    final = [row for row in comparison.results if row.loss is not None and math.isfinite(row.loss.mean)]
+    figure = Figure(figsize=(11.5, max(3.8, 1.4 + 0.36 * len(final))), layout="constrained")
+    search, ends = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    ceiling = _ceiling([loss for row in comparison.results for loss in row.rates.values()])
+    for row in comparison.results:
+        if len(row.rates) > 1:
+            rates = sorted(row.rates)
+            losses = [min(row.rates[lr], ceiling) for lr in rates]
+            colour, line = styles[row.variant, row.cell]
+            search.semilogx(rates, losses, "o", ls=line, color=colour, mfc="none", label=_name(row))
+    search.set(xlabel="peak learning rate", ylabel="final validation loss (nats per token)", title="Search, first seed")
+    if search.lines:
+        search.legend(fontsize=7.5)
+    for place, row in enumerate(final):
+        assert row.loss is not None
+        colour, _ = styles[row.variant, row.cell]
+        half = row.loss.half if math.isfinite(row.loss.half) else 0.0
+        ends.errorbar(row.loss.mean, place, xerr=half, fmt="o", color=colour, capsize=3)
+        ends.plot(list(row.losses.values()), np.full(len(row.losses), place), "|", color=colour, ms=9)
+    ends.set_yticks(range(len(final)), [_name(row) for row in final], fontsize=8)
+    ends.invert_yaxis()
+    ends.set(
+        xlabel="final validation loss (nats per token)", title="At the best learning rate: mean, 95% interval, runs"
+    )
+    for axes in (search, ends):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Comparison) -> Figure:
+    """Validation loss over tokens of every variant at its best learning rate, mean over seeds.
+
+    Args:
+        plan: The comparison.
+        recorded: Runs by key.
+        comparison: Their statistics.
+    """
+    styles = _styles(comparison.results)
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes: Any = figure.subplots()
+    lowest: list[float] = []
+    for row in comparison.results:
+        runs = [run for run in final_runs(plan, recorded, row.variant, row.cell).values() if math.isfinite(run.loss)]
+        if not runs:
+            continue
+        common = set.intersection(*({point[1] for point in run.data["validation"]} for run in runs))
+        tokens = sorted(common)
+        losses = np.array([[dict((t, v) for _, t, v in run.data["validation"])[t] for t in tokens] for run in runs])
+        colour, line = styles[row.variant, row.cell]
+        axes.plot(
+            tokens, losses.mean(0), color=colour, ls=line, lw=1.5, label=f"{_name(row)}: {losses[:, -1].mean():.3f}"
+        )
+        lowest += [float(losses[:, -1].mean()), float(losses[:, len(tokens) // 4].mean())]
+    if lowest:
+        spread = max(lowest) - min(lowest)
+        axes.set_ylim(min(lowest) - 0.05 * spread, max(lowest) + 0.1 * spread)
+    axes.set(xlabel="tokens", ylabel="validation loss (nats per token)", title="Means over seeds, best learning rates")
+    axes.grid(alpha=0.3)
+    if lowest:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def length_figure(comparison: Comparison) -> Figure:
+    """Final loss of separately annealed runs over their length, with the baseline's final loss.
+
+    Args:
+        comparison: Of :func:`rishd.comparing.statistics.compare`.
+    """
+    styles = _styles(comparison.results)
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes: Any = figure.subplots()
+    drawn: set[tuple[str, str]] = set()
+    for row in comparison.results:
+        if not row.lengths or row.loss is None:
+            continue
+        colour, line = styles[row.variant, row.cell]
+        points = {**row.lengths, 1.0: row.losses}
+        lengths = sorted(points)
+        for length in lengths:
+            axes.plot(np.full(len(points[length]), length), list(points[length].values()), ".", color=colour, alpha=0.5)
+        means = [float(np.mean(list(points[length].values()))) for length in lengths]
+        axes.plot(lengths, means, ls=line, color=colour, label=_name(row))
+        base = comparison.result(row.baseline, row.cell) if row.baseline else None
+        if base is not None and base.loss is not None and (base.variant, base.cell) not in drawn:
+            drawn.add((base.variant, base.cell))
+            shade, _ = styles[base.variant, base.cell]
+            axes.axhline(base.loss.mean, color=shade, lw=1.2, ls="--", label=f"{_name(base)}, all steps")
+            if math.isfinite(base.loss.half):
+                axes.axhspan(base.loss.mean - base.loss.half, base.loss.mean + base.loss.half, color=shade, alpha=0.15)
+    axes.set(
+        xlabel="length over the baseline's (each run annealed)",
+        ylabel="final validation loss (nats per token)",
+        title="How much shorter may the run be?",
+    )
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def scaling_figure(laws: Sequence[PowerLaw]) -> Figure:
+    """Fitted power laws with the points they are fitted to.
+
+    Args:
+        laws: Of :func:`rishd.comparing.scaling.scaling_laws`.
+    """
+    axes_names = list(dict.fromkeys(law.axis for law in laws))
+    figure = Figure(figsize=(6.2 * len(axes_names), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(axes_names), squeeze=False)[0]
+    for axes, name in zip(panels, axes_names, strict=True):
+        for place, law in enumerate(law for law in laws if law.axis == name):
+            colour, line = _PALETTE[place % len(_PALETTE)], _LINES[place // len(_PALETTE) % len(_LINES)]
+            x = np.geomspace(law.x[0] / 1.1, law.x[-1] * 1.1, 100)
+            floor = f"{law.floor:.2f} + " if law.floor else ""
+            axes.plot(law.x, law.loss, "o", color=colour, mfc="none")
+            axes.plot(
+                x,
+                law(x),
+                ls=line,
+                color=colour,
+                label=f"{law.variant}: {floor}(x/{law.scale:.2g})$^{{-{law.exponent:.3f}}}$",
+            )
+        label = "tokens" if name == "tokens" else "parameters without embedding and head"
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="final validation loss (nats per token)")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    figure.suptitle("Scaling laws", fontsize=11)
+    return figure
+
+
+def _styles(results: Sequence[VariantResult]) -> dict[tuple[str, str], tuple[str, str]]:
+    """A colour for each variant and a line for each cell."""
+    variants = list(dict.fromkeys(row.variant for row in results))
+    cells = list(dict.fromkeys(row.cell for row in results))
+    return {
+        (row.variant, row.cell): (
+            _PALETTE[variants.index(row.variant) % len(_PALETTE)],
+            _LINES[
+                (cells.index(row.cell) if len(cells) > 1 else variants.index(row.variant) // len(_PALETTE))
+                % len(_LINES)
+            ],
+        )
+        for row in results
+    }
+
+
+def _name(row: VariantResult) -> str:
+    return f"{row.variant}, {row.cell}" if row.cell else row.variant
+
+
+def _ceiling(losses: Sequence[float]) -> float:
+    """Where losses of runs that went bad are drawn."""
+    good = sorted(loss for loss in losses if math.isfinite(loss))
+    if not good:
+        return math.inf
+    return good[0] + _HEADROOM * max(0.05, good[len(good) // 2] - good[0]) * 2
