@@ -41,6 +41,8 @@ autodoc_type_aliases = {
         "OnNonfinite",
         "Projector",
         "Schedule",
+        "StepFunction",
+        "TensorLayout",
     )
 }
 python_maximum_signature_line_length = 88  # longer ones get one parameter a line

@@ -58,8 +58,10 @@ class Run:
         self.position = Position(0, start, 0)
         self.events: list[EventRecord] = []
         self.members: MemberStates | None = None
+        if file is None:
+            return
         self.identity = fingerprint(system, start, scheme, schedule=schedule, recorder=recorder, events=events)
-        if file is not None and file.exists():
+        if file.exists():
             self.position, self.events = read_checkpoint(
                 file, run=self.identity, reference=start.w, recorder=recorder, health=self.health
             )
@@ -143,7 +145,7 @@ class Run:
             InvalidSystemError: if the next step's are not.
         """
         stop = self.schedule.next_stop(k)
-        for j in range(k + 1, stop + 1):
+        for j in range(k + 1, stop + 1) if self.check.varying else ():
             try:
                 self.check.coefficients(self.schedule.time(j))
             except InvalidSystemError:

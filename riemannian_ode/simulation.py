@@ -72,10 +72,10 @@ def simulate(
             from it. One-step integrators continue bit for bit; adaptive ones restart their step-size control and
             continue to their tolerance.
         checkpoint_every: Steps between checkpoints; Ctrl-C and the end write one too.
-        compile: Whether several steps at a time run as one kernel compiled by torch (:mod:`riemannian_ode.compiled`),
-            for explicit one-step schemes; a number sets the steps a kernel. Compiling takes seconds: it pays for long
-            runs and large ensembles, and a :class:`~riemannian_ode.CompiledSteps` serves many runs. Results equal the
-            uncompiled ones up to rounding.
+        compile: Whether several steps at a time run as one compiled kernel (:mod:`riemannian_ode.compiled`), for
+            explicit one-step schemes; a number limits the steps a call. Compiling takes about a second on the CPU, many
+            with torch's Inductor: it pays for long runs and large ensembles, and a
+            :class:`~riemannian_ode.CompiledSteps` serves many runs. Results equal the uncompiled ones up to rounding.
         progress: Whether to show a bar with steps per second and time left; by default in a terminal, once the run
             takes more than 2 s.
 

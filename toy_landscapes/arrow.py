@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from riemannian_ode.arrays import like, namespace
@@ -58,6 +60,39 @@ def smallest_eigenvector(head: Array, coupling: Array, shaft: np.ndarray) -> tup
     arm = xp.where(undecided, like(np.arange(shaft.size) == int(np.argmin(shaft)), coupling), arm)
     norm = xp.where(undecided, 1.0, norm)
     return gap / norm, arm / norm
+
+
+def flattest_of_two(head: Array, coupling: Array, wall: Array) -> Callable[[Array, Array], tuple[Array, Array]]:
+    r"""The projector on the eigenvector of the smaller eigenvalue of a symmetric matrix of order two.
+
+    .. math::
+        M = \begin{pmatrix} A & b\\ b & \lambda\end{pmatrix}, \qquad
+        Q = \frac12\begin{pmatrix} 1 + c & -s\\ -s & 1 - c\end{pmatrix}, \quad
+        (c, s) = \frac{(\lambda - A,\ 2b)}{\sqrt{(\lambda - A)^2 + 4b^2}}
+
+    Where M is a multiple of I it is the projector on the wall's own axis, as in :func:`smallest_eigenvector`.
+
+    Args:
+        head: A, any shape.
+        coupling: b, the same shape.
+        wall: λ, broadcasts.
+
+    Returns:
+        (x, y) ↦ Q(x, y).
+
+    Source: the traceless part of a symmetric 2×2 matrix, over its eigenvalue, is a reflection.
+    """
+    xp = namespace(coupling)
+    gap, twice = wall - head, 2.0 * coupling
+    radius = (gap * gap + twice * twice) ** 0.5
+    is_multiple = radius == 0
+    scale = 0.5 / xp.where(is_multiple, 1.0, radius)
+    half_c, half_s = xp.where(is_multiple, -0.5, scale * gap), scale * twice
+
+    def project(x: Array, y: Array) -> tuple[Array, Array]:
+        return (0.5 + half_c) * x - half_s * y, (0.5 - half_c) * y - half_s * x
+
+    return project
 
 
 def _positive_root(xp: Array, shift: Array, weight: Array) -> Array:

@@ -15,7 +15,7 @@ from scipy.optimize import root
 from riemannian_ode.arrays import like, namespace, to_numpy
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array, Projector
-from toy_landscapes.arrow import smallest_eigenvector
+from toy_landscapes.arrow import flattest_of_two, smallest_eigenvector
 from toy_landscapes.landscape import Landscape
 
 
@@ -120,7 +120,8 @@ class RiverValley(Landscape):
         r"""x ↦ Q(w)x in linear time.
 
         The Hessian couples the walls to u_1 alone, so the flat space is spanned by u_2, …, u_{d_f} and the smallest
-        eigenvector of an arrow matrix (:func:`toy_landscapes.arrow.smallest_eigenvector`).
+        eigenvector of an arrow matrix (:func:`toy_landscapes.arrow.smallest_eigenvector`); with a single wall it has a
+        closed form (:func:`toy_landscapes.arrow.flattest_of_two`).
         """
         u, residual = self._split(w)
         d, xp = self.flat_rank, namespace(w)
@@ -128,7 +129,16 @@ class RiverValley(Landscape):
             return lambda x: xp.concat([x[..., :d], xp.zeros_like(x[..., d:])], axis=-1)
         walls, slope = like(self.walls, w), self._meander(u, 1)
         head = self._profile(u, 2)[..., 0] + (walls * (slope**2 - residual * self._meander(u, 2))).sum(-1)
-        v_head, v_walls = smallest_eigenvector(head, -walls * slope, self.walls)
+        coupling = -walls * slope
+        if self.sharp_rank == 1:
+            on_first = flattest_of_two(head[..., None], coupling, walls)
+
+            def project_pair(x: Array) -> Array:
+                first, wall = on_first(x[..., :1], x[..., d:])
+                return xp.concat([first, x[..., 1:d], wall], axis=-1)
+
+            return project_pair
+        v_head, v_walls = smallest_eigenvector(head, coupling, self.walls)
 
         def project(x: Array) -> Array:
             along = v_head * x[..., :1] + (v_walls * x[..., d:]).sum(-1)[..., None]
@@ -200,10 +210,11 @@ class RiverValley(Landscape):
         k = like(self.floor, u)
         if math.isinf(self.width):
             return (0.5 * k * u**2, k * u, k + 0.0 * u)[derivative]
-        stretch = (1.0 + (u / self.width) ** 2) ** 0.5
+        stretch = (1.0 + ((1.0 / self.width) * u) ** 2) ** 0.5
         if derivative == 0:
             return k * self.width**2 * (stretch - 1.0)
-        return k * u / stretch if derivative == 1 else k / stretch**3
+        shrink = 1.0 / stretch
+        return k * u * shrink if derivative == 1 else k * (shrink * shrink * shrink)
 
     def _meander(self, u: Array, derivative: int) -> Array:
         """c_j(u_1) or its first or second derivative, shape ``(*batch, d_s)``."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toy_landscapes import RiverValley
-from toy_landscapes.arrow import smallest_eigenvector
+from toy_landscapes.arrow import flattest_of_two, smallest_eigenvector
 
 
 def arrow(head, coupling, shaft):
@@ -62,3 +62,18 @@ def test_the_valleys_flat_projector_is_that_of_the_eigensolver(d_flat, d_sharp, 
     np.testing.assert_allclose(valley.flat_projector(w)(x)[distinct], truth[distinct], atol=1e-9)
     on_torch = valley.flat_projector(torch.as_tensor(w))(torch.as_tensor(x)).numpy()
     np.testing.assert_allclose(on_torch[distinct], valley.flat_projector(w)(x)[distinct], atol=1e-11)
+
+
+@settings(max_examples=200, deadline=None)
+@given(head=st.floats(-1e3, 1e3), coupling=st.floats(-1e3, 1e3), wall=st.floats(1e-3, 1e3))
+def test_the_closed_form_of_two_is_the_eigenvectors_projector(head, coupling, wall):
+    project = flattest_of_two(np.asarray(head), np.asarray(coupling), np.asarray(wall))
+    q = np.array([project(1.0, 0.0), project(0.0, 1.0)])
+    v = np.concatenate(smallest_eigenvector(np.asarray(head), np.array([coupling]), np.array([wall])))
+    np.testing.assert_allclose(q, np.outer(v, v), atol=1e-12)
+    np.testing.assert_allclose(q @ q, q, atol=1e-14)
+
+
+def test_the_closed_form_of_a_multiple_of_the_identity_is_the_walls_own_axis():
+    project = flattest_of_two(np.asarray(2.0), np.asarray(0.0), np.asarray(2.0))
+    assert project(3.0, 5.0) == (0.0, 5.0)

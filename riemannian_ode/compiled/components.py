@@ -1,18 +1,21 @@
 """One array element per coordinate: numpy's indexing for the formulas, whole ensembles inside the elements.
 
 The formulas of this package index, sum and concatenate over the p coordinates. Compilers fuse elementwise work far
-better than that. A :class:`ComponentArray` of shape ``(p,)`` holds in each element a torch tensor over the ensemble, so
-that a formula run on it leaves nothing but elementwise torch operations behind.
+better than that. A :class:`ComponentArray` of shape ``(p,)`` holds in each element a torch tensor over the ensemble, or
+an :class:`~riemannian_ode.compiled.expressions.Expression`, so that a formula run on it leaves nothing but elementwise
+operations behind.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from riemannian_ode.compiled.expressions import Expression
 
 _OPERATORS: dict[
     str, Callable[..., Any]
@@ -33,7 +36,7 @@ _OPERATORS: dict[
 
 
 class ComponentArray(np.ndarray):
-    """numpy array of dtype object whose elements are numbers or torch tensors of one shape, the ensemble's.
+    """numpy array of dtype object whose elements are numbers, expressions, or torch tensors of the ensemble's shape.
 
     Elementwise functions, comparisons, ``where``, sums, matrix products and everything that moves elements about work;
     other numpy functions raise ``TypeError``.
@@ -56,13 +59,14 @@ class ComponentArray(np.ndarray):
         return super().__array_function__(function, types, arguments, options)
 
 
-def components(tensor: torch.Tensor) -> ComponentArray:
-    """The coordinates of a tensor of shape ``(p, *ensemble)`` as a component array of shape ``(p,)``."""
-    return _view(_filled((tensor.shape[0],), list(tensor.unbind(0))))
+def components(coordinates: torch.Tensor | Sequence[Expression]) -> ComponentArray:
+    """Expressions, or the slices of a tensor of shape ``(p, *ensemble)``, as a component array of shape ``(p,)``."""
+    elements = coordinates.unbind(0) if isinstance(coordinates, torch.Tensor) else coordinates
+    return _view(_filled((len(elements),), elements))
 
 
 def scalar(element: Any) -> ComponentArray:
-    """A component array of shape ``()``: one number, or one tensor over the ensemble."""
+    """A component array of shape ``()``: one number or expression, or one tensor over the ensemble."""
     return _view(_filled((), [element]))
 
 
@@ -87,19 +91,23 @@ def _elementwise(ufunc: np.ufunc) -> Callable[..., Any]:
     if operator is not None:
         return operator
     of_tensors = getattr(torch, ufunc.__name__, None)
-    if of_tensors is None or ufunc.nout != 1:
-        raise TypeError(f"numpy.{ufunc.__name__} has no counterpart on tensors.")
+    if ufunc.nout != 1:
+        raise TypeError(f"numpy.{ufunc.__name__} has no counterpart: it has several results.")
 
     def apply(*values: Any) -> Any:
         like = next((x for x in values if isinstance(x, torch.Tensor)), None)
         if like is None:
             return ufunc(*values)
+        if of_tensors is None:
+            raise TypeError(f"numpy.{ufunc.__name__} has no counterpart on tensors.")
         return of_tensors(*(torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in values))
 
     return apply
 
 
 def _choose(condition: Any, x: Any, y: Any) -> Any:
+    if isinstance(condition, Expression):
+        return condition.program.where(condition, x, y)
     return torch.where(condition, x, y) if isinstance(condition, torch.Tensor) else (x if condition else y)
 
 
@@ -118,7 +126,7 @@ def _matmul(x: np.ndarray, y: np.ndarray) -> Any:
     return product[..., 0] if y.ndim == 1 else product
 
 
-def _filled(shape: tuple[int, ...], elements: list[Any]) -> np.ndarray:
+def _filled(shape: tuple[int, ...], elements: Sequence[Any]) -> np.ndarray:
     array = np.empty(len(elements), dtype=object)
     for i, element in enumerate(elements):  # a slice assignment would ask tensors for their numbers
         array[i] = element

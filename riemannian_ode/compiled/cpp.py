@@ -1,0 +1,141 @@
+"""A traced step as a C++ loop over steps and members, and the compiler that builds it.
+
+Numbers are those of the plain formulas up to rounding: products and sums may be fused, never reordered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from riemannian_ode.compiled.components import components, scalar
+from riemannian_ode.compiled.expressions import Program
+
+SUFFIXES = {np.dtype(np.float64): "", np.dtype(np.float32): "f"}
+# No reordering, no assumption that numbers are finite: only what lets a loop with sqrt and ?: become vector code.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+# sincos has no vector version. Compilers other than GCC on x86-64 may not know all of these.
+_SEPARATE = ("-ffp-contract=fast", *(f"-fno-builtin-{name}" for name in ("sin", "cos", "sinf", "cosf")))
+_EXTRAS = ((*_SEPARATE, "-march=native", "-mprefer-vector-width=512"), (*_SEPARATE, "-march=native"), ())
+# Functions that libmvec has on x86-64, by glibc's version.
+_LIBMVEC = {
+    (2, 22): {"sin", "cos", "exp", "log", "pow"},
+    (2, 35): {"tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp2"}
+    | {"expm1", "log2", "log10", "log1p", "cbrt", "hypot"},
+}
+StepFunction: TypeAlias = Callable[[Any, Any, list[Any]], tuple[Any, Any]]
+
+
+class BuildError(RuntimeError):
+    """The compiler is missing or refused the program; the message has its first complaint."""
+
+
+def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Sequence[bool], lanes: int) -> str:
+    """The C++ program of a step, traced: ``advance`` makes any number of them, members in blocks.
+
+    Args:
+        step: ``(w, m, inputs)`` ↦ (w, m) on component arrays of shape ``(p,)``.
+        p: Coordinates.
+        dtype: A key of :data:`SUFFIXES`.
+        of_members: For each input whether it has a value a member.
+        lanes: Members a block.
+
+    Raises:
+        TypeError: for a step that is not made of elementwise operations.
+    """
+    program = Program(SUFFIXES[dtype])
+    loads = [program.variable(f"y[{j}][i]") for j in range(2 * p)]
+    inputs = [program.variable(f"input{j}[{'i' if many else '0'}]") for j, many in enumerate(of_members)]
+    new_w, new_m = step(components(loads[:p]), components(loads[p:]), [scalar(value) for value in inputs])
+    results = [*new_w, *new_m]
+    if np.shape(new_w) != (p,) or np.shape(new_m) != (p,):
+        raise TypeError(f"the formulas gave shapes {np.shape(new_w)} and {np.shape(new_m)} for {p} coordinates")
+    stores = [f"y[{j}][i] = {program.code(value)};" for j, value in enumerate(results)]
+    where = [f"inputs[{j}] + k * strides[{j}]{' + at' if many else ''}" for j, many in enumerate(of_members)]
+    pointers = [f"const T* const input{j} = {place};" for j, place in enumerate(where)]
+    newline = "\n        "
+    return f"""
+#include <cmath>
+#include <cstdint>
+#include <limits>
+{_vector_functions(program.library)}
+using T = {"double" if dtype == np.float64 else "float"};
+extern "C" void advance(const T* before, T* after, const T* const* inputs, const int64_t* strides, int64_t members,
+                        int64_t first, int64_t last, int64_t steps) {{
+  for (int64_t at = first; at < last; at += {lanes}) {{
+    alignas(64) T y[{2 * p}][{lanes}];
+    for (int j = 0; j < {2 * p}; ++j)
+      for (int i = 0; i < {lanes}; ++i) y[j][i] = before[j * members + at + i];
+    for (int64_t k = 0; k < steps; ++k) {{
+      {newline.join(pointers)}
+#pragma omp simd
+      for (int i = 0; i < {lanes}; ++i) {{
+        {newline.join([*program.statements, *stores])}
+      }}
+    }}
+    for (int j = 0; j < {2 * p}; ++j)
+      for (int i = 0; i < {lanes}; ++i) after[j * members + at + i] = y[j][i];
+  }}
+}}
+"""
+
+
+def _vector_functions(used: set[str]) -> str:
+    """Declarations that tell GCC of the vector versions of library functions."""
+    libc, version = platform.libc_ver()
+    if libc != "glibc" or platform.machine() != "x86_64":
+        return ""
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    known = {name for needed, names in _LIBMVEC.items() if numbers >= needed for name in names}
+    declarations = []
+    for name in sorted(used):
+        kind, plain = ("double", name) if name in known else ("float", name.removesuffix("f"))
+        if plain in known:
+            arguments = ", ".join([kind] * (2 if plain in ("atan2", "hypot", "pow") else 1))
+            declarations.append(f"{kind} {name}({arguments}) noexcept;")
+    if not declarations:
+        return ""
+    body = "\n".join(f'  __attribute__((simd("notinbranch"), const)) {line}' for line in declarations)
+    return f'#if defined __GNUC__ && !defined __clang__\nextern "C" {{\n{body}\n}}\n#endif'
+
+
+def built(source: str) -> Any:
+    """The function ``advance`` of a C++ program.
+
+    Raises:
+        BuildError: if no compiler builds it.
+    """
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
+        raise BuildError("no C++ compiler was found")
+    with tempfile.TemporaryDirectory() as folder:  # a loaded library needs its file no more
+        file, library = Path(folder) / "steps.cpp", Path(folder) / "steps.so"
+        file.write_text(source, encoding="utf-8")
+        for extras in _EXTRAS:
+            command = [compiler, *_FLAGS, *extras, str(file), "-o", str(library)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            except OSError as error:
+                raise BuildError(f"{compiler} cannot be run: {error}") from None
+            if done.returncode == 0:
+                break
+        else:
+            complaint = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+            raise BuildError(f"{compiler} failed: {complaint.strip()}")
+        try:
+            advance: Any = ctypes.CDLL(str(library)).advance
+        except OSError as error:
+            raise BuildError(f"what {compiler} built cannot be loaded: {error}") from None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    advance.argtypes = [pointer, pointer, pointer, pointer, number, number, number, number]
+    advance.restype = None
+    return advance

@@ -1,0 +1,142 @@
+"""Any number of steps in one call of a C++ loop, on the CPU.
+
+Blocks of members stay in the cache for as many steps as asked for, their coordinates in vector registers where the
+compiler finds vector instructions; sine, exponential and the like are the vector functions of glibc's libmvec there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from riemannian_ode.arrays import is_torch
+from riemannian_ode.compiled.coefficients import CoefficientInputs
+from riemannian_ode.compiled.cpp import SUFFIXES, built, loop_source
+from riemannian_ode.integrators import OneStepIntegrator, PhaseState
+
+_LANES = 32  # members of a block: four vectors of eight doubles (16 to 64 are as fast, measured)
+_PARALLEL = 50_000  # members times steps above which threads pay for being woken, some 30 µs
+_TABLE = 1 << 22  # numbers that a table of time-dependent coefficients may hold
+
+
+class NativeLoop:
+    """A step in a loop.
+
+    Args:
+        scheme: The scheme.
+        coefficients: Of the system.
+        start: An example of the states, numpy or torch on the CPU, in float64 or float32.
+        h: Step.
+        t: A time at which functions of time may be asked.
+        steps: Most steps a call; ``None`` is any number.
+
+    Raises:
+        TypeError: for other arrays, or a step that is not made of elementwise operations.
+        Exception: whatever formulas raise that cannot be traced.
+    """
+
+    layout = "loop"
+
+    def __init__(
+        self,
+        scheme: OneStepIntegrator,
+        coefficients: CoefficientInputs,
+        start: PhaseState,
+        *,
+        h: float,
+        t: float,
+        steps: int | None,
+    ) -> None:
+        self._is_torch = is_torch(start.w)
+        if self._is_torch and start.w.device.type != "cpu":
+            raise TypeError(f"the state is on {start.w.device}, the loop runs on the CPU")
+        w = self._numpy(start.w)
+        if w.dtype not in SUFFIXES:
+            raise TypeError(f"a compiled loop computes in float64 or float32, not {w.dtype}")
+        self.coefficients, self.h = coefficients, h
+        self.shape, self.dtype, self.members = w.shape, w.dtype, int(np.prod(w.shape[:-1]))
+        self.lanes = _LANES if self.members > 1 else 1
+        self.padded = -(-self.members // self.lanes) * self.lanes
+        self._pool: ThreadPoolExecutor | None = None
+
+        def step(w: Any, m: Any, inputs: list[Any]) -> tuple[Any, Any]:
+            return scheme.step(coefficients.traced(inputs), 0.0, PhaseState(w, m), h)
+
+        scheme.step(coefficients.recording(t), 0.0, start, h)
+        functions = [self._column(value) for value in coefficients.at_times(t)]
+        self._constants = [self._column(value) for value in coefficients.constants.values()]
+        of_members = [column.size > 1 for column in (*self._constants, *functions)]
+        self._source = loop_source(step, w.shape[-1], w.dtype, of_members, self.lanes)
+        longest = _TABLE // max((column.size for column in functions), default=1) if functions else None
+        self.steps = min((most for most in (steps, longest) if most is not None), default=None)
+
+    def build(self, t: float) -> None:
+        """Compile; takes about a second.
+
+        Raises:
+            BuildError: if no compiler builds it.
+        """
+        self._advance = built(self._source)
+
+    def enter(self, state: PhaseState) -> np.ndarray:
+        """A state as the loop takes it: a row a coordinate, padded by copies of the last member."""
+        p = self.shape[-1]
+        rows = np.empty((2 * p, self.padded), self.dtype)
+        for half, x in zip((rows[:p], rows[p:]), state, strict=True):
+            half[:, : self.members] = self._numpy(x).reshape(self.members, p).T
+        rows[:, self.members :] = rows[:, self.members - 1 : self.members]
+        return rows
+
+    def leave(self, rows: np.ndarray) -> PhaseState:
+        """The inverse of :meth:`enter`."""
+        p = self.shape[-1]
+        parts = (np.ascontiguousarray(half[:, : self.members].T).reshape(self.shape) for half in (rows[:p], rows[p:]))
+        return PhaseState(*(torch.from_numpy(x) if self._is_torch else x for x in parts))
+
+    def reach(self, wanted: int) -> int:
+        """How many of the wanted steps a call makes."""
+        return wanted if self.steps is None else min(wanted, self.steps)
+
+    def advance(self, t0: float, k: int, rows: np.ndarray, steps: int) -> np.ndarray:
+        """The state after the steps k, …, k + steps − 1 of a run from t0."""
+        after = np.empty_like(rows)
+        table: list[Sequence[Any]] = [()]
+        if self.coefficients.times:
+            table = [self.coefficients.at_times(t0 + j * self.h) for j in range(k, k + steps)]
+        columns = [np.stack([self._column(value) for value in column]) for column in zip(*table, strict=True)]
+        inputs = [*self._constants, *columns]
+        strides = [0] * len(self._constants) + [column.shape[1] for column in columns]
+        pointers = (ctypes.c_void_p * (len(inputs) + 1))(*(x.ctypes.data for x in inputs))
+        between = (ctypes.c_int64 * (len(inputs) + 1))(*strides)
+
+        def part(first: int, last: int) -> None:
+            self._advance(rows.ctypes.data, after.ctypes.data, pointers, between, self.padded, first, last, steps)
+
+        blocks = self.padded // self.lanes
+        threads = min(torch.get_num_threads(), blocks)
+        if threads < 2 or self.members * steps < _PARALLEL:
+            part(0, self.padded)
+            return after
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads)
+        ends = [blocks * i // threads * self.lanes for i in range(threads + 1)]
+        list(self._pool.map(part, ends[:-1], ends[1:]))
+        return after
+
+    def is_finite(self, rows: np.ndarray) -> bool:
+        """Whether every number of a state is finite."""
+        return bool(np.isfinite(rows.sum())) or bool(np.isfinite(rows).all())
+
+    def _column(self, value: Any) -> np.ndarray:
+        """A coefficient as one number, or as one a member, padded."""
+        column = np.ravel(np.asarray(self._numpy(value), self.dtype))
+        return column if column.size == 1 else np.pad(column, (0, self.padded - self.members), mode="edge")
+
+    @staticmethod
+    def _numpy(x: Any) -> np.ndarray:
+        return x.detach().numpy() if is_torch(x) else np.asarray(x)
