@@ -12,7 +12,7 @@ from rishd.commands.console import FAILED, INTERRUPTED, USAGE, err
 from rishd.commands.demo import demo
 from rishd.commands.probe import probe
 from rishd.commands.studies import correspondence, integrators, study
-from rishd.commands.theory import validate
+from rishd.commands.theory import report, validate
 from rishd.commands.training import pretrain
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (validate, integrators, study, correspondence, pretrain, compare, probe, demo):
+for _command in (validate, report, integrators, study, correspondence, pretrain, compare, probe, demo):
     app.command()(_command)
 
 

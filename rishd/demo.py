@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from rishd.atomic import write_json
-from rishd.claims import ClaimResult
+from rishd.claims.validation import Validation
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.run import RunResult, train
 from rishd.pretraining.run_folder import RunFolderError
 from rishd.provenance import versions
 from rishd.report.figures import energy_figure, loss_figure, stability_figure, valley_figure
-from rishd.report.page import Section, write_report
-from rishd.studies.energy import energy_study
-from rishd.studies.stability import stability_map
-from rishd.studies.valley import valley_flows
+from rishd.report.page import Report, Section, write_report
+from rishd.report.tables import correspondence_rows
+from rishd.studies.energy import EnergyStudy, energy_study
+from rishd.studies.stability import StabilityMap, stability_map
+from rishd.studies.valley import ValleyFlows, valley_flows
 
 # A vocabulary of 4096 keeps two runs of 200 steps within minutes on two cores: the output layer is most of the work.
 _VOCABULARY = 4096
 _OPTIMIZERS = ("muon", "muon-lite")
-_PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "numpy", "scipy", "sympy")
+_PACKAGES = ("transformers", "accelerate", "tokenizers")  # of training; the claims' own are with their results
 
 
 def run_demo(
     folder: Path,
-    claims: Sequence[ClaimResult],
+    validation: Validation,
     *,
     steps: int,
     progress: Callable[[str, int, int], None],
@@ -39,7 +40,7 @@ def run_demo(
 
     Args:
         folder: Receives ``report.html`` and a folder per run; runs of an earlier demo in it are replaced.
-        claims: Results for the report's table.
+        validation: The claims' results.
         steps: Pre-training steps per optimizer.
         progress: Called with (what, done, total).
         say: Called with lines for the user.
@@ -65,45 +66,51 @@ def run_demo(
         if runs[name].interrupted:
             break
     report = folder / "report.html"
-    write_report(
-        report,
-        claims=claims,
-        sections=[
-            Section(
-                "Base and LITE flows on a river valley",
-                [
-                    f"Semi-implicit Euler at h = 1 from the same point. LITE gives flat directions χ = {flows.chi:g} "
-                    f"and β₂ = {flows.beta_flat:g}. Along the river it needs {flows.measured_speedup:.2f} times less "
-                    f"time than the base method for the same fall; for a slow mode of a quadratic the closed form of "
-                    f"claim C5 gives {flows.predicted_speedup:.2f}."
-                ],
-                valley_figure(flows),
-                "Grey: height f, darker is higher. The river is solved from P(w)∇f(w) = 0, not assumed.",
-            ),
-            Section(
-                "Energy and its identity",
-                [
-                    "E = f + (η/2)‖m‖² falls at the rate that claim C2 predicts, if the Riemannian correction R is "
-                    "kept. Dropping it, as every optimizer does, leaves up to "
-                    f"{float(np.max(energy.residual_without)):.2g} over here; keeping it leaves "
-                    f"{float(np.max(energy.residual_with)):.1g}, the integrator's error."
-                ],
-                energy_figure(energy),
-                "DOP853, F(w) = diag(0.4 + w²) + 0.2 cos w (cos w)ᵀ on a quadratic.",
-            ),
-            Section(
-                "Stability of the update rule",
-                ["Above β = −α/(2 − α)² the stable learning rate shrinks as β grows: why only flat directions get β₂."],
-                stability_figure(stability),
-                "Colour: spectral radius of one step, clipped to [0.5, 1.5]. Line: closed form of claim C6.",
-            ),
-            Section(
-                "Pre-training a small Llama", _training_text(runs), loss_figure(runs), _training_caption(runs, steps)
-            ),
-        ],
-        facts={**versions(_PACKAGES), "pre-training seed": 0, "claims seed": claims[0].seed if claims else "none"},
+    content = Report(
+        "RISHD: demonstration",
+        validation,
+        sections=_sections(flows, energy, stability, runs, steps),
+        correspondence=correspondence_rows(),
+        facts={"pre-training seed": 0, **versions(_PACKAGES)},
     )
+    write_report(report, content, progress=progress)
     return report, any(run.interrupted for run in runs.values())
+
+
+def _sections(
+    flows: ValleyFlows, energy: EnergyStudy, stability: StabilityMap, runs: dict[str, RunResult], steps: int
+) -> list[Section]:
+    return [
+        Section(
+            "Base and LITE flows on a river valley",
+            [
+                f"Semi-implicit Euler at h = 1 from the same point. LITE gives flat directions χ = {flows.chi:g} "
+                f"and β₂ = {flows.beta_flat:g}. Along the river it needs {flows.measured_speedup:.2f} times less "
+                f"time than the base method for the same fall; for a slow mode of a quadratic the closed form of "
+                f"claim C5 gives {flows.predicted_speedup:.2f}."
+            ],
+            valley_figure(flows),
+            "Grey: height f, darker is higher. The river is solved from P(w)∇f(w) = 0, not assumed.",
+        ),
+        Section(
+            "Energy and its identity",
+            [
+                "E = f + (η/2)‖m‖² falls at the rate that claim C2 predicts, if the Riemannian correction R is "
+                "kept. Dropping it, as every optimizer does, leaves up to "
+                f"{float(np.max(energy.residual_without)):.2g} over here; keeping it leaves "
+                f"{float(np.max(energy.residual_with)):.1g}, the integrator's error."
+            ],
+            energy_figure(energy),
+            "DOP853, F(w) = diag(0.4 + w²) + 0.2 cos w (cos w)ᵀ on a quadratic.",
+        ),
+        Section(
+            "Stability of the update rule",
+            ["Above β = −α/(2 − α)² the stable learning rate shrinks as β grows: why only flat directions get β₂."],
+            stability_figure(stability),
+            "Colour: spectral radius of one step, clipped to [0.5, 1.5]. Line: closed form of claim C6.",
+        ),
+        Section("Pre-training a small Llama", _training_text(runs), loss_figure(runs), _training_caption(runs, steps)),
+    ]
 
 
 def prepare(folder: Path, *, steps: int) -> None:

@@ -63,6 +63,18 @@ class ClaimResult:
         measured = [part for part in self.evidence if isinstance(part, Measurement)]
         return min((part.values.size for part in trials or measured), default=0)
 
+    @property
+    def tightest_bound(self) -> Bound | None:
+        """The bound that trials come closest to; those that an adversary attacked go before the others."""
+        bounds = [part for part in self.evidence if isinstance(part, Bound) and part.values.size]
+        return max(bounds, key=lambda part: (part.adversary is not None, part.worst), default=None)
+
+    @property
+    def closest_identity(self) -> Identity | None:
+        """The identity whose residuals are nearest to its tolerance, or farthest beyond it."""
+        identities = [part for part in self.evidence if isinstance(part, Identity) and part.values.size]
+        return max(identities, key=lambda part: part.strain, default=None)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,8 +57,41 @@ class Validation:
 
     def with_result(self, result: ClaimResult) -> Validation:
         """One more result; they are kept in the order asked for."""
-        results = sorted((*self.results, result), key=lambda done: self.asked.index(done.key))
-        return replace(self, results=tuple(results), when=_now())
+        return replace(self, when=_now())._holding((*self.results, result))
+
+    def continuing(self, earlier: Validation) -> Validation:
+        """With the results of an earlier validation that was interrupted.
+
+        Raises:
+            SavedResultsError: if it had another seed, number of instances or software.
+        """
+        for name in ("seed", "instances", "made_with"):
+            mine, others = getattr(self, name), getattr(earlier, name)
+            if mine != others:
+                raise SavedResultsError(
+                    f"The saved results have {name} = {others!r}, this run {mine!r}: they cannot be continued. "
+                    "Give the same settings, or another file."
+                )
+        return self._holding(earlier.results)
+
+    def only(self, keys: Sequence[str]) -> Validation:
+        """Some of the claims, in the order that they have.
+
+        Args:
+            keys: Which.
+
+        Raises:
+            SavedResultsError: for a claim that was not asked for.
+        """
+        for key in keys:
+            if key not in self.asked:
+                raise SavedResultsError(f"claim = {key!r} is not among the results: {', '.join(self.asked)}.")
+        return replace(self, asked=tuple(key for key in self.asked if key in keys))._holding(self.results)
+
+    def _holding(self, results: Sequence[ClaimResult]) -> Validation:
+        """The results of claims that were asked for, in that order."""
+        found = {result.key: result for result in results}
+        return replace(self, results=tuple(found[key] for key in self.asked if key in found))
 
     @property
     def missing(self) -> tuple[str, ...]:

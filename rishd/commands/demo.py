@@ -24,14 +24,14 @@ def demo(
     from rishd.demo import prepare, run_demo
 
     prepare(folder, steps=steps)
-    results, interrupted = run_claims(None, seed=0, instances=instances, jobs=-1)
-    print_claims(results)
-    if interrupted:
+    validation = run_claims(None, seed=0, instances=instances, jobs=-1)
+    print_claims(validation.results)
+    if validation.missing:
         raise typer.Exit(INTERRUPTED)
     with progress_bar(err) as advance:
-        report, interrupted = run_demo(folder, results, steps=steps, progress=advance, say=err.print)
+        report, interrupted = run_demo(folder, validation, steps=steps, progress=advance, say=err.print)
     out.print(f"report: {report.resolve()}")
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-    if not all(result.as_expected for result in results):
+    if not all(result.as_expected for result in validation.results):
         raise typer.Exit(FAILED)

@@ -47,6 +47,7 @@ def study(
     output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
 ) -> None:
     """Run a study: a table, its conclusion, data and figures."""
+    from rishd.report.study_records import write_study
     from rishd.study import STUDIES, run_study, summary
 
     if name is None:
@@ -55,17 +56,9 @@ def study(
     with err.status(f"study {name}"):
         result = run_study(name, quick=quick, seed=seed)
         folder = folder or Path("runs/studies") / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for stem, draw in result.figures.items():
-            draw().savefig(folder / f"{stem}.png", dpi=140)
-    record = json.dumps(
-        {"study": name, "quick": quick, "seed": seed, "conclusion": result.conclusion, "data": result.data},
-        indent=2,
-        allow_nan=False,
-    )
-    (folder / f"{name}.json").write_text(record + "\n", encoding="utf-8")
+        record = write_study(folder, name, result, quick=quick, seed=seed)
     if output is Format.json:
-        print(record)
+        print(json.dumps(record, indent=2, allow_nan=False))
         return
     out.print(text_table(result.table))
     out.print(result.conclusion, highlight=False)

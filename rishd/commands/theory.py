@@ -1,11 +1,11 @@
-"""Commands on the claims: ``rishd validate``."""
+"""Commands on the claims: ``rishd validate`` and ``rishd report``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,17 +13,32 @@ from rishd.commands.console import FAILED, INTERRUPTED, Format, err, out
 from rishd.progress import progress_bar
 from rishd.report.terminal import claims_table
 
+if TYPE_CHECKING:
+    from rishd.claims.validation import Validation
+
+_STUDIES = Path("runs/studies")  # where `rishd study` writes
+
+Claims = Annotated[list[str] | None, typer.Option("--claim", help="A claim, e.g. C8; may be repeated. All by default.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under a minute.")]
+Instances = Annotated[
+    int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 64 with --quick.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed of the instances.")]
+Jobs = Annotated[int, typer.Option(help="Processes; -1 is one per CPU core.")]
+Save = Annotated[
+    Path | None,
+    typer.Option("--save", help="File for the whole results, rewritten after each claim; for rishd report --from."),
+]
+
 
 def validate(
-    claims: Annotated[
-        list[str] | None, typer.Option("--claim", help="A claim, e.g. C8; may be repeated. All by default.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few instances: under a minute.")] = False,
-    instances: Annotated[
-        int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 64 with --quick.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the instances.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 is one per CPU core.")] = -1,
+    claims: Claims = None,
+    quick: Quick = False,
+    instances: Instances = None,
+    seed: Seed = 0,
+    jobs: Jobs = -1,
+    save: Save = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the claims that --save's file has.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Folder for a figure of each claim; none by default.")] = None,
     output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
 ) -> None:
@@ -31,23 +46,72 @@ def validate(
 
     Exits with 1 if a verdict is not the one that the registry expects.
     """
-    results, interrupted = run_claims(claims, seed=seed, instances=instances, quick=quick, jobs=jobs)
+    if resume and save is None:
+        raise ValueError("--resume takes up the results in a file; name it with --save.")
+    validation = run_claims(claims, seed=seed, instances=instances, quick=quick, jobs=jobs, save=save, resume=resume)
     if figures is not None:
-        write_figures(results, figures)
+        write_figures(validation.results, figures)
     if output is Format.json:
-        print(json.dumps([result.as_dict() for result in results], indent=2, allow_nan=False))
+        print(json.dumps([result.as_dict() for result in validation.results], indent=2, allow_nan=False))
     else:
-        print_claims(results)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if not all(result.as_expected for result in results):
-        raise typer.Exit(FAILED)
+        print_claims(validation.results)
+    _exit(validation)
+
+
+def report(
+    path: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("runs/report.html"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Results that rishd validate --save wrote; nothing is run then.")
+    ] = None,
+    claims: Claims = None,
+    quick: Quick = False,
+    instances: Instances = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the instances; 0 by default.")] = None,
+    jobs: Jobs = -1,
+    studies: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder of rishd study's results to include; {_STUDIES} by default, if there are any."),
+    ] = None,
+) -> None:
+    """Validate the claims and write the report: one HTML file that needs no other and no network.
+
+    Exits with 1 if a verdict is not the one that the registry expects. Ctrl-C writes what is done, marked as partial.
+    """
+    from rishd.claims.validation import Validation
+    from rishd.report.page import Report, write_report
+    from rishd.report.study_records import read_studies
+    from rishd.report.tables import correspondence_rows
+
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; give the HTML file to write, e.g. {path / 'report.html'}.")
+    found = read_studies(_STUDIES if studies is None else studies, required=studies is not None)
+    if source is None:
+        validation = run_claims(claims, seed=seed or 0, instances=instances, quick=quick, jobs=jobs)
+    else:
+        if quick or instances is not None or seed is not None:
+            raise ValueError("--from has its own seed and instances; leave out --quick, --instances and --seed.")
+        validation = Validation.load(source)
+        if claims:
+            validation = validation.only(claims)
+    with progress_bar(err) as advance:
+        content = Report("RISHD: the theory on trial", validation, studies=found, correspondence=correspondence_rows())
+        write_report(path, content, progress=advance)
+    print_claims(validation.results)
+    out.print(f"report: {path.resolve()}", soft_wrap=True, highlight=False)
+    _exit(validation)
 
 
 def run_claims(
-    keys: Sequence[str] | None, *, seed: int, instances: int | None = None, quick: bool = False, jobs: int
-) -> tuple[list[Any], bool]:
-    """Results of the claims in the registry's order with a progress bar, and whether Ctrl-C cut them short.
+    keys: Sequence[str] | None,
+    *,
+    seed: int,
+    instances: int | None = None,
+    quick: bool = False,
+    jobs: int,
+    save: Path | None = None,
+    resume: bool = False,
+) -> Validation:
+    """Results of the claims with a progress bar; Ctrl-C keeps those that are done.
 
     Args:
         keys: Which claims; all if ``None`` or empty.
@@ -55,29 +119,36 @@ def run_claims(
         instances: Random instances per numerical part; by default the registry's number, or its quick one.
         quick: See ``instances``.
         jobs: Processes; −1 is one per CPU core.
+        save: File for the results, rewritten after each claim; ``None`` is none.
+        resume: Whether claims with a result in ``save`` are taken from there.
 
     Raises:
-        ValueError: for an unknown claim, or numbers out of range.
+        ValueError: for an unknown claim, numbers out of range, or a ``save`` file that ``resume`` cannot go on with.
     """
     from rishd.claims import CLAIMS, INSTANCES, QUICK_INSTANCES
     from rishd.claims import validate as results_of
+    from rishd.claims.validation import Validation
 
     if instances is None:
         instances = QUICK_INSTANCES if quick else INSTANCES
-    results: list[Any] = []
-    chosen = list(dict.fromkeys(keys)) if keys else list(CLAIMS)
-    order = {key: place for place, key in enumerate(CLAIMS)}
-    interrupted = False
+    chosen = tuple(key for key in CLAIMS if key in keys) if keys else tuple(CLAIMS)
+    results_of(list(keys or ()), seed=seed, instances=instances, jobs=jobs)  # refuses what is out of range
+    validation = Validation.begin(chosen, seed=seed, instances=instances)
+    if resume and save is not None and save.exists():
+        validation = validation.continuing(Validation.load(save))
+    elif save is not None:
+        validation.save(save)  # now rather than after the first claim: a file that cannot be written is bad input
     with progress_bar(err) as advance:
-        advance("validating claims", 0, len(chosen))
+        advance("validating claims", len(validation.results), len(chosen))
         try:
-            for result in results_of(chosen, seed=seed, instances=instances, jobs=jobs):
-                results.append(result)
-                advance("validating claims", len(results), len(chosen))
+            for result in results_of(validation.missing, seed=seed, instances=instances, jobs=jobs):
+                validation = validation.with_result(result)
+                if save is not None:
+                    validation.save(save)
+                advance("validating claims", len(validation.results), len(chosen))
         except KeyboardInterrupt:
-            err.print(f"interrupted after {len(results)} of {len(chosen)} claims")
-            interrupted = True
-    return sorted(results, key=lambda result: order[result.key]), interrupted
+            err.print(f"interrupted after {len(validation.results)} of {len(chosen)} claims")
+    return validation
 
 
 def print_claims(results: Sequence[Any]) -> None:
@@ -100,3 +171,10 @@ def write_figures(results: Sequence[Any], folder: Path) -> None:
         if figure is not None:
             figure.savefig(folder / f"{result.key}.png", dpi=140)
     err.print(f"figures in {folder}")
+
+
+def _exit(validation: Validation) -> None:
+    if validation.missing:
+        raise typer.Exit(INTERRUPTED)
+    if not all(result.as_expected for result in validation.results):
+        raise typer.Exit(FAILED)

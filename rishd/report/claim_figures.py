@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 
 from rishd.claims import Bound, ClaimResult, Identity, Panel
 from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from rishd.report.typeset import SCRIPT
 
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _RANGE = (1e-4, 2.0)  # of the abscissa: what is farther below its limit, or above it, is drawn at the edge
+_PAGE_SIZE = (4.2, 3.1)  # inches: on a phone about as wide as the screen
 _ROLES: dict[str, dict[str, Any]] = {
     "measured": {"lw": 1.8, "ls": "-"},
     "bound": {"lw": 1.4, "ls": "--"},
@@ -60,7 +62,33 @@ def panels_figure(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Any, panel: Panel) -> None:
+def panel_figure(panel: Panel) -> Figure:
+    """One illustration without title and legend, for a page that has both in its text.
+
+    Args:
+        panel: Of a claim.
+    """
+    figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
+    axes = figure.subplots()
+    _draw_panel(axes, panel, legend=False)
+    axes.set_title("")
+    return figure
+
+
+def trials_figure(trials: Sequence[Bound | Identity]) -> Figure:
+    """How close trials come to their limits, without title and legend, for a page that has both in its text.
+
+    Args:
+        trials: Parts of a claim's evidence, each with at least one instance.
+    """
+    figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
+    axes = figure.subplots()
+    _draw_trials(axes, trials)
+    axes.set_title("")
+    return figure
+
+
+def _draw_panel(axes: Any, panel: Panel, *, legend: bool = True) -> None:
     """Measured curves are solid, what bounds them has the same colour and is dashed."""
     colours: dict[str, int] = {}
     for curve in panel.curves:
@@ -68,22 +96,28 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
         colours.setdefault(role, 0)
         style: dict[str, Any] = {"color": _COLOURS[colours[role] % len(_COLOURS)], **_ROLES[curve.role]}
         colours[role] += 1
-        axes.plot(curve.x, curve.y, label=curve.label or None, **style)
-    axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.plot(curve.x, curve.y, label=_mathtext(curve.label) or None, **style)
+    axes.set(title=_mathtext(panel.title), xlabel=_mathtext(panel.xlabel), ylabel=_mathtext(panel.ylabel))
     axes.set_xscale("log" if "x" in panel.log else "linear")
     axes.set_yscale("log" if "y" in panel.log else "linear")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if legend:
+        axes.legend(fontsize=8)
 
 
-def _draw_trials(axes: Any, trials: list[Bound | Identity]) -> None:
+def _mathtext(text: str) -> str:
+    """Subscripts and superscripts of a label for matplotlib."""
+    return SCRIPT.sub(lambda match: f"${match[1]}{{{match[2] or match[3] or match[4]}}}$", text)
+
+
+def _draw_trials(axes: Any, trials: Sequence[Bound | Identity]) -> None:
     for i, part in enumerate(trials):
         colour = _COLOURS[i % len(_COLOURS)]
         strict = isinstance(part, Identity) and part.tolerance == 0
         scale = part.tolerance if isinstance(part, Identity) and not strict else 1.0
         ratio = np.sort(np.clip(part.values / scale, *_RANGE))
         share = np.arange(1, ratio.size + 1) / ratio.size
-        label = textwrap.shorten(part.name, 84, placeholder=" …")
+        label = _mathtext(textwrap.shorten(part.name, 84, placeholder=" …"))
         dashes = "-" if i < len(_COLOURS) else "--"
         axes.plot(ratio, share, color=colour, lw=1.6, ls=dashes if isinstance(part, Bound) else ":", label=label)
         if isinstance(part, Bound) and part.adversary is not None:

@@ -1,12 +1,14 @@
-"""The self-contained HTML report."""
+"""The self-contained HTML report: one template for ``rishd report`` and ``rishd demo``."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from rishd.claims import Bound, ClaimResult, Identity, Measurement, Proof
-from rishd.report.claim_figures import claim_figure
+from rishd.atomic import write_text
+from rishd.claims import Bound, Identity
+from rishd.claims.validation import Validation
+from rishd.progress import Advance
+from rishd.report.claim_views import claim_view, standing
+from rishd.report.notation import NOTATION
+from rishd.report.study_records import StudyRecord
+from rishd.report.typeset import number, ratio, scripts, typeset
 
 _DPI = 140
 
@@ -37,66 +45,90 @@ class Section:
     caption: str = ""
 
 
-def write_report(
-    path: Path, *, claims: Sequence[ClaimResult], sections: Sequence[Section], facts: Mapping[str, Any]
-) -> None:
+@dataclass(frozen=True)
+class Report:
+    """Content of a report.
+
+    Args:
+        title: Heading of the page.
+        validation: The claims' results.
+        sections: Between the findings and the claims.
+        studies: Results of studies.
+        correspondence: Rows of the table of known optimizers, column ↦ text; empty for none.
+        facts: What else was used, shown at the end: name to text.
+    """
+
+    title: str
+    validation: Validation
+    sections: Sequence[Section] = ()
+    studies: Sequence[StudyRecord] = ()
+    correspondence: Sequence[Mapping[str, str]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_report(path: Path, report: Report, *, progress: Advance = lambda what, done, total: None) -> None:
     """Write one HTML file that needs no other, atomically.
 
     Args:
         path: Where.
-        claims: Results, in order.
-        sections: After the claims.
-        facts: Versions, seeds and hashes, shown at the end.
+        report: What.
+        progress: Called with (what, done, total) as the claims are drawn.
     """
+    validation = report.validation
+    keys = [result.key for result in validation.results]
+    views = []
+    for done, result in enumerate(validation.results):
+        progress("drawing claims", done, len(keys))
+        views.append(claim_view(result, link_to=keys))
+    progress("drawing claims", len(keys), len(keys))
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            validation=validation,
+            claims=views,
+            verdicts=Counter(result.verdict for result in validation.results),
+            unexpected=[result for result in validation.results if not result.as_expected],
+            standing=standing(validation.results),
+            notation=typeset(NOTATION),
+            sections=[
+                {"section": section, "image": None if section.figure is None else _png(section.figure)}
+                for section in report.sections
+            ],
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+    )
+    write_text(path, page)
+
+
+def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("rishd.report"), autoescape=select_autoescape(), undefined=StrictUndefined
+        loader=PackageLoader("rishd.report"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    page = environment.get_template("report.html").render(
-        claims=[
-            {
-                "result": claim,
-                "parts": [part_text(part) for part in claim.evidence],
-                "image": None if (figure := claim_figure(claim)) is None else _png(figure),
-            }
-            for claim in claims
-        ],
-        sections=[
-            {"section": section, "image": None if section.figure is None else _png(section.figure)}
-            for section in sections
-        ],
-        facts=facts,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    font = files("rishd.report").joinpath("fonts", "stix-two-math.woff2").read_bytes()
+    environment.globals["math_font"] = base64.b64encode(font).decode()
+    environment.filters.update(
+        number=number,
+        ratio=ratio,
+        scripts=scripts,
+        median=lambda values: float(np.median(values)),
+        largest=lambda values: float(np.max(values)),
+        missed=_missed,
+        without=lambda row, column: {name: text for name, text in row.items() if name != column},
+        met=lambda hypothesis: int(hypothesis.met.sum()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    return environment
 
 
-def part_text(part: Any) -> str:
-    """One line of evidence for people."""
-    if isinstance(part, Proof):
-        return f"{'proved' if part.holds else 'NOT PROVED'}: {part.name}"
-    if part.values.size == 0:
-        return f"not applicable to any instance: {part.name}"
-    worst, median = float(part.values.max()), np.median(part.values)
-    if isinstance(part, Measurement):
-        return f"{part.name}: median {median:.2g}, largest {worst:.2g}"
-    if isinstance(part, Identity):
-        verdict = "≤" if part.holds else "EXCEEDS"
-        return f"{part.name}: worst {worst:.2g} {verdict} {part.tolerance:.3g} over {_counted(part, part.residuals)}"
-    adversary = ""
-    if part.adversary is not None:
-        adversary = f"; an adversary found {part.adversary.tightness:.4f} in {part.adversary.evaluations} more"
-    return (
-        f"{part.name}: tightness (measured/bound) largest {worst:.4f}, median {median:.3f} over "
-        f"{_counted(part, part.value)}{adversary}{'' if part.holds else '; EXCEEDS 1'}"
-    )
-
-
-def _counted(part: Identity | Bound, tried: np.ndarray) -> str:
-    missed = tried.size - part.values.size
-    return f"{part.values.size} instances" + (f" ({missed} more not applicable)" if missed else "")
+def _missed(part: Identity | Bound) -> int:
+    """Instances that a hypothesis does not admit."""
+    tried = part.value if isinstance(part, Bound) else part.residuals
+    return int(tried.size - part.values.size)
 
 
 def _png(figure: Figure) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from discretizations.known_optimizers import CORRESPONDENCES
 
 
+def correspondence_rows() -> list[dict[str, str]]:
+    """Known optimizers, one row each: column ↦ text."""
+    return [row.as_text() for row in CORRESPONDENCES.values()]
+
+
 def correspondence_table() -> str:
     """Known optimizers as Markdown: one row each, formulas as text."""
-    rows = [row.as_text() for row in CORRESPONDENCES.values()]
+    rows = correspondence_rows()
     code = ("implementation",)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     for row in rows:

@@ -13,8 +13,6 @@ from rich.table import Column, Table
 
 def claims_table(results: Sequence[Any]) -> Table:
     """One row a claim: verdict, instances, tightness of its tightest bound, worst residual, seconds."""
-    from rishd.claims import Bound, Identity
-
     table = Table(
         Column("claim", no_wrap=True),
         "what",
@@ -27,10 +25,7 @@ def claims_table(results: Sequence[Any]) -> Table:
         "residual: worst / tolerance. s: seconds.",
     )
     for result in results:
-        bounds = [part for part in result.evidence if isinstance(part, Bound) and part.values.size]
-        tightest = max(bounds, key=lambda part: (part.adversary is not None, part.worst), default=None)
-        identities = [part for part in result.evidence if isinstance(part, Identity) and part.values.size]
-        closest = max(identities, key=lambda part: part.strain, default=None)  # nearest to failing, or failing most
+        tightest, closest = result.tightest_bound, result.closest_identity
         colour = "green" if result.as_expected else "red"
         table.add_row(
             result.key,

@@ -1,0 +1,123 @@
+"""Results of ``rishd study`` as they lie in a folder: written by the command, read by the report."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rishd.atomic import write_text
+from rishd.provenance import versions
+from rishd.study import STUDIES, StudyResult, summary
+
+_PACKAGES = ("rishd", "numpy", "scipy", "torch", "matplotlib")
+
+
+class StudyFolderError(ValueError):
+    """A folder without readable results of studies; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study's results for the report.
+
+    Args:
+        name: Of the study.
+        title: What it asks.
+        quick: Whether it was a first look.
+        seed: Random seed.
+        conclusion: What its data say.
+        table: Rows, column ↦ text.
+        figures: PNG files.
+        made_with: Versions of software.
+        when: Time, UTC.
+    """
+
+    name: str
+    title: str
+    quick: bool
+    seed: int
+    conclusion: str
+    table: Sequence[Mapping[str, str]] = ()
+    figures: Sequence[Path] = ()
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    when: str = ""
+
+    @property
+    def images(self) -> list[str]:
+        """The figures' content in base64."""
+        return [base64.b64encode(path.read_bytes()).decode() for path in self.figures]
+
+
+def write_study(folder: Path, name: str, result: StudyResult, *, quick: bool, seed: int) -> dict[str, Any]:
+    """Write a study's figures and then its record, ``NAME.json``, atomically.
+
+    Args:
+        folder: Where.
+        name: Of the study.
+        result: What it found.
+        quick: Whether it was a first look.
+        seed: Random seed.
+
+    Returns:
+        The record as plain data.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, draw in result.figures.items():
+        draw().savefig(folder / f"{stem}.png", dpi=140)
+    record = {
+        "study": name,
+        "title": summary(name),
+        "quick": quick,
+        "seed": seed,
+        "conclusion": result.conclusion,
+        "table": [dict(row) for row in result.table],
+        "figures": [f"{stem}.png" for stem in result.figures],
+        "made_with": versions(_PACKAGES),
+        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "data": result.data,
+    }
+    write_text(folder / f"{name}.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return record
+
+
+def read_studies(folder: Path, *, required: bool = True) -> list[StudyRecord]:
+    """Results that lie in ``folder/NAME/NAME.json`` or ``folder/NAME.json``, in the order of the registry.
+
+    Args:
+        folder: What ``rishd study`` wrote to, by default runs/studies.
+        required: Whether a folder without results is an error.
+
+    Raises:
+        StudyFolderError: for a folder without results where they are required, or a file that cannot be read.
+    """
+    places = [place for name in STUDIES for place in (folder / name / f"{name}.json", folder / f"{name}.json")]
+    found = [place for place in places if place.exists()]
+    if required and not found:
+        raise StudyFolderError(f"{folder} holds no results of studies; `rishd study NAME` writes runs/studies/NAME.")
+    return [_read(path) for path in found]
+
+
+def _read(path: Path) -> StudyRecord:
+    name = path.stem
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return StudyRecord(
+            name,
+            data["title"],
+            data["quick"],
+            data["seed"],
+            data["conclusion"],
+            data["table"],
+            [path.parent / file for file in data["figures"]],
+            data["made_with"],
+            data["when"],
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
+        raise StudyFolderError(
+            f"{path} is not readable as results of a study ({problem!r}); write them again with: rishd study {name}"
+        ) from None

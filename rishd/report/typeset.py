@@ -1,0 +1,94 @@
+"""Text for the report: reStructuredText with formulas as MathML, plain text with sub- and superscripts, numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection
+
+import numpy as np
+from markupsafe import Markup, escape
+
+# Docstrings are ours, but a file that they name must not be read into the page, nor raw HTML taken over.
+_SETTINGS = {
+    "math_output": "MathML",
+    "report_level": 2,
+    "halt_level": 2,
+    "embed_stylesheet": False,
+    "file_insertion_enabled": False,
+    "raw_enabled": False,
+}
+_MATH = re.compile(r"<math.*?</math>", re.DOTALL)
+_PUNCTUATED = re.compile(r"(<math>(?:(?!</math>).)*</math>)([,;.:)]+)", re.DOTALL)  # no line may begin with them
+_TAG = re.compile(r"(<math.*?</math>|<[^>]*>)", re.DOTALL)
+_CLAIM = re.compile(r"\bC\d+[a-z]?\b")
+# A braced script, or a short one: w_k, L_s, λ_max, f*_0 but not the underscores of a name such as lite_step.
+SCRIPT = re.compile(r"([_^])(?:\{([^{}]+)\}|\(([^()]+)\)|([-−]?\d+(?:\.\d+)?|max|min|\w)(?!\w))")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def typeset(text: str, *, link_to: Collection[str] = ()) -> Markup:
+    """HTML of reStructuredText; formulas become MathML, which browsers draw without a script or a network.
+
+    Args:
+        text: reStructuredText, e.g. of :attr:`rishd.claims.claim.Claim.sections`.
+        link_to: Keys of claims on the same page; mentions of them become links.
+
+    Raises:
+        docutils.utils.SystemMessage: for text that is not reStructuredText.
+    """
+    from docutils.core import publish_parts
+
+    fragment = publish_parts(_capitalised(text), writer="html5", settings_overrides=_SETTINGS)["fragment"]
+    fragment = _MATH.sub(_compact, fragment)
+    fragment = _PUNCTUATED.sub(r'<span class="together">\1\2</span>', fragment)
+    fragment = fragment.replace("<div>\n<math", '<div class="display" tabindex="0"><math')
+    return Markup("".join(part if part[:1] == "<" else _linked(part, link_to) for part in _TAG.split(fragment)))
+
+
+def scripts(text: str) -> Markup:
+    """Escaped plain text with its subscripts and superscripts raised and lowered, e.g. of ``f(w_k)`` or ``e^{−rt}``."""
+
+    def raised(match: re.Match[str]) -> str:
+        tag = "sub" if match[1] == "_" else "sup"
+        return f"<{tag}>{match[2] or match[3] or match[4]}</{tag}>"
+
+    return Markup(SCRIPT.sub(raised, str(escape(text))))
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with so many digits, with a power of ten where it is very large or small, e.g. 1.8·10⁻⁶."""
+    if not np.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits}g}".replace("-", "−") if abs(value) < 100 else f"{value:.0f}".replace("-", "−")
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}".replace("-", "−")
+
+
+def ratio(value: float) -> str:
+    """A tightness with four decimals, rounded away from 1: only a bound that is exceeded reads as more than 1."""
+    if not np.isfinite(value):
+        return number(value)
+    if value == 1.0:
+        return "1"
+    rounded = (math.ceil if value > 1 else math.floor)(round(value * 1e4, 6)) / 1e4
+    return f"{rounded:.4f}" if rounded >= 1e-3 or value == 0 else number(value)
+
+
+def _capitalised(text: str) -> str:
+    """A capital at the beginning, unless the first word is a formula or a name such as arXiv or docs/theory."""
+    word = text.split(maxsplit=1)[0] if text.strip() else ""
+    return text[:1].upper() + text[1:] if word.rstrip(",;.").isalpha() and word.islower() else text
+
+
+def _compact(match: re.Match[str]) -> str:
+    """MathML without indentation and namespace, which HTML implies; opening and closing norm bars of one height."""
+    text = re.sub(r">\s+<", "><", match[0])
+    text = text.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+    text = re.sub(r'<mo class="mathopen">([|‖])', r'<mo stretchy="false">\1', text)
+    return re.sub(r"(<ms(?:ub|up|ubsup)>)<mo>([|‖])", r'\1<mo stretchy="false">\2', text)
+
+
+def _linked(text: str, keys: Collection[str]) -> str:
+    return _CLAIM.sub(lambda match: f'<a href="#{match[0]}">{match[0]}</a>' if match[0] in keys else match[0], text)
