@@ -119,6 +119,7 @@ def _environment() -> Environment:
         median=lambda values: float(np.median(values)),
         largest=lambda values: float(np.max(values)),
         missed=_missed,
+        place=_place,
         without=lambda row, column: {name: text for name, text in row.items() if name != column},
         met=lambda hypothesis: int(hypothesis.met.sum()),
     )
@@ -129,6 +130,11 @@ def _missed(part: Identity | Bound) -> int:
     """Instances that a hypothesis does not admit."""
     tried = part.value if isinstance(part, Bound) else part.residuals
     return int(tried.size - part.values.size)
+
+
+def _place(tightness: float) -> str:
+    """Abscissa of a tightness in a strip 120 wide with the limit 1 at 104; what is larger or no number is beyond."""
+    return f"{4 + 100 * np.clip(np.nan_to_num(tightness, nan=1.1), 0.0, 1.1):.1f}"
 
 
 def _png(figure: Figure) -> str:

@@ -66,11 +66,11 @@ def test_interrupt_keeps_the_claims_that_are_done(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(CLAIMS, "C8", Claim("C8", "interrupted", interrupted))
-    chosen = [word for key in ("C6", "C8", "C7") for word in ("--claim", key)]
+    chosen = [word for key in ("C6", "C8", "C10") for word in ("--claim", key)]
     run = CliRunner().invoke(app, ["validate", *chosen, "--instances", "5", "--jobs", "1"])
     assert run.exit_code == 130
     assert "C6" in run.output
-    assert "C7" not in run.output
+    assert "C10" not in run.output
     assert "interrupted after 1 of 3 claims" in run.output
 
 
@@ -100,7 +100,7 @@ def test_missing_extra_says_how_to_install_it(monkeypatch):
         rishd.pretraining.require_extra()
 
 
-def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch):
+def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch, as_validation):
     from rishd.claims import validate
     from rishd.demo import run_demo
     from rishd.pretraining.run_folder import RunFolderError
@@ -113,12 +113,13 @@ def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch):
         monkeypatch.setattr(
             f"rishd.demo.{name}", lambda data, right=right, name=name: drawn.append(name) or right(data)
         )
-    claims = list(validate(["C5", "C6"], instances=20))
+    claims = as_validation(list(validate(["C5", "C6"], instances=20)))
     report, interrupted = run_demo(tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None)
     assert not interrupted
     page = report.read_text()
     assert len(drawn) == 4
-    assert page.count("data:image/png;base64,") == 4 + len(claims)  # each claim has a figure of its own
+    assert page.count("data:image/png;base64,") == 4
+    assert page.count("<figure><figcaption>") == len(claims.results)  # each claim has a figure of its own
     assert "http" not in page.replace("http-equiv", "")
     for expected in ("modes of a quadratic", "proved", "Final validation loss", "muon-lite"):
         assert expected in page

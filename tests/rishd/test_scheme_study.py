@@ -100,11 +100,16 @@ def test_command_writes_figures_and_data(tiny, tmp_path):
     assert "[1]" in result.stdout
     assert "One is one." in result.stdout
     record = json.loads((folder / "tiny.json").read_text())
+    assert {"torch", "numpy"} <= record.pop("made_with").keys()
+    assert record.pop("when").endswith("UTC")
     assert record == {
         "study": "tiny",
+        "title": "A study for tests.",
         "quick": True,
         "seed": 3,
         "conclusion": "One is one.",
+        "table": [{"a": "[1]"}],
+        "figures": ["plot.png"],
         "data": {"quick": True, "seed": 3},
     }
     assert (folder / "plot.png").stat().st_size > 0
