@@ -64,7 +64,8 @@ def write_checkpoint(
         "w": to_numpy(w),
         "m": to_numpy(m),
         "failed_at": health.failed_at,
-        "limited": health.limited,
+        "causes": health.causes,
+        "causes_messages": json.dumps(health.messages),
         "observed_times": observed_times,
         **{f"observed_{name}": values for name, values in observed.items()},
         **pack_events(events[: position.events]),
@@ -106,7 +107,7 @@ def read_checkpoint(
         Save(time, states.get(time), {name: saved[f"observed_{name}"][i] for name in recorder.observers})
         for i, time in enumerate(rows)
     ]
-    health.restore(saved["failed_at"], saved["limited"])
+    health.restore(saved["failed_at"], saved["causes"], json.loads(str(saved["causes_messages"])))
     state = PhaseState(like(saved["state_w"], reference), like(saved["state_m"], reference))
     events = unpack_events(saved)
     return Position(int(saved["step"]), state, len(events)), events

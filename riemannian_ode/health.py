@@ -11,7 +11,7 @@ from riemannian_ode.arrays import to_numpy
 from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
-from riemannian_ode.integrators import PhaseState
+from riemannian_ode.integrators import Losses, PhaseState
 from riemannian_ode.trajectory import Status
 
 # Below a bound by this much is rounding: a schedule that falls to 0 reaches it only to the last digits.
@@ -66,31 +66,40 @@ class SystemCheck:
             raise InvalidSystemError(f"at t = {t:.12g}: {problem}") from None
 
 
+_TOLD: dict[str, tuple[str, str]] = {  # by cause: what happened, and the remedy
+    "non-finite": ("became non-finite", "take a smaller learning rate or step"),
+    "step-limit": ("reached the step limit", "raise max_steps, or take a scheme for stiff flows"),
+    "integrator-failed": ("could not be integrated further", ""),
+}
+
+
 class Health:
-    """First time at which each member was lost, and how.
+    """First time at which each member was lost, and why.
 
     Attributes:
         failed_at: First time at which each member was non-finite, NaN for sound members; shape ``(*ensemble,)``.
-        limited: Which of them used up an adaptive scheme's steps, same shape.
+        causes: Why, ``"non-finite"``, ``"step-limit"`` or ``"integrator-failed"``; empty for sound members. Same shape.
+        messages: What the scheme said of the first one, by cause.
     """
 
     def __init__(self, ensemble: tuple[int, ...]) -> None:
         self.failed_at = np.full(ensemble, np.nan)
-        self.limited = np.zeros(ensemble, dtype=bool)
+        self.causes = Losses(ensemble).causes
+        self.messages: dict[str, str] = {}
         self.any_lost = False
 
-    def restore(self, failed_at: np.ndarray, limited: np.ndarray) -> None:
+    def restore(self, failed_at: np.ndarray, causes: np.ndarray, messages: dict[str, str]) -> None:
         """Take over what a checkpoint knew."""
-        self.failed_at, self.limited = failed_at, limited
+        self.failed_at, self.causes, self.messages = failed_at, causes, messages
         self.any_lost = not bool(np.isnan(failed_at).all())
 
-    def lost_all(self, state: PhaseState, t: float, limited: np.ndarray | None = None) -> bool:
+    def lost_all(self, state: PhaseState, t: float, losses: Losses | None = None) -> bool:
         """Whether no member is left.
 
         Args:
             state: State at t.
             t: Time.
-            limited: Which members the scheme gave up because their steps were used up; ``None`` if it never does.
+            losses: Which members the scheme gave up, and why; ``None`` if it never does.
         """
         # A sum is finite only if every number is: one cheap reduction while all is well.
         if not self.any_lost and math.isfinite(float(state.w.sum() + state.m.sum())):
@@ -99,30 +108,30 @@ class Health:
         if not self.any_lost and finite.all():
             return False  # the sum overflowed, no member did
         self.any_lost = True
-        self.failed_at = np.where(~finite & np.isnan(self.failed_at), t, self.failed_at)
-        if limited is not None:
-            self.limited = self.limited | limited
+        new = ~finite & np.isnan(self.failed_at)
+        self.failed_at = np.where(new, t, self.failed_at)
+        self.causes = np.where(new, "non-finite", self.causes)
+        if losses is not None:
+            self.causes = np.where(new & (losses.causes != ""), losses.causes, self.causes)
+            self.messages = losses.messages | self.messages
         return not finite.any()
 
     def verdict(self, status: Status, message: str) -> tuple[Status, str]:
         """Status and message of a run that ended with those given, with its lost members named."""
         if not self.any_lost:
             return status, message
-        lost = ~np.isnan(self.failed_at)
-        told = [
-            self._describe(lost & ~self.limited, "became non-finite", "take a smaller learning rate or step"),
-            self._describe(self.limited, "reached the step limit", "raise max_steps, or take a scheme for stiff flows"),
-            message,
-        ]
-        if status == "finished":
-            status = "step-limit" if self.limited.any() else "non-finite"
-        return status, "; ".join(filter(None, told))
+        if status in ("finished", "non-finite"):
+            causes: tuple[Status, ...] = ("integrator-failed", "step-limit", "non-finite")
+            status = next(cause for cause in causes if (self.causes == cause).any())
+        return status, "; ".join(filter(None, [*map(self._describe, _TOLD), message]))
 
-    def _describe(self, members: np.ndarray, what: str, remedy: str) -> str:
+    def _describe(self, cause: str) -> str:
+        members, (what, remedy) = self.causes == cause, _TOLD[cause]
         if not members.any():
             return ""
         times = np.where(members, self.failed_at, np.inf)
         first = float(times.min())
+        remedy = remedy or self.messages.get(cause, "")
         if not times.shape:
             return f"the state {what} at t = {first:.6g}; {remedy}"
         member = tuple(int(i) for i in np.unravel_index(int(times.argmin()), times.shape))

@@ -93,8 +93,8 @@ class Run:
             self.recorder.end(now, state)
         status, message = self.health.verdict(status, message)
         times, w, m, observed_times, observed = self.recorder.stacked()
-        failed_at, events = self.health.failed_at, tuple(self.events)
-        return Trajectory(times, w, m, status, message, failed_at, observed_times, observed, events)
+        failed_at, causes, events = self.health.failed_at, self.health.causes, tuple(self.events)
+        return Trajectory(times, w, m, status, message, failed_at, causes, observed_times, observed, events)
 
     def _loop(self, advance: Callable[[int], None]) -> tuple[Status, str]:
         schedule = self.schedule
@@ -110,7 +110,7 @@ class Run:
             is_saved = schedule.is_saved(k)
             if is_saved:
                 self.check.symmetry(now, state.w)
-            lost = self.health.lost_all(state, now, None if self.members is None else self.members.limited)
+            lost = self.health.lost_all(state, now, None if self.members is None else self.members.losses)
             # Records first, the position last: Ctrl-C in between takes them back, see go().
             self.events += found
             for t, partial in inside:

@@ -72,6 +72,8 @@ class Trajectory:
         status: ``"finished"``, or why it stopped early.
         message: The reason in words, with time and member; empty when finished.
         failed_at: First time at which each member was seen non-finite, NaN for sound members; shape ``(*ensemble,)``.
+        causes: Why each member was lost: ``"non-finite"``, ``"step-limit"`` or ``"integrator-failed"``; empty for sound
+            members. Shape ``(*ensemble,)``.
         observed_times: Times of the observed values, shape ``(observations,)``.
         observed: Name of an observer to its values, each of shape ``(observations, …)``.
         events: Located events, in order of time.
@@ -83,6 +85,7 @@ class Trajectory:
     status: Status
     message: str
     failed_at: np.ndarray
+    causes: np.ndarray
     observed_times: np.ndarray = field(default_factory=lambda: np.empty(0))
     observed: Mapping[str, np.ndarray] = field(default_factory=dict)
     events: tuple[EventRecord, ...] = ()
@@ -158,6 +161,7 @@ class Trajectory:
             "status": self.status,
             "message": self.message,
             "failed_at": self.failed_at,
+            "causes": self.causes,
             "observed_times": self.observed_times,
             **{f"observed_{name}": values for name, values in self.observed.items()},
             **pack_events(self.events),
@@ -179,7 +183,7 @@ class Trajectory:
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError(f"{path} is no saved trajectory: it is a single array.")
         with opened as archive:
-            needed = {"times", "w", "m", "status", "message", "failed_at", "observed_times", *pack_events(())}
+            needed = {"times", "w", "m", "status", "message", "failed_at", "causes", "observed_times", *pack_events(())}
             missing = needed - set(archive.files)
             if missing:
                 raise ValueError(f"{path} is no saved trajectory: it lacks {', '.join(sorted(missing))}.")
@@ -191,6 +195,7 @@ class Trajectory:
                 status,  # type: ignore[arg-type]  # written by save() from a Status
                 str(archive["message"]),
                 archive["failed_at"],
+                archive["causes"],
                 archive["observed_times"],
                 {
                     name.removeprefix("observed_"): archive[name]

@@ -7,6 +7,7 @@ from riemannian_ode.integrators.adaptive import DOP853, LSODA, RK45, Radau, SciP
 from riemannian_ode.integrators.base import (
     Integrator,
     IntegratorError,
+    Losses,
     MemberStates,
     OneStepIntegrator,
     PhaseState,
@@ -69,6 +70,7 @@ __all__ = [
     "ImplicitMidpoint",
     "Integrator",
     "IntegratorError",
+    "Losses",
     "MemberStates",
     "OneStepIntegrator",
     "PhaseState",

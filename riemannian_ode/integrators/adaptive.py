@@ -10,12 +10,22 @@ import scipy.integrate
 
 from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.integrators.base import Integrator, IntegratorError, PhaseState, StepLimitError
+from riemannian_ode.integrators.base import (
+    Integrator,
+    IntegratorError,
+    Losses,
+    MemberStates,
+    PhaseState,
+    StepLimitError,
+)
 from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
 
 
 class SciPyAdaptive(Integrator):
     """An adaptive SciPy solver behind the integrator protocol; the whole ensemble shares its steps.
+
+    Where the solver cannot go on with an ensemble, the member whose state changes fastest becomes NaN and is named by
+    ``simulate``, and the solver starts again with the others.
 
     Args:
         rtol: Relative tolerance of a step.
@@ -48,39 +58,86 @@ class SciPyAdaptive(Integrator):
     def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
-        shape = tuple(state.w.shape)
-        size = int(np.prod(shape))
+        return _SharedSteps(self, system, state, t0=t0, h=h, steps=steps, first=first)
 
-        def split(y: np.ndarray) -> PhaseState:
-            return PhaseState(like(y[:size].reshape(shape), state.w), like(y[size:].reshape(shape), state.m))
 
-        def rates(t: float, y: np.ndarray) -> np.ndarray:
-            w_dot, m_dot = system.rates(t, *split(y))
-            return np.concatenate([to_numpy(w_dot).ravel(), to_numpy(m_dot).ravel()])
+class _SharedSteps(MemberStates):
+    """The run of an ensemble, from output to output."""
 
-        y0 = np.concatenate([to_numpy(state.w).ravel(), to_numpy(state.m).ravel()]).astype(np.float64)
-        start: Any = self.solver  # SciPy types OdeSolver itself, whose signature its subclasses extend
-        solver = start(
-            rates, t0 + first * h, y0, t_bound=t0 + h * steps, rtol=self.rtol, atol=self.atol, max_step=self.max_step
-        )
-        given, taken = first, 0
-        while given < steps:
-            if taken == self.max_steps:
-                target = t0 + (given + 1) * h
-                raise StepLimitError(step_limit_message(self.name, taken, target=target, at=solver.t))
+    def __init__(
+        self,
+        scheme: SciPyAdaptive,
+        system: RISHD,
+        state: PhaseState,
+        *,
+        t0: float,
+        h: float,
+        steps: int,
+        first: int,
+    ) -> None:
+        self.scheme, self.system, self.start = scheme, system, state
+        self.t0, self.h, self.steps, self.given = t0, h, steps, first
+        self.shape = tuple(state.w.shape)
+        self.losses = Losses(self.shape[:-1])
+        self.layout = (2, int(np.prod(self.shape[:-1])), self.shape[-1])  # w and m, members, coordinates
+        y = np.stack([to_numpy(x).reshape(self.layout[1:]) for x in state]).astype(np.float64)
+        self.alive = np.isfinite(y).all(axis=(0, 2))
+        self.dense: Any = None
+        self._start_solver(t0 + first * h, np.nan_to_num(y.ravel()))
+
+    def __next__(self) -> PhaseState:
+        if self.given == self.steps:
+            raise StopIteration
+        target, taken = self.t0 + (self.given + 1) * self.h, 0
+        while self.solver.status == "running" and self.solver.t < target:
+            if taken == self.scheme.max_steps:
+                message = step_limit_message(self.scheme.name, taken, target=target, at=self.solver.t)
+                raise StepLimitError(message)
             taken += 1
-            problem = solver.step() if solver.status == "running" else "it ended before the last output time"
-            if solver.status == "failed" or not np.isfinite(solver.y).all():
-                reason = problem or "the state is not finite"
-                raise IntegratorError(f"{self.name} stopped at t = {solver.t:.6g}: {reason}")
-            dense = None
-            while given < steps and (t0 + (given + 1) * h <= solver.t or solver.status == "finished"):
-                given, taken = given + 1, 0
-                if given == steps:
-                    yield split(solver.y)
-                    continue
-                dense = dense or solver.dense_output()
-                yield split(dense(t0 + given * h))
+            self._step()
+        self.given += 1
+        if self.given == self.steps:
+            return self._split(self.solver.y, lost=np.nan)
+        self.dense = self.dense or self.solver.dense_output()
+        return self._split(self.dense(target), lost=np.nan)
+
+    def _start_solver(self, t: float, y: np.ndarray) -> None:
+        scheme, end = self.scheme, self.t0 + self.h * self.steps
+        start: Any = scheme.solver  # SciPy types OdeSolver itself, whose signature its subclasses extend
+        limits = {"rtol": scheme.rtol, "atol": scheme.atol, "max_step": scheme.max_step}
+        self.solver = start(self._rates, t, y, t_bound=end, **limits)
+
+    def _step(self) -> None:
+        """One step of the solver; where it fails, its fastest member is given up."""
+        solver, t, y = self.solver, self.solver.t, self.solver.y.copy()
+        self.dense = None
+        problem = solver.step()
+        if solver.status != "failed" and np.isfinite(solver.y).all():
+            return
+        reason = problem or "the state is not finite"
+        message = f"{self.scheme.name} stopped at t = {t:.6g}: {reason}"
+        if np.count_nonzero(self.alive) < 2:
+            raise IntegratorError(message)
+        scale = self.scheme.atol + self.scheme.rtol * np.abs(y)
+        speed = np.abs(self._rates(t, y) / scale).reshape(self.layout).max(axis=(0, 2))
+        speed = np.where(self.alive, np.nan_to_num(speed, nan=np.inf), -1.0)
+        fastest = np.arange(speed.size) == int(speed.argmax())
+        self.alive = self.alive & ~fastest
+        self.losses.add(fastest.reshape(self.shape[:-1]), "integrator-failed", message)
+        self._start_solver(t, y)
+
+    def _rates(self, t: float, y: np.ndarray) -> np.ndarray:
+        rates = self.system.rates(t, *self._split(y))
+        rows = np.stack([to_numpy(x).reshape(self.layout[1:]) for x in rates])
+        if not self.alive.all():
+            rows[:, ~self.alive] = 0.0  # lost members rest where they were
+        return rows.ravel()
+
+    def _split(self, y: np.ndarray, *, lost: float | None = None) -> PhaseState:
+        rows = np.array(y.reshape(self.layout))
+        if lost is not None:
+            rows[:, ~self.alive] = lost
+        return PhaseState(*(like(half.reshape(self.shape), self.start.w) for half in rows))
 
 
 class DOP853(SciPyAdaptive):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,14 +27,42 @@ class StepLimitError(IntegratorError):
     """An adaptive scheme used up its steps before the next output time: the flow is stiff for it."""
 
 
-class MemberStates(Iterator[PhaseState]):
-    """States of an adaptive scheme that steps members on their own, and gives up those that use too many steps.
+class Losses:
+    """Members that a scheme gave up while it went on with the others.
+
+    Args:
+        ensemble: Shape of the ensemble.
 
     Attributes:
-        limited: Which members were given up, shape ``(*ensemble,)``; their states are NaN from there on.
+        causes: Why each member was given up, ``"step-limit"`` or ``"integrator-failed"``; empty for the others. Shape
+            ``(*ensemble,)``.
+        messages: What the scheme said of the first one, by cause.
     """
 
-    limited: np.ndarray
+    def __init__(self, ensemble: tuple[int, ...]) -> None:
+        self.causes = np.full(ensemble, "", dtype="U17")
+        self.messages: dict[str, str] = {}
+
+    def add(self, members: np.ndarray, cause: Literal["step-limit", "integrator-failed"], message: str) -> None:
+        """Give members up.
+
+        Args:
+            members: Which, shape ``(*ensemble,)``.
+            cause: Why.
+            message: In words, with the time.
+        """
+        self.causes[members & (self.causes == "")] = cause
+        self.messages.setdefault(cause, message)
+
+
+class MemberStates(Iterator[PhaseState]):
+    """States of a scheme that gives up members one by one; those are NaN from there on.
+
+    Attributes:
+        losses: Which, and why.
+    """
+
+    losses: Losses
 
 
 class Integrator(ABC):

@@ -18,7 +18,6 @@ from riemannian_ode.energy import total_energy
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.integrators.base import PhaseState
 from riemannian_ode.integrators.implicit import ImplicitScheme
-from riemannian_ode.integrators.newton import solve
 
 
 class DiscreteGradient(ImplicitScheme):
@@ -63,7 +62,7 @@ class DiscreteGradient(ImplicitScheme):
 
         # At a step of no length the quotient in ∇̄E is 0/0 and its differences are noise: start a little ahead.
         guess = PhaseState(*(x + 0.1 * h * rate for x, rate in zip(state, system.rates(t, *state), strict=True)))
-        return solve(residual, guess, tolerance=self.tolerance, where=f"{self.name} at t = {t:.6g}")
+        return self.solved(residual, guess, t)
 
     @staticmethod
     def _discrete_gradient(

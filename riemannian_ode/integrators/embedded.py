@@ -10,7 +10,7 @@ import numpy as np
 from riemannian_ode.arrays import like, namespace, to_numpy
 from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.integrators.base import Integrator, MemberStates, PhaseState, StepLimitError
+from riemannian_ode.integrators.base import Integrator, Losses, MemberStates, PhaseState, StepLimitError
 from riemannian_ode.integrators.runge_kutta import ButcherTableau, advance
 from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
 
@@ -95,7 +95,7 @@ class _Members(MemberStates):
         self.size = np.full(ensemble, min(h / 10, scheme.max_step))
         self.slope = PhaseState(*system.rates(_times(system, self.time), *state))
         self.alive = np.isfinite(to_numpy(state.w)).all(-1) & np.isfinite(to_numpy(state.m)).all(-1)
-        self.limited = np.zeros(ensemble, dtype=bool)
+        self.losses = Losses(ensemble)
         self.underflow = 1e-14 * max(abs(t0), h * steps)
 
     def __next__(self) -> PhaseState:
@@ -156,10 +156,11 @@ class _Members(MemberStates):
         Raises:
             StepLimitError: if no other member is left.
         """
+        at = float(self.time[members].min())
+        message = step_limit_message(self.scheme.name, self.scheme.max_steps, target=target, at=at)
         if not (self.alive & ~members).any():
-            at = float(self.time[members].min())
-            raise StepLimitError(step_limit_message(self.scheme.name, self.scheme.max_steps, target=target, at=at))
-        self.limited = self.limited | members
+            raise StepLimitError(message)
+        self.losses.add(members, "step-limit", message)
         self._lose(members)
 
     def _lose(self, members: np.ndarray) -> None:

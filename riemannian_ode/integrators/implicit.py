@@ -2,27 +2,79 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
-from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState
-from riemannian_ode.integrators.newton import solve
+from riemannian_ode.integrators.base import Losses, MemberStates, OneStepIntegrator, PhaseState
+from riemannian_ode.integrators.newton import Residual, solve
 
 
 class ImplicitScheme(OneStepIntegrator):
     """Base of schemes that solve equations by Newton's method.
+
+    A member of an ensemble whose equations are not solved becomes NaN and is named by ``simulate``; the others go on.
 
     Args:
         tolerance: Largest error of the solution accepted, relative to 1 + the state's largest entry.
 
     Raises:
         ValueError: for a tolerance that is not positive.
+        IntegratorError: (in ``step``, and from ``simulate`` as a status) if Newton's method does not converge.
     """
 
     implicit = True
+    _losses: Losses | None = None  # of a run of its own; without it a failure is an error
 
     def __init__(self, *, tolerance: float = 1e-13) -> None:
         require_positive("tolerance", tolerance)
         self.tolerance = tolerance
+
+    def states(
+        self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
+    ) -> Iterator[PhaseState]:
+        losses, scheme = Losses(tuple(state.w.shape[:-1])), copy.copy(self)
+        scheme._losses = losses if losses.causes.ndim else None
+        one_by_one = super(ImplicitScheme, scheme).states(system, state, t0=t0, h=h, steps=steps, first=first)
+        return _Solved(one_by_one, losses)
+
+    def solved(self, residual: Residual, guess: PhaseState, t: float) -> PhaseState:
+        """The state at which a residual vanishes.
+
+        Args:
+            residual: State ↦ residual.
+            guess: Where Newton's method starts.
+            t: Time, for messages.
+        """
+        where = f"{self.name} at t = {t:.6g}"
+        return solve(residual, guess, tolerance=self.tolerance, where=where, losses=self._losses)
+
+    def midpoint(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
+        """One step of the implicit midpoint rule for ``system``.
+
+        Args:
+            system: The dynamics, or a part of it.
+            t: Time.
+            state: State at t.
+            h: Step size; may be negative (composition schemes).
+        """
+
+        def residual(new: PhaseState) -> PhaseState:
+            w_dot, m_dot = system.rates(t + h / 2, 0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
+            return PhaseState(new.w - state.w - h * w_dot, new.m - state.m - h * m_dot)
+
+        return self.solved(residual, state, t)
+
+
+class _Solved(MemberStates):
+    """A run's states, and the members whose equations were not solved."""
+
+    def __init__(self, states: Iterator[PhaseState], losses: Losses) -> None:
+        self.states, self.losses = states, losses
+
+    def __next__(self) -> PhaseState:
+        return next(self.states)
 
 
 class ImplicitEuler(ImplicitScheme):
@@ -40,7 +92,7 @@ class ImplicitEuler(ImplicitScheme):
             w_dot, m_dot = system.rates(t + h, *new)
             return PhaseState(new.w - state.w - h * w_dot, new.m - state.m - h * m_dot)
 
-        return solve(residual, state, tolerance=self.tolerance, where=f"{self.name} at t = {t:.6g}")
+        return self.solved(residual, state, t)
 
 
 class ImplicitMidpoint(ImplicitScheme):
@@ -54,26 +106,4 @@ class ImplicitMidpoint(ImplicitScheme):
     structure = frozenset({"symmetric", "symplectic"})
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
-        return midpoint_step(system, t, state, h, tolerance=self.tolerance, where=f"{self.name} at t = {t:.6g}")
-
-
-def midpoint_step(system: RISHD, t: float, state: PhaseState, h: float, *, tolerance: float, where: str) -> PhaseState:
-    """One step of the implicit midpoint rule for ``system``.
-
-    Args:
-        system: The dynamics, or a part of it.
-        t: Time.
-        state: State at t.
-        h: Step size; may be negative (composition schemes).
-        tolerance: See :class:`ImplicitScheme`.
-        where: For the error.
-
-    Raises:
-        IntegratorError: if Newton's method does not converge.
-    """
-
-    def residual(new: PhaseState) -> PhaseState:
-        w_dot, m_dot = system.rates(t + h / 2, 0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
-        return PhaseState(new.w - state.w - h * w_dot, new.m - state.m - h * m_dot)
-
-    return solve(residual, state, tolerance=tolerance, where=where)
+        return self.midpoint(system, t, state, h)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse.linalg
 
 from riemannian_ode.arrays import like, to_numpy
-from riemannian_ode.integrators.base import IntegratorError, PhaseState
+from riemannian_ode.integrators.base import IntegratorError, Losses, PhaseState
 
 Residual = Callable[[PhaseState], PhaseState]
 _DIRECT_SIZE = 48  # unknowns of a member up to which the Jacobian is built column by column and factorised
@@ -17,7 +17,9 @@ _LARGEST_ITERATION_COUNT = 30
 _HALVINGS = 8  # of a Newton step that overshoots, at most
 
 
-def solve(residual: Residual, guess: PhaseState, *, tolerance: float, where: str) -> PhaseState:
+def solve(
+    residual: Residual, guess: PhaseState, *, tolerance: float, where: str, losses: Losses | None = None
+) -> PhaseState:
     """Find the state at which a residual vanishes, member by member.
 
     The Jacobian is differenced once at the guess and kept while it works (simplified Newton), then renewed. Up to 48
@@ -30,12 +32,14 @@ def solve(residual: Residual, guess: PhaseState, *, tolerance: float, where: str
         tolerance: Largest error accepted, as the corrections' decay foretells it, relative to 1 + the largest entry of
             the member's state.
         where: Scheme and time, for the error.
+        losses: Gets the members that do not converge; their states become NaN.
 
     Returns:
         The state.
 
     Raises:
-        IntegratorError: if some member does not converge, naming the worst one and its correction.
+        IntegratorError: if some member does not converge and there is no ``losses``, naming the worst one and its
+            correction.
     """
     shape = tuple(guess.w.shape)
     members, p = int(np.prod(shape[:-1])), shape[-1]
@@ -54,6 +58,7 @@ def solve(residual: Residual, guess: PhaseState, *, tolerance: float, where: str
     value = evaluate(y)
     active = np.isfinite(y).all(axis=1)
     corrector = (_Factorised if y.shape[1] <= _DIRECT_SIZE else _Krylov)(evaluate)
+    failed = np.zeros(members, dtype=bool)
     last = np.zeros(members)  # so that every Jacobian is built at first
     for _ in range(_LARGEST_ITERATION_COUNT):
         # A kept Jacobian that stops paying is renewed.
@@ -66,18 +71,30 @@ def solve(residual: Residual, guess: PhaseState, *, tolerance: float, where: str
             size = _relative(correction, y)
         # What remains after this correction, if corrections go on to shrink as they did (Solving ODEs II, IV.8).
         shrink = np.where(last > 0.0, np.minimum(size / np.where(last > 0.0, last, 1.0), 0.5), 0.5)
-        active &= ~(size * shrink / (1.0 - shrink) <= tolerance)
-        last = size
+        last = np.where(active, size, last)
+        hopeless = active & ~np.isfinite(size)
+        failed, active = failed | hopeless, active & ~(hopeless | (size * shrink / (1.0 - shrink) <= tolerance))
+        correction = np.where(hopeless[:, None], 0.0, correction)
         if not active.any():
-            return unpack(y - correction)
-        if not np.isfinite(size).all():
+            y = y - correction
             break
         y, value = _descend(evaluate, y, value, correction, careful=active)
-    worst = np.where(active, last, 0.0)
-    member = tuple(int(i) for i in np.unravel_index(int(worst.argmax()), shape[:-1])) if shape[:-1] else ()
-    raise IntegratorError(
+    failed |= active
+    if failed.any():
+        message = _complaint(where, np.where(failed, last, 0.0).reshape(shape[:-1]), tolerance)
+        if losses is None:
+            raise IntegratorError(message)
+        losses.add(failed.reshape(shape[:-1]), "integrator-failed", message)
+        y[failed] = np.nan
+    return unpack(y)
+
+
+def _complaint(where: str, corrections: np.ndarray, tolerance: float) -> str:
+    """That Newton's method did not converge, with the worst member and its last correction."""
+    member = tuple(int(i) for i in np.unravel_index(int(corrections.argmax()), corrections.shape))
+    return (
         f"{where}: Newton's method did not converge{f' for member {member}' if member else ''} (last correction "
-        f"{worst.max():.3g} > {tolerance:g}); take a smaller step"
+        f"{corrections.max():.3g} > {tolerance:g}); take a smaller step"
     )
 
 
@@ -128,26 +145,28 @@ class _Krylov:
 
     def __init__(self, evaluate: Callable[[np.ndarray], np.ndarray]) -> None:
         self.evaluate = evaluate
-        self.operator: scipy.sparse.linalg.LinearOperator | None = None
+        self.at, self.there = np.empty(0), np.empty(0)  # state of the Jacobian, and the residual there
 
     def correct(self, y: np.ndarray, value: np.ndarray, *, renew: np.ndarray) -> np.ndarray:
-        if self.operator is None or renew.any():
-            self.operator = self._linearised(y, value)
-        # Lost members must not spoil the others' solution; whoever else is not finite will not converge.
-        right = np.nan_to_num(value.ravel())
-        solution, _ = scipy.sparse.linalg.gmres(self.operator, right, rtol=1e-4, restart=40, maxiter=5)
-        return np.asarray(solution).reshape(y.shape)
-
-    def _linearised(self, y: np.ndarray, value: np.ndarray) -> scipy.sparse.linalg.LinearOperator:
-        length = 1.0 + np.abs(y).max(axis=1, keepdims=True)
+        if not self.at.size or renew.any():
+            self.at, self.there = y, value
+        length = 1.0 + np.abs(self.at).max(axis=1, keepdims=True)
+        # Every member's equations are scaled to a right-hand side of length 1, so that none drowns the others'; those
+        # without finite numbers, or without a residual, are left out.
+        norm = np.linalg.norm(value, axis=1, keepdims=True)
+        sound = np.isfinite(norm) & (norm > 0.0) & np.isfinite(length)
 
         def product(x: np.ndarray) -> np.ndarray:
             direction = x.reshape(y.shape)
-            norm = np.abs(direction).max(axis=1, keepdims=True)
-            step = _DIFFERENCE * length / np.where(norm > 0, norm, 1.0)
-            return np.asarray(np.nan_to_num((self.evaluate(y + step * direction) - value) / step)).ravel()
+            largest = np.abs(direction).max(axis=1, keepdims=True)
+            step = _DIFFERENCE * length / np.where(largest > 0, largest, 1.0)
+            slope = (self.evaluate(self.at + step * direction) - self.there) / step
+            return np.where(sound, np.nan_to_num(slope), direction).ravel()
 
-        return scipy.sparse.linalg.LinearOperator((y.size, y.size), matvec=product, dtype=np.float64)
+        operator = scipy.sparse.linalg.LinearOperator((y.size, y.size), matvec=product, dtype=np.float64)
+        right = np.where(sound, value / np.where(sound, norm, 1.0), 0.0)
+        solution, _ = scipy.sparse.linalg.gmres(operator, right.ravel(), rtol=1e-4, restart=40, maxiter=5)
+        return np.asarray(np.where(np.isfinite(norm), solution.reshape(y.shape) * norm, np.nan))
 
 
 def _inverted(matrices: np.ndarray) -> np.ndarray:

@@ -9,15 +9,16 @@ Source: McLachlan and Perlmutter, *Conformal Hamiltonian systems*, J. Geom. Phys
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from riemannian_ode.arrays import namespace
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array, momentum_step, position_step
 from riemannian_ode.integrators.base import PhaseState
-from riemannian_ode.integrators.implicit import ImplicitScheme, midpoint_step
+from riemannian_ode.integrators.implicit import ImplicitScheme
 
 
 class StrangSplitting(ImplicitScheme):
@@ -40,8 +41,7 @@ class StrangSplitting(ImplicitScheme):
     def _undamped(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         conservative = replace(system, alpha=0.0)
         if not _is_separable(system):
-            where = f"{self.name} at t = {t:.6g}"
-            return midpoint_step(conservative, t, state, h, tolerance=self.tolerance, where=where)
+            return self.midpoint(conservative, t, state, h)
         w, m = state
         eta = system.at("eta", t + h / 2)
         # At β = 0 no gradient enters the direction, so its argument for one is idle.
@@ -70,7 +70,8 @@ class StrangSplitting4(StrangSplitting):
 
 def _damped(system: RISHD, t: float, m: Array, h: float) -> Array:
     alpha: Any = system.at("alpha", t)
-    return (math.exp(-alpha * h) if isinstance(alpha, float) else namespace(m).exp(-alpha * h)) * m
+    # numpy's exponential for a number too: the C library's may differ from an ensemble's in the last bit.
+    return (float(np.exp(-alpha * h)) if isinstance(alpha, float) else namespace(m).exp(-alpha * h)) * m
 
 
 def _is_separable(system: RISHD) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from riemannian_ode import Trajectory, simulate
+from riemannian_ode import simulate
 from riemannian_ode.integrators import DOP853
 from rishd.studies.integrator_problems import CountedLandscape, Problem
 
@@ -93,22 +93,13 @@ class _Ends(NamedTuple):
 
 
 def _run(problem: Problem, name: str, starts: np.ndarray, eta: np.ndarray) -> _Ends:
-    """All learning rates at once, or one after the other where a solver fails for some."""
-
-    def simulated(starts: np.ndarray, eta: np.ndarray) -> tuple[Trajectory, int]:
-        counted = CountedLandscape(problem.landscape)
-        system = problem.system(counted, eta)
-        run = simulate(system, starts, h=1.0, steps=STEPS, save_every=STEPS, integrator=name, progress=False)
-        return run, counted.gradients - 1  # one checks the start
-
-    together, gradients = simulated(starts, eta)
-    if together.status != "integrator-failed":
-        w = np.where(np.isnan(together.failed_at)[..., None], together.w[-1], np.nan)
-        return _Ends(w, np.zeros(len(starts), bool), gradients / STEPS)
-    runs, counts = zip(*(simulated(starts[i], eta[i]) for i in range(len(starts))), strict=True)
-    w = np.stack([run.w[-1] if run.ok else np.full_like(starts[0], np.nan) for run in runs])
-    steps = sum(float(run.times[-1]) for run in runs)
-    return _Ends(w, np.array([run.status == "integrator-failed" for run in runs]), sum(counts) / max(steps, 1.0))
+    """All learning rates at once."""
+    counted = CountedLandscape(problem.landscape)
+    system = problem.system(counted, eta)
+    run = simulate(system, starts, h=1.0, steps=STEPS, save_every=STEPS, integrator=name, progress=False)
+    gradients = counted.gradients - 1  # one checks the start
+    w = np.where(np.isnan(run.failed_at)[..., None], run.w[-1], np.nan)
+    return _Ends(w, (run.causes == "integrator-failed").any(-1), gradients / STEPS)
 
 
 def _row(problem: Problem, name: str, starts: np.ndarray, ends: _Ends, flow: np.ndarray) -> OptimizerSteps:

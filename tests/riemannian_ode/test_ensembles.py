@@ -71,9 +71,10 @@ def test_members_are_their_single_runs_to_the_last_bit(name, flow):
     for member in np.ndindex(w0.shape[:-1]):
         own = {key: value if np.ndim(value) == 0 else value[member] for key, value in coefficients.items()}
         alone = run_of(name, valley, metric, own, w0[member], m0[member], h)
-        if alone.status == "integrator-failed":  # a solver that fails for a member ends the ensemble
-            assert together.status == "integrator-failed"
-            continue
+        if (
+            member and alone.status == "integrator-failed"
+        ):  # a single run ends before the step that an ensemble goes on from
+            assert together.causes[member] == "integrator-failed"
         saves = min(len(alone.times), len(together.times))
         np.testing.assert_array_equal(together.w[(slice(saves), *member)], alone.w[:saves])
         np.testing.assert_array_equal(together.m[(slice(saves), *member)], alone.m[:saves])
