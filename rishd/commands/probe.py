@@ -70,14 +70,22 @@ def probe(
             f"on {result.tokens:,} tokens",
             highlight=False,
         )
-        for title, rows in (
-            ("Hessian blocks; coverage of the top eigenvectors by the mask (by a random one); certified speed-up", 0),
-            ("Curvature along each update over the mean curvature (share of the update above λ₁/10)", 1),
-            ("Largest certified lr of the base method; χ at the sharp block's margin / at the run's lr", 2),
-        ):
-            table = text_table((result.summary_table, result.update_table, result.allowance_table)[rows]())
-            table.title = title
-            out.print(table)
+        tables = {
+            "Hessian blocks; the top eigenvectors' coverage by the mask (by a random one); certified speed-up": (
+                result.summary_table()
+            ),
+            "Curvature along each update over the mean curvature (share of the update above λ₁/10)": (
+                result.update_table()
+            ),
+            "Least over blocks: certified lr of the base method; χ at the sharp block's margin / at the run's lr": (
+                result.allowance_table()
+            ),
+        }
+        for title, rows in tables.items():
+            if rows:
+                table = text_table(rows)
+                table.title = title
+                out.print(table)
         out.print(result.conclusion, highlight=False)
         out.print(f"figures and data in {folder}")
     if result.interrupted:

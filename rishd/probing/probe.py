@@ -17,10 +17,10 @@ from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.trainer import Progress
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.checkpoint import ProbeError, load_checkpoint, training_sequences
+from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
 from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
-from rishd.probing.lanczos import SpectralMeasure, spectral_density, spectral_measure, top_eigenpairs
-from rishd.probing.split_curvature import SplitCurvature, split_curvature
-from rishd.studies.record import Record
+from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
+from rishd.probing.split_curvature import split_curvature
 
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 _PASS = 16  # sequences a graph
@@ -63,150 +63,6 @@ class ProbeSettings:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be at least {least}.")
         if not 0 < self.sharp_fraction < 1:
             raise ValueError(f"sharp_fraction = {self.sharp_fraction!r} must lie between 0 and 1.")
-
-
-@dataclass(frozen=True)
-class UpdateProbe:
-    """One optimizer's update over a block's spectrum.
-
-    Args:
-        optimizer: Of :data:`OPTIMIZERS`.
-        rms: Root mean square of its entries at learning rate 1.
-        sizes: √p times the size of ⟨x, u⟩/‖u‖ for the top eigenvectors x, shape ``(eigenvalues,)``; 1 is isotropic.
-        curvature: uᵀHu/‖u‖².
-        sharp_share: Share of ‖u‖² at curvatures above a tenth of λ_max.
-        measure: Shares of ‖u‖² by curvature.
-    """
-
-    optimizer: str
-    rms: float
-    sizes: np.ndarray
-    curvature: float
-    sharp_share: float
-    measure: SpectralMeasure
-
-
-@dataclass(frozen=True)
-class BlockProbe:
-    """One parameter.
-
-    Args:
-        name: Its name.
-        shape: Its shape.
-        eigenvalues: The largest, descending.
-        density: Of all eigenvalues.
-        sharp_share: Share of the eigenvalues above a tenth of λ_max: a random direction's ``sharp_share``.
-        updates: One an optimizer.
-        splits: One a mask that the parameter has.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    eigenvalues: np.ndarray
-    density: SpectralMeasure
-    sharp_share: float
-    updates: tuple[UpdateProbe, ...]
-    splits: tuple[SplitCurvature, ...]
-
-    @property
-    def mean_curvature(self) -> float:
-        """tr H/p."""
-        return float(self.density.nodes @ self.density.weights)
-
-    def split(self, optimizer: str) -> SplitCurvature | None:
-        """That of an optimizer's mask, if the parameter has one."""
-        return next((split for split in self.splits if split.optimizer == optimizer), None)
-
-
-@dataclass(frozen=True)
-class Probe(Record):
-    """All of it.
-
-    Args:
-        checkpoint: Folder of the model.
-        step: Optimizer steps made.
-        optimizer: That of the run.
-        lr: Its peak learning rate.
-        loss: On the probed tokens, nats per token.
-        tokens: How many.
-        blocks: One a parameter.
-        interrupted: Whether Ctrl-C left some out.
-    """
-
-    checkpoint: str
-    step: int
-    optimizer: str
-    lr: float
-    loss: float
-    tokens: int
-    blocks: tuple[BlockProbe, ...]
-    interrupted: bool = False
-
-    @property
-    def conclusion(self) -> str:
-        """What the certificate allows over all blocks, and what the masks cover."""
-        parts = []
-        for optimizer in ("muon-lite", "soap-lite"):
-            splits = {block.name: split for block in self.blocks if (split := block.split(optimizer)) is not None}
-            if not splits:
-                continue
-            speedups = np.array([split.speedup for split in splits.values()])
-            tightest = min(splits, key=lambda name: splits[name].speedup)
-            coverage = np.mean([split.coverage for split in splits.values()])
-            chance = np.mean([split.chance for split in splits.values()])
-            parts.append(
-                f"{optimizer}: the mask covers {coverage:.2f} of the top Hessian eigenspaces (a random one "
-                f"{chance:.2f}); at the sharp block's margin C9 allows a flat speed-up χ(1 + αβ₂)/(1 + αβ₁) of "
-                f"{speedups.min():.2f} in every block (median {np.median(speedups):.2f}; least in {tightest})."
-            )
-        return " ".join(parts)
-
-    def summary_table(self) -> list[dict[str, str]]:
-        """A row a block: spectrum, coverage and certified speed-up."""
-        rows = []
-        for block in self.blocks:
-            row = {
-                "block": block.name,
-                "λ₁": f"{block.eigenvalues[0]:.3g}",
-                f"λ{len(block.eigenvalues)}": f"{block.eigenvalues[-1]:.3g}",
-                "mean": f"{block.mean_curvature:.2g}",
-                "lowest": f"{block.density.nodes[0]:.2g}",
-            }
-            for optimizer in ("muon-lite", "soap-lite"):
-                split = block.split(optimizer)
-                row[f"coverage, {optimizer}"] = f"{split.coverage:.2f} ({split.chance:.2f})" if split else ""
-                row[f"speed-up, {optimizer}"] = f"{split.speedup:.2f}" if split else ""
-            rows.append(row)
-        return rows
-
-    def update_table(self) -> list[dict[str, str]]:
-        """A row a block: how much of each update is sharp, over a random direction's share."""
-        return [
-            {"block": block.name}
-            | {
-                update.optimizer: f"{_ratio(update.curvature, block.mean_curvature)} ({100 * update.sharp_share:.2g}%)"
-                for update in block.updates
-            }
-            | {"random": f"1 ({100 * block.sharp_share:.2g}%)"}
-            for block in self.blocks
-        ]
-
-    def allowance_table(self) -> list[dict[str, str]]:
-        """A row a block, mask and limit: largest certified learning rate, and χ by β₂."""
-        rows = []
-        for block in self.blocks:
-            for split in block.splits:
-                for allowance in split.allowances:
-                    row = {
-                        "block": block.name,
-                        "mask": split.optimizer,
-                        "limit": allowance.rule,
-                        "lr": f"{allowance.largest_lr:.2g}",
-                    }
-                    for beta, chi, here in zip(allowance.beta_flat, allowance.chi, allowance.chi_at_lr, strict=True):
-                        row[f"β₂ = {beta:g}"] = f"{chi:.2f}" + (f" / {here:.3g}" if np.isfinite(here) else "")
-                    rows.append(row)
-        return rows
 
 
 def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
@@ -350,7 +206,3 @@ def _probe_block(
         tuple(updates),
         tuple(splits),
     )
-
-
-def _ratio(value: float, scale: float) -> str:
-    return f"{value / scale:.2g}" if scale > 0 else f"{value:.1e}"

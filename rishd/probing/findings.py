@@ -1,0 +1,162 @@
+"""What a probe found, as data and as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rishd.probing.lanczos import SpectralMeasure
+from rishd.probing.split_curvature import SplitCurvature
+from rishd.studies.record import Record
+
+MASKS = ("muon-lite", "soap-lite")  # optimizers with a mask
+
+
+@dataclass(frozen=True)
+class UpdateProbe:
+    """One optimizer's update over a block's spectrum.
+
+    Args:
+        optimizer: Of :data:`rishd.probing.probe.OPTIMIZERS`.
+        rms: Root mean square of its entries at learning rate 1.
+        sizes: √p times the size of ⟨x, u⟩/‖u‖ for the top eigenvectors x, shape ``(eigenvalues,)``; 1 is isotropic.
+        curvature: uᵀHu/‖u‖².
+        sharp_share: Share of ‖u‖² at curvatures above a tenth of λ_max.
+        measure: Shares of ‖u‖² by curvature.
+    """
+
+    optimizer: str
+    rms: float
+    sizes: np.ndarray
+    curvature: float
+    sharp_share: float
+    measure: SpectralMeasure
+
+
+@dataclass(frozen=True)
+class BlockProbe:
+    """One parameter.
+
+    Args:
+        name: Its name.
+        shape: Its shape.
+        eigenvalues: The largest, descending.
+        density: Of all eigenvalues.
+        sharp_share: Share of the eigenvalues above a tenth of λ_max: a random direction's ``sharp_share``.
+        updates: One an optimizer.
+        splits: One a mask that the parameter has.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    eigenvalues: np.ndarray
+    density: SpectralMeasure
+    sharp_share: float
+    updates: tuple[UpdateProbe, ...]
+    splits: tuple[SplitCurvature, ...]
+
+    @property
+    def mean_curvature(self) -> float:
+        """tr H/p."""
+        return float(self.density.nodes @ self.density.weights)
+
+    def split(self, optimizer: str) -> SplitCurvature | None:
+        """That of an optimizer's mask, if the parameter has one."""
+        return next((split for split in self.splits if split.optimizer == optimizer), None)
+
+
+@dataclass(frozen=True)
+class Probe(Record):
+    """All of it.
+
+    Args:
+        checkpoint: Folder of the model.
+        step: Optimizer steps made.
+        optimizer: That of the run.
+        lr: Its peak learning rate.
+        loss: On the probed tokens, nats per token.
+        tokens: How many.
+        blocks: One a parameter.
+        interrupted: Whether Ctrl-C left some out.
+    """
+
+    checkpoint: str
+    step: int
+    optimizer: str
+    lr: float
+    loss: float
+    tokens: int
+    blocks: tuple[BlockProbe, ...]
+    interrupted: bool = False
+
+    @property
+    def conclusion(self) -> str:
+        """What the certificate allows over all blocks, and what the masks cover."""
+        parts = []
+        for optimizer in MASKS:
+            splits = {block.name: split for block in self.blocks if (split := block.split(optimizer)) is not None}
+            if not splits:
+                continue
+            speedups = np.array([split.speedup for split in splits.values()])
+            tightest = min(splits, key=lambda name: splits[name].speedup)
+            coverage = np.mean([split.coverage for split in splits.values()])
+            chance = np.mean([split.chance for split in splits.values()])
+            parts.append(
+                f"{optimizer}: the mask covers {coverage:.2f} of the top Hessian eigenspaces (a random one "
+                f"{chance:.2f}); at the sharp block's margin C9 allows a flat speed-up χ(1 + αβ₂)/(1 + αβ₁) of "
+                f"{speedups.min():.2f} in every block (median {np.median(speedups):.2f}; least in {tightest})."
+            )
+        return " ".join(parts)
+
+    def summary_table(self) -> list[dict[str, str]]:
+        """A row a block: spectrum, coverage and certified speed-up."""
+        rows = []
+        for block in self.blocks:
+            row = {
+                "block": block.name,
+                "λ₁": f"{block.eigenvalues[0]:.3g}",
+                f"λ{len(block.eigenvalues)}": f"{block.eigenvalues[-1]:.3g}",
+                "mean": f"{block.mean_curvature:.2g}",
+                "lowest": f"{block.density.nodes[0]:.2g}",
+            }
+            for optimizer in MASKS:
+                split = block.split(optimizer)
+                row[f"coverage, {optimizer}"] = f"{split.coverage:.2f} ({split.chance:.2f})" if split else ""
+                row[f"speed-up, {optimizer}"] = f"{split.speedup:.2f}" if split else ""
+            rows.append(row)
+        return rows
+
+    def update_table(self) -> list[dict[str, str]]:
+        """A row a block: how much of each update is sharp, over a random direction's share."""
+        return [
+            {"block": block.name}
+            | {
+                update.optimizer: f"{_ratio(update.curvature, block.mean_curvature)} ({100 * update.sharp_share:.2g}%)"
+                for update in block.updates
+            }
+            | {"random": f"1 ({100 * block.sharp_share:.2g}%)"}
+            for block in self.blocks
+        ]
+
+    def allowance_table(self) -> list[dict[str, str]]:
+        """A row a mask and limit: over all blocks the least certified learning rate, and the least χ by β₂."""
+        rows = []
+        for optimizer in MASKS:
+            splits = [split for block in self.blocks if (split := block.split(optimizer)) is not None]
+            for allowances in zip(*(split.allowances for split in splits), strict=True):
+                row = {
+                    "mask": optimizer,
+                    "limit": allowances[0].rule,
+                    "lr": f"{min(allowance.largest_lr for allowance in allowances):.2g}",
+                }
+                chi = np.min([allowance.chi for allowance in allowances], axis=0)
+                here = np.min([allowance.chi_at_lr for allowance in allowances], axis=0)  # NaN: some block has none
+                for beta, equal, now in zip(allowances[0].beta_flat, chi, here, strict=True):
+                    row[f"β₂ = {beta:g}"] = f"{equal:.2f} / " + (f"{now:.2f}" if np.isfinite(now) else "none")
+                rows.append(row)
+        return rows
+
+
+def _ratio(value: float, scale: float) -> str:
+    return f"{value / scale:.2g}" if scale > 0 else f"{value:.1e}"
