@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -18,12 +20,29 @@ from rishd.commands.training import pretrain
 app = typer.Typer(
     name="rishd",
     help="From the ODE of an optimizer to the optimizer that trains a language model.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted. Tables go to standard output, or JSON "
+    "with --format json; progress and errors to standard error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _command in (validate, report, integrators, study, correspondence, pretrain, compare, probe, demo):
     app.command()(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rishd {version('rishd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

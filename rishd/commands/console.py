@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import enum
+import os
+import sys
 
 from rich.console import Console
 
-out, err = Console(), Console(stderr=True)
+# A file or a pipe has no width of its own: tables are written whole, unless COLUMNS says how wide they may be.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+out, err = Console(width=_WIDTH), Console(stderr=True)
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes: a check failed, bad input, Ctrl-C (128 + SIGINT)
 

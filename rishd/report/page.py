@@ -22,10 +22,8 @@ from rishd.claims.validation import Validation
 from rishd.progress import Advance
 from rishd.report.claim_views import claim_view, standing
 from rishd.report.notation import NOTATION
-from rishd.report.study_records import StudyRecord
+from rishd.report.study_records import DPI, StudyRecord
 from rishd.report.typeset import number, ratio, scripts, typeset
-
-_DPI = 140
 
 
 @dataclass(frozen=True)
@@ -120,6 +118,7 @@ def _environment() -> Environment:
         largest=lambda values: float(np.max(values)),
         missed=_missed,
         place=_place,
+        inches=_inches,
         without=lambda row, column: {name: text for name, text in row.items() if name != column},
         met=lambda hypothesis: int(hypothesis.met.sum()),
     )
@@ -137,7 +136,12 @@ def _place(tightness: float) -> str:
     return f"{4 + 100 * np.clip(np.nan_to_num(tightness, nan=1.1), 0.0, 1.1):.1f}"
 
 
+def _inches(png: str) -> str:
+    """Width that a PNG in base64 was drawn with: pixels are in bytes 16 to 19."""
+    return f"{int.from_bytes(base64.b64decode(png[:32])[16:20]) / DPI:.2f}"
+
+
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -14,6 +14,7 @@ from rishd.atomic import write_text
 from rishd.provenance import versions
 from rishd.study import STUDIES, StudyResult, summary
 
+DPI = 140  # of figures as images
 _PACKAGES = ("rishd", "numpy", "scipy", "torch", "matplotlib")
 
 
@@ -68,7 +69,7 @@ def write_study(folder: Path, name: str, result: StudyResult, *, quick: bool, se
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stem, draw in result.figures.items():
-        draw().savefig(folder / f"{stem}.png", dpi=140)
+        draw().savefig(folder / f"{stem}.png", dpi=DPI)
     record = {
         "study": name,
         "title": summary(name),

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
+
+from rishd.report.typeset import ratio
 
 
 def claims_table(results: Sequence[Any]) -> Table:
@@ -23,6 +26,9 @@ def claims_table(results: Sequence[Any]) -> Table:
         Column("s", justify="right", no_wrap=True),
         caption="n: random instances. tightness: measured/bound (median, worst, adversary's) of the tightest bound. "
         "residual: worst / tolerance. s: seconds.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for result in results:
         tightest, closest = result.tightest_bound, result.closest_identity
@@ -40,8 +46,8 @@ def claims_table(results: Sequence[Any]) -> Table:
 
 
 def _tightness_text(bound: Any) -> str:
-    found = "" if bound.adversary is None else f" {bound.adversary.tightness:.3f}"
-    return f"{np.median(bound.values):.3f} {bound.values.max():.3f}{found}"
+    found = [] if bound.adversary is None else [bound.adversary.tightness]
+    return " ".join(ratio(value, 3) for value in (float(np.median(bound.values)), float(bound.values.max()), *found))
 
 
 def integrator_table(study: Any) -> Table:

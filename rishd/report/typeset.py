@@ -9,11 +9,12 @@ from collections.abc import Collection
 import numpy as np
 from markupsafe import Markup, escape
 
-# Docstrings are ours, but a file that they name must not be read into the page, nor raw HTML taken over.
+# No file that the text names is read into the page, and no raw HTML taken over. What is not reStructuredText is shown
+# with docutils' message beside it, so that a report that took minutes is not lost; tests see that there is no message.
 _SETTINGS = {
     "math_output": "MathML",
-    "report_level": 2,
-    "halt_level": 2,
+    "halt_level": 5,
+    "warning_stream": False,
     "embed_stylesheet": False,
     "file_insertion_enabled": False,
     "raw_enabled": False,
@@ -33,9 +34,6 @@ def typeset(text: str, *, link_to: Collection[str] = ()) -> Markup:
     Args:
         text: reStructuredText, e.g. of :attr:`rishd.claims.claim.Claim.sections`.
         link_to: Keys of claims on the same page; mentions of them become links.
-
-    Raises:
-        docutils.utils.SystemMessage: for text that is not reStructuredText.
     """
     from docutils.core import publish_parts
 
@@ -66,14 +64,15 @@ def number(value: float, digits: int = 2) -> str:
     return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}".replace("-", "−")
 
 
-def ratio(value: float) -> str:
-    """A tightness with four decimals, rounded away from 1: only a bound that is exceeded reads as more than 1."""
+def ratio(value: float, digits: int = 4) -> str:
+    """A tightness with so many decimals, rounded away from 1: only a bound that is exceeded reads as more than 1."""
     if not np.isfinite(value):
         return number(value)
     if value == 1.0:
         return "1"
-    rounded = (math.ceil if value > 1 else math.floor)(round(value * 1e4, 6)) / 1e4
-    return f"{rounded:.4f}" if rounded >= 1e-3 or value == 0 else number(value)
+    unit = 10**digits
+    rounded = (math.ceil if value > 1 else math.floor)(round(value * unit, 6)) / unit
+    return f"{rounded:.{digits}f}" if rounded >= 10 / unit or value == 0 else number(value)
 
 
 def _capitalised(text: str) -> str:

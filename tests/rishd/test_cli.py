@@ -132,3 +132,21 @@ def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch, as_validatio
     with pytest.raises(RunFolderError, match="holds no demo"):
         run_demo(runs, claims, steps=2, progress=lambda *_: None, say=lambda _: None)
     assert (runs / "muon" / "precious.txt").exists()
+
+
+def test_version_and_exit_codes_are_told():
+    from importlib.metadata import version
+
+    run = CliRunner().invoke(app, ["--version"])
+    assert (run.exit_code, run.stdout) == (0, f"rishd {version('rishd')}\n")
+    run = CliRunner().invoke(app, ["--help"])
+    assert "130 interrupted" in run.stdout
+    for arguments in (["nonsense"], ["validate", "--cliam", "C8"], ["validate", "--format", "xml"], []):
+        assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_tables_in_a_pipe_are_written_whole():
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-m", "rishd.cli", "correspondence"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "RMSprop with momentum" in result.stdout  # in one line
