@@ -2,17 +2,21 @@
 
 Each line of ``runs.jsonl`` has ``key`` (:func:`rishd.comparing.plan.run_key`), ``label``, ``config``, ``summary``
 (:class:`rishd.pretraining.results.Summary`), ``validation`` (rows of step, tokens and nats per token), ``training``
-(step and mean loss of about a hundred equal parts), ``corpus_hash``, ``versions``, ``git`` and ``processor``.
+(step and mean loss of about a hundred equal parts), ``corpus_hash``, ``versions``, ``git``, ``device`` and
+``processor``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rishd.pretraining.results import RECORD, ResultsError, Summary, read_metrics, read_summary
 
@@ -46,8 +50,9 @@ class RecordedRun:
 
     @property
     def seconds_per_step(self) -> float:
-        """Processor seconds of a step, evaluations left out."""
-        return float(self.summary["cpu_seconds"]) / max(1, int(self.summary["steps"]))
+        """Seconds of a step, evaluations left out: the processor's where it computes, since others may use it too."""
+        clock = "seconds" if self.data.get("device", "cpu") != "cpu" else "cpu_seconds"
+        return float(self.summary[clock]) / max(1, int(self.summary["steps"]))
 
     def steps_to(self, loss: float) -> float | None:
         """First step with a validation loss of at most ``loss``, on lines between evaluations; ``None``: never."""
@@ -133,6 +138,7 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
         "corpus_hash": record["corpus_hash"],
         "versions": record["versions"],
         "git": record["git"],
+        "device": accelerator.type if (accelerator := torch.accelerator.current_accelerator()) else "cpu",
         "processor": processor(),
     }
 
@@ -145,14 +151,10 @@ def processor() -> str:
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    import platform
-
     return platform.processor() or platform.machine()
 
 
 def _summary(summary: Summary) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(summary).items()}
 
 

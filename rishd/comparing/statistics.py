@@ -76,15 +76,15 @@ class VariantResult:
         loss: Over seeds.
         tokens: Trained on, by each run.
         parameters: Without embedding and head.
-        seconds_per_step: Processor seconds, median over seeds.
+        seconds_per_step: Median over seeds; processor seconds where the processor computes.
         baseline: What it is compared with, ``None`` for nothing.
         difference: Loss minus that of the baseline with the same seed.
         steps_to: Steps to the baseline's final loss within the run, over its steps; over the seeds that reach it.
-        seconds_to: The same in processor seconds, over the baseline's.
+        seconds_to: The same in seconds, over the baseline's.
         reached: Seeds that reach it.
         lengths: Share of the steps ↦ final losses of separately annealed runs, by seed.
         step_ratio: Share of the baseline's steps after which an annealed run reaches its final loss.
-        time_ratio: The same in processor seconds.
+        time_ratio: The same in seconds.
         unreached: Seeds whose full run stays above the baseline's loss, which have no ratio.
         at_shortest: Seeds whose shortest run is below it already: their ratio is an upper bound.
     """
@@ -146,7 +146,7 @@ class Comparison(Record):
                 "seconds to its loss": _ratio(row.seconds_to),
                 "annealed steps": _ratio(row.step_ratio, row.at_shortest),
                 "annealed seconds": _ratio(row.time_ratio, row.at_shortest),
-                "CPU s a step": "" if row.seconds_per_step is None else f"{row.seconds_per_step:.3g}",
+                "s a step": "" if row.seconds_per_step is None else f"{row.seconds_per_step:.3g}",
             }
             rows.append(cells)
         kept = [key for key in (rows[0] if rows else {}) if key in ("variant", "lr") or any(row[key] for row in rows)]
