@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PANEL = 128  # rows of a symmetric product computed at once: small enough to save half, large enough for fast products
+from discretizations.matrix_products import orthonormal_columns, product
+
+# Rows of a symmetric product that are computed at once: few enough to save half, enough for fast products.
+_PANELS, _SMALLEST_PANEL = 8, 128
 
 
 def second_moment_step(v: Tensor, g: Tensor, *, beta2: float) -> Tensor:
@@ -50,28 +53,24 @@ def adam_direction(m: Tensor, v: Tensor, *, beta1: float, beta2: float, step: An
     return direction
 
 
-def factor_step(factor: Tensor, g: Tensor, *, beta: float) -> Tensor:
-    r"""Lower triangle of Shampoo's factor :math:`L \leftarrow \beta L + (1-\beta)GG^\top`; the rest has no meaning.
+def factor_step_(factor: Tensor, g: Tensor, *, weight: float | Tensor) -> None:
+    r"""Lower triangle of Shampoo's factor, :math:`L \leftarrow L + \omega(GG^\top - L)` in place; the rest stays.
 
     Only blocks on and below the diagonal are computed, which for large matrices is half of the product.
 
     Args:
-        factor: L, shape ``(*batch, m, m)``, at most one batch dimension; entries above the diagonal are not read.
-        g: G, shape ``(*batch, m, n)``; give Gᵀ for the right factor.
-        beta: EMA coefficient in [0, 1).
-
-    Returns:
-        Next L, a new tensor.
+        factor: L, shape ``(*batch, m, m)``, at most one batch dimension.
+        g: G, shape ``(*batch, m, n)``; give Gᵀ for the right factor. In row order on a CPU, else panels are copied.
+        weight: ω in [0, 1], one minus the EMA coefficient; a tensor is 0-dimensional, and 0 changes nothing.
 
     Source: Vyas et al., arXiv:2409.11321, Algorithm 3.
     """
-    new = beta * factor
-    add_product = Tensor.addmm_ if g.ndim == 2 else Tensor.baddbmm_
-    for start in range(0, g.size(-2), _PANEL):
-        stop = start + _PANEL
-        rows = g[..., start:stop, :]
-        add_product(new[..., start:stop, :stop], rows, g[..., :stop, :].mT, alpha=1.0 - beta)
-    return new
+    rows = g.size(-2)
+    panel = max(_SMALLEST_PANEL, rows // _PANELS)
+    for start in range(0, rows, panel):
+        stop = min(start + panel, rows)
+        image = product(g[..., start:stop, :], g[..., :stop, :].mT)
+        factor[..., start:stop, :stop].lerp_(image, weight)
 
 
 def eigenbasis(factor: Tensor) -> Tensor:
@@ -118,13 +117,13 @@ def refreshed_eigenbasis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]
     Source: Vyas et al., arXiv:2409.11321, Algorithm 4; the order is that of the authors' code.
     """
     below = torch.ones(factor.shape[-2:], dtype=torch.bool, device=factor.device).tril()
-    product = torch.where(below, factor, factor.mT) @ basis
-    quotients = torch.linalg.vecdot(basis, product, dim=-2)
+    image = product(torch.where(below, factor, factor.mT), basis)
+    quotients = torch.linalg.vecdot(basis, image, dim=-2)
     # QR does not depend on the scale; entries near 1 keep squares of small columns from underflow.
     scale = quotients.amax(-1).clamp(min=torch.finfo(quotients.dtype).tiny)
     order = quotients.argsort(dim=-1, descending=True, stable=True)
-    columns = product.gather(-1, order[..., None, :].expand_as(product)) / scale[..., None, None]
-    return torch.linalg.qr(columns)[0], order
+    columns = image.gather(-1, order[..., None, :].expand_as(image)) / scale[..., None, None]
+    return orthonormal_columns(columns), order
 
 
 def to_eigenbasis(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -137,11 +136,11 @@ def to_eigenbasis(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tenso
 
     Source: Vyas et al., arXiv:2409.11321, Algorithm 3.
     """
-    x = x if left is None else left.mT @ x
-    return x if right is None else x @ right
+    x = x if left is None else product(left.mT, x)
+    return x if right is None else product(x, right)
 
 
 def from_eigenbasis(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     r"""Back from coordinates, :math:`X = Q_L X' Q_R^\top`; see :func:`to_eigenbasis`."""
-    x = x if left is None else left @ x
-    return x if right is None else x @ right.mT
+    x = x if right is None else product(x, right.mT)
+    return x if left is None else product(left, x)

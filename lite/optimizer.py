@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
 from lite.checkpoints import check_loadable
-from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor
+from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor, guarded, guarded_state
 from lite.group_checks import check_group, parameter_names
 from lite.matrix_view import matrix_views
 from lite.rounding import rounded_stochastically
-from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, tensor_batches
+from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, largest_batch, tensor_batches
 
 _ADAMW_KEYS = ("first_moment", "second_moment", "step", "hi", "lo")
 
@@ -126,8 +126,40 @@ class LITEOptimizer(torch.optim.Optimizer):
             numbers: Running number of each matrix among those of its shape in the group, whatever else is in the batch.
 
         Returns:
-            New parameters and state.
+            New parameters and state; what does not change may be returned as it came.
         """
+
+    def guarded_update(
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        *,
+        step: int,
+        numbers: Sequence[int],
+        usable: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`matrix_update` where the gradients are usable, else no change.
+
+        Args:
+            group: As for :meth:`matrix_update`.
+            w: Likewise.
+            g: Likewise, zero where they are not usable.
+            state: Likewise.
+            step: Likewise.
+            numbers: Likewise.
+            usable: Whether the gradients are finite, 0-dimensional; ``None`` is yes.
+
+        Returns:
+            New parameters, and the state that changes.
+        """
+        new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=numbers)
+        return guarded(usable, new_w, w), guarded_state(usable, new_state, state)
+
+    def largest_batch(self, w: Tensor) -> int:
+        """How many numbers a batch of tensors like ``w`` may hold."""
+        return largest_batch(sum(p.numel() for group in self.param_groups for p in group["params"]))
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
@@ -177,9 +209,8 @@ class LITEOptimizer(torch.optim.Optimizer):
             if group["rule"] != "adamw":
                 self.check_matrices(group, entries)
         usable = self._usable_gradients()
-        total = sum(p.numel() for group in self.param_groups for p in group["params"])
         for group, entries in work:
-            for batch in tensor_batches(entries, total):
+            for batch in tensor_batches(entries, self.largest_batch):
                 self._step_batch(group, batch, usable)
             if group["rule"] != "adamw":
                 group["steps"] = [k + (p.grad is not None) for k, p in zip(_steps(group), group["params"], strict=True)]
@@ -285,13 +316,11 @@ class LITEOptimizer(torch.optim.Optimizer):
         if group["rule"] == "adamw":
             before = AdamWState(*(state[key] for key in _ADAMW_KEYS))
             new_w, after = adamw_update(_adamw_rule(group), w, g, before, dims=batch.dims)
-            new_state = dict(zip(_ADAMW_KEYS, after, strict=True))
+            new_w = guarded(usable, new_w, w)
+            new_state = guarded_state(usable, dict(zip(_ADAMW_KEYS, after, strict=True)), state)
         else:
-            step = batch.entries[0].step
-            new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=batch.numbers)
-        if usable is not None:
-            new_w = torch.where(usable, new_w, w)
-            new_state = {key: torch.where(usable, value, state[key]) for key, value in new_state.items()}
+            step, numbers = batch.entries[0].step, batch.numbers
+            new_w, new_state = self.guarded_update(group, w, g, state, step=step, numbers=numbers, usable=usable)
         batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state)
 
 

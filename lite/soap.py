@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
-from typing import Any, NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ from discretizations.flat_split import (
 from discretizations.preconditioners import (
     adam_direction,
     eigenbasis,
-    factor_step,
+    factor_step_,
     first_eigenbases,
     from_eigenbasis,
     refreshed_eigenbasis,
@@ -173,21 +173,48 @@ def soap_update(
 
     Source: arXiv:2602.22681, Algorithm 1; Vyas et al., arXiv:2409.11321, Algorithm 3.
     """
+    left, right = (None if factor is None else factor.clone() for factor in (state.left, state.right))
+    return soap_update_(rule, w, g, state._replace(left=left, right=right), step=step, numbers=numbers)
+
+
+def soap_update_(
+    rule: SOAPRule,
+    w: Tensor,
+    g: Tensor,
+    state: SOAPState,
+    *,
+    step: int,
+    numbers: Sequence[int] | None = None,
+    usable: Tensor | None = None,
+) -> tuple[Tensor, SOAPState]:
+    """:func:`soap_update` with the factors, the largest part of the state that every step changes, changed in place.
+
+    Args:
+        rule: Hyperparameters.
+        w: Parameters.
+        g: Gradients, zero where they are not usable.
+        state: State before the step; ``left`` and ``right`` are those of the state returned.
+        step: See :func:`soap_update`.
+        numbers: See :func:`soap_update`.
+        usable: Whether the factors may change, 0-dimensional; ``None`` is yes.
+    """
     w, g = w.to(state.v.dtype), g.to(state.v.dtype)
-    b2 = rule.betas[1]
-    state = state._replace(
-        left=None if state.left is None else factor_step(state.left, g, beta=b2),
-        right=None if state.right is None else factor_step(state.right, g.mT, beta=b2),
-    )
+    share = 1.0 - rule.betas[1]
+    weight = share if usable is None else torch.where(usable, g.new_full((), share), 0.0)
+    transposed = g.mT.contiguous()
+    if state.left is not None:
+        factor_step_(state.left, g.contiguous(), weight=weight)
+    if state.right is not None:
+        factor_step_(state.right, transposed, weight=weight)
     if step == 0:
         return w, _with_first_bases(state, g)
 
-    due = _due(rule, w, step=step, numbers=range(w.size(0) if w.ndim == 3 else 1) if numbers is None else numbers)
-    u, state = _direction(rule, w, g, state, step=step, due=due)
+    due = rule.due(step, range(w.size(0) if w.ndim == 3 else 1) if numbers is None else numbers)
+    u, state = _direction(rule, w, transposed.mT, state, step=step, due=due)
     decay = rule.weight_decay * w if rule.weight_decay else None
     w = position_step(w, lite_velocity(u, decay=decay), eta=rule.lr)
     # Only now, so that no gradient helps to choose the basis that it is seen in.
-    return w, state if due is None else _refreshed(state, due)
+    return w, _refreshed(state, due) if due else state
 
 
 def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
@@ -201,21 +228,8 @@ def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
     return state._replace(left_basis=bases[0], right_basis=bases[1])
 
 
-def _due(rule: SOAPRule, w: Tensor, *, step: int, numbers: Sequence[int]) -> Any:
-    """What to index a batch with to get the matrices whose basis is refreshed now; ``None`` where there is none."""
-    due = rule.due(step, numbers)
-    if not due:
-        return None
-    if w.ndim == 2:
-        return ...
-    stride = due[1] - due[0] if len(due) > 1 else 1
-    regular = range(due[0], due[-1] + 1, stride)
-    # A slice gives views, and needs no numbers on the device.
-    return slice(regular.start, regular.stop, stride) if due == list(regular) else due
-
-
 def _direction(
-    rule: SOAPRule, w: Tensor, g: Tensor, state: SOAPState, *, step: int, due: Any
+    rule: SOAPRule, w: Tensor, g: Tensor, state: SOAPState, *, step: int, due: list[int]
 ) -> tuple[Tensor, SOAPState]:
     """LITE's direction without λW, and the state with new moments and thresholds."""
     theta, b2 = rule.betas
@@ -239,39 +253,49 @@ def _direction(
         beta_flat=(1.0 - theta) * rule.beta_flat,
     )
     u = adam_direction(covector, v, beta1=theta, beta2=b2, step=step, eps=rule.eps)
-    if flatness is not None and due is not None and rule.weight_decay and rule.chi != 1:
+    if flatness is not None and rule.weight_decay and rule.chi != 1:
         strength = rule.precondition_frequency * rule.weight_decay * (rule.chi - 1.0)
-        u[due] += strength * flatness[due] * to_eigenbasis(w[due], *_part(bases, due))
+        for i in due:
+            left, right = (_single(basis, i) for basis in bases)
+            _single(u, i).add_(_single(flatness, i) * to_eigenbasis(_single(w, i), left, right), alpha=strength)
     return from_eigenbasis(u, *bases), state._replace(m=m, v=v, hi=thresholds.hi, lo=thresholds.lo)
 
 
-def _refreshed(state: SOAPState, due: Any) -> SOAPState:
-    """State whose matrices ``due`` have new bases; M' turns with them, V follows the order of their columns."""
-    old = _part((state.left_basis, state.right_basis), due)
-    v, new = state.v[due], []
-    for axis, factor, basis in zip(_MATRIX, _part((state.left, state.right), due), old, strict=True):
-        refreshed: Tensor | None = None
-        if factor is not None and basis is not None:
-            refreshed, order = refreshed_eigenbasis(factor, basis)
-            v = v.gather(axis, order.unsqueeze(-1 if axis == -2 else -2).expand_as(v))
-        new.append(refreshed)
-    m = to_eigenbasis(from_eigenbasis(state.m[due], *old), *new)
-    return state._replace(
-        m=_with_part(state.m, due, m),
-        v=_with_part(state.v, due, v),
-        left_basis=None if state.left_basis is None else _with_part(state.left_basis, due, new[0]),
-        right_basis=None if state.right_basis is None else _with_part(state.right_basis, due, new[1]),
-    )
+def _refreshed(state: SOAPState, due: list[int]) -> SOAPState:
+    """State whose matrices ``due`` have new bases; M' turns with them, V follows the order of their columns.
+
+    The moments, which are new at this step, are changed in place.
+    """
+    left_basis, right_basis = (None if x is None else x.clone() for x in (state.left_basis, state.right_basis))
+    for i in due:
+        m, v = _single(state.m, i), _single(state.v, i)
+        old = _single(left_basis, i), _single(right_basis, i)
+        new = []
+        for axis, factor, basis in zip(_MATRIX, (state.left, state.right), old, strict=True):
+            refreshed: Tensor | None = None
+            if factor is not None and basis is not None:
+                refreshed, order = refreshed_eigenbasis(_single(factor, i), basis)
+                v.copy_(v.index_select(axis, order))
+            new.append(refreshed)
+        m.copy_(to_eigenbasis(from_eigenbasis(m, *old), *new))
+        for basis, refreshed in zip(old, new, strict=True):
+            if basis is not None and refreshed is not None:
+                basis.copy_(refreshed)
+    return state._replace(left_basis=left_basis, right_basis=right_basis)
 
 
-def _part(tensors: tuple[Tensor | None, Tensor | None], due: Any) -> tuple[Tensor | None, Tensor | None]:
-    first, second = (None if x is None else x[due] for x in tensors)
-    return first, second
+@overload
+def _single(x: Tensor, place: int) -> Tensor: ...
 
 
-def _with_part(whole: Tensor, due: Any, part: Any) -> Any:
-    if due is ...:
-        return part
-    if isinstance(due, slice):
-        return whole.slice_scatter(part, 0, due.start, due.stop, due.step)
-    return whole.index_copy(0, torch.tensor(due, device=whole.device), part)
+@overload
+def _single(x: None, place: int) -> None: ...
+
+
+@overload
+def _single(x: Tensor | None, place: int) -> Tensor | None: ...
+
+
+def _single(x: Tensor | None, place: int) -> Tensor | None:
+    """One matrix of a batch, as a view."""
+    return x if x is None or x.ndim == 2 else x[place]

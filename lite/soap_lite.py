@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lite.finiteness import OnNonfinite
+from lite.finiteness import OnNonfinite, guarded, guarded_state
 from lite.optimizer import LITEOptimizer
-from lite.soap import SOAPRule, SOAPState, initial_soap_state, soap_update
+from lite.soap import SOAPRule, SOAPState, initial_soap_state, soap_update, soap_update_
 
 _RULE_SETTINGS = (
     "lr",
@@ -23,6 +23,7 @@ _RULE_SETTINGS = (
     "precondition_frequency",
     "max_precondition_dim",
 )
+_LARGEST_CPU_BATCH = 2**17  # numbers
 
 
 class SOAPLITE(LITEOptimizer):
@@ -115,9 +116,28 @@ class SOAPLITE(LITEOptimizer):
         step: int,
         numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        fields: dict[str, Any] = {key: state.get(key) for key in SOAPState._fields}
-        w, after = soap_update(self._rule(group), w, g, SOAPState(**fields), step=step, numbers=numbers)
-        return w, _present(after)
+        new_w, after = soap_update(self._rule(group), w, g, _state(state), step=step, numbers=numbers)
+        return new_w, _present(after)
+
+    def guarded_update(
+        self,
+        group: dict[str, Any],
+        w: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        *,
+        step: int,
+        numbers: Sequence[int],
+        usable: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        before = _state(state)
+        new_w, after = soap_update_(self._rule(group), w, g, before, step=step, numbers=numbers, usable=usable)
+        factors = {key: state[key] for key in ("left", "right") if key in state}  # new by now
+        return guarded(usable, new_w, w), guarded_state(usable, _present(after), state) | factors
+
+    def largest_batch(self, w: Tensor) -> int:
+        # A CPU gains nothing from batches of large matrices, and would copy their factors and bases to make them.
+        return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
 
     @staticmethod
     def _rule(group: dict[str, Any]) -> SOAPRule:
@@ -140,6 +160,11 @@ class SOAP(SOAPLITE):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0})
+
+
+def _state(present: dict[str, Tensor]) -> SOAPState:
+    fields: dict[str, Any] = {key: present.get(key) for key in SOAPState._fields}
+    return SOAPState(**fields)
 
 
 def _present(state: SOAPState) -> dict[str, Tensor]:

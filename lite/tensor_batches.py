@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,20 +116,25 @@ class TensorBatch:
         torch._foreach_copy_(targets, pieces)
 
 
-def tensor_batches(entries: list[TensorEntry], total: int) -> Iterator[TensorBatch]:
+def largest_batch(total: int) -> int:
+    """How many numbers a batch may hold where all parameters of an optimizer have ``total``."""
+    return max(_SMALLEST_BATCH, int(_LARGEST_SHARE * total))
+
+
+def tensor_batches(entries: list[TensorEntry], largest: Callable[[Tensor], int]) -> Iterator[TensorBatch]:
     """Batches of entries of equal shape, dtype, device and age, in the order of first appearance; empty ones are none.
 
     Args:
         entries: All tensors of a group.
-        total: Numbers of all parameters of the optimizer; a batch holds at most a fortieth of them, and one entry.
+        largest: How many numbers a batch may hold, from the ``w`` of an entry; a single entry may have more.
     """
     alike: defaultdict[tuple[object, ...], list[TensorEntry]] = defaultdict(list)
     for entry in entries:
         if entry.w.numel():
             alike[entry.shape, entry.w.dtype, entry.w.device, entry.step].append(entry)
-    most = max(_SMALLEST_BATCH, int(_LARGEST_SHARE * total))
     for group in alike.values():
         batch: list[TensorEntry] = []
+        most = largest(group[0].w)
         for entry in group:
             if batch and sum(e.w.numel() for e in batch) + entry.w.numel() > most:
                 yield TensorBatch(batch)

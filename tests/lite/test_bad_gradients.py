@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lite import MuonLITE, NonFiniteError
+from lite.finiteness import finite_per_tensor
 from tests.lite.optimizers import OPTIMIZERS, build, copies, equal, loss_of, tensors, train
 
 NAN, INF = float("nan"), float("inf")
@@ -105,3 +106,16 @@ def test_half_precision_gradients_that_overflow_are_found():
     p.grad = torch.full_like(p, 60000.0)  # its norm is beyond, it is not
     optimizer.step()
     assert not torch.equal(p, torch.ones_like(p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_one_bad_number_is_found_in_tensors_of_any_size(dtype, value):
+    """Large tensors are looked at one by one on a CPU, small ones together."""
+    largest = torch.finfo(dtype).max
+    tensors = [torch.full(shape, largest, dtype=dtype) for shape in ((3,), (70, 100), (0, 4), (2, 2), (5000,))]
+    assert finite_per_tensor(tensors).all()
+    for i in (0, 1, 3, 4):
+        spoiled = [x.clone() for x in tensors]
+        spoiled[i].view(-1)[-1] = value
+        assert finite_per_tensor(spoiled).tolist() == [j != i for j in range(5)]

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations.preconditioners import eigenbasis, factor_step, refreshed_eigenbasis
+from discretizations import matrix_products
+from discretizations.preconditioners import eigenbasis, factor_step_, refreshed_eigenbasis
 from lite import SOAPLITE
 from lite.adamw import AdamWRule, adamw_update, initial_adamw_state
 from lite.soap import SOAPRule, initial_soap_state, soap_update
@@ -182,6 +183,42 @@ def test_turns_do_not_depend_on_which_others_have_gradients():
     torch.testing.assert_close(last(missing=None), last(missing=1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("limit", [1, 50, 10**6])
+def test_the_size_of_batches_does_not_matter(limit, monkeypatch):
+    """Matrices by themselves, whose factors are changed where they lie, pairs, and all in one batch."""
+    monkeypatch.setattr(SOAPLITE, "largest_batch", lambda self, w: limit)
+    params = [torch.nn.Parameter(torch.ones(4, 6, dtype=torch.float64)) for _ in range(5)]
+    alone = SOAPLITE([torch.nn.Parameter(torch.ones(4, 6, dtype=torch.float64))], 0.1, precondition_frequency=1)
+    optimizer = SOAPLITE(params, 0.1, precondition_frequency=1)
+    (single,) = alone.param_groups[0]["params"]
+    for g in gradients((5, 4, 6), 12):
+        for p, own in zip(params, g, strict=True):
+            p.grad = own
+        single.grad = g[3]
+        alone.step()
+        optimizer.step()
+    torch.testing.assert_close(params[3], single, rtol=0, atol=1e-12)
+    for key, value in alone.state[single].items():
+        triangle = torch.tril if key in ("left", "right") else torch.clone
+        torch.testing.assert_close(triangle(optimizer.state[params[3]][key]), triangle(value), rtol=0, atol=1e-11)
+
+
+def test_fast_kernels_are_as_near_to_float64_as_torchs(monkeypatch):
+    """Large enough for oneDNN's products and for panels of reflections; every matrix refreshes its basis."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    lite, shape = rule(chi=2.0, beta_flat=1.0, weight_decay=0.1, precondition_frequency=3), (400, 256)
+    exact, _ = run(lite, torch.zeros(shape, dtype=torch.float64), gradients(shape, 6))
+    errors = []
+    for fast in (False, True):
+        monkeypatch.setattr(matrix_products, "_mkl_is_slow", lambda fast=fast: fast)
+        w, state = run(lite, torch.zeros(shape), gradients(shape, 6, torch.float32))
+        errors.append(float((w - exact).norm() / exact.norm()))
+        torch.testing.assert_close(state.left_basis.T @ state.left_basis, torch.eye(400), rtol=0, atol=1e-5)
+    assert errors[0] != errors[1]  # they are different kernels
+    assert errors[1] <= 2 * errors[0] <= 0.02
+
+
 @pytest.mark.parametrize("shape", [(48, 32), (24, 40)])
 def test_bases_stay_orthogonal_in_float32(shape):
     _, state = run(rule(), torch.zeros(shape), gradients(shape, 200, torch.float32))
@@ -247,7 +284,7 @@ def test_lite_adds_almost_nothing_to_the_state():
 def test_factor_is_the_average_of_products_below_the_diagonal(shape):
     factor, expected = torch.zeros(*shape[:-1], shape[-2], dtype=torch.float64), 0.0
     for g in gradients(shape, 4):
-        factor = factor_step(factor, g, beta=0.9)
+        factor_step_(factor, g, weight=0.1)
         expected = 0.9 * expected + 0.1 * g @ g.mT
     torch.testing.assert_close(factor.tril(), expected.tril())
 
