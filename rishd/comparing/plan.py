@@ -213,9 +213,24 @@ class PlannedRun:
 
 
 def run_key(mapping: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits from a run configuration as plain data."""
-    counted = {section: value for section, value in mapping.items() if section not in _FREE}
+    """16 hexadecimal digits from what a run configuration sets, as plain data: new settings with defaults change none."""
+    counted = _set_values({section: value for section, value in mapping.items() if section not in _FREE})
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _set_values(mapping: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What differs from the defaults, as plain data."""
+    defaults = json.loads(json.dumps(PretrainConfig().to_mapping())) if defaults is None else defaults
+    found: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(mapping)).items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _set_values(value, default)
+            if value:
+                found[key] = value
+        elif value != default:
+            found[key] = value
+    return found
 
 
 def load_plan(path: Path) -> Plan:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from rishd.comparing.plan import run_key
 from rishd.pretraining.results import RECORD, ResultsError, Summary, read_metrics, read_summary
 
 RUNS = "runs.jsonl"
@@ -83,7 +84,7 @@ def read_runs(folder: Path) -> dict[str, RecordedRun]:
     for number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
-            run = RecordedRun(data["key"], data)
+            run = RecordedRun(run_key(data["config"]), data)
             run.loss, run.data["validation"]
         except (json.JSONDecodeError, KeyError, TypeError):
             if number == len(lines):

@@ -16,6 +16,8 @@ from riemannian_ode.errors import require_choice, require_positive
 from rishd.pretraining.presets import PRESETS
 
 Schedule: TypeAlias = Literal["cosine", "wsd"]
+Packing: TypeAlias = Literal["concatenate", "separate", "truncate"]
+Sharding: TypeAlias = Literal["none", "fsdp2"]
 Precision: TypeAlias = Literal["float32", "bfloat16-mixed", "bfloat16"]
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
@@ -29,9 +31,15 @@ class ModelConfig:
 
     Args:
         preset: A key of :data:`~rishd.pretraining.presets.PRESETS`.
+        config: In place of a preset, a ``config.json`` of transformers of any causal language model, or its folder.
+        settings: Entries of transformers' configuration that differ, e.g. ``{"num_hidden_layers": 6}``.
+        attention: transformers' implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ``"flex_attention"``.
     """
 
     preset: str = "9M"
+    config: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    attention: str = "sdpa"
 
     def __post_init__(self) -> None:
         require_choice("model.preset", self.preset, PRESETS)
@@ -42,16 +50,44 @@ class DataConfig:
     """Which text, and how it becomes sequences.
 
     Args:
-        paths: Text or jsonl files, or folders of them; ``None`` is the default corpus.
-        vocab_size: Tokens of the BPE that is trained on the corpus; 32000 gives the presets their names.
+        paths: Text files, ``.jsonl`` files and shards (``.json.gz`` as of C4, ``.jsonl.zst`` as of The Pile), or
+            folders of them; with neither ``paths`` nor ``dataset`` it is the default corpus.
+        dataset: Name of a data set on the Hugging Face hub (``allenai/c4``), or a folder in one of its formats.
+        subset: Its configuration (``en``).
+        dataset_split: Its split that is read.
+        revision: Its commit, so that it stays the same.
+        text_field: Where a line or row has its text.
+        on_corrupt: What a malformed line or a broken shard does: ``"error"`` stops, naming it; ``"skip"`` goes on
+            without the line, or without the rest of the shard.
+        tokenizer: Name or folder of a tokenizer of transformers; ``None`` trains a byte-level BPE on the corpus.
+        vocab_size: Tokens of that BPE; 32000 gives the presets their names.
         sequence_length: Tokens per sequence.
+        packing: ``"concatenate"``: documents end to end, cut into sequences. ``"separate"``: the same, but none sees
+            another, and each starts at position 0. ``"truncate"``: a sequence is one document, cut off or filled up, as
+            published.
+        validation_share: Share of the documents that is held back for validation, by the hash of their text.
+        epochs: How often the training text may be read.
     """
 
     paths: tuple[str, ...] | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    dataset_split: str = "train"
+    revision: str | None = None
+    text_field: str = "text"
+    on_corrupt: Literal["error", "skip"] = "error"
+    tokenizer: str | None = None
     vocab_size: int = 32000
     sequence_length: int = 256
+    packing: Packing = "concatenate"
+    validation_share: float = 0.02
+    epochs: int = 1
 
     def __post_init__(self) -> None:
+        if self.paths is not None and self.dataset is not None:
+            raise ValueError(f"data.paths = {self.paths!r} and data.dataset = {self.dataset!r}: give one of them.")
+        if self.paths == ():
+            raise ValueError("data.paths = () names no file; leave it out for the default corpus.")
         if self.vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(
                 f"data.vocab_size = {self.vocab_size!r} must be at least {SMALLEST_VOCABULARY}: 256 bytes, one end of "
@@ -61,6 +97,12 @@ class DataConfig:
             raise ValueError(
                 f"data.sequence_length = {self.sequence_length!r} leaves no next token to predict; take at least 2."
             )
+        if not 0 < self.validation_share < 1:
+            raise ValueError(
+                f"data.validation_share = {self.validation_share!r} must lie strictly between 0 and 1: both parts need "
+                "text."
+            )
+        _require_count("data.epochs", self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -129,6 +171,9 @@ class TrainingConfig:
         clip: Global norm that gradients are clipped to; 0 is none.
         precision: ``"float32"``; ``"bfloat16-mixed"``: float32 weights, bfloat16 in forward and backward;
             ``"bfloat16"``: weights and optimizer state too (published).
+        sharding: What several ranks do: ``"none"``: each has the whole model (DDP); ``"fsdp2"``: weights, gradients and
+            optimizer state are divided among them.
+        gradient_checkpointing: Whether layers' activations are computed again in backward instead of kept.
     """
 
     steps: int | None = None
@@ -137,6 +182,8 @@ class TrainingConfig:
     micro_batch_size: int | None = None
     clip: float = 1.0
     precision: Precision = "float32"
+    gradient_checkpointing: bool = False
+    sharding: Sharding = "none"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.tokens is not None:
@@ -194,9 +241,12 @@ class LoggingConfig:
     Args:
         every: Steps between rows of training loss, which are means since the last one; it divides ``checkpoints.every``
             so that a resumed run has the same rows.
+        trackers: Trackers of transformers' Trainer that get the same numbers: ``"tensorboard"`` (in the run's folder),
+            ``"wandb"``, ``"mlflow"``, …
     """
 
     every: int = 1
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         _require_count("logging.every", self.every)

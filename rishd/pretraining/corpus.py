@@ -1,101 +1,216 @@
-"""Real text to train on: the Python sources of installed packages, or the user's own files, split by document."""
+"""Text to train on, split by document: installed packages' sources, the user's files, streamed shards, or a data set.
+
+Which side of the split a document is on depends on the hash of its text alone, so that training and validation never
+share one, duplicates included. The order of documents is always the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeAlias
+
+from rishd.pretraining.config import DataConfig
+from rishd.pretraining.text_files import CorpusError, Document, Reader, is_compressed, text_files
 
 # The default corpus: sources that the project's own dependencies put on every machine, 116 MB.
 PACKAGES = ("matplotlib", "numpy", "scipy", "sympy", "transformers")
 # Content hash of that corpus with the versions of constraints.txt (CPython 3.11, Linux x86-64).
 PINNED_HASH = "acc6d28f9a7f845d26b54cab08557982c36cee3e8514df8fe2d3a716289bdded"
-_TEXT_ENDINGS = (".txt", ".md", ".rst", ".py", ".text")
-_PIECE_CHARACTERS = (
-    1 << 16
-)  # longer text files are cut here, at a line end, so that the split has pieces to choose from
-_VALIDATION_SHARE = 0.02
 _BUILD_FILES = ("__config__.py", "_distributor_init.py")  # written at build time: they differ between machines
+_LARGEST_IN_MEMORY = 2**30  # bytes of files; more than that is streamed
+_TELLING = 1 << 22  # bytes: less than that may be what a decompressor has read ahead
+_HASHED = 1 << 16  # bytes of a streamed file's head and tail that go into its fingerprint
 
 Split = Literal["train", "validation"]
+Position: TypeAlias = Any  # of JSON: each corpus has its own
 
 
-class CorpusError(ValueError):
-    """The corpus is missing, empty, or too small to split; the message says which and what to do."""
+class Corpus(Protocol):
+    """Documents in a fixed order, in two parts that share none.
 
+    Attributes:
+        name: What it is, for people.
+        content_hash: Tells this corpus from others.
+        warning: What the user should know about it, or nothing.
+    """
 
-@dataclass(frozen=True)
-class Document:
-    """A piece of text with a stable key, by whose hash it is ordered and split."""
-
-    key: str
-    text: str
-
-    @property
-    def rank(self) -> bytes:
-        """A uniformly distributed order of keys."""
-        return hashlib.sha256(self.key.encode()).digest()
+    name: str
+    content_hash: str
+    warning: str
 
     @property
-    def is_low(self) -> bool:
-        """Whether its rank is in the share held back: by key alone, so adding documents moves no other."""
-        return int.from_bytes(self.rank[:8], "big") < _VALIDATION_SHARE * 2**64
+    def skipped(self) -> Sequence[str]:
+        """What was left out as corrupt so far, a sentence each."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is read as it is needed, not as a whole before."""
+
+    def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
+        """Texts of one part, from its beginning or a :meth:`position`."""
+
+    def position(self) -> Position:
+        """Where the last call of :meth:`texts` has come to: plain data, valid for both parts."""
+
+    def fraction_read(self) -> float | None:
+        """How much of it that is: ``None`` if the size is unknown, 0 while too little has been read to tell."""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Documents of a corpus.
+@dataclass
+class CorpusInMemory:
+    """A small corpus, in the order of its documents' ranks, which mixes packages and folders.
 
     Args:
         name: What it is, for people.
-        documents: In the order of their rank, which mixes packages and folders.
+        documents: In the order of their rank.
         content_hash: SHA-256 of all keys and texts.
+        validation_share: Share of the documents that are held back, one at least.
         warning: Set when the default corpus differs from the pinned one.
+        skipped: What was left out as corrupt.
     """
 
     name: str
     documents: tuple[Document, ...]
     content_hash: str
+    validation_share: float
     warning: str = ""
+    skipped: list[str] = field(default_factory=list)
+    _done: int = 0
 
     @property
-    def held_back(self) -> int:
-        """How many documents, the first in rank, are for validation: 2% by hash, at least one."""
-        return min(max(1, sum(document.is_low for document in self.documents)), len(self.documents) - 1)
+    def is_streamed(self) -> bool:
+        return False
 
-    def texts(self, split: Split) -> Iterator[str]:
-        """Texts of one split."""
-        chosen = slice(self.held_back) if split == "validation" else slice(self.held_back, None)
-        return (document.text for document in self.documents[chosen])
+    def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
+        held_back = [document.is_held_back(self.validation_share) for document in self.documents]
+        if not any(held_back) or all(held_back):  # of few documents: one text of theirs, and its duplicates
+            one = self.documents[0].text
+            held_back = [document.text == one for document in self.documents]
+        for i in range(position or 0, len(self.documents)):
+            self._done = i + 1
+            if held_back[i] == (split == "validation"):
+                yield self.documents[i].text
+
+    def position(self) -> Position:
+        return self._done
+
+    def fraction_read(self) -> float | None:
+        return self._done / len(self.documents)
 
 
-def load_corpus(data: Sequence[Path] | None = None) -> Corpus:
-    """The default corpus, or the user's files.
+@dataclass
+class ShardedCorpus:
+    """Files that are read as they are needed, in the order of their names.
 
     Args:
-        data: Text files, ``.jsonl`` files (one object with ``"text"`` a line), or folders of them; ``None`` takes the
-            Python sources of the installed packages :data:`PACKAGES`.
+        files: Paths and their names.
+        name: What it is, for people.
+        reader: Reads them.
+        validation_share: Share of the documents that are held back.
+    """
+
+    files: Sequence[tuple[Path, str]]
+    name: str
+    reader: Reader
+    validation_share: float
+    warning: str = ""
+
+    def __post_init__(self) -> None:
+        self._sizes = [path.stat().st_size for path, _ in self.files]
+        self._file = self._documents = self._bytes = 0
+        digest = hashlib.sha256(self.reader.text_field.encode())
+        for (path, key), size in zip(self.files, self._sizes, strict=True):
+            with path.open("rb") as stream:
+                head = stream.read(_HASHED)
+                stream.seek(max(0, size - _HASHED))
+                digest.update(repr((key, size)).encode() + hashlib.sha256(head + stream.read(_HASHED)).digest())
+        self.content_hash = digest.hexdigest()
+
+    @property
+    def skipped(self) -> list[str]:
+        return self.reader.skipped
+
+    @property
+    def is_streamed(self) -> bool:
+        return True
+
+    def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
+        first, done = position or (0, 0)
+        for number, (path, key) in enumerate(self.files):
+            if number < first:
+                continue
+            self._file, self._bytes = number, 0
+            for count, document in enumerate(self.reader.documents(path, key, position=self._note), start=1):
+                self._documents = count
+                if number == first and count <= done:
+                    continue
+                if document.is_held_back(self.validation_share) == (split == "validation"):
+                    yield document.text
+
+    def position(self) -> Position:
+        return [self._file, self._documents]
+
+    def fraction_read(self) -> float | None:
+        read = sum(self._sizes[: self._file]) + self._bytes
+        return read / sum(self._sizes) if read > _TELLING else 0.0
+
+    def _note(self, read: int) -> None:
+        self._bytes = read
+
+
+def load_corpus(config: DataConfig | None = None) -> Corpus:
+    """The corpus of a run.
+
+    Args:
+        config: Paths of text files and shards (or folders of them), or the name of a data set; by default the Python
+            sources of the installed packages :data:`PACKAGES`. Compressed shards, data sets and more than 1 GiB of
+            files are streamed.
 
     Raises:
-        CorpusError: for a path that is missing or without text, a malformed jsonl line, or too few documents to split.
+        CorpusError: for a path that is missing or without text, a corrupt file, or too few documents to split.
     """
-    if data is None:
-        corpus = _make("Python sources of " + ", ".join(PACKAGES), _package_sources())
-        if corpus.content_hash != PINNED_HASH:
-            warning = (
-                f"the corpus has content hash {corpus.content_hash[:16]}, not the recorded {PINNED_HASH[:16]}: other "
-                "package versions are installed, so losses do not compare to the recorded ones digit by digit"
-            )
-            corpus = Corpus(corpus.name, corpus.documents, corpus.content_hash, warning)
+    config = config or DataConfig()
+    if config.dataset is not None:
+        from rishd.pretraining.hub import HubCorpus
+
+        return HubCorpus(config)
+    if config.paths is None:
+        return _default_corpus(config.validation_share)
+    files = [(root, entry) for root in map(Path, config.paths) for entry in text_files(root)]
+    name = ", ".join(config.paths)
+    reader = Reader(config.text_field, config.on_corrupt)
+    total = sum(path.stat().st_size for _, (path, _) in files)
+    if total > _LARGEST_IN_MEMORY or any(is_compressed(path) for _, (path, _) in files):
+        return ShardedCorpus([entry for _, entry in files], name, reader, config.validation_share)
+    documents: list[Document] = []
+    for root in map(Path, config.paths):
+        before = len(documents)
+        for owner, (path, key) in files:
+            if owner == root:
+                documents += reader.documents(path, key)
+        if len(documents) == before:
+            raise CorpusError(f"corpus path {root} holds no text: all its files are empty.")
+    return _in_memory(name, documents, config.validation_share, skipped=reader.skipped)
+
+
+def _default_corpus(validation_share: float) -> Corpus:
+    corpus = _in_memory("Python sources of " + ", ".join(PACKAGES), list(_package_sources()), validation_share)
+    if corpus.content_hash == PINNED_HASH:
         return corpus
-    return _make(", ".join(str(path) for path in data), _user_documents(data))
+    warning = (
+        f"the corpus has content hash {corpus.content_hash[:16]}, not the recorded {PINNED_HASH[:16]}: other package "
+        "versions are installed, so losses do not compare to the recorded ones digit by digit"
+    )
+    return CorpusInMemory(corpus.name, corpus.documents, corpus.content_hash, validation_share, warning)
 
 
-def _make(name: str, documents: Iterator[Document]) -> Corpus:
+def _in_memory(
+    name: str, documents: list[Document], validation_share: float, skipped: list[str] | None = None
+) -> CorpusInMemory:
     ordered = tuple(sorted(documents, key=lambda document: document.rank))
     digest = hashlib.sha256()
     for document in ordered:
@@ -103,12 +218,12 @@ def _make(name: str, documents: Iterator[Document]) -> Corpus:
             encoded = part.encode()
             digest.update(len(encoded).to_bytes(8, "big"))
             digest.update(encoded)
-    if len(ordered) < 2:
+    if len({document.text for document in ordered}) < 2:
         raise CorpusError(
             f"{name} has {len(ordered)} document, too few to hold one back for validation; give more files, or one of "
-            f"more than {_PIECE_CHARACTERS:,} characters."
+            "more than 65,536 characters."
         )
-    return Corpus(name, ordered, digest.hexdigest())
+    return CorpusInMemory(name, ordered, digest.hexdigest(), validation_share, skipped=skipped or [])
 
 
 def _package_sources() -> Iterator[Document]:
@@ -123,46 +238,3 @@ def _package_sources() -> Iterator[Document]:
             if path.name not in _BUILD_FILES and path.stat().st_size:
                 text = path.read_text(encoding="utf-8", errors="replace")
                 yield Document(f"{package}/{path.relative_to(root).as_posix()}", text)
-
-
-def _user_documents(data: Sequence[Path]) -> Iterator[Document]:
-    for root in data:
-        if not root.exists():
-            raise CorpusError(f"corpus path {root} does not exist; give text or jsonl files, or a folder of them.")
-        wanted = (*_TEXT_ENDINGS, ".jsonl")
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in wanted and p.is_file())
-        found = False
-        for path in files:
-            name = path.name if root.is_file() else path.relative_to(root).as_posix()
-            for document in _jsonl(path, name) if path.suffix == ".jsonl" else _pieces(path, name):
-                found = True
-                yield document
-        if not found:
-            raise CorpusError(f"corpus path {root} holds no text; give {', '.join(wanted)} files that are not empty.")
-
-
-def _jsonl(path: Path, name: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as problem:
-                raise CorpusError(f'{path}, line {number}: expected an object with "text" ({problem}).') from None
-            if not isinstance(text, str):
-                raise CorpusError(f'{path}, line {number}: "text" is {type(text).__name__}, expected a string.')
-            if text.strip():  # a lone surrogate is legal JSON but no text
-                yield Document(f"{name}:{number}", text.encode("utf-8", "replace").decode())
-
-
-def _pieces(path: Path, name: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        number = 0
-        while lines := stream.readlines(_PIECE_CHARACTERS):
-            text = "".join(lines)
-            if "\0" in text:
-                raise CorpusError(f"{path} holds NUL bytes: it is no text file.")
-            if text.strip():
-                yield Document(f"{name}#{number}", text)
-            number += 1

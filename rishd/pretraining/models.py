@@ -1,61 +1,110 @@
-"""Randomly initialised models, and what they cost."""
+"""Randomly initialised models from presets or transformers' configuration files."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+import json
+from pathlib import Path
+from typing import Any
 
-from rishd.pretraining.config import PretrainConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rishd.pretraining.config import ModelConfig, PretrainConfig
+from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.presets import PRESETS
 
 
-def build_model(config: PretrainConfig) -> PreTrainedModel:
-    """A randomly initialised Llama of the preset's size."""
-    size = PRESETS[config.model.preset]
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.data.vocab_size,
-            hidden_size=size.hidden,
-            intermediate_size=size.ffn,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            max_position_embeddings=max(1024, config.data.sequence_length),
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
-            use_cache=False,
-        )
-    )
-    return model.to(torch.bfloat16) if config.training.precision == "bfloat16" else model  # type: ignore[arg-type]
-
-
-def parameter_count(model: PreTrainedModel, *, embeddings: bool = True) -> int:
-    """Trainable parameters, with or without embedding and output head."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    tables = {id(p) for module in (model.get_input_embeddings(), head) for p in _of(module)}
-    return sum(p.numel() for p in model.parameters() if p.requires_grad and (embeddings or id(p) not in tables))
-
-
-def training_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
-    r"""FLOPs of forward and backward per token: :math:`6N + 12\,L\,d\,T`.
+def model_config(
+    config: ModelConfig, *, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, sequence_length: int
+) -> PreTrainedConfig:
+    """transformers' configuration of the model.
 
     Args:
-        model: A dense transformer.
-        sequence_length: T.
+        config: Preset or file, and settings.
+        tokenizer: Its vocabulary's size is a preset's own; ``None`` for one that is yet to be trained, whose first
+            token ends documents.
+        vocab_size: Tokens of that one.
+        sequence_length: Longest sequence.
 
-    N counts every parameter but the embedding (a look-up), the head included; L layers of width d. Causal attention is
-    counted in full, as usual.
-
-    Source: Chowdhery et al., PaLM, arXiv:2204.02311, appendix B.
+    Raises:
+        ConfigError: for a file that is no causal language model's, a setting that does not exist, or a vocabulary or
+            context that is too small.
     """
-    embedding = sum(p.numel() for p in _of(model.get_input_embeddings()))
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    used = parameter_count(model) - (0 if tied else embedding)
-    layers, width = int(model.config.num_hidden_layers), int(model.config.hidden_size)
-    return 6.0 * used + 12.0 * layers * width * sequence_length
+    vocab_size, end_of_text = (vocab_size, 0) if tokenizer is None else (len(tokenizer), int(tokenizer.eos_token_id))
+    where = config.config or f"preset {config.preset}"
+    settings = dict(PRESETS[config.preset]) if config.config is None else _read(Path(config.config))
+    if config.config is None:
+        settings |= {"vocab_size": vocab_size, "max_position_embeddings": max(1024, sequence_length)}
+    settings |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None, "use_cache": False}
+    model_type = settings.pop("model_type")
+    try:
+        known = AutoConfig.for_model(model_type)
+        if unknown := [key for key in config.settings if not hasattr(known, key)]:
+            raise ConfigError(f"model.settings has {', '.join(unknown)}, which a {model_type} configuration does not.")
+        made = AutoConfig.for_model(model_type, **{**settings, **config.settings})
+    except ConfigError:
+        raise
+    except Exception as problem:  # transformers checks with validators of its own
+        raise ConfigError(f"{where}: {' '.join(str(problem).split())}") from None
+    if type(made) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(f"{where}: transformers has no causal language model of type {model_type!r}.")
+    if made.vocab_size < vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size:,} tokens, {where} a vocabulary of {made.vocab_size:,}; take its own "
+            "tokenizer, or set model.settings.vocab_size."
+        )
+    longest = getattr(made, "max_position_embeddings", None)
+    if longest is not None and longest < sequence_length:
+        raise ConfigError(
+            f"data.sequence_length = {sequence_length} is beyond {where}'s max_position_embeddings = {longest}."
+        )
+    return made
 
 
-def _of(module: nn.Module | None) -> list[nn.Parameter]:
-    return [] if module is None else list(module.parameters())
+def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedModel:
+    """A randomly initialised model.
+
+    Args:
+        config: The run; with precision ``"bfloat16"`` the weights are drawn in float32 and rounded.
+        made: Of :func:`model_config`.
+
+    Raises:
+        ConfigError: if the model refuses the configuration.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            made, attn_implementation=config.model.attention, dtype=torch.float32
+        )
+    except (ImportError, ValueError) as problem:
+        raise ConfigError(
+            f"the model cannot be built with model.attention = {config.model.attention!r}: {problem}"
+        ) from None
+    if config.training.precision == "bfloat16":
+        for p in model.parameters():  # not the buffers: positions need float32
+            p.data = p.data.bfloat16()
+    return model
+
+
+def describe(made: PreTrainedConfig) -> str:
+    """One line on the architecture."""
+    body = f"{made.num_hidden_layers} layers of width {made.hidden_size}"
+    text = f"{made.model_type}, {body}, vocabulary {made.vocab_size:,}"
+    experts = getattr(made, "num_experts", None)
+    return f"{text}, {made.num_experts_per_tok} of {experts} experts a token" if experts else text
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        data["model_type"]
+    except OSError as problem:
+        raise ConfigError(f"model.config = {str(path)!r} cannot be read ({problem.strerror}).") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise ConfigError(
+            f"{file} is no configuration of transformers: expected a JSON object with model_type, as save_pretrained "
+            "writes it."
+        ) from None
+    for key in ("architectures", "transformers_version", "dtype", "torch_dtype"):
+        data.pop(key, None)
+    return dict(data)

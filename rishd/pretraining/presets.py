@@ -1,29 +1,52 @@
-"""Published model sizes and their small relatives."""
+"""Published model sizes and their small relatives, in the terms of transformers' configurations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """Width, feed-forward width, layers and heads of a Llama."""
+def _llama(hidden: int, ffn: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "tie_word_embeddings": False,
+    }
 
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
+
+def _qwen2_moe(hidden: int, layers: int, heads: int, *, experts: int, width: int, chosen: int, shared: int) -> Any:
+    return {
+        "model_type": "qwen2_moe",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "num_experts": experts,
+        "moe_intermediate_size": width,
+        "num_experts_per_tok": chosen,
+        "shared_expert_intermediate_size": shared,
+        "output_router_logits": True,  # adds the load-balancing loss to training
+        "router_aux_loss_coef": 0.01,
+        "tie_word_embeddings": False,
+    }
 
 
-# Sizes of the published runs (arXiv:2602.22681, settings); vocabulary 32000 gives the names. 1M has a million
-# parameters outside embedding and head: small enough for many runs on a CPU.
-PRESETS: dict[str, ModelSize] = {
-    "1M": ModelSize(128, 352, 5, 4),
-    "9M": ModelSize(128, 352, 4, 4),
-    "60M": ModelSize(512, 1376, 8, 8),
-    "130M": ModelSize(768, 2048, 12, 12),
-    "250M": ModelSize(768, 2560, 24, 16),
-    "350M": ModelSize(1024, 2736, 24, 16),
-    "500M": ModelSize(1280, 3456, 22, 20),
-    "1B": ModelSize(2048, 5461, 24, 32),
+# Sizes of the published runs (arXiv:2602.22681, settings); with a vocabulary of 32000 each has about the parameters of
+# its name. 1M has a million parameters outside embedding and head, and moe-tiny two: small enough for many runs on a
+# CPU.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "1M": _llama(128, 352, 5, 4),
+    "9M": _llama(128, 352, 4, 4),
+    "60M": _llama(512, 1376, 8, 8),
+    "130M": _llama(768, 2048, 12, 12),
+    "250M": _llama(768, 2560, 24, 16),
+    "350M": _llama(1024, 2736, 24, 16),
+    "500M": _llama(1280, 3456, 22, 20),
+    "1B": _llama(2048, 5461, 24, 32),
+    "moe-tiny": _qwen2_moe(128, 4, 4, experts=8, width=128, chosen=2, shared=256),
+    "moe-1B": _qwen2_moe(768, 15, 12, experts=32, width=768, chosen=4, shared=3072),
 }

@@ -93,6 +93,35 @@ class Summary:
     format: int = FORMAT
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Args:
+        folder: Output folder, see :mod:`rishd.pretraining.results`.
+        rows: Its metrics.
+        summary: How it ended.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    summary: Summary
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a logged quantity."""
+        return series(self.rows, key)
+
+    @property
+    def final_validation_loss(self) -> float | None:
+        """Last validation loss, in nats per token; ``None`` before the first evaluation."""
+        return self.summary.final_validation_loss
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it; resuming goes on."""
+        return self.summary.status == "interrupted"
+
+
 def read_summary(folder: Path) -> Summary | None:
     """How the run in a folder ended, ``None`` if it has not.
 

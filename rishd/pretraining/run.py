@@ -1,28 +1,32 @@
-"""One pre-training run: model, optimizer, Trainer, results, resume."""
+"""One pre-training run: text, model, optimizer, Trainer, results, resume."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from lite import NonFiniteError
+from rishd.pretraining.blocks import TokenBlocks, make_collator, training_blocks, validation_blocks
+from rishd.pretraining.checkpoints import CheckpointError, clean, step_of
 from rishd.pretraining.clock import StepClock, Times, peak_memory_bytes
 from rishd.pretraining.config import PretrainConfig
-from rishd.pretraining.corpus import Corpus, Split, load_corpus
-from rishd.pretraining.models import build_model, parameter_count, training_flops_per_token
+from rishd.pretraining.corpus import Corpus, load_corpus
+from rishd.pretraining.cost import StaticCost, estimate, measured_cost, require_memory, static_cost
+from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
+from rishd.pretraining.ranks import rank_count, shard, sharding_ranks, training_arguments
+from rishd.pretraining.recorder import Progress, Recorder, tensorboard
 from rishd.pretraining.results import (
     RECORD,
     SUMMARY,
+    RunResult,
     Status,
     Summary,
     read_metrics,
@@ -32,37 +36,9 @@ from rishd.pretraining.results import (
     write_summary,
 )
 from rishd.pretraining.run_folder import check_run_folder, claim_run_folder
-from rishd.pretraining.tokens import END_OF_TEXT, TokenBlocks, token_blocks, train_tokenizer
-from rishd.pretraining.trainer import PretrainTrainer, Progress, Recorder
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run left.
-
-    Args:
-        folder: Output folder, see :mod:`rishd.pretraining.results`.
-        rows: Its metrics.
-        summary: How it ended.
-    """
-
-    folder: Path
-    rows: list[dict[str, Any]]
-    summary: Summary
-
-    def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a logged quantity."""
-        return series(self.rows, key)
-
-    @property
-    def final_validation_loss(self) -> float | None:
-        """Last validation loss, in nats per token; ``None`` before the first evaluation."""
-        return self.summary.final_validation_loss
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it; resuming goes on."""
-        return self.summary.status == "interrupted"
+from rishd.pretraining.text_files import CorpusError
+from rishd.pretraining.tokenizer import load_tokenizer, named_tokenizer
+from rishd.pretraining.trainer import PretrainTrainer, save_model
 
 
 def train(
@@ -73,84 +49,136 @@ def train(
     progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunResult:
-    """Run or continue a pre-training run.
+    """Run or continue a pre-training run; under torchrun every rank calls it.
 
     Args:
         config: The run.
         out: Output folder.
-        resume: Whether to continue the run in ``out`` from its last whole checkpoint; ``"auto"`` continues if there is
-            one and starts otherwise. A complete run is not repeated: its result is read.
+        resume: Whether to continue the run in ``out`` from its last checkpoint; ``"auto"`` continues if there is one
+            and starts otherwise. A complete run is not repeated: its result is read.
         progress: Called with (what, done, total) all along.
         say: Called with lines that the user should read.
 
     Raises:
         RunFolderError: for a folder of another run.
-        CorpusError: for a corpus that is missing, empty or too small.
-        NonFiniteError: when a gradient or loss becomes non-finite; the last checkpoint is kept.
+        ConfigError: for settings that do not fit each other.
+        CorpusError: for a corpus that is missing, corrupt or too small.
+        DoesNotFitError: for a run that needs more memory than there is.
+        CheckpointError: for a checkpoint that cannot be written or read; the last good one is kept.
+        NonFiniteError: when a gradient or loss becomes non-finite; the last good checkpoint is kept.
     """
     if resume == "auto":
         resume = (out / RECORD).exists()
     quiet()
-    set_seed(config.seed)
-    model = build_model(config)
-    optimizer = build_optimizer(config.optimizer, model)  # refuses bad settings before anything is read or written
-    corpus = load_corpus(None if config.data.paths is None else [Path(path) for path in config.data.paths])
+    arguments = training_arguments(config, out)
+    if not arguments.should_save:  # another rank than the first
+        progress, say = (lambda what, done, total: None), (lambda line: None)
+    corpus = load_corpus(config.data)
     if corpus.warning:
         say(corpus.warning)
+    made = model_config(
+        config.model,
+        tokenizer=named_tokenizer(config.data),
+        vocab_size=config.data.vocab_size,
+        sequence_length=config.data.sequence_length,
+    )
+    cost = static_cost(config, made, ranks=sharding_ranks(config))  # refuses bad settings of the optimizer, too
+    require_memory(cost, arguments.device)
     checkpoint = check_run_folder(out, config, corpus.content_hash, resume=resume)
     done = read_summary(out)
     if done is not None and done.status == "complete":
         say(f"{out} is complete")
         return RunResult(out, read_metrics(out), done)
-    tokenizer = train_tokenizer(corpus, config.data.vocab_size, progress)
-    wanted: dict[Split, int] = {
-        "train": config.steps * config.training.batch_size,
-        "validation": config.evaluation_sequences,
-    }
-    data: dict[Split, TokenBlocks] = {
-        split: token_blocks(
-            corpus, split, tokenizer, length=config.data.sequence_length, blocks=blocks, progress=progress
-        )
-        for split, blocks in wanted.items()
-    }
-    if not (out / RECORD).exists():
-        claim_run_folder(out, config, corpus.content_hash, _counts(config, model))
-    (out / SUMMARY).unlink(missing_ok=True)
-    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    with arguments.main_process_first():
+        tokenizer = load_tokenizer(config.data, corpus, progress)
+        validation = validation_blocks(config, corpus, tokenizer, progress)
+        training = training_blocks(config, corpus, tokenizer, progress)
+    for left_out in training.store.state()["skipped"]:
+        say(f"left out: {left_out}")
+    set_seed(config.seed)
+    model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its stub knows dtypes only
+    if config.training.gradient_checkpointing:
+        name = "activation_checkpointing_enable"  # since some version; before, and in its own words, gradient_…
+        getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if config.training.sharding == "fsdp2":
+        shard(model, arguments.device)
+    say(
+        f"{describe(made)}: {cost.parameters:,} parameters, {cost.non_embedding_parameters:,} of them outside "
+        f"embedding and head; {cost.flops_per_token:.3g} FLOPs a token"
     )
-    say(_heading(config, corpus, parameter_count(model), checkpoint))
-    arguments = training_arguments(config, out)
-    clock = _clock(out, checkpoint, arguments.device)
+    say(_heading(config, corpus, checkpoint))
+    if checkpoint is None:
+        micro = arguments.per_device_train_batch_size
+        measured = measured_cost(config, model, most=micro)
+        require_memory(cost, arguments.device, activation_bytes=measured.activation_bytes * micro)
+        say(estimate(config, cost, measured, micro=micro, ranks=rank_count()))
+    if arguments.should_save:
+        if not (out / RECORD).exists():
+            claim_run_folder(out, config, corpus.content_hash, _counts(cost))
+        (out / SUMMARY).unlink(missing_ok=True)
+        clean(out)
+    return _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, progress, say)
+
+
+def _fit(
+    config: PretrainConfig,
+    out: Path,
+    cost: StaticCost,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: TokenBlocks,
+    validation: TokenBlocks,
+    checkpoint: Path | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> RunResult:
+    """Train, save the model, and sum up, however it ends."""
+    step = step_of(checkpoint)
+    rows = truncate_metrics(out, step) if arguments.should_save else read_metrics(out)
+    last = rows[-1] if rows else {}
+    clock = StepClock(arguments.device, **{key: last.get(key, 0.0) for key in Times._fields})
+    recorder = Recorder(out, config, clock, training, tokens=last.get("tokens", 0), step=step, progress=progress)
+    optimizer = build_optimizer(config.optimizer, model)
     trainer = PretrainTrainer(
         clock=clock,
+        keep=config.checkpoints.keep,
         model=model,
         args=arguments,
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        processing_class=wrapped,
+        train_dataset=training,
+        eval_dataset=validation,
+        data_collator=make_collator(
+            config.data.packing, training.store.end, flatten=config.model.attention == "flash_attention_2"
+        ),
+        processing_class=tokenizer,
         optimizers=(optimizer, build_scheduler(config, optimizer)),
-        callbacks=[Recorder(out, config, clock, progress)],
+        callbacks=[recorder, *tensorboard(config, out, step)],
     )
     trainer.remove_callback(PrinterCallback)
 
     def end(status: Status) -> RunResult:
-        summary = _summary(config, model, read_metrics(out), trainer.state.global_step, clock, status)
-        write_summary(out, summary)
-        return RunResult(out, read_metrics(out), summary)
+        clock.pause()
+        steps, rows = trainer.state.global_step, read_metrics(out)
+        summary = _summary(config, cost, rows, steps, recorder.tokens(steps), clock, status)
+        if arguments.should_save:
+            with suppress(OSError):  # of a full disk the user hears elsewhere
+                write_summary(out, summary)
+        return RunResult(out, rows, summary)
 
     try:
         with warnings.catch_warnings():
             # The Trainer calls get_last_lr and the data loader's pin_memory in ways that warn on every CPU run.
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        model.save_pretrained(out / "model")
-        wrapped.save_pretrained(out / "model")
+        save_model(trainer, out)
     except KeyboardInterrupt:
         say(f"interrupted at step {trainer.state.global_step}; --resume continues from the last checkpoint")
         return end("interrupted")
     except NonFiniteError:
         end("failed")
+        raise
+    except (CheckpointError, CorpusError):
+        end("interrupted")
         raise
     return end("complete")
 
@@ -161,71 +189,25 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
-    """The configuration in the Trainer's terms.
-
-    Raises:
-        ValueError: if the batch cannot be divided over the ranks.
-    """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
-    share, rest = divmod(config.training.batch_size, ranks)
-    micro = config.training.micro_batch_size or share
-    if rest or share % micro:
-        raise ValueError(
-            f"training.batch_size = {config.training.batch_size} cannot be divided over {ranks} ranks in passes of "
-            f"{micro} sequences (training.micro_batch_size); change one of them."
-        )
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
-        use_cpu=not torch.accelerator.is_available(),
-        bf16=config.training.precision == "bfloat16-mixed",
-        max_grad_norm=config.training.clip,
-        eval_strategy="steps",
-        eval_steps=config.evaluation.every,
-        logging_steps=config.logging.every,
-        logging_first_step=True,
-        save_strategy="steps",
-        save_steps=config.checkpoints.every,
-        save_total_limit=config.checkpoints.keep,
-        seed=config.seed,
-        data_seed=config.seed,
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _counts(config: PretrainConfig, model: PreTrainedModel) -> dict[str, Any]:
+def _counts(cost: StaticCost) -> dict[str, Any]:
     return {
-        "parameters": parameter_count(model),
-        "non_embedding_parameters": parameter_count(model, embeddings=False),
-        "flops_per_token": training_flops_per_token(model, config.data.sequence_length),
+        "parameters": cost.parameters,
+        "non_embedding_parameters": cost.non_embedding_parameters,
+        "flops_per_token": cost.flops_per_token,
     }
-
-
-def _clock(out: Path, checkpoint: Path | None, device: torch.device) -> StepClock:
-    """A clock that goes on from the checkpoint's step; rows beyond it are dropped."""
-    rows = truncate_metrics(out, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
-    last = rows[-1] if rows else {}
-    return StepClock(device, **{key: last.get(key, 0.0) for key in Times._fields})
 
 
 def _summary(
     config: PretrainConfig,
-    model: PreTrainedModel,
+    cost: StaticCost,
     rows: list[dict[str, Any]],
     steps: int,
+    tokens: int,
     clock: StepClock,
     status: Status,
 ) -> Summary:
-    clock.pause()
     seconds, optimizer_seconds, cpu_seconds = clock.read()
     losses = [loss for _, loss in series(rows, "validation_loss")]
-    tokens = steps * config.tokens_per_step
     return Summary(
         status=status,
         optimizer=config.optimizer.name,
@@ -241,17 +223,16 @@ def _summary(
         optimizer_share=optimizer_seconds / seconds if seconds else None,
         cpu_seconds=cpu_seconds,
         peak_memory_bytes=peak_memory_bytes(),
-        **_counts(config, model),
+        **_counts(cost),
     )
 
 
-def _heading(config: PretrainConfig, corpus: Corpus, parameters: int, checkpoint: Path | None) -> str:
+def _heading(config: PretrainConfig, corpus: Corpus, checkpoint: Path | None) -> str:
     start = f"continuing from {checkpoint.name}" if checkpoint else "from scratch"
     return (
-        f"Llama {config.model.preset} body, vocabulary {config.data.vocab_size}: {parameters:,} parameters; "
         f"{config.optimizer.name}, {config.steps} steps of {config.tokens_per_step:,} tokens, {start}; corpus "
-        f"{corpus.name}, {len(corpus.documents):,} documents, hash {corpus.content_hash[:16]}"
+        f"{corpus.name}, hash {corpus.content_hash[:16]}"
     )
 
 
-__all__ = ["RunResult", "quiet", "train", "training_arguments"]
+__all__ = ["RunResult", "quiet", "train"]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rishd.atomic import write_json, write_text
+from rishd.pretraining.checkpoints import last_checkpoint
 from rishd.pretraining.config import PretrainConfig
-from rishd.pretraining.config_files import dump_yaml
+from rishd.pretraining.config_files import dump_yaml, make_config
 from rishd.pretraining.results import CONFIG, FORMAT, RECORD
 from rishd.provenance import git_state, versions
 
@@ -50,7 +51,7 @@ def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, 
             raise RunFolderError(
                 f"{folder} holds another run ({'; '.join(differing)}); resume with its settings, or give another --out."
             )
-        return last_whole_checkpoint(folder)
+        return last_checkpoint(folder)
     if folder.exists() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no run of rishd; give another --out.")
     if resume:
@@ -73,23 +74,13 @@ def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, fac
     write_json(folder / RECORD, {**record, "versions": versions(_PACKAGES), "git": git_state(), **facts})
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the Trainer writes ``trainer_state.json`` last)."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        whole.append((int(path.name.split("-")[1]), path))
-    return max(whole)[1] if whole else None
-
-
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["config"]["optimizer"], record["corpus_hash"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        record["corpus_hash"]
+        # Settings that were not known yet had today's defaults.
+        record["config"] = json.loads(json.dumps(make_config(record["config"]).to_mapping()))
+    except (ValueError, KeyError, TypeError):
         raise RunFolderError(f"{path} is not readable as a run's record; give another --out.") from None
     return record
 

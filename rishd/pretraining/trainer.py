@@ -1,62 +1,140 @@
-"""transformers' Trainer, made to stop at bad numbers and to record what a run's results hold."""
+"""transformers' Trainer, made to stop at bad numbers, to evaluate exactly, and to write checkpoints whole."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from lite import NonFiniteError, check_finite_gradients
+from rishd.pretraining.blocks import IGNORED
+from rishd.pretraining.checkpoints import CheckpointError, kept, write_checkpoint
 from rishd.pretraining.clock import StepClock
-from rishd.pretraining.config import PretrainConfig
-from rishd.pretraining.results import append_metrics
-from rishd.pretraining.run_folder import last_whole_checkpoint
-
-Progress = Callable[[str, int, int], None]
 
 
 class PretrainTrainer(Trainer):
-    """transformers' Trainer, stopped at the first non-finite gradient, before clipping spreads it.
+    """transformers' Trainer for pre-training.
+
+    It stops at the first gradient that is not finite, before clipping spreads it; its validation loss is the mean over
+    all tokens, whatever the batches and ranks; its checkpoints are whole or not there.
 
     Args:
         clock: Counts training time.
+        keep: How many checkpoints stay.
         arguments: Those of transformers' Trainer.
     """
 
-    def __init__(self, *, clock: StepClock, **arguments: Any) -> None:
-        self.clock = clock
+    def __init__(self, *, clock: StepClock, keep: int, **arguments: Any) -> None:
+        self.clock, self.keep = clock, keep
         super().__init__(**arguments)
+        self.model: PreTrainedModel
+        first = next(self.model.parameters())
+        # Sharded by fully_shard: accelerate must neither wrap the model nor shard it again, as for a model that
+        # transformers itself has sharded.
+        self.is_distributed_loading_by_transformers = isinstance(first, DTensor)
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass.
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        norm = self._gradient_norm(model)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        return self._gradient_norm(model) if grad_norm is None else grad_norm
+
+    def _gradient_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Norm of the gradient of all parameters and ranks.
 
         Raises:
             NonFiniteError: naming step and parameters.
         """
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        try:
-            check_finite_gradients(model.named_parameters(), step=self.state.global_step)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error} {self._kept()}") from None
-        return loss
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if not math.isfinite(norm.item()):
+            step, names = self.state.global_step, ((n.removeprefix("module."), p) for n, p in model.named_parameters())
+            try:
+                check_finite_gradients(names, step=step)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} {kept(self._folder)}") from None
+            raise NonFiniteError(f"the gradient's norm is not finite at step {step}. {kept(self._folder)}")
+        return norm
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation loss.
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """This rank's share of the validation blocks, in its order."""
+        data: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        share = Subset(data, range(self.args.process_index, len(data), self.args.world_size))
+        return DataLoader(share, self.args.eval_batch_size, collate_fn=self.data_collator)
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Validation loss: the mean over all tokens, without a router's loss.
 
         Raises:
             NonFiniteError: if it is not finite: the parameters are lost, and are not saved.
         """
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if not math.isfinite(metrics.get("eval_loss", 0.0)):
+        model = self.model_wrapped
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        batches = list(dataloader)
+        # Ranks of a sharded model must make equally many passes: those with fewer repeat one, which counts nothing.
+        for i in range(self._most_passes(len(batches))):
+            inputs = self._prepare_inputs(batches[min(i, len(batches) - 1)])
+            if i >= len(batches):
+                inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
+            sums += self._loss_sum(model, inputs)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        loss = (sums[0] / sums[1]).item()
+        if not math.isfinite(loss):
             raise NonFiniteError(
                 f"the validation loss is not finite at step {self.state.global_step}; lower the learning rate or "
-                f"warm up longer. {self._kept()}"
+                f"warm up longer. {kept(self._folder)}"
             )
-        return metrics
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(self.eval_dataset))  # type: ignore[arg-type]
+
+    def _loss_sum(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Sum of the tokens' losses and number of tokens, float64."""
+        if getattr(self.model.config, "output_router_logits", False):
+            inputs = {**inputs, "output_router_logits": False}
+        count = (inputs["labels"][..., 1:] != IGNORED).sum()
+        with self.compute_loss_context_manager():
+            loss = model(**inputs, num_items_in_batch=torch.ones_like(count)).loss
+        return torch.stack([loss.double(), count.double()])
+
+    def _most_passes(self, own: int) -> int:
+        if not dist.is_initialized():
+            return own
+        most = torch.tensor(own, device=self.args.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         other_work = self.control.should_evaluate or self.control.should_save
@@ -66,59 +144,59 @@ class PretrainTrainer(Trainer):
         if other_work:
             self.clock.start()
 
-    def _kept(self) -> str:
-        last = last_whole_checkpoint(Path(str(self.args.output_dir)))
-        return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.store_flos()
+
+        def write(folder: Path) -> None:
+            name = str(folder)
+            self.save_model(name, _internal_call=True)
+            self._save_optimizer_and_scheduler(name)
+            self._save_rng_state(name)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+
+        step, first = self.state.global_step, self.is_world_process_zero()
+        write_checkpoint(self._folder, step, write, keep=self.keep, is_first_rank=first)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with self._readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @contextmanager
+    def _readable(self, checkpoint: str | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as problem:  # safetensors, torch.load and the optimizers have errors of their own
+            raise CheckpointError(
+                f"{checkpoint} cannot be loaded ({' '.join(str(problem).split())}); if it is damaged, remove that "
+                "folder and resume from the one before."
+            ) from problem
+
+    @property
+    def _folder(self) -> Path:
+        return Path(os.fspath(self.args.output_dir))  # type: ignore[arg-type]
 
 
-class Recorder(TrainerCallback):
-    """Progress, times and metrics while the run goes on, so that an interrupted run leaves them.
+def save_model(trainer: PretrainTrainer, folder: Path) -> None:
+    """Model and tokenizer in transformers' format as ``model/`` of a run, whole or not at all; every rank calls it.
 
     Args:
-        folder: Receives ``metrics.jsonl``.
-        config: The run.
-        clock: Counts training time.
-        progress: Called with (what, done, total).
+        trainer: Has both.
+        folder: Of the run.
+
+    Raises:
+        CheckpointError: if the disk is full.
     """
-
-    def __init__(self, folder: Path, config: PretrainConfig, clock: StepClock, progress: Progress) -> None:
-        self.folder, self.config, self.clock, self.progress = folder, config, clock, progress
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.clock.start()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.clock.pause()
-
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self.clock.optimizer_begins()
-
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self.clock.optimizer_ends()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.progress(f"training with {self.config.optimizer.name}", state.global_step, state.max_steps)
-        if state.global_step == state.max_steps:
-            control.should_log = control.should_evaluate = True
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
-        if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
-            return
-        row: dict[str, Any] = {
-            "step": state.global_step,
-            "tokens": state.global_step * self.config.tokens_per_step,
-            **self.clock.read()._asdict(),
-        }
-        if "eval_loss" in logs:
-            row["validation_loss"] = logs["eval_loss"]
-        else:
-            row |= {key: value for key, value in logs.items() if key not in ("epoch", "num_input_tokens_seen")}
-        append_metrics(self.folder, row)
+    place, partial = folder / "model", folder / ".model.partial"
+    try:
+        trainer.save_model(str(partial))
+        if trainer.is_world_process_zero():
+            shutil.rmtree(place, ignore_errors=True)
+            partial.rename(place)
+    except Exception as problem:  # safetensors has errors of its own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"the model could not be saved ({problem}); make room, then --resume.") from problem

@@ -6,18 +6,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rishd.pretraining.checkpoints import last_checkpoint
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.corpus import load_corpus
 from rishd.pretraining.results import RECORD
 from rishd.pretraining.run import quiet
-from rishd.pretraining.run_folder import last_whole_checkpoint
-from rishd.pretraining.tokens import token_blocks, train_tokenizer
-from rishd.pretraining.trainer import Progress
+from rishd.pretraining.token_store import Progress, TokenStore
+from rishd.pretraining.tokenizer import load_tokenizer
 
 
 class ProbeError(ValueError):
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     config = make_config(json.loads((run / RECORD).read_text(encoding="utf-8"))["config"], source=str(run / RECORD))
     folder = path
     if path == run:
-        last = run / "model" if (run / "model").is_dir() else last_whole_checkpoint(run)
+        last = run / "model" if (run / "model").is_dir() else last_checkpoint(run)
         if last is None:
             raise ProbeError(f"{run} has no model and no checkpoint yet; let the run get to its first one.")
         folder = last
@@ -71,14 +72,13 @@ def training_sequences(config: PretrainConfig, count: int, progress: Progress) -
     Raises:
         ProbeError: if the split has fewer.
     """
-    corpus = load_corpus(None if config.data.paths is None else [Path(path) for path in config.data.paths])
-    tokenizer = train_tokenizer(corpus, config.data.vocab_size, progress)
-    blocks = token_blocks(
-        corpus, "train", tokenizer, length=config.data.sequence_length, blocks=count, progress=progress
-    )
-    if len(blocks) < count:
+    corpus = load_corpus(config.data)
+    tokenizer = load_tokenizer(config.data, corpus, progress)
+    store = TokenStore(corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing)
+    blocks = store.fill(count, progress)["blocks"]
+    if blocks < count:
         raise ProbeError(
             f"the probe needs {count} sequences of {config.data.sequence_length} tokens, but the training split has "
-            f"{len(blocks)}; ask for fewer --tokens or --gradients."
+            f"{blocks}; ask for fewer --tokens or --gradients."
         )
-    return torch.stack([blocks[i]["input_ids"] for i in range(count)])
+    return torch.stack([torch.from_numpy(store.block(i).astype(np.int64)) for i in range(count)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rishd.pretraining.config import OptimizerConfig
-from rishd.pretraining.trainer import Progress
+from rishd.pretraining.token_store import Progress
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.checkpoint import ProbeError, load_checkpoint, training_sequences
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe

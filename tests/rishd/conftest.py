@@ -3,6 +3,7 @@ from matplotlib.figure import Figure
 
 from rishd.claims import validate
 from rishd.claims.validation import Validation
+from tests.rishd.runs import write_text
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +61,17 @@ def report_file(results, as_validation, draw_figure, tmp_path_factory):
     )
     write_report(folder / "report.html", content)
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("RISHD_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, cache):
+    return write_text(tmp_path_factory.mktemp("text"))

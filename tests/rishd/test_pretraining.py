@@ -1,4 +1,4 @@
-"""Pre-training: corpus, tokens, runs that resume bit for bit, and what bad input gets."""
+"""Pre-training runs: resuming bit for bit, folders, bad numbers, bad settings."""
 
 import json
 import shutil
@@ -7,155 +7,17 @@ import pytest
 import torch
 
 from lite import NonFiniteError
-from rishd.pretraining import corpus as corpus_module
-from rishd.pretraining.config_files import make_config, override
-from rishd.pretraining.corpus import CorpusError, Document, load_corpus
+from rishd.pretraining.checkpoints import last_checkpoint
+from rishd.pretraining.config_files import override
 from rishd.pretraining.results import read_metrics, read_summary
-from rishd.pretraining.run import train
-from rishd.pretraining.run_folder import RunFolderError, last_whole_checkpoint
-from rishd.pretraining.tokens import END_OF_TEXT, token_blocks, train_tokenizer
+from rishd.pretraining.run_folder import RunFolderError
 from rishd.pretraining.trainer import PretrainTrainer
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("RISHD_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(200):
-        lines = "\n".join(f"river {i} flows past valley {j} with height {i * j}" for j in range(40))
-        (folder / f"{i:03}.txt").write_text(lines)
-    return folder
-
-
-def silent(what, done, total):
-    pass
-
-
-def tiny(text, **changes):
-    base = make_config(
-        {
-            "data": {"paths": [str(text)], "vocab_size": 320, "sequence_length": 16},
-            "training": {"steps": 6, "batch_size": 2},
-            "schedule": {"warmup_steps": 1},
-            "evaluation": {"every": 3, "tokens": 32},
-            "checkpoints": {"every": 2},
-        }
-    )
-    return override(base, {key.replace("__", "."): value for key, value in changes.items()})
-
-
-def run(config, folder, **options):
-    said = []
-    result = train(config, folder, say=said.append, **options)
-    return result, said
-
-
-def weights(folder):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
-
-
-def test_documents_are_split_by_key_and_hashed_by_content(text):
-    corpus = load_corpus([text])
-    assert len(corpus.documents) == 200
-    train, validation = list(corpus.texts("train")), list(corpus.texts("validation"))
-    assert len(train) + len(validation) == 200
-    assert not set(train) & set(validation)
-    assert load_corpus([text]) == corpus
-    assert Document("a", "x").is_low == Document("a", "y").is_low
-
-
-def test_content_hash_sees_every_change(text, tmp_path):
-    shutil.copytree(text, tmp_path / "copy")
-    before = load_corpus([tmp_path / "copy"]).content_hash
-    assert before == load_corpus([text]).content_hash
-    (tmp_path / "copy" / "000.txt").write_text("changed")
-    assert load_corpus([tmp_path / "copy"]).content_hash != before
-
-
-def test_default_corpus_is_the_recorded_one():
-    corpus = load_corpus()
-    assert corpus.content_hash == corpus_module.PINNED_HASH
-    assert not corpus.warning
-    assert sum(len(document.text) for document in corpus.documents) > 50e6
-
-
-def test_another_default_corpus_is_said(monkeypatch):
-    monkeypatch.setattr(corpus_module, "PACKAGES", ("sympy",))
-    assert "other package versions are installed" in load_corpus().warning
-
-
-def test_jsonl_and_long_files(tmp_path):
-    rows = [json.dumps({"text": f"document number {i}"}) for i in range(150)]
-    (tmp_path / "shard.jsonl").write_text("\n".join(rows) + "\n\n")
-    assert len(load_corpus([tmp_path / "shard.jsonl"]).documents) == 150
-    (tmp_path / "long.txt").write_text("a line of text\n" * 700_000)
-    assert len(load_corpus([tmp_path / "long.txt"]).documents) > 100
-    (tmp_path / "short.txt").write_text("a line of text\n" * 10_000)
-    assert load_corpus([tmp_path / "short.txt"]).held_back == 1
-    (tmp_path / "odd.jsonl").write_text('{"text": "\\ud800 lone"}\n{"text": "fine"}\n')
-    assert len(load_corpus([tmp_path / "odd.jsonl"]).documents) == 2
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "does not exist"),
-        ({}, "holds no text"),
-        ({"a.txt": ""}, "holds no text"),
-        ({"a.txt": "one document only"}, "too few to hold one back"),
-        ({"a.txt": "x\0y"}, "no text file"),
-        ({"a.jsonl": '{"text": "x"}\n{"body": 1}\n'}, r"a\.jsonl, line 2: expected an object with"),
-        ({"a.jsonl": "no json\n"}, "line 1"),
-        ({"a.jsonl": '{"text": 3}\n'}, "is int, expected a string"),
-    ],
-)
-def test_bad_corpora_are_refused(tmp_path, content, message):
-    folder = tmp_path / "corpus"
-    if content is not None:
-        folder.mkdir()
-        for name, body in content.items():
-            (folder / name).write_text(body)
-    with pytest.raises(CorpusError, match=message):
-        load_corpus([folder])
-
-
-def test_tokens_decode_to_the_text_and_come_from_the_cache(text, cache):
-    corpus = load_corpus([text])
-    tokenizer = train_tokenizer(corpus, 400, silent)
-    assert tokenizer.get_vocab_size() <= 400
-    blocks = token_blocks(corpus, "train", tokenizer, length=32, blocks=10, progress=silent)
-    assert blocks.ids.shape == (10, 32)
-    decoded = tokenizer.decode(blocks.ids.ravel().tolist(), skip_special_tokens=False)
-    expected = END_OF_TEXT.join(corpus.texts("train"))
-    assert expected.startswith(decoded[:-10])
-    item = blocks[3]
-    assert item["input_ids"].dtype == torch.int64
-    assert torch.equal(item["input_ids"], item["labels"])
-    files = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-    train_tokenizer(corpus, 400, lambda *_: pytest.fail("trained again"))
-    token_blocks(corpus, "train", tokenizer, length=32, blocks=10, progress=lambda *_: pytest.fail("encoded again"))
-    assert files == {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-
-
-def test_a_split_shorter_than_a_block_is_refused(text):
-    corpus = load_corpus([text])
-    tokenizer = train_tokenizer(corpus, 400, silent)
-    with pytest.raises(CorpusError, match="less than one block"):
-        token_blocks(corpus, "validation", tokenizer, length=10**6, blocks=1, progress=silent)
+from tests.rishd.runs import run, tiny, weights
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon-lite", "soap", "soap-lite", "torch.optim:SGD"])
 def test_resuming_continues_bit_for_bit(optimizer, text, tmp_path):
-    config = tiny(text, optimizer__name=optimizer)
+    config = tiny(text, {"optimizer.name": optimizer})
     whole, _ = run(config, tmp_path / "whole")
     assert not whole.interrupted
     assert whole.final_validation_loss < 6.5
@@ -168,11 +30,11 @@ def test_resuming_continues_bit_for_bit(optimizer, text, tmp_path):
         if path.name in ("checkpoint-6", "model"):
             shutil.rmtree(path)
     (tmp_path / "part" / "summary.json").unlink()
-    (tmp_path / "part" / "checkpoint-6").mkdir()
-    (tmp_path / "part" / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
-    assert last_whole_checkpoint(tmp_path / "part").name == "checkpoint-4"
+    (tmp_path / "part" / ".checkpoint-6.partial").mkdir()
+    (tmp_path / "part" / ".checkpoint-6.partial" / "model.safetensors").write_bytes(b"half")
+    assert last_checkpoint(tmp_path / "part").name == "checkpoint-4"
     resumed, said = run(config, tmp_path / "part", resume=True)
-    assert "continuing from checkpoint-4" in said[0]
+    assert any("continuing from checkpoint-4" in line for line in said)
     assert resumed.series("validation_loss") == whole.series("validation_loss")
     assert resumed.series("loss") == whole.series("loss")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "part")
@@ -181,13 +43,14 @@ def test_resuming_continues_bit_for_bit(optimizer, text, tmp_path):
 
 def test_same_seed_same_start_for_every_optimizer(text, tmp_path):
     first = [
-        run(tiny(text, optimizer__name=name), tmp_path / name)[0].series("loss")[0] for name in ("muon", "muon-lite")
+        run(tiny(text, {"optimizer.name": name}), tmp_path / name)[0].series("loss")[0]
+        for name in ("muon", "muon-lite")
     ]
     assert first[0] == first[1]
 
 
 def test_folders_of_other_runs_are_refused(text, tmp_path):
-    config = tiny(text, training__steps=2, evaluation__every=2)
+    config = tiny(text, {"training.steps": 2, "evaluation.every": 2})
     run(config, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["config"]["seed"] == 0
@@ -195,7 +58,9 @@ def test_folders_of_other_runs_are_refused(text, tmp_path):
     with pytest.raises(RunFolderError, match="give --resume to continue it"):
         run(config, tmp_path / "run")
     with pytest.raises(RunFolderError, match=r"holds another run \(optimizer\.lr is 0\.003 there, 0\.1 here\)"):
-        run(tiny(text, training__steps=2, evaluation__every=2, optimizer__lr=0.1), tmp_path / "run", resume=True)
+        run(
+            tiny(text, {"training.steps": 2, "evaluation.every": 2, "optimizer.lr": 0.1}), tmp_path / "run", resume=True
+        )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("precious")
     with pytest.raises(RunFolderError, match="not empty and holds no run"):
@@ -215,7 +80,7 @@ def test_nonfinite_gradient_names_step_and_parameter_and_keeps_the_checkpoint(te
     monkeypatch.setattr(PretrainTrainer, "compute_loss", poisoned)
     with pytest.raises(NonFiniteError, match=r"at step 3 in model\.layers\.2\.mlp\.up_proj\.weight.*checkpoint-2"):
         run(tiny(text), tmp_path / "run")
-    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
     assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3]
     assert read_summary(tmp_path / "run").status == "failed"
 
@@ -268,7 +133,7 @@ def test_interrupt_leaves_metrics_and_says_how_to_continue(text, tmp_path, monke
 
 
 def test_complete_runs_are_read_and_not_repeated(text, tmp_path):
-    config = tiny(text, training__steps=2)
+    config = tiny(text, {"training.steps": 2})
     first, _ = run(config, tmp_path / "run", resume="auto")
     again, said = run(config, tmp_path / "run", resume="auto")
     assert said[-1].endswith("is complete")
@@ -276,7 +141,7 @@ def test_complete_runs_are_read_and_not_repeated(text, tmp_path):
 
 
 def test_gradient_accumulation_makes_the_same_steps(text, tmp_path):
-    config = tiny(text, optimizer__name="adamw")  # Newton–Schulz in bfloat16 would magnify rounding
+    config = tiny(text, {"optimizer.name": "adamw"})  # Newton–Schulz in bfloat16 would magnify rounding
     losses = [
         run(override(config, {"training.micro_batch_size": size}), tmp_path / str(size))[0].series("loss")
         for size in (1, 2)
@@ -287,7 +152,7 @@ def test_gradient_accumulation_makes_the_same_steps(text, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16-mixed", "bfloat16"])
 def test_half_precision_stays_near_float32(text, tmp_path, precision):
-    (half, _), (full, _) = (run(tiny(text, training__precision=p), tmp_path / p) for p in (precision, "float32"))
+    (half, _), (full, _) = (run(tiny(text, {"training.precision": p}), tmp_path / p) for p in (precision, "float32"))
     assert half.final_validation_loss == pytest.approx(full.final_validation_loss, rel=0.02)
     assert half.final_validation_loss != full.final_validation_loss
     expected = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -326,5 +191,5 @@ def test_half_precision_stays_near_float32(text, tmp_path, precision):
 )
 def test_bad_settings_are_refused(text, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        run(override(tiny(text), changes), tmp_path / "run")
+        run(tiny(text, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # a corrected run can have the folder

@@ -1,0 +1,303 @@
+r"""What a run will cost: parameters, FLOPs, memory and time, before it starts.
+
+FLOPs of forward and backward per token are :math:`6N + 12\,L\,d\,T`: N counts every parameter that a token meets (all
+but the embedding, which is a look-up, and of each expert stack the chosen share), L layers of width d, sequences of T
+tokens; causal attention is counted in full, as usual (Chowdhery et al., PaLM, arXiv:2204.02311, appendix B).
+
+The optimizer's state and FLOPs come from two steps on fake tensors (nothing is allocated or computed); factorisations
+(QR, eigh) are not in FLOPs. Activations and the rate come from one real forward and backward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lite import LITEOptimizer
+from rishd.pretraining.config import PretrainConfig
+from rishd.pretraining.models import build_model
+from rishd.pretraining.optimizers import build_optimizer
+
+_CALIBRATION_TOKENS = 4096  # of the measured pass, at most (but one sequence at least)
+_UNKNOWN_STATE = 8.0  # bytes per parameter where an optimizer cannot run on fake tensors: AdamW's two float32 moments
+
+
+class DoesNotFitError(ValueError):
+    """A run that needs more memory than there is; the message has both numbers and remedies."""
+
+
+@dataclass(frozen=True)
+class StaticCost:
+    """What is known without computing anything.
+
+    Args:
+        parameters: Trainable parameters.
+        non_embedding_parameters: The same without embedding and output head.
+        active_parameters: Of ``parameters``, those that one token meets, the embedding left out.
+        flops_per_token: Forward and backward.
+        optimizer_flops: Of one step, products of matrices only; 0 for elementwise rules.
+        weight_bytes: Weights on one rank.
+        gradient_bytes: Gradients on one rank.
+        optimizer_bytes: Optimizer state on one rank.
+    """
+
+    parameters: int
+    non_embedding_parameters: int
+    active_parameters: int
+    flops_per_token: float
+    optimizer_flops: float
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Weights, gradients and optimizer state."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
+
+@dataclass(frozen=True)
+class MeasuredCost:
+    """What one forward and backward pass showed.
+
+    Args:
+        activation_bytes: Per sequence: what backward needs, and its largest intermediate twice.
+        seconds: Per sequence.
+    """
+
+    activation_bytes: int
+    seconds: float
+
+
+def static_cost(config: PretrainConfig, made: PreTrainedConfig, *, ranks: int = 1) -> StaticCost:
+    """Parameters, FLOPs and the memory that does not depend on the batch.
+
+    Args:
+        config: The run.
+        made: The model's configuration.
+        ranks: Over how many weights, gradients and state are sharded (FSDP2).
+    """
+    length = config.data.sequence_length
+    key = json.dumps([config.to_mapping()["optimizer"], config.training.precision, length, config.model.attention])
+    known = _known.get((key, made.to_json_string()))
+    if known is None:
+        with FakeTensorMode():
+            model = build_model(config, made)
+            weights = sum(p.nbytes for p in model.parameters())
+            state, flops = _optimizer_cost(config, model)
+        known = StaticCost(
+            parameters=parameter_count(model),
+            non_embedding_parameters=parameter_count(model, embeddings=False),
+            active_parameters=active_parameters(model),
+            flops_per_token=training_flops_per_token(model, length),
+            optimizer_flops=flops,
+            weight_bytes=weights,
+            gradient_bytes=weights,
+            optimizer_bytes=state,
+        )
+        _known[key, made.to_json_string()] = known
+    return replace(
+        known,
+        weight_bytes=known.weight_bytes // ranks,
+        gradient_bytes=known.gradient_bytes // ranks,
+        optimizer_bytes=known.optimizer_bytes // ranks,
+    )
+
+
+_known: dict[tuple[str, str], StaticCost] = {}  # fake steps take a second, and many runs of one process ask the same
+
+
+def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) -> MeasuredCost:
+    """Memory and time of a forward and backward pass on random tokens; gradients are dropped afterwards.
+
+    Args:
+        config: The run.
+        model: On its device; of a sharded one every rank must call it.
+        most: Sequences per pass of the run.
+    """
+    length = config.data.sequence_length
+    count = min(most, max(1, _CALIBRATION_TOKENS // length))
+    device = next(model.parameters()).device
+    ids = torch.randint(model.config.vocab_size, (count, length), generator=torch.Generator().manual_seed(0)).to(device)
+    autocast = config.training.precision == "bfloat16-mixed"
+    model.train()
+    seconds: list[float] = []
+    while len(seconds) < 2:  # the first pass pays for set-up
+        saved = _SavedBytes(model)
+        _wait(device)
+        begin = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast), saved:
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        _wait(device)
+        seconds.append(time.perf_counter() - begin)
+        model.zero_grad(set_to_none=True)
+    return MeasuredCost((saved.total + 2 * saved.largest) // count, min(seconds) / count)
+
+
+def estimate(config: PretrainConfig, static: StaticCost, measured: MeasuredCost, *, micro: int, ranks: int) -> str:
+    """What the run will need, in a sentence.
+
+    Args:
+        config: The run.
+        static: Of the model and optimizer.
+        measured: Of a pass.
+        micro: Sequences per pass.
+        ranks: How many share the batch.
+    """
+    length = config.data.sequence_length
+    passes = measured.seconds * config.training.batch_size / ranks
+    rate = static.flops_per_token * length / measured.seconds
+    optimizer = static.optimizer_flops / rate
+    evaluations = config.steps // config.evaluation.every + 1
+    evaluation = evaluations * measured.seconds / 3 * config.evaluation_sequences / ranks  # a forward pass is a third
+    total = config.steps * (passes + optimizer) + evaluation
+    activations = measured.activation_bytes * micro
+    return (
+        f"needs about {size(static.bytes + activations)} a rank (weights {size(static.weight_bytes)}, gradients "
+        f"{size(static.gradient_bytes)}, optimizer state {size(static.optimizer_bytes)}, activations "
+        f"{size(activations)}) and {duration(total)} at the measured {rate / 1e9:.3g} GFLOP/s ({passes:.3g} s forward "
+        f"and backward and {optimizer:.2g} s of matrix products in the optimizer a step)"
+    )
+
+
+def require_memory(static: StaticCost, device: torch.device, *, activation_bytes: int | None = None) -> None:
+    """Refuse a run that does not fit.
+
+    Args:
+        static: Weights, gradients, state.
+        device: Where it would run.
+        activation_bytes: Of one pass; ``None`` before the weights are there.
+
+    Raises:
+        DoesNotFitError: naming what is needed and what there is.
+    """
+    parts = {"weights": static.weight_bytes, "gradients": static.gradient_bytes}
+    parts["optimizer state"] = static.optimizer_bytes
+    there = available_memory(device)
+    remedy = ""
+    if activation_bytes is not None:
+        parts["activations"] = activation_bytes
+        there += static.weight_bytes
+        remedy = "a smaller training.micro_batch_size, training.gradient_checkpointing, "
+    needed = sum(parts.values())
+    if needed > there:
+        told = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+        raise DoesNotFitError(
+            f"the run needs {size(needed)} of memory on each rank ({told}), and {device} has {size(there)}; take "
+            f"{remedy}a smaller model, training.precision = bfloat16, or several ranks with training.sharding = fsdp2."
+        )
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a run may take on a device: free on an accelerator, else available to this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))  # a container's
+    try:
+        return min(available, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return available
+
+
+def parameter_count(model: PreTrainedModel, *, embeddings: bool = True) -> int:
+    """Trainable parameters, with or without embedding and output head."""
+    tables = {id(p) for module in _tables(model) for p in module.parameters()}
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and (embeddings or id(p) not in tables))
+
+
+def active_parameters(model: PreTrainedModel) -> int:
+    """Parameters that one token meets: without the embedding's look-up, and of each expert stack the chosen share."""
+    looked_up = {id(p) for p in model.get_input_embeddings().parameters()}
+    if bool(getattr(model.config, "tie_word_embeddings", False)):
+        looked_up = set()  # the head meets them
+    count = 0
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if id(p) in looked_up:
+                continue
+            experts = getattr(module, "num_experts", None)
+            if p.ndim == 3 and experts == p.size(0):
+                count += p.numel() * int(model.config.num_experts_per_tok) // experts
+            else:
+                count += p.numel()
+    return count
+
+
+def training_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
+    r""":math:`6N + 12\,L\,d\,T`, see above.
+
+    Args:
+        model: A transformer.
+        sequence_length: T.
+    """
+    layers, width = int(model.config.num_hidden_layers), int(model.config.hidden_size)
+    return 6.0 * active_parameters(model) + 12.0 * layers * width * sequence_length
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
+
+
+def _optimizer_cost(config: PretrainConfig, model: nn.Module) -> tuple[int, float]:
+    try:
+        optimizer = build_optimizer(config.optimizer, model)
+        if isinstance(optimizer, LITEOptimizer):
+            optimizer.on_nonfinite = "ignore"  # nothing to look at
+        for _ in range(2):  # the first step of SOAP only sets its bases
+            for p in model.parameters():
+                p.grad = torch.empty_like(p)
+            with FlopCounterMode(display=False) as counter:
+                optimizer.step()
+        flops = float(counter.get_total_flops())
+    except RuntimeError:  # an optimizer that looks at values has none on fake tensors
+        return int(_UNKNOWN_STATE * sum(p.numel() for p in model.parameters())), 0.0
+    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return sum(v.nbytes for v in tensors), flops
+
+
+class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts what autograd keeps for backward, each storage once, parameters left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.total = self.largest = 0
+        self._seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        super().__init__(self._note, lambda tensor: tensor)
+
+    def _note(self, tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+            self.largest = max(self.largest, storage.nbytes())
+        return tensor
+
+
+def _tables(model: PreTrainedModel) -> list[nn.Module]:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [module for module in (model.get_input_embeddings(), head) if module is not None]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

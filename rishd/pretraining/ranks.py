@@ -1,0 +1,98 @@
+"""Ranks: the Trainer's arguments for this one, and the model divided among them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel, TrainingArguments
+
+from rishd.pretraining.config import PretrainConfig
+
+
+def rank_count() -> int:
+    """Ranks of the run, as torchrun and ``accelerate launch`` set them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharding_ranks(config: PretrainConfig) -> int:
+    """Over how many ranks weights and optimizer state are divided."""
+    return rank_count() if config.training.sharding == "fsdp2" else 1
+
+
+def micro_batch_size(config: PretrainConfig) -> int:
+    """Sequences of one forward pass of a rank.
+
+    Raises:
+        ValueError: if the batch cannot be divided over the ranks.
+    """
+    ranks = rank_count()
+    share, rest = divmod(config.training.batch_size, ranks)
+    micro = config.training.micro_batch_size or share
+    if rest or share % micro:
+        raise ValueError(
+            f"training.batch_size = {config.training.batch_size} cannot be divided over {ranks} ranks in passes of "
+            f"{micro} sequences (training.micro_batch_size); change one of them."
+        )
+    return micro
+
+
+def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
+    """The configuration in the Trainer's terms; connects the ranks.
+
+    Args:
+        config: The run.
+        folder: Of the run.
+
+    Raises:
+        ValueError: if the batch cannot be divided over the ranks, or sharding has one rank only.
+    """
+    micro = micro_batch_size(config)
+    if config.training.sharding == "fsdp2" and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "training.sharding = 'fsdp2' needs ranks to divide the model among; start with torchrun or accelerate "
+            "launch, or set training.sharding = none."
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=config.training.batch_size // (micro * rank_count()),
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=config.training.precision == "bfloat16-mixed",
+        max_grad_norm=config.training.clip,
+        train_sampling_strategy="sequential",  # the blocks have an order already
+        remove_unused_columns=False,
+        eval_strategy="steps",
+        eval_steps=config.evaluation.every,
+        logging_steps=config.logging.every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # such numbers end the run
+        save_strategy="steps",
+        save_steps=config.checkpoints.every,
+        seed=config.seed,
+        disable_tqdm=True,
+        report_to=[name for name in config.logging.trackers if name != "tensorboard"],
+        run_name=folder.name,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def shard(model: PreTrainedModel, device: torch.device) -> None:
+    """Divide a model among all ranks with FSDP2: each layer a unit, the rest another.
+
+    Args:
+        model: On its device, the same on every rank.
+        device: Of this rank.
+    """
+    mesh = init_device_mesh(device.type, (rank_count(),))
+    layers = set(model._no_split_modules or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)

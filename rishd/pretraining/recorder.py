@@ -1,0 +1,108 @@
+"""What a run records while it goes on: progress, times, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rishd.pretraining.blocks import TokenBlocks
+from rishd.pretraining.clock import StepClock
+from rishd.pretraining.config import PretrainConfig
+from rishd.pretraining.results import append_metrics
+
+Progress = Callable[[str, int, int], None]
+
+
+def tensorboard(config: PretrainConfig, folder: Path, step: int) -> list[TrainerCallback]:
+    """TensorBoard's callback if the run wants it; what it has beyond a step is dropped.
+
+    Args:
+        config: The run.
+        folder: Of the run; the events lie in ``tensorboard/``.
+        step: Steps made in earlier parts of the run.
+    """
+    if "tensorboard" not in config.logging.trackers:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return [TensorBoardCallback(writer)]  # type: ignore[no-untyped-call]
+
+
+class Recorder(TrainerCallback):
+    """Writes ``metrics.jsonl`` on the first rank, so that an interrupted run leaves it.
+
+    Args:
+        folder: Of the run.
+        config: The run.
+        clock: Counts training time.
+        blocks: Training data.
+        tokens: Trained on in earlier parts of the run.
+        step: Steps made in them.
+        progress: Called with (what, done, total).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: PretrainConfig,
+        clock: StepClock,
+        blocks: TokenBlocks,
+        *,
+        tokens: int,
+        step: int,
+        progress: Progress,
+    ) -> None:
+        self.folder, self.config, self.clock, self.blocks = folder, config, clock, blocks
+        self.progress = progress
+        self._tokens, self._step = tokens, step
+
+    def tokens(self, step: int) -> int:
+        """Tokens trained on by a step, none of those that fill up truncated documents."""
+        size = self.config.training.batch_size
+        self._tokens += self.blocks.tokens(range(self._step * size, step * size))
+        self._step = step
+        return self._tokens
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.clock.start()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.clock.pause()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.clock.optimizer_begins()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.clock.optimizer_ends()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.progress(f"training with {self.config.optimizer.name}", state.global_step, state.max_steps)
+        if state.global_step == state.max_steps:
+            control.should_log = control.should_evaluate = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
+            return
+        row: dict[str, Any] = {
+            "step": state.global_step,
+            "tokens": self.tokens(state.global_step),
+            **self.clock.read()._asdict(),
+        }
+        if "eval_loss" in logs:
+            row["validation_loss"] = logs["eval_loss"]
+        else:
+            row |= {key: value for key, value in logs.items() if key not in ("epoch", "num_input_tokens_seen")}
+        append_metrics(self.folder, row)

@@ -1,0 +1,109 @@
+"""Tokenizers: one that is trained on the corpus and cached, or any of transformers by name or folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rishd.pretraining.cache import cache_folder, cache_key
+from rishd.pretraining.config import DataConfig
+from rishd.pretraining.corpus import Corpus
+
+END_OF_TEXT = "<|endoftext|>"
+_CHARACTERS = 12_000_000  # of training text that the BPE sees: more changes few merges
+_ANY_LENGTH = 1 << 62
+
+Progress = Callable[[str, int, int], None]
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be used; the message says why."""
+
+
+def load_tokenizer(config: DataConfig, corpus: Corpus, progress: Progress) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run: the named one, or one trained on the corpus's training part.
+
+    Args:
+        config: ``tokenizer`` and ``vocab_size``.
+        corpus: The corpus.
+        progress: Called with (what, done, total).
+
+    Raises:
+        TokenizerError: for one that cannot be used.
+    """
+    named = named_tokenizer(config)
+    if named is not None:
+        return named
+    trained = train_tokenizer(corpus, config.vocab_size, progress)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=trained, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+
+
+def named_tokenizer(config: DataConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a run names, ``None`` if it trains one.
+
+    Args:
+        config: ``tokenizer`` is a name on the Hugging Face hub or a folder.
+
+    Raises:
+        TokenizerError: for one that cannot be loaded or has no token that ends a text.
+    """
+    if config.tokenizer is None:
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.tokenizer)
+    except Exception as problem:  # of the network, the hub, or any tokenizer's own files
+        raise TokenizerError(
+            f"data.tokenizer = {config.tokenizer!r} cannot be loaded: {' '.join(str(problem).split())}"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError(
+            f"data.tokenizer = {config.tokenizer!r} has no end-of-text token (eos_token), which ends every document."
+        )
+    tokenizer.model_max_length = _ANY_LENGTH  # documents are cut into sequences here
+    return tokenizer
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Tokenizer:
+    """A byte-level BPE of ``vocab_size`` tokens, trained on the corpus's training part, from the cache if it is there.
+
+    Args:
+        corpus: The corpus.
+        vocab_size: Number of tokens, at least :data:`rishd.pretraining.config.SMALLEST_VOCABULARY`.
+        progress: Called with (what, done, total).
+    """
+    path = cache_folder() / f"tokenizer-{cache_key(corpus.content_hash, vocab_size, _CHARACTERS)}.json"
+    if path.exists():
+        return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+
+    def texts() -> Iterator[str]:
+        seen = 0
+        for text in corpus.texts("train"):
+            if seen >= _CHARACTERS:
+                return
+            seen += len(text)
+            progress("training the tokenizer", min(seen, _CHARACTERS), _CHARACTERS)
+            yield text
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    tokenizer.save(str(partial))
+    partial.replace(path)
+    return tokenizer
+
+
+__all__ = ["END_OF_TEXT", "TokenizerError", "load_tokenizer", "named_tokenizer", "train_tokenizer"]
