@@ -213,7 +213,7 @@ class PlannedRun:
 
 
 def run_key(mapping: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits from what a run configuration sets, as plain data: new settings with defaults change none."""
+    """16 hexadecimal digits from what a run configuration sets, given as plain data; defaults do not count."""
     counted = _set_values({section: value for section, value in mapping.items() if section not in _FREE})
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -225,9 +225,8 @@ def _set_values(mapping: Mapping[str, Any], defaults: Mapping[str, Any] | None =
     for key, value in json.loads(json.dumps(mapping)).items():
         default = defaults.get(key)
         if isinstance(value, dict) and isinstance(default, dict):
-            value = _set_values(value, default)
-            if value:
-                found[key] = value
+            if inner := _set_values(value, default):
+                found[key] = inner
         elif value != default:
             found[key] = value
     return found

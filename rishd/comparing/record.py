@@ -84,7 +84,8 @@ def read_runs(folder: Path) -> dict[str, RecordedRun]:
     for number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
-            run = RecordedRun(run_key(data["config"]), data)
+            # Found by what it sets, so that lines of versions with fewer settings are found too.
+            run = RecordedRun(run_key(data["config"]) if "config" in data else data["key"], data)
             run.loss, run.data["validation"]
         except (json.JSONDecodeError, KeyError, TypeError):
             if number == len(lines):

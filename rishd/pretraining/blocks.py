@@ -116,13 +116,13 @@ def validation_blocks(
     store = TokenStore(corpus, "validation", tokenizer, length=config.data.sequence_length, packing=config.data.packing)
     wanted = config.evaluation_sequences
     state = store.fill(wanted, progress)
-    if state["blocks"] < wanted:
+    if state["blocks"] < (1 if config.evaluation.tokens is None else wanted):
         raise CorpusError(
             f"the documents of {corpus.name} that are held back for validation have "
             f"{state['blocks'] * store.length:,} tokens in sequences of {store.length}, evaluation.tokens asks for "
             f"{wanted * store.length:,}; give more text, a larger data.validation_share, or ask for fewer."
         )
-    return TokenBlocks(store, wanted)
+    return TokenBlocks(store, min(wanted, state["blocks"]))
 
 
 def make_collator(

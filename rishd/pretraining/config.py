@@ -22,6 +22,7 @@ Precision: TypeAlias = Literal["float32", "bfloat16-mixed", "bfloat16"]
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
 _WARMUP_SHARE = 0.1  # published: 1000 steps of 10 000
+_EVALUATION_TOKENS = 16384  # by default: a standard error of some hundredths of a nat per token
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -206,11 +207,11 @@ class EvaluationConfig:
 
     Args:
         every: Steps between evaluations; the last step always has one.
-        tokens: How many validation tokens, rounded up to whole sequences.
+        tokens: How many validation tokens, rounded up to whole sequences; ``None`` takes 16384, or what there is.
     """
 
     every: int = 50
-    tokens: int = 16384
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         _require_count("evaluation.every", self.every)
@@ -323,8 +324,9 @@ class PretrainConfig:
 
     @property
     def evaluation_sequences(self) -> int:
-        """Sequences of every evaluation."""
-        return math.ceil(self.evaluation.tokens / self.data.sequence_length)
+        """Sequences of every evaluation, at most."""
+        tokens = _EVALUATION_TOKENS if self.evaluation.tokens is None else self.evaluation.tokens
+        return math.ceil(tokens / self.data.sequence_length)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain data, as in a file."""
