@@ -55,7 +55,10 @@ def main() -> None:
     except (ValueError, OSError, MissingExtraError, NonFiniteError) as problem:
         if os.environ.get("RISHD_TRACEBACK"):
             raise
-        err.print(f"error: {problem}", style="red", markup=False, highlight=False)
+        told = (
+            f"{problem.filename}: {problem.strerror}" if isinstance(problem, OSError) and problem.filename else problem
+        )
+        err.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(FAILED if isinstance(problem, NonFiniteError) else USAGE)
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +15,20 @@ _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 out, err = Console(width=_WIDTH), Console(stderr=True)
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes: a check failed, bad input, Ctrl-C (128 + SIGINT)
+
+
+def usable_folder(option: str, folder: Path) -> Path:
+    """Make a folder for results and try to write in it, before the work whose results it takes.
+
+    Raises:
+        ValueError: naming the option, if that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as problem:
+        raise ValueError(f"{option}: {folder} takes no files ({problem.strerror}); give another folder.") from None
 
 
 class Format(enum.StrEnum):

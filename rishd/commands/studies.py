@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rishd.commands.console import Format, err, out
+from riemannian_ode.errors import require_choice
+from rishd.commands.console import Format, err, out, usable_folder
 from rishd.progress import progress_bar
 from rishd.report.terminal import integrator_table, optimizer_step_table, text_table
 
@@ -23,9 +24,9 @@ def integrators(
     from rishd.report.integrator_figures import optimizer_step_figure, stable_step_figure, work_precision_figure
     from rishd.studies.integrators import integrator_study
 
+    usable_folder("--out", folder)
     with progress_bar(err) as advance:
         study = integrator_study(schemes, seed=seed, progress=advance)
-    folder.mkdir(parents=True, exist_ok=True)
     work_precision_figure(study).savefig(folder / "work_precision.png", dpi=140)
     stable_step_figure(study).savefig(folder / "stable_steps.png", dpi=140)
     optimizer_step_figure(study).savefig(folder / "optimizer_steps.png", dpi=140)
@@ -53,9 +54,10 @@ def study(
     if name is None:
         out.print(text_table([{"study": known, "what": summary(known)} for known in STUDIES]))
         return
+    require_choice("study", name, STUDIES)
+    folder = usable_folder("--out", folder or Path("runs/studies") / name)
     with err.status(f"study {name}"):
         result = run_study(name, quick=quick, seed=seed)
-        folder = folder or Path("runs/studies") / name
         record = write_study(folder, name, result, quick=quick, seed=seed)
     if output is Format.json:
         print(json.dumps(record, indent=2, allow_nan=False))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rishd.commands.console import FAILED, INTERRUPTED, Format, err, out
+from rishd.commands.console import FAILED, INTERRUPTED, Format, err, out, usable_folder
 from rishd.progress import progress_bar
 from rishd.report.terminal import claims_table
 
@@ -48,6 +48,8 @@ def validate(
     """
     if resume and save is None:
         raise ValueError("--resume takes up the results in a file; name it with --save.")
+    if figures is not None:
+        usable_folder("--figures", figures)
     validation = run_claims(claims, seed=seed, instances=instances, quick=quick, jobs=jobs, save=save, resume=resume)
     if figures is not None:
         write_figures(validation.results, figures)
@@ -84,6 +86,7 @@ def report(
 
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; give the HTML file to write, e.g. {path / 'report.html'}.")
+    usable_folder("--out", path.parent)
     found = read_studies(_STUDIES if studies is None else studies, required=studies is not None)
     if source is None:
         validation = run_claims(claims, seed=seed or 0, instances=instances, quick=quick, jobs=jobs)
@@ -136,8 +139,8 @@ def run_claims(
     validation = Validation.begin(chosen, seed=seed, instances=instances)
     if resume and save is not None and save.exists():
         validation = validation.continuing(Validation.load(save))
-    elif save is not None:
-        validation.save(save)  # now rather than after the first claim: a file that cannot be written is bad input
+    if save is not None:
+        usable_folder("--save", save.parent)
     with progress_bar(err) as advance:
         advance("validating claims", len(validation.results), len(chosen))
         try:
@@ -165,7 +168,6 @@ def write_figures(results: Sequence[Any], folder: Path) -> None:
     """One PNG a claim, ``C8.png``."""
     from rishd.report.claim_figures import claim_figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         figure = claim_figure(result)
         if figure is not None:

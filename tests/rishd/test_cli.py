@@ -78,15 +78,21 @@ def test_interrupt_keeps_the_claims_that_are_done(monkeypatch):
     ("arguments", "message"),
     [
         (["validate", "--claim", "C99"], "error: claim = 'C99' is unknown. Choose one of: C1, C10"),
+        (["validate", "--figures", "{tmp}/file"], "error: --figures: {tmp}/file takes no files"),
+        (["study", "schemes", "--out", "{tmp}/file"], "error: --out: {tmp}/file takes no files"),
+        (["report", "--from", "{tmp}/none.json"], "error: {tmp}/none.json: No such file or directory"),
         (["pretrain", "--out", "{tmp}/x", "--data", "{tmp}/missing"], "missing does not exist; give text or jsonl"),
         (["pretrain", "--out", "{tmp}/x", "--optimizer", "sgd"], "optimizer.name = 'sgd' is unknown"),
         (["pretrain", "--out", "{tmp}", "--data", "{tmp}"], "holds no text"),
     ],
 )
 def test_bad_input_is_one_plain_line(arguments, message, tmp_path):
+    if "{tmp}/file" in arguments:
+        (tmp_path / "file").touch()
     result = rishd(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.returncode == 2
-    assert message in result.stderr
+    assert message.format(tmp=tmp_path) in result.stderr
+    assert result.stderr.count("\n") <= 2  # a line, and perhaps what was said before
     assert "Traceback" not in result.stderr
 
 

@@ -288,6 +288,7 @@ def test_report_runs_the_claims_and_takes_them_from_a_file(tmp_path, monkeypatch
     [
         (["--from", "r.json", "--seed", "1"], "leave out --quick, --instances and --seed"),
         (["--out", "."], "is a folder; give the HTML file"),
+        (["--out", "r.json/report.html"], "--out: r.json takes no files"),
         (["--studies", "nowhere", "--claim", "C6"], "holds no results of studies"),
         (["--claim", "C99"], "claim = 'C99' is unknown"),
     ],
@@ -298,7 +299,7 @@ def test_bad_input_is_refused_before_anything_runs(arguments, message, tmp_path,
     run = CliRunner().invoke(app, ["report", *arguments])
     assert isinstance(run.exception, ValueError)
     assert message in str(run.exception)
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs" / "report.html").exists()
 
 
 def test_an_interrupted_report_is_written_and_an_interrupted_validation_goes_on(tmp_path, monkeypatch):
