@@ -144,7 +144,7 @@ class Comparison(Record):
                 "minus baseline": str(row.difference) if row.difference else "",
                 "steps to its loss": _ratio(row.steps_to) + (missed if row.baseline else ""),
                 "seconds to its loss": _ratio(row.seconds_to),
-                "annealed steps": _ratio(row.step_ratio, row.at_shortest),
+                "annealed steps": _ratio(row.step_ratio, row.at_shortest) + _unreached(row),
                 "annealed seconds": _ratio(row.time_ratio, row.at_shortest),
                 "s a step": "" if row.seconds_per_step is None else f"{row.seconds_per_step:.3g}",
             }
@@ -263,6 +263,10 @@ def _lengths(
 def _median(values: Iterable[float]) -> float | None:
     listed = list(values)
     return float(np.median(listed)) if listed else None
+
+
+def _unreached(row: VariantResult) -> str:
+    return f" (not reached by {row.unreached} seeds)" if row.unreached else ""
 
 
 def _ratio(interval: Interval | None, bounded: int = 0) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from rishd.comparing.plan import Plan
 from rishd.comparing.record import RecordedRun
@@ -37,9 +38,18 @@ def comparison_figure(comparison: Comparison) -> Figure:
             losses = [min(row.rates[lr], ceiling) for lr in rates]
             colour, line = styles[row.variant, row.cell]
             search.semilogx(rates, losses, "o", ls=line, color=colour, mfc="none", label=_name(row))
-    search.set(xlabel="peak learning rate", ylabel="final validation loss (nats per token)", title="Search, first seed")
+            beyond = [lr for lr in rates if row.rates[lr] > ceiling]
+            search.semilogx(beyond, [ceiling] * len(beyond), "^", color=colour)
+    search.set(
+        xlabel="peak learning rate",
+        ylabel="final validation loss (nats per token)",
+        title="Search, first seed (▲: worse than drawn)",
+    )
     if search.lines:
         search.legend(fontsize=7.5)
+        tried = sorted({lr for row in comparison.results if len(row.rates) > 1 for lr in row.rates})
+        search.set_xticks(tried, [f"{lr:g}" for lr in tried], fontsize=7.5, rotation=45)
+        search.minorticks_off()
     for place, row in enumerate(final):
         assert row.loss is not None
         colour, _ = styles[row.variant, row.cell]
@@ -152,6 +162,8 @@ def scaling_figure(laws: Sequence[PowerLaw]) -> Figure:
             )
         label = "tokens" if name == "tokens" else "parameters without embedding and head"
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="final validation loss (nats per token)")
+        for kind in ("set_major_formatter", "set_minor_formatter"):
+            getattr(axes.yaxis, kind)(StrMethodFormatter("{x:g}"))
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     figure.suptitle("Scaling laws", fontsize=11)
