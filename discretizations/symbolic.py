@@ -150,6 +150,21 @@ def energy_identity_jets(p: int, *, correction: bool = True) -> Expr:
     return sp.expand(rate + eta * alpha * momentum + eta * beta * (jet.gamma.T * g)[0] - eta_dot / 2 * momentum)
 
 
+def correction_power_jets(p: int) -> Expr:
+    """n·R − ½nᵀ(D_ẇF)n in dimension p: the correction's power is that of the turning metric (claim C13b).
+
+    Args:
+        p: Dimension.
+
+    Returns:
+        An expanded polynomial in F's slopes, n, γ = F⁻¹g, η and β.
+    """
+    beta, eta = sp.symbols("beta eta")
+    jet = _jets(p)
+    v = -eta * (jet.n + beta * jet.gamma)
+    return sp.expand((jet.n.T * jet.correction(v))[0] - (jet.n.T * jet.along(v) * jet.n)[0] / 2)
+
+
 def mode_equation() -> list[Expr]:
     """Flow modes (claim C5): characteristic polynomial, discriminant, slow root and LITE's speed-up to first order.
 

@@ -99,12 +99,14 @@ class Claim:
         title: A few words.
         gather: ``(rng, instances)`` ↦ evidence and panels; its docstring has the statement, see this module.
         expected: The verdict that is known to be right.
+        seconds: About how long 1200 instances take on one core: what takes long starts first.
     """
 
     key: str
     title: str
     gather: Gather = field(repr=False)
     expected: Verdict = "proved"
+    seconds: float = 1.0
 
     @property
     def sections(self) -> dict[str, str]:
@@ -128,3 +130,12 @@ class Claim:
             outcome, error = "error", f"{type(problem).__name__}: {problem} (seed {seed})"
         seconds = time.perf_counter() - start
         return ClaimResult(self.key, self.title, outcome, self.expected, evidence, panels, seconds, seed, error)
+
+    def failed(self, message: str, *, seed: int) -> ClaimResult:
+        """The result of a claim that could not be tried at all.
+
+        Args:
+            message: What happened.
+            seed: Random seed of the instances.
+        """
+        return ClaimResult(self.key, self.title, "error", self.expected, (), (), 0.0, seed, f"{message} (seed {seed})")

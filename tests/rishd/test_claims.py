@@ -13,13 +13,16 @@ from rishd.claims.evidence import as_dict
 from rishd.claims.trial import Inequality, Range, draw, try_bounds
 from rishd.report.claim_figures import claim_figure
 
+# Whole trainings and river solves, and 100 steps of matrices, have fewer instances.
+FEWER = {"C11c": 8, "C14": 2, **dict.fromkeys(("C17h", "C17i", "C17j", "C17k", "C17l"), 3)}
+
 
 @pytest.mark.parametrize("key", CLAIMS)
 def test_claim_gets_the_expected_verdict(key, results, instances):
     result = results[key]
     assert not result.error
     assert result.as_expected, [as_dict(part) for part in result.evidence]
-    assert result.instances >= 0.7 * instances  # some miss a hypothesis on purpose
+    assert result.instances >= FEWER.get(key, 0.7 * instances)  # some miss a hypothesis on purpose
 
 
 @pytest.mark.parametrize("key", CLAIMS)
@@ -33,7 +36,23 @@ def test_bounds_shrunk_below_their_tightness_are_refuted(key, results):
 
 
 def test_bounds_are_attacked_by_an_adversary(results):
-    for key in ("C3", "C4", "C6", "C8", "C8b", "C9", "C9b", "C15", "C16a", "C16b", "C16c", "C16d", "C16e", "C16f"):
+    for key in (
+        "C3",
+        "C4",
+        "C6",
+        "C8",
+        "C8b",
+        "C9",
+        "C9b",
+        "C11d",
+        "C15",
+        "C16a",
+        "C16b",
+        "C16c",
+        "C16d",
+        "C16e",
+        "C16f",
+    ):
         attacked = [part for part in results[key].evidence if isinstance(part, Bound) and part.adversary is not None]
         assert attacked, key
         for bound in attacked:
@@ -63,7 +82,7 @@ def test_integral_bound_is_nearly_reached(results):
 
 
 def test_instances_outside_the_hypotheses_are_not_applicable(results):
-    for key in ("C3", "C4", "C9", "C16b"):
+    for key in ("C3", "C4", "C9", "C11a", "C16b"):
         missed = [
             as_dict(part).get("not_applicable", 0) for part in results[key].evidence if not isinstance(part, Proof)
         ]
@@ -93,6 +112,20 @@ def _run(key, instances=20):
         ("C9b", "sharpness.circle_gradient", lambda right: lambda *x: 1.001 * right(*x)),
         ("C10", "stationary.stationary_covariance", lambda right: lambda *x: 1.001 * right(*x)),
         ("C10", "stationary.loss_floor", lambda right: lambda *x, **y: 1.1 * right(*x, **y)),
+        ("C11a", "straight_river.StraightValley.gradient", lambda right: lambda self, w: right(self, w) + 1e-6),
+        ("C11b", "river_offset._slopes", lambda right: lambda x: tuple(1.001 * y for y in right(x))),
+        ("C11c", "river_flow._mode_matrix", lambda right: lambda *x: 1.1 * right(*x)),
+        ("C11c", "river_flow._Settings.speed", lambda right: property(lambda self: 1.01 * right.fget(self))),
+        ("C11d", "river_speed._Floors.error", lambda right: lambda *x, **y: 0.8 * right(*x, **y)),
+        ("C11d", "river_speed.asymptotic_speedup", lambda right: lambda *x: 1.5 * right(*x)),
+        (
+            "C13b",
+            "correction_size.correction_runs",
+            lambda right: lambda *x, **y: right(*x, **y)._replace(share=1e-6 + right(*x, **y).share),
+        ),
+        ("C14", "update_isotropy._bound", lambda right: lambda name, value, limit: right(name, limit, value)),
+        ("C17b", "correspondences.rule_path", lambda right: lambda *x: (1.0 + 1e-11) * right(*x)),
+        ("C17l", "correspondences.rule_path", lambda right: lambda *x: (1.0 + 1e-11) * right(*x)),
         ("C15", "exponential.polyak_lojasiewicz_rate", lambda right: lambda *x, **y: 2.5 * right(*x, **y)),
         ("C16a", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.3 * right(*x, **y)),
         ("C16d", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.5 * right(*x, **y)),
@@ -214,12 +247,31 @@ def test_ranges_are_kept():
 
 
 def test_bad_requests_are_refused_with_what_would_do():
-    with pytest.raises(ValueError, match=r"claim = 'C99' is unknown\. Choose one of: C1, C10, C12, C15"):
+    with pytest.raises(ValueError, match=r"claim = 'C99' is unknown\. Choose one of: C1, C10, C11a, C11b"):
         validate(["C99"])
     with pytest.raises(ValueError, match="instances = 0"):
         validate(instances=0)
     with pytest.raises(ValueError, match="jobs = 0"):
         validate(jobs=0)
+
+
+def test_a_killed_process_is_an_error_of_its_claim_and_the_others_go_on(monkeypatch):
+    from rishd import claims
+
+    def killed(key, seed, instances):
+        import os
+        import signal
+
+        if key == "C6":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return claims.CLAIMS[key].run(seed=seed, instances=instances)
+
+    monkeypatch.setattr(claims, "_run", killed)
+    results = {result.key: result for result in validate(["C6", "C5", "C16h"], instances=5, jobs=2)}
+    assert results["C6"].verdict == "error"
+    assert results["C6"].error == "its process was killed or crashed (seed 0)"
+    assert results["C5"].as_expected
+    assert results["C16h"].as_expected
 
 
 def test_claims_run_in_parallel_to_the_same_numbers():

@@ -1,0 +1,160 @@
+"""Claims C13 and C13b: how large the Riemannian correction R is along optimizers' flows, and what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from discretizations import symbolic
+from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel, Proof
+from rishd.claims.instances import relative
+from rishd.studies.correction import CorrectionRuns, correction_runs
+
+_METRICS = ("Adam", "Muon", "SOAP")
+_EPSILON = 0.1
+_RATES, _CURVATURES = (1e-2, 3e-3), (0.3, 3.0)
+_GROUP, _STEPS = 40, 5  # of the scaling: instances that share a landscape, and their steps
+_STRONG = 100.0  # ε beside which gradients of size 1 hardly move the metric
+
+
+def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
+    """How large R is beside the other forces on the momentum, and what dropping it changes.
+
+    Statement: none but numbers. ‖R‖/‖−αm + g‖, ‖R‖/‖g‖, and the distance of flows with and without R, for the metrics
+    of Adam, Muon and SOAP as functions of the position.
+
+    Hypotheses: F(w) is the optimizer's metric with ∇f(w) in place of its averages, regularised by ε; α = 0.1, β = 1.
+
+    Proof: none; C2 has R's exact part in the energy, C13b what its size depends on.
+
+    Check: the study `rishd study correction`, which varies learning rate and curvature systematically: here random
+    starts at two learning rates and two curvatures, an instance being a pair of whole runs of the update rule.
+
+    Source: measured here; arXiv:2602.22681 sets R = 0.
+    """
+    count = max(1, instances // (len(_RATES) * len(_CURVATURES)))
+    evidence: list[Evidence] = []
+    curves = []
+    for name in _METRICS:
+        runs = [
+            correction_runs(name, curvature, rate, rng.normal(size=(count, 6)), epsilon=_EPSILON)
+            for curvature in _CURVATURES
+            for rate in _RATES
+        ]
+        share, of_gradient, distance = (
+            np.concatenate(parts)
+            for parts in (
+                [np.median(run.share, axis=0) for run in runs],
+                [np.median(run.of_gradient, axis=0) for run in runs],
+                [run.distance for run in runs],
+            )
+        )
+        evidence += [
+            Measurement(f"‖R‖/‖−αm + g‖, median along the flow, {name}'s metric", share),
+            Measurement(f"‖R‖/‖g‖, median along the flow, {name}'s metric", of_gradient),
+            Measurement(f"distance of flows with and without R over ‖w − w*‖, {name}'s metric", distance),
+        ]
+        curves += [
+            Curve(f"‖R‖/‖g‖, {name}", np.sort(of_gradient), _shares(of_gradient)),
+            Curve(f"distance, {name}", np.sort(distance), _shares(distance), "bound"),
+        ]
+    return [
+        *evidence,
+        Panel(
+            "R along optimizers' flows, and what dropping it changes",
+            "‖R‖/‖g‖; distance of flows with and without R",
+            "share of instances",
+            tuple(curves),
+            log="x",
+        ),
+    ]
+
+
+def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
+    """What R's size depends on: two numbers, and ε to the third power.
+
+    Statement: n·R = ½nᵀ(D_ẇF)n with n = F⁻¹m. For a metric F(∇f(w)) that is homogeneous of degree one in the gradient
+    and ε, f → af and w → bw with ε → abε and η → bη leave the flow in units of w, and ‖R‖/‖−αm + g‖, as they are: on a
+    quadratic all depends on η/‖w‖ and ε/(curvature·‖w‖) only. As ε → ∞, ‖R‖/‖−αm + g‖ falls as ε⁻³ for Adam's, Muon's
+    and SOAP's metrics.
+
+    Hypotheses: F positive definite and differentiable; for the scaling, metrics of the gradient as in C13.
+
+    Proof: docs/theory, claim C13; symbolic: the first identity in dimension 3, any metric, by jets.
+
+    Check: pairs of runs on random scales, five steps; shares at ε = 100 and 1000.
+
+    Source: derived in docs/theory.
+    """
+    groups = max(1, round(instances / _GROUP))
+    size = min(instances, _GROUP)
+    scaled = {name: np.concatenate([_scaling(rng, name, size) for _ in range(groups)]) for name in _METRICS}
+    fall = {name: _fall(rng, name, instances) for name in _METRICS}
+    return [
+        Proof("power of R, dimension 3, any metric", [symbolic.correction_power_jets(3)]),
+        *(
+            Identity(
+                f"run on another scale against the same run, {name}'s metric", residual, 1e-8, "rounding, amplified"
+            )
+            for name, residual in scaled.items()
+        ),
+        *(
+            Identity(
+                f"exponent of ε⁻¹ in ‖R‖/‖−αm + g‖, minus 3, {name}'s metric", residual, 0.01, "next order at ε = 100"
+            )
+            for name, residual in fall.items()
+        ),
+        _panel(rng),
+    ]
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    return np.arange(1, values.size + 1) / values.size
+
+
+def _scaling(rng: np.random.Generator, name: str, n: int) -> np.ndarray:
+    """Differences of shares and distances between a run and the same on another scale."""
+    a, b = np.exp(rng.uniform(-2.0, 2.0, 2))
+    curvature, epsilon, eta = rng.uniform(0.3, 3.0), rng.uniform(0.05, 0.5), rng.uniform(0.025, 0.035)
+    starts = rng.normal(size=(n, 6))
+    run = correction_runs(name, curvature, eta, starts, epsilon=epsilon, steps=_STEPS)
+    other = correction_runs(name, a * curvature, b * eta, b * starts, epsilon=a * b * epsilon, steps=_STEPS)
+    worst: np.ndarray = np.maximum(
+        relative((run.share - other.share).T, run.share.T),
+        np.abs(run.distance - other.distance) / run.distance,
+    )
+    return worst
+
+
+def _fall(rng: np.random.Generator, name: str, n: int) -> np.ndarray:
+    starts = rng.normal(size=(n, 6))
+    near, far = (_typical(correction_runs(name, 1.0, 0.03, starts, epsilon=e)) for e in (_STRONG, 10.0 * _STRONG))
+    return np.asarray(np.abs(np.log10(near / far) - 3.0))
+
+
+def _typical(runs: CorrectionRuns) -> np.ndarray:
+    return np.asarray(np.median(runs.share, axis=0))
+
+
+def _panel(rng: np.random.Generator) -> Panel:
+    """Median share over ε."""
+    epsilon = np.geomspace(1e-2, 1e2, 13)
+    starts = rng.normal(size=(8, 6))
+    curves = [
+        Curve(
+            f"{name}'s metric",
+            epsilon,
+            np.array([np.median(correction_runs(name, 1.0, 0.01, starts, epsilon=float(e)).share) for e in epsilon]),
+        )
+        for name in _METRICS
+    ]
+    steep = epsilon >= 3.0
+    reference = Curve("∝ ε⁻³", epsilon[steep], 0.3 * (epsilon[steep] / 3.0) ** -3, "reference")
+    return Panel(
+        "The correction against the regularisation of the metric",
+        "ε / gradient (curvature 1, ‖w‖ of order 1)",
+        "median ‖R‖/‖−αm + g‖",
+        (*curves, reference),
+        log="xy",
+    )

@@ -1,0 +1,176 @@
+"""Optimizers as their authors write them: what the rows of the correspondence table are compared with.
+
+Nothing here is shared with the package's own update rule. A path is the parameters after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Gradient: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def torch_paths(
+    build: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+    starts: Sequence[Tensor],
+    gradients: Sequence[Gradient],
+    steps: int,
+) -> Tensor:
+    """Parameters of one torch optimizer after every step, shape ``(steps, *shape)`` each, stacked behind the steps.
+
+    Args:
+        build: Parameters ↦ optimizer.
+        starts: One tensor a parameter, of equal shapes.
+        gradients: One function a parameter.
+        steps: Number of steps.
+    """
+    parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+    optimizer = build(parameters)
+    path = []
+    for _ in range(steps):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient(parameter.detach())
+        optimizer.step()
+        path.append(torch.stack([parameter.detach() for parameter in parameters]))
+    return torch.stack(path)
+
+
+def shampoo_path(start: Tensor, gradient: Gradient, steps: int, *, lr: float, eps: float) -> Tensor:
+    """Shampoo with sums: W ← W − η (L^{1/4} ⊗ R^{1/4})⁻¹ vec(G), the Kronecker product as a matrix, and a linear solve.
+
+    Args:
+        start: W, a matrix.
+        gradient: W ↦ G.
+        steps: Number of steps.
+        lr: η.
+        eps: L and R start at εI.
+
+    Source: Gupta, Koren and Singer, arXiv:1802.09568, Algorithm 1.
+    """
+    rows, columns = start.shape
+    left, right = eps * np.eye(rows), eps * np.eye(columns)
+    w, path = start, []
+    for _ in range(steps):
+        g = gradient(w).numpy()
+        left, right = left + g @ g.T, right + g.T @ g
+        metric = np.kron(_fourth_root(left), _fourth_root(right))
+        w = w - lr * torch.as_tensor(np.linalg.solve(metric, g.reshape(-1)).reshape(g.shape))
+        path.append(w)
+    return torch.stack(path)
+
+
+def averaged_shampoo_path(
+    start: Tensor,
+    gradient: Gradient,
+    steps: int,
+    *,
+    lr: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+) -> Tensor:
+    """Shampoo with averages of momentum and factors, their bias corrected, and decoupled decay; no grafting.
+
+    Args:
+        start: W, a matrix.
+        gradient: W ↦ G.
+        steps: Number of steps.
+        lr: Learning rate.
+        eps: Added to the averaged factors.
+        beta1: θ₁.
+        beta2: θ₂.
+        weight_decay: λ.
+
+    Source: Shi et al., arXiv:2309.06497.
+    """
+    rows, columns = start.shape
+    left, right, m = np.zeros((rows, rows)), np.zeros((columns, columns)), np.zeros((rows, columns))
+    w, path = start, []
+    for t in range(1, steps + 1):
+        g = gradient(w).numpy()
+        m = beta1 * m + (1 - beta1) * g
+        left, right = beta2 * left + (1 - beta2) * g @ g.T, beta2 * right + (1 - beta2) * g.T @ g
+        bias = 1 - beta2**t
+        metric = np.kron(
+            _fourth_root(left / bias + eps * np.eye(rows)), _fourth_root(right / bias + eps * np.eye(columns))
+        )
+        direction = np.linalg.solve(metric, (m / (1 - beta1**t)).reshape(-1)).reshape(g.shape)
+        w = (1 - lr * weight_decay) * w - lr * torch.as_tensor(direction)
+        path.append(w)
+    return torch.stack(path)
+
+
+def soap_path(
+    start: Tensor,
+    gradient: Gradient,
+    steps: int,
+    *,
+    lr: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    frequency: int,
+) -> Tensor:
+    """SOAP: Adam on the coefficients ⟨q_i, G q_j⟩ in eigenbases that Gram–Schmidt refreshes; decay after the step.
+
+    Args:
+        start: W, a matrix.
+        gradient: W ↦ G.
+        steps: Number of steps, not counting the first gradient, which makes the first bases and no step.
+        lr: Learning rate.
+        eps: ε.
+        beta1: θ₁.
+        beta2: θ₂.
+        weight_decay: λ.
+        frequency: Steps between refreshes.
+
+    Source: Vyas et al., arXiv:2409.11321, Algorithm 3, and its authors' code.
+    """
+    w, m, v, path = start.numpy(), np.zeros(start.shape), np.zeros(start.shape), []
+    g = gradient(start).numpy()
+    factors = [(1 - beta2) * g @ g.T, (1 - beta2) * g.T @ g]
+    bases = [np.linalg.svd(factor)[0] for factor in factors]
+    for t in range(1, steps + 1):
+        g = gradient(torch.as_tensor(w)).numpy()
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * _coefficients(bases, g) ** 2
+        size = np.sqrt(1 - beta2**t) / (1 - beta1**t) * _coefficients(bases, m) / (np.sqrt(v) + eps)
+        step = np.einsum("ij,ai,bj->ab", size, bases[0], bases[1])
+        w = (1 - lr * weight_decay) * (w - lr * step)
+        path.append(torch.as_tensor(w))
+        factors = [beta2 * old + (1 - beta2) * new for old, new in zip(factors, (g @ g.T, g.T @ g), strict=True)]
+        if t % frequency == 0:
+            for side, factor in enumerate(factors):
+                order = np.argsort([q @ factor @ q for q in bases[side].T])[::-1]
+                v = np.take(v, order, axis=side)
+                bases[side] = np.stack(list(_gram_schmidt(factor @ bases[side][:, order])), axis=1)
+    return torch.stack(path)
+
+
+def _coefficients(bases: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """⟨q_i, X q_j⟩."""
+    return np.asarray(np.einsum("ai,ab,bj->ij", bases[0], x, bases[1]))
+
+
+def _fourth_root(matrix: np.ndarray) -> np.ndarray:
+    u, s, _ = np.linalg.svd(matrix)
+    root: np.ndarray = (u * s**0.25) @ u.T
+    return root
+
+
+def _gram_schmidt(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """Orthonormal columns, one after the other."""
+    columns: list[Any] = []
+    for column in matrix.T:
+        rest = column
+        for earlier in columns * 2:  # twice is enough
+            rest = rest - (earlier @ rest) * earlier
+        columns.append(rest / np.linalg.norm(rest))
+        yield columns[-1]
