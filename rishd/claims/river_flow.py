@@ -27,14 +27,21 @@ _SLOW = 0.05  # largest slowness of an instance: fall and turn of the river in t
 
 
 def river_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Slow flows beside a curved river: entry, tube and clock.
+    r"""Slow flows beside a curved river: entry, tube and clock.
 
     Statement: to leading order in slowness, a displacement across the river obeys the sharp modes of C5; then the sharp
-    gradient stays at Pg = −[χ(1/α + β₂)/(1/α + β₁)](H_s⁻¹ − η/α²)(D_gP)g, H_s the Hessian on the sharp space, so that
-    LITE's tube is as many times wider as its flat directions are faster, and momentum overshoots where ηλ_s > α²;
-    and the point beside it on the river follows the river's gradient flow in time τ = χη(1/α + β₂)t.
+    gradient stays at
 
-    Hypotheses: slow flow, i.e. f and the sharp space change little in the times 1/α and 1/(sharp rate); F = I.
+    .. math::
+
+       Pg = -\frac{\chi(\frac{1}{\alpha} + \beta_2)}{\frac{1}{\alpha} + \beta_1}
+       \left(H_s^{-1} - \frac{\eta}{\alpha^2}\right)(D_gP)\,g
+
+    with the Hessian :math:`H_s` on the sharp space; and the point beside it on the river follows the river's gradient
+    flow in time :math:`\tau = \chi\eta(\frac{1}{\alpha} + \beta_2)t`.
+
+    Hypotheses: slow flow: :math:`f` and the sharp space change little in the times :math:`\frac{1}{\alpha}` and one
+    over the sharp rate; :math:`F = I`.
 
     Proof: none; docs/theory, claim C11, derives it by a formal expansion.
 
@@ -42,6 +49,9 @@ def river_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
     instance is a whole flow, so there are at most 48. The difference of a displaced and an undisplaced flow against
     the linear mode; Pg against its closed form with derivatives of P by differences; the clock. Then the update rule at
     h = 1 with the settings of the studies: its pace over the promised one.
+
+    Finding: LITE's tube is as many times wider as its flat directions are faster, and momentum overshoots on a turning
+    river where :math:`\eta\lambda_s > \alpha^2`, far below the largest stable learning rate.
 
     Source: derived in docs/theory; rivers and their flow as in arXiv:2410.05192.
     """

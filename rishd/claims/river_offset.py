@@ -44,15 +44,20 @@ _CIRCLE_WALL = 1e3  # λ of circular valleys: larger, and n = O(λ⁻²) drowns 
 
 
 def river_offset(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """The river of a curved valley is not its floor.
+    r"""The river of a curved valley is not its floor.
 
-    Statement: in graph coordinates, f = h(u) + ½(s − c(u))ᵀΛ(s − c(u)), the river lies at
-    s − c = Λ⁻¹(I + C′C′ᵀ)⁻¹C′∇h + O(λ⁻²) with C′ = ∂c/∂u; in the plane s − c = c′h′/(λ(1 + c′²)) + O(λ⁻²), with the
-    next order in closed form. In normal coordinates of a plane curve of curvature k, f = h(u) + ½λn², it lies at
-    n = −kh′²/λ² + O(λ⁻³): the first order is the coordinates', not the river's.
+    Statement: for :math:`f = h(u) + \frac{1}{2}(s - c(u))^\top\Lambda(s - c(u))` with
+    :math:`C' = \partial c/\partial u` the river lies at
 
-    Hypotheses: h and c twice continuously differentiable, walls steep beside floor and bends; h′ ≠ 0 for the exact
-    equation.
+    .. math:: s - c(u) = \Lambda^{-1}(I + C'C'^\top)^{-1}C'\nabla h + O(\lambda^{-2}),
+
+    in the plane at :math:`\frac{c'h'}{\lambda(1 + c'^2)}` to first order, with the next order in closed form. In normal
+    coordinates of a plane curve of curvature :math:`k`, :math:`f = h(u) + \frac{1}{2}\lambda n^2`, it lies at
+
+    .. math:: n = -\frac{k\,h'^2}{\lambda^2} + O(\lambda^{-3}) .
+
+    Hypotheses: :math:`h` and :math:`c` twice continuously differentiable, walls steep beside floor and bends;
+    :math:`h' \ne 0` for the exact condition.
 
     Proof: docs/theory, claim C11; symbolic: the plane's condition and both its expansions, gradient and Hessian in
     normal coordinates from their definitions, and the first order with two walls and two floor directions.
@@ -60,6 +65,8 @@ def river_offset(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
     Check: RiverValley.river, which solves P∇f = 0, against the root of the plane's exact condition; the order of what
     the expansion leaves over; rivers between two walls and along two floor directions; circular valleys, whose river
     is solved from gradient and Hessian by autograd.
+
+    Finding: the offset of first order belongs to the graph coordinates, not to the river.
 
     Source: derived in docs/theory; the river is that of arXiv:2410.05192.
     """

@@ -18,19 +18,25 @@ _COUPLED = 8  # every so many instances one misses a hypothesis of the metric
 
 
 def straight_river(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """The river of a straight valley is invariant, and the motion on it is RISHD on the floor.
+    r"""The river of a straight valley is invariant, and the motion on it is RISHD on the floor.
 
-    Statement: for f = h(u) + ½sᵀΛ(u)s, s = 0 and m_s = 0 stay zero, and u moves as RISHD on h with learning rate χη,
-    Hessian damping β₂ and the metric F_uu(u, 0). So sharp settings (β₁, and χ on P) do nothing there.
+    Statement: let :math:`f = h(u) + \frac{1}{2}s^\top\Lambda(u)s`. Then :math:`s = 0` and :math:`m_s = 0` stay
+    zero, and :math:`u` moves as RISHD on :math:`h` with learning rate :math:`\chi\eta`, Hessian damping
+    :math:`\beta_2` and the metric :math:`F_{uu}(u, 0)`.
 
-    Hypotheses: λ_min(Λ(u)) > λ_max(∇²h(u)) along the way; F block-diagonal in (u, s); where F varies and R is kept,
-    also ∂F_uu/∂s = 0 on the river. (Without the last one the river is not invariant.)
+    Hypotheses: :math:`\lambda_{\min}(\Lambda(u)) > \lambda_{\max}(\nabla^2h(u))` along the way; :math:`F`
+    block-diagonal in :math:`(u, s)`; where :math:`F` varies and :math:`R` is kept, also
+    :math:`\partial_sF_{uu} = 0` on the river.
 
     Proof: docs/theory, claim C11; symbolic in 2 + 2 dimensions with undetermined h, Λ and both blocks of F.
 
     Check: random valleys whose walls change width and axes along the river. The update rule with constant metrics
     against the update rule on the floor; the flow with metrics that vary, by RK4, against the flow on the floor. Some
     instances break a hypothesis on F: how far they leave the river is measured.
+
+    Finding: a block-diagonal metric is not enough where :math:`R` is kept:
+    :math:`R_s = \frac{1}{2}v_u^\top(\partial_sF_{uu})n_u` pushes the flow off the river unless the last hypothesis
+    holds.
 
     Source: derived in docs/theory.
     """

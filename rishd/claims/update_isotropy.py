@@ -14,13 +14,12 @@ _RANDOM = 1.0 / 3.0  # isotropy of a random direction
 
 
 def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    """Isotropy of updates and alignment of the momentum with the Hessian, on a tiny transformer.
+    r"""Isotropy of updates and alignment of the momentum with the Hessian, on a tiny transformer.
 
-    Statement: measured by (Σs)²/(pΣs²) over the squared components s along the Hessian's eigenvectors (1/3 for a random
-    direction), updates of Muon and SOAP are more isotropic than those of SGD, and LITE's more than those of Muon, its
-    base; and the momentum's right singular space covers more of the matrices' top Hessian eigenspaces than a random one
-    does, on average over the matrices. That Muon and SOAP are nearly isotropic, and that every matrix is covered, is no
-    part of it: what is measured speaks against both.
+    Statement: let :math:`I = (\sum_i s_i)^2/(p\sum_i s_i^2)` of the squared components :math:`s_i` along the
+    Hessian's eigenvectors, :math:`\frac{1}{3}` for a random direction. Updates of Muon and SOAP have a larger one
+    than those of SGD, and LITE's a larger one than those of Muon, its base; and the momentum's right singular space
+    covers more of the matrices' top Hessian eigenspaces than a random one does, on average over the matrices.
 
     Hypotheses: one-block transformers on Markov chains, trained by AdamW from random starts, after 10 and 60 steps.
 
@@ -28,6 +27,9 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     Check: the study `rishd study alignment` with random corpora and starts. An instance is a whole training, so there
     are at most 12, and no adversary; each counts with its worst stage.
+
+    Finding: Muon and SOAP are not nearly isotropic here, Muon hardly more than AdamW; it is LITE that comes near. And a
+    sixth of the matrices is covered less than by chance.
 
     Source: motivation and Fig. 2 of arXiv:2602.22681; measured here.
     """
