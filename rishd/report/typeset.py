@@ -21,7 +21,7 @@ _SETTINGS = {
 }
 _MATH = re.compile(r"<math.*?</math>", re.DOTALL)
 _PUNCTUATED = re.compile(r"(<math>(?:(?!</math>).)*</math>)([,;.:)]+)", re.DOTALL)  # no line may begin with them
-_TAG = re.compile(r"(<math.*?</math>|<[^>]*>)", re.DOTALL)
+_TAG = re.compile(r'(<math.*?</math>|<span class="docutils literal">.*?</span>|<[^>]*>)', re.DOTALL)
 _CLAIM = re.compile(r"\bC\d+[a-z]?\b")
 # A braced script, or a short one: w_k, L_s, λ_max, f*_0 but not the underscores of a name such as lite_step.
 SCRIPT = re.compile(r"([_^])(?:\{([^{}]+)\}|\(([^()]+)\)|([-−]?\d+(?:\.\d+)?|max|min|\w)(?!\w))")
@@ -41,17 +41,13 @@ def typeset(text: str, *, link_to: Collection[str] = ()) -> Markup:
     fragment = _MATH.sub(_compact, fragment)
     fragment = _PUNCTUATED.sub(r'<span class="together">\1\2</span>', fragment)
     fragment = fragment.replace("<div>\n<math", '<div class="display" tabindex="0"><math')
-    return Markup("".join(part if part[:1] == "<" else _linked(part, link_to) for part in _TAG.split(fragment)))
+    parts = (part if part[:1] == "<" else _linked(_raised(part), link_to) for part in _TAG.split(fragment))
+    return Markup("".join(parts))
 
 
 def scripts(text: str) -> Markup:
     """Escaped plain text with its subscripts and superscripts raised and lowered, e.g. of ``f(w_k)`` or ``e^{−rt}``."""
-
-    def raised(match: re.Match[str]) -> str:
-        tag = "sub" if match[1] == "_" else "sup"
-        return f"<{tag}>{match[2] or match[3] or match[4]}</{tag}>"
-
-    return Markup(SCRIPT.sub(raised, str(escape(text))))
+    return Markup(_raised(str(escape(text))))
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -66,7 +62,7 @@ def number(value: float, digits: int = 2) -> str:
 
 def ratio(value: float, digits: int = 4) -> str:
     """A tightness with so many decimals, rounded away from 1: only a bound that is exceeded reads as more than 1."""
-    if not np.isfinite(value):
+    if not abs(value) < 1e4:  # nor a number at all
         return number(value)
     if value == 1.0:
         return "1"
@@ -87,6 +83,14 @@ def _compact(match: re.Match[str]) -> str:
     text = text.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     text = re.sub(r'<mo class="mathopen">([|‖])', r'<mo stretchy="false">\1', text)
     return re.sub(r"(<ms(?:ub|up|ubsup)>)<mo>([|‖])", r'\1<mo stretchy="false">\2', text)
+
+
+def _raised(text: str) -> str:
+    def raised(match: re.Match[str]) -> str:
+        tag = "sub" if match[1] == "_" else "sup"
+        return f"<{tag}>{match[2] or match[3] or match[4]}</{tag}>"
+
+    return SCRIPT.sub(raised, text)
 
 
 def _linked(text: str, keys: Collection[str]) -> str:

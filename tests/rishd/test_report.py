@@ -166,7 +166,14 @@ def test_numbers_read_well(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.99999, "0.9999"), (1.0, "1"), (1.0000001, "1.0001"), (0.0012, "0.0012"), (np.nan, "not a number")],
+    [
+        (0.99999, "0.9999"),
+        (1.0, "1"),
+        (1.0000001, "1.0001"),
+        (0.0012, "0.0012"),
+        (1e9, "1.0·10⁹"),
+        (np.nan, "not a number"),
+    ],
 )
 def test_tightness_is_never_rounded_to_the_limit(value, text):
     assert ratio(value) == text
@@ -177,6 +184,9 @@ def test_scripts_are_raised_but_names_stay():
         "f(w<sub>k</sub>) ≤ e<sup>−rt</sup> L<sub>s</sub> λ<sub>max</sub> κ<sup>2</sup>"
     )
     assert str(scripts("lite_step <b>")) == "lite_step &lt;b&gt;"
+    html = str(typeset("From t_0 on, see C6 and ``w_k``.", link_to=["C6"]))
+    assert 'From t<sub>0</sub> on, see <a href="#C6">C6</a>' in html
+    assert "w_k" in html
 
 
 def _luminance(colour):
