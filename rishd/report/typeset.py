@@ -74,15 +74,23 @@ def ratio(value: float, digits: int = 4) -> str:
 def _capitalised(text: str) -> str:
     """A capital at the beginning, unless the first word is a formula or a name such as arXiv or docs/theory."""
     word = text.split(maxsplit=1)[0] if text.strip() else ""
-    return text[:1].upper() + text[1:] if word.rstrip(",;.").isalpha() and word.islower() else text
+    return text[:1].upper() + text[1:] if word.rstrip(",;.").replace("-", "").isalpha() and word.islower() else text
 
 
 def _compact(match: re.Match[str]) -> str:
-    """MathML without indentation and namespace, which HTML implies; opening and closing norm bars of one height."""
+    """MathML without indentation and namespace, which HTML implies; norm bars keep their height unless told to grow."""
     text = re.sub(r">\s+<", "><", match[0])
     text = text.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
-    text = re.sub(r'<mo class="mathopen">([|‖])', r'<mo stretchy="false">\1', text)
-    return re.sub(r"(<ms(?:ub|up|ubsup)>)<mo>([|‖])", r'\1<mo stretchy="false">\2', text)
+    open_bars = 0
+
+    def of_one_height(bar: re.Match[str]) -> str:
+        nonlocal open_bars
+        if not bar[1] and not open_bars:
+            return bar[0]  # of \left, or the \right that goes with it
+        open_bars += 1 if bar[1] else -1
+        return f'<mo stretchy="false">{bar[2]}'
+
+    return re.sub(r'<mo( class="mathopen")?>([|‖])', of_one_height, text)
 
 
 def _raised(text: str) -> str:

@@ -340,6 +340,14 @@ def test_an_interrupted_report_is_written_and_an_interrupted_validation_goes_on(
     assert [row["claim"] for row in json.loads(run.stdout)] == ["C6", "C16f"]
 
 
+def test_norm_bars_have_one_height_unless_they_are_to_grow():
+    flat = str(typeset(r":math:`\lVert R\rVert/\lVert m\rVert_F`"))
+    assert flat.count('<mo stretchy="false">‖</mo>') == 4
+    tall = str(typeset(r":math:`\left\lVert\frac{1}{2}\right\rVert + \lvert x\rvert`"))
+    assert tall.count("<mo>‖</mo>") == 2
+    assert tall.count('<mo stretchy="false">|</mo>') == 2
+
+
 def test_text_that_is_no_markup_is_shown_with_a_message():
     html = str(typeset("The value |E(0)| and <b>."))
     assert "system-message" in html
