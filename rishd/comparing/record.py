@@ -2,8 +2,8 @@
 
 Each line of ``runs.jsonl`` has ``key`` (:func:`rishd.comparing.plan.run_key`), ``label``, ``config``, ``summary``
 (:class:`rishd.pretraining.results.Summary`), ``validation`` (rows of step, tokens and nats per token), ``training``
-(step and mean loss of about a hundred equal parts), ``corpus_hash``, ``versions``, ``git``, ``device`` and
-``processor``.
+(step and mean loss of about a hundred equal parts), ``first_loss`` (of the first batch, before anything has moved),
+``corpus_hash``, ``versions``, ``git``, ``device`` and ``processor``.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
             [row["step"], row["tokens"], row["validation_loss"]] for row in rows if "validation_loss" in row
         ],
         "training": _thinned([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]),
+        "first_loss": next((row["loss"] for row in rows if row["step"] == 1 and row.get("loss") is not None), None),
         "config": record["config"],
         "corpus_hash": record["corpus_hash"],
         "versions": record["versions"],

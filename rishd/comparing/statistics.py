@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rishd.comparing.schedule import best_rate, planned, rate_losses
 from rishd.studies.record import Record
 
 CONFIDENCE = 0.95
+_SAME_START = 5e-4  # relative; bfloat16 on different processors makes less
 
 
 class Interval(NamedTuple):
@@ -119,11 +121,13 @@ class Comparison(Record):
         baseline: The plan's baseline.
         results: One a variant and cell, in the plan's order; those without a recorded run are left out.
         missing: Runs that are due.
+        unequal: Groups of runs that should have begun alike and did not.
     """
 
     baseline: str | None
     results: tuple[VariantResult, ...]
     missing: int
+    unequal: tuple[str, ...] = ()
 
     def result(self, variant: str, cell: str) -> VariantResult | None:
         """One of them."""
@@ -162,7 +166,7 @@ class Comparison(Record):
         ]
         if self.missing:
             lines.append(f"{self.missing} runs are due and not recorded yet.")
-        return lines
+        return [*lines, *self.unequal]
 
 
 def compare(plan: Plan, recorded: Mapping[str, RecordedRun], *, missing: int = 0) -> Comparison:
@@ -179,7 +183,28 @@ def compare(plan: Plan, recorded: Mapping[str, RecordedRun], *, missing: int = 0
         for cell in plan.cells_of(name)
         if (row := _variant_result(plan, recorded, name, cell)) is not None
     ]
-    return Comparison(plan.baseline, tuple(rows), missing)
+    return Comparison(plan.baseline, tuple(rows), missing, unequal_starts(recorded.values()))
+
+
+def unequal_starts(runs: Iterable[RecordedRun]) -> tuple[str, ...]:
+    """Complaints about runs of one model, text, batch and seed whose first losses, before any step, differ.
+
+    Args:
+        runs: Recorded ones.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for run in runs:
+        config, first = run.data.get("config"), run.data.get("first_loss")
+        if config is not None and first is not None:
+            shared = [config["model"], config["data"], config["training"]["batch_size"], config["seed"]]
+            groups.setdefault(json.dumps(shared, sort_keys=True), {})[run.data["label"]] = float(first)
+    return tuple(
+        f"{low} begins with a loss of {group[low]:.4f} and {high} with {group[high]:.4f} on the same seed: they saw "
+        "other text or initial weights. The program has changed between them; record them anew."
+        for group in groups.values()
+        for low, high in ((min(group, key=lambda key: group[key]), max(group, key=lambda key: group[key])),)
+        if group[high] - group[low] > _SAME_START * group[low]
+    )
 
 
 def final_runs(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> dict[int, RecordedRun]:

@@ -233,6 +233,23 @@ def test_scaling_laws_over_budgets_with_the_baselines_disadvantage():
         fit_power_law("a", "tokens", np.array([1.0, 2.0]), np.array([3.0, 3.1]))
 
 
+def test_runs_that_begin_differently_are_said():
+    plan = make_plan(mapping())
+    runs = finish(plan, lambda run: 3.0)
+    due = {run.key: run for run in due_runs(plan, {})}
+    for key, run in runs.items():
+        if key in due:
+            run.data["config"] = due[key].config.to_mapping()
+            run.data["first_loss"] = 8.3 + 1e-4 * (due[key].variant == "lite")
+    assert compare(plan, runs).unequal == ()
+    odd = next(run for key, run in runs.items() if key in due and due[key].variant == "lite")
+    odd.data["first_loss"] = 8.2
+    (line,) = compare(plan, runs).warnings()[-1:]
+    assert line.startswith(odd.data["label"])
+    assert "8.2000" in line
+    assert "8.3001" in line
+
+
 def test_records_survive_a_cut_line(tmp_path):
     plan = make_plan(mapping())
     first, second = due_runs(plan, {})[:2]
