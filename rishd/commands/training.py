@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,8 @@ def pretrain(
 
     with progress_bar(err) as advance:
         result = train(config, folder, resume=resume, progress=advance, say=err.print)
+    if int(os.environ.get("RANK", "0")):  # the first rank tells it all
+        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     table = Table("step", "validation loss (nats per token)")
     for step, loss in result.series("validation_loss"):
         table.add_row(str(step), f"{loss:.4f}")

@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -281,10 +282,14 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, model: nn.Module) -> None:
         self.total = self.largest = 0
-        self._seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        whole = [p for p in model.parameters() if isinstance(p, DTensor)]  # gathered for each use, not kept
+        self._gathered = {tuple(p.shape) for p in whole} | {tuple(p.shape)[::-1] for p in whole}
+        self._seen = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
         super().__init__(self._note, lambda tensor: tensor)
 
     def _note(self, tensor: Any) -> Any:
+        if tuple(tensor.shape) in self._gathered:
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -76,6 +76,8 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
         save_steps=config.checkpoints.every,
         seed=config.seed,
         disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
         report_to=[name for name in config.logging.trackers if name != "tensorboard"],
         run_name=folder.name,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -12,12 +12,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from lite import NonFiniteError, check_finite_gradients
+from lite import LITEOptimizer, NonFiniteError, check_finite_gradients
 from rishd.pretraining.blocks import IGNORED
 from rishd.pretraining.checkpoints import CheckpointError, kept, write_checkpoint
 from rishd.pretraining.clock import StepClock
@@ -158,13 +167,64 @@ class PretrainTrainer(Trainer):
         step, first = self.state.global_step, self.is_world_process_zero()
         write_checkpoint(self._folder, step, write, keep=self.keep, is_first_rank=first)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Model and tokenizer in transformers' format, gathered on the first rank if the model is sharded."""
+        if not self.is_distributed_loading_by_transformers:
+            super().save_model(output_dir, _internal_call)
+            return
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        whole = get_model_state_dict(self.model, options=options)
+        if self.args.should_save and output_dir is not None:
+            with torch.device(
+                "meta"
+            ):  # a model of the same kind that is not sharded: its saving waits for no other rank
+                plain = AutoModelForCausalLM.from_config(self.model.config)  # type: ignore[no-untyped-call]
+            plain.save_pretrained(output_dir, state_dict=whole)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_distributed_loading_by_transformers:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_sharded(self._sharded_state(), checkpoint_id=Path(output_dir) / "optimizer")
+        if self.args.should_save:
+            torch.save(self._scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with self._readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not self.is_distributed_loading_by_transformers:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            saved = AutoModelForCausalLM.from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            whole = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.model, saved.state_dict(), options=whole)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._readable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.is_distributed_loading_by_transformers:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            state = self._sharded_state()
+            load_sharded(state, checkpoint_id=Path(checkpoint) / "optimizer")
+            set_optimizer_state_dict(self.model, self._own_optimizer, state["optimizer"])
+            self._scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    def _sharded_state(self) -> dict[str, Any]:
+        """This rank's part of the optimizer's state, made if there is none yet."""
+        if isinstance(self._own_optimizer, LITEOptimizer):
+            self._own_optimizer.init_state()
+        return {"optimizer": get_optimizer_state_dict(self.model, self._own_optimizer)}
+
+    @property
+    def _scheduler(self) -> Any:
+        return self.lr_scheduler
+
+    @property
+    def _own_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without accelerate's wrapper."""
+        optimizer: Any = self.optimizer
+        return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
 
     @contextmanager
     def _readable(self, checkpoint: str | None) -> Iterator[None]:

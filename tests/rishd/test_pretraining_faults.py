@@ -1,0 +1,116 @@
+"""Faults of real life: kill -9, a full disk, a damaged checkpoint; and two ranks against one."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rishd.pretraining.checkpoints import CheckpointError, whole_checkpoints
+from rishd.pretraining.config_files import dump_yaml
+from rishd.pretraining.results import METRICS, read_metrics, read_summary, series
+from rishd.pretraining.trainer import PretrainTrainer
+from tests.rishd.runs import run, tiny
+
+SMALL = {"model.settings": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}}
+
+
+def losses(folder):
+    rows = read_metrics(folder)
+    return series(rows, "loss"), series(rows, "validation_loss")
+
+
+def command(folder, *options, ranks=0):
+    """``rishd pretrain`` on the configuration beside a folder, alone or under torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    launch = [sys.executable, *(several if ranks else [])]
+    return [*launch, "-m", "rishd.cli", "pretrain", f"{folder}.yaml", "--out", str(folder), *options]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(text, tmp_path):
+    config = tiny(text, {**SMALL, "training.steps": 60, "evaluation.every": 7, "checkpoints": {"every": 3, "keep": 2}})
+    whole, _ = run(config, tmp_path / "whole")
+    part = tmp_path / "part"
+    (tmp_path / "part.yaml").write_text(dump_yaml(config.to_mapping()))
+    for least in (5, 30):  # killed twice: wherever it is when that many rows are there
+        options = ("--resume",) if part.exists() else ()
+        with subprocess.Popen(command(part, *options), env=environment(), stderr=subprocess.PIPE) as process:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None:
+                if (part / METRICS).exists() and len((part / METRICS).read_bytes().splitlines()) >= least:
+                    break
+                time.sleep(0.002)
+            assert process.poll() is None, process.stderr.read().decode()
+            os.kill(process.pid, signal.SIGKILL)
+        assert read_summary(part) is None
+    resumed, _ = run(config, part, resume=True)
+    assert losses(part) == losses(tmp_path / "whole")
+    assert resumed.summary.final_validation_loss == whole.summary.final_validation_loss
+    assert not list(part.glob(".*"))  # nothing half written is left
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
+    right = PretrainTrainer._save_rng_state
+
+    def full(self, folder):
+        if self.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        right(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainTrainer, "_save_rng_state", full)
+        with pytest.raises(CheckpointError, match=r"step 4 could not be written .*No space.* last good .*checkpoint-2"):
+            run(tiny(text, SMALL), tmp_path / "run")
+    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert not list((tmp_path / "run").glob(".*"))
+    assert read_summary(tmp_path / "run").status == "interrupted"
+    run(tiny(text, SMALL), tmp_path / "run", resume=True)
+    run(tiny(text, SMALL), tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_named(text, tmp_path):
+    config = tiny(text, SMALL)
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    model = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 cannot be loaded .*remove that folder"):
+        run(config, tmp_path / "run", resume=True)
+    shutil.rmtree(model.parent)
+    assert run(config, tmp_path / "run", resume=True)[0].summary.status == "complete"
+
+
+def test_two_ranks_make_the_steps_of_one_and_resume(text, tmp_path):
+    changes = {**SMALL, "optimizer.name": "adamw", "training": {"steps": 6, "batch_size": 4, "micro_batch_size": 1}}
+    config = tiny(text, changes)
+    run(config, tmp_path / "one")
+    expected = losses(tmp_path / "one")
+    for sharding in ("none", "fsdp2"):
+        folder = tmp_path / sharding
+        sharded = tiny(text, {**changes, "training.sharding": sharding})
+        (tmp_path / f"{sharding}.yaml").write_text(dump_yaml(sharded.to_mapping()))
+        subprocess.run(command(folder, ranks=2), env=environment(), check=True, timeout=240, capture_output=True)
+        for mine, one in zip(losses(folder), expected, strict=True):
+            assert [step for step, _ in mine] == [step for step, _ in one]
+            assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in one], rel=1e-5)
+    before = losses(folder)
+    for name in ("checkpoint-6", "model"):  # as if killed after step 4
+        shutil.rmtree(folder / name)
+    (folder / "summary.json").unlink()
+    subprocess.run(
+        command(folder, "--resume", ranks=2), env=environment(), check=True, timeout=240, capture_output=True
+    )
+    assert losses(folder) == before
