@@ -242,15 +242,19 @@ class LoggingConfig:
     Args:
         every: Steps between rows of training loss, which are means since the last one; it divides ``checkpoints.every``
             so that a resumed run has the same rows.
+        updates_every: Steps between measurements of each parameter group's update; 0 is none.
         trackers: Trackers of transformers' Trainer that get the same numbers: ``"tensorboard"`` (in the run's folder),
             ``"wandb"``, ``"mlflow"``, …
     """
 
     every: int = 1
+    updates_every: int = 10
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         _require_count("logging.every", self.every)
+        if self.updates_every < 0:
+            raise ValueError(f"logging.updates_every = {self.updates_every!r} must be at least 0 (0: none).")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -12,6 +12,7 @@ from rishd.pretraining.blocks import TokenBlocks
 from rishd.pretraining.clock import StepClock
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.results import append_metrics
+from rishd.pretraining.updates import UpdateNorms
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,6 +42,7 @@ class Recorder(TrainerCallback):
         config: The run.
         clock: Counts training time.
         blocks: Training data.
+        updates: Measures updates.
         tokens: Trained on in earlier parts of the run.
         step: Steps made in them.
         progress: Called with (what, done, total).
@@ -53,12 +55,13 @@ class Recorder(TrainerCallback):
         clock: StepClock,
         blocks: TokenBlocks,
         *,
+        updates: UpdateNorms,
         tokens: int,
         step: int,
         progress: Progress,
     ) -> None:
         self.folder, self.config, self.clock, self.blocks = folder, config, clock, blocks
-        self.progress = progress
+        self.progress, self.updates = progress, updates
         self._tokens, self._step = tokens, step
 
     def tokens(self, step: int) -> int:
@@ -74,11 +77,17 @@ class Recorder(TrainerCallback):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.clock.pause()
 
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.updates.before(kwargs["optimizer"], state.global_step + 1)
         self.clock.optimizer_begins()
 
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.clock.optimizer_ends()
+        self.updates.after(kwargs["optimizer"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.progress(f"training with {self.config.optimizer.name}", state.global_step, state.max_steps)

@@ -14,7 +14,8 @@ A run's folder holds:
     ``optimizer_seconds`` of these, ``cpu_seconds`` (of this process on processors in that time), and
 
     - training rows: ``loss`` (nats per token, mean since the last row), ``grad_norm`` (before clipping) and
-      ``learning_rate`` of the last step;
+      ``learning_rate`` of the last step; every ``logging.updates_every`` steps also ``update_rms/GROUP`` and
+      ``sharp_share/GROUP`` (:mod:`rishd.pretraining.updates`);
     - evaluation rows: ``validation_loss``, nats per token.
 
     Rows beyond the checkpoint that a run is resumed from are dropped, so that each step is there once.

@@ -39,6 +39,7 @@ from rishd.pretraining.run_folder import check_run_folder, claim_run_folder
 from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.tokenizer import load_tokenizer, named_tokenizer
 from rishd.pretraining.trainer import PretrainTrainer, save_model
+from rishd.pretraining.updates import UpdateNorms
 
 
 def train(
@@ -138,10 +139,14 @@ def _fit(
     rows = truncate_metrics(out, step) if arguments.should_save else read_metrics(out)
     last = rows[-1] if rows else {}
     clock = StepClock(arguments.device, **{key: last.get(key, 0.0) for key in Times._fields})
-    recorder = Recorder(out, config, clock, training, tokens=last.get("tokens", 0), step=step, progress=progress)
+    updates = UpdateNorms(config.logging.updates_every)
+    recorder = Recorder(
+        out, config, clock, training, updates=updates, tokens=last.get("tokens", 0), step=step, progress=progress
+    )
     optimizer = build_optimizer(config.optimizer, model)
     trainer = PretrainTrainer(
         clock=clock,
+        updates=updates,
         keep=config.checkpoints.keep,
         model=model,
         args=arguments,

@@ -30,6 +30,7 @@ from lite import LITEOptimizer, NonFiniteError, check_finite_gradients
 from rishd.pretraining.blocks import IGNORED
 from rishd.pretraining.checkpoints import CheckpointError, kept, write_checkpoint
 from rishd.pretraining.clock import StepClock
+from rishd.pretraining.updates import UpdateNorms
 
 
 class PretrainTrainer(Trainer):
@@ -40,18 +41,25 @@ class PretrainTrainer(Trainer):
 
     Args:
         clock: Counts training time.
+        updates: Measured updates, which are logged beside the loss.
         keep: How many checkpoints stay.
         arguments: Those of transformers' Trainer.
     """
 
-    def __init__(self, *, clock: StepClock, keep: int, **arguments: Any) -> None:
-        self.clock, self.keep = clock, keep
+    def __init__(self, *, clock: StepClock, updates: UpdateNorms, keep: int, **arguments: Any) -> None:
+        self.clock, self.updates, self.keep = clock, updates, keep
         super().__init__(**arguments)
         self.model: PreTrainedModel
         first = next(self.model.parameters())
         # Sharded by fully_shard: accelerate must neither wrap the model nor shard it again, as for a model that
         # transformers itself has sharded.
         self.is_distributed_loading_by_transformers = isinstance(first, DTensor)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log for all trackers."""
+        if "loss" in logs:
+            logs |= self.updates.read()
+        super().log(logs, start_time)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:

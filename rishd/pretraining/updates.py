@@ -1,0 +1,95 @@
+r"""How far each group of parameters moves, and how much of it along sharp directions.
+
+Every few steps the parameters are copied before the optimizer's step and compared after it: two passes over them, no
+wait for the device until the numbers are logged. For a group with updates :math:`\Delta` and learning rate η,
+
+- ``update_rms/GROUP`` is :math:`\sqrt{\operatorname{mean} \Delta^2} / \eta`;
+- ``sharp_share/GROUP`` is :math:`\sum \|P\Delta\|^2 / \sum \|\Delta\|^2` with the sharp projector P that the
+  optimizer's own state has: the tracked right subspace of Muon-LITE's matrices, AdamW-LITE's soft mask of coordinates
+  (its sum over coordinates in place of the norm). Parameters whose state has none are left out, sharded ones too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from discretizations.flat_split import CoordinateThresholds, coordinate_mask
+from lite.muon import sharp_rank
+
+
+class UpdateNorms:
+    """Measures a step's updates by group.
+
+    Args:
+        every: Steps between measurements; 0 is never.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._before: list[list[Tensor]] | None = None
+        self._sums: dict[str, Tensor] = {}
+
+    def before(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Copy the parameters if this step is measured.
+
+        Args:
+            optimizer: About to step.
+            step: Number of this step, from 1.
+        """
+        if self.every and step % self.every == 0:
+            self._before = [[_local(p).clone() for p in group["params"]] for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add up the squares of what has moved."""
+        if self._before is None:
+            return
+        self._sums = {}
+        for group, old in zip(optimizer.param_groups, self._before, strict=True):
+            if not group["lr"]:
+                continue
+            for p, was in zip(group["params"], old, strict=True):
+                moved = (_local(p).float() - was.float()) / group["lr"]
+                sharp = None if isinstance(p, DTensor) else _sharp_square(group, moved, optimizer.state.get(p, {}))
+                square = moved.square().sum()
+                zero = torch.zeros_like(square)
+                split = (zero, zero) if sharp is None else (sharp, square)
+                row = torch.stack([square, torch.full_like(square, moved.numel()), *split])
+                if isinstance(p, DTensor) and dist.is_initialized():
+                    dist.all_reduce(row)
+                name = str(group.get("kind", "all"))
+                self._sums[name] = self._sums.get(name, 0) + row
+        self._before = None
+
+    def read(self) -> dict[str, float]:
+        """The last measurement's numbers, once."""
+        found: dict[str, float] = {}
+        for name, row in self._sums.items():
+            square, count, sharp, split = row.tolist()
+            found[f"update_rms/{name}"] = (square / count) ** 0.5 if count else 0.0
+            if split:
+                found[f"sharp_share/{name}"] = sharp / split
+        self._sums = {}
+        return found
+
+
+def _local(p: Tensor) -> Tensor:
+    p = p.detach()
+    return p.to_local() if isinstance(p, DTensor) else p
+
+
+def _sharp_square(group: dict[str, Any], moved: Tensor, state: dict[str, Any]) -> Tensor | None:
+    """Square of the part of an update along its sharp directions; ``None`` where the state knows none."""
+    if "subspace" in state and moved.ndim == 2:
+        rank = sharp_rank(group["sharp_fraction"], moved)
+        basis: Tensor = state["subspace"][..., :rank]
+        return (moved @ basis.float()).square().sum()
+    if {"second_moment", "hi", "lo"} <= set(state):
+        thresholds = CoordinateThresholds(state["hi"], state["lo"])
+        return (coordinate_mask(state["second_moment"], thresholds) * moved.square()).sum()
+    return None
