@@ -11,10 +11,11 @@ Source: arXiv:2602.22681, AdamW-LITE.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from discretizations.flat_split import (
 from discretizations.preconditioners import adam_direction, second_moment_step
 from riemannian_ode.flow import Projector, lite_velocity, momentum_step, position_step
 
+ADAMW_KEYS = ("first_moment", "second_moment", "step", "hi", "lo")  # of AdamWState, in an optimizer's state
 _NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # beyond these fractions the mask is constant (published code)
 _INITIAL_HI, _INITIAL_LO = 1.0, 0.5  # thresholds before the first step (published code)
 
@@ -61,6 +63,12 @@ class AdamWRule:
     def has_mask(self) -> bool:
         """Whether the mask depends on v; with r = 0 every coordinate is flat."""
         return self.is_split and self.sharp_fraction >= _NO_SHARP
+
+
+def group_rule(group: Mapping[str, Any]) -> AdamWRule:
+    """Hyperparameters of a parameter group."""
+    names = ("lr", "eps", "weight_decay", "chi", "sharp_fraction")
+    return AdamWRule(betas=group["adamw_betas"], **{name: group[name] for name in names})
 
 
 class AdamWState(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,14 +10,18 @@ from torch import Tensor
 
 
 def check_loadable(
-    state_dict: dict[str, Any], groups: list[dict[str, Any]], initial_state: Callable[..., dict[str, Tensor]]
+    state_dict: dict[str, Any],
+    groups: list[dict[str, Any]],
+    initial_state: Callable[..., dict[str, Tensor]],
+    held: Callable[[Tensor], Collection[str]] | None = None,
 ) -> None:
-    """Refuse a checkpoint of another model, rule or grouping, naming the difference.
+    """Refuse a checkpoint of another model, rule or grouping, or of another part of one, naming the difference.
 
     Args:
         state_dict: What an optimizer's ``state_dict`` gave.
         groups: This optimizer's parameter groups.
-        initial_state: (group, parameter) ↦ its state before the first step.
+        initial_state: (group, tensor like a parameter) ↦ its state before the first step.
+        held: Parameter ↦ keys of the state that this rank holds; ``None``: all of them.
 
     Raises:
         ValueError: for the first difference.
@@ -39,26 +43,42 @@ def check_loadable(
             raise ValueError(
                 f"group {i} has {len(saved['params'])} parameters in the checkpoint, {len(own['params'])} here."
             )
-        for index, p in zip(saved["params"], own["params"], strict=True):
-            if index in state_dict["state"]:
-                settings = {**own, **saved, "params": own["params"]}
-                with torch.device("meta"):
-                    expected = initial_state(settings, torch.empty_like(p, device="meta"))
-                _check_state(index, p, settings["rule"], expected, state_dict["state"][index])
+        settings = {**own, **saved, "params": own["params"]}
+        for place, (index, p) in enumerate(zip(saved["params"], own["params"], strict=True)):
+            state = state_dict["state"].get(index, {})
+            like = torch.empty(p.shape, dtype=p.dtype, device="meta")
+            with torch.device("meta"):
+                expected = initial_state(settings, like)
+            needed = set(expected) if held is None else set(held(p))
+            steps = saved.get("steps", [])[place : place + 1]
+            if state or (needed and steps and steps[0]):
+                _check_state(_name(own, place, index), p, settings["rule"], expected, needed, state)
 
 
-def _check_state(index: int, p: Tensor, rule: str, expected: dict[str, Tensor], saved: dict[str, Any]) -> None:
-    if set(saved) != set(expected):
+def _check_state(
+    name: str, p: Tensor, rule: str, expected: dict[str, Tensor], needed: set[str], saved: dict[str, Any]
+) -> None:
+    if not set(saved) <= set(expected):
         raise ValueError(
-            f"parameter {index} has state {sorted(saved)} in the checkpoint, but rule {rule!r} needs "
+            f"parameter {name} has state {sorted(saved)} in the checkpoint, but rule {rule!r} needs "
             f"{sorted(expected)}; it was saved by another optimizer."
+        )
+    if not needed <= set(saved):
+        raise ValueError(
+            f"parameter {name} has state {sorted(saved)} in the checkpoint, but here {sorted(needed)} is needed; it "
+            "was saved by another optimizer, or it is what one rank of several had: save and load those with "
+            "torch.distributed.checkpoint."
         )
     for key, value in saved.items():
         if tuple(value.shape) != tuple(expected[key].shape):
             raise ValueError(
-                f"parameter {index} has shape {tuple(p.shape)}, but its saved {key} has {tuple(value.shape)}; "
+                f"parameter {name} has shape {tuple(p.shape)}, but its saved {key} has {tuple(value.shape)}; "
                 "the checkpoint is of another model."
             )
+
+
+def _name(group: dict[str, Any], place: int, index: Any) -> str:
+    return str(group["param_names"][place] if "param_names" in group else index)
 
 
 def _short(value: Any) -> str:

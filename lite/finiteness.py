@@ -101,7 +101,7 @@ class FinitenessWatch:
             if not bool(oldest.flags.all()):
                 bad = [name for name, ok in zip(oldest.names, oldest.flags.tolist(), strict=True) if not ok]
                 self._pending.clear()
-                raise NonFiniteError(_message(bad, f" at step {oldest.step} of this optimizer"))
+                raise NonFiniteError(nonfinite_message(bad, f" at step {oldest.step} of this optimizer"))
 
 
 def check_finite_gradients(named_parameters: Iterable[tuple[str, Tensor]], *, step: int | None = None) -> None:
@@ -120,10 +120,16 @@ def check_finite_gradients(named_parameters: Iterable[tuple[str, Tensor]], *, st
     flags = finite_per_tensor([g for _, g in named])
     if not bool(flags.all()):
         bad = [name for (name, _), ok in zip(named, flags.tolist(), strict=True) if not ok]
-        raise NonFiniteError(_message(bad, "" if step is None else f" at step {step}"))
+        raise NonFiniteError(nonfinite_message(bad, "" if step is None else f" at step {step}"))
 
 
-def _message(bad: list[str], when: str) -> str:
+def nonfinite_message(bad: list[str], when: str) -> str:
+    """What a :class:`NonFiniteError` says.
+
+    Args:
+        bad: Names of the parameters.
+        when: Step and place, with a space in front, or nothing.
+    """
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     return (
         f"the gradient became non-finite{when} in {', '.join(bad[:5])}{more}; lower the learning rate, warm up longer, "

@@ -76,3 +76,8 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
 def parameter_names(group: Mapping[str, Any]) -> list[Any]:
     """Names of a group's parameters, or their numbers where they came without."""
     return list(group.get("param_names", range(len(group["params"]))))
+
+
+def sparse_message(name: Any) -> str:
+    """What is said of a sparse gradient."""
+    return f"the gradient of {name} is sparse; dense ones are needed (nn.Embedding(sparse=False))."

@@ -83,6 +83,11 @@ class MuonRule:
         """Whether sharp and flat directions are treated differently."""
         return self.mask is not None and (self.chi != self.chi_sharp or self.beta_flat != self.beta_sharp)
 
+    @property
+    def splits_decay(self) -> bool:
+        """Whether weight decay differs between sharp and flat directions, so that W meets the mask."""
+        return self.is_split and self.chi != self.chi_sharp and self.weight_decay != 0
+
     def iteration_dtype(self, x: Tensor) -> torch.dtype:
         """Floating type of Newton–Schulz on ``x``."""
         if not self.ns_steps:

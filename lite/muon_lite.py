@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,18 @@ from lite.muon import (
     MuonState,
     NSDtype,
     initial_muon_state,
+    muon_covector,
+    muon_direction,
     muon_update,
     require_state,
+    update_scale,
 )
-from lite.optimizer import LITEOptimizer
+from lite.optimizer import Exchange, LITEOptimizer
 from lite.tensor_batches import TensorEntry
+from riemannian_ode.flow import position_step
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MuonLITE(LITEOptimizer):
@@ -53,6 +60,8 @@ class MuonLITE(LITEOptimizer):
         eps: ε of AdamW groups.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
+        process_group: See :class:`LITEOptimizer`.
+        exchange: See :class:`LITEOptimizer`.
 
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
@@ -61,6 +70,7 @@ class MuonLITE(LITEOptimizer):
     """
 
     rule = "muon"
+    sharded_state = ("momentum",)
 
     def __init__(
         self,
@@ -82,6 +92,8 @@ class MuonLITE(LITEOptimizer):
         eps: float = 1e-8,
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
+        process_group: ProcessGroup | None = None,
+        exchange: Exchange = "fastest",
     ) -> None:
         super().__init__(
             params,
@@ -96,6 +108,8 @@ class MuonLITE(LITEOptimizer):
             eps=eps,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
+            process_group=process_group,
+            exchange=exchange,
             momentum=momentum,
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
@@ -119,8 +133,8 @@ class MuonLITE(LITEOptimizer):
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
         for entry in entries:
-            state = MuonState(**entry.state)
-            require_state(_rule(group), entry.w, rho=state.rho, subspace=state.subspace)
+            rho, subspace = (entry.state.get(name) for name in ("rho", "subspace"))
+            require_state(_rule(group), entry.w, rho=rho, subspace=subspace)
 
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else group["mask"]
@@ -143,6 +157,41 @@ class MuonLITE(LITEOptimizer):
         w, new = muon_update(rule, w, g, MuonState(**state))
         return w, {key: value for key, value in new._asdict().items() if value is not None}
 
+    def shard_update(
+        self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        rule = _rule(group)
+        m, covector, g = muon_covector(rule, g, state["momentum"])
+        inputs = {"covector": covector}
+        if rule.is_damped:
+            inputs["g"] = g
+        if rule.splits_decay:
+            inputs["w"] = w
+        return inputs, {"momentum": m}
+
+    def whole_update(
+        self, group: dict[str, Any], inputs: dict[str, Tensor], state: dict[str, Tensor], *, step: int, numbers: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        covector = inputs["covector"]
+        mask = {"rho": state.get("rho"), "subspace": state.get("subspace")}
+        u, *after = muon_direction(_rule(group), covector, inputs.get("g"), decayed=inputs.get("w"), **mask)
+        new = {name: value for name, value in zip(mask, after, strict=True) if value is not None}
+        return update_scale(covector) * u, new
+
+    def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
+        rule = _rule(group)
+        if rule.weight_decay and not rule.splits_decay:  # else the reply has it
+            reply = reply + (rule.chi_sharp * rule.weight_decay) * w
+        position: Tensor = position_step(w, reply, eta=rule.lr)
+        return position
+
+    def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
+        momentum = torch.promote_types(w.dtype, torch.float32) if group["float32_momentum"] else w.dtype
+        iteration = _rule(group).iteration_dtype(w.new_empty((), dtype=momentum))
+        if self.exchange == "bfloat16" or (self.exchange == "fastest" and iteration == torch.bfloat16):
+            return torch.bfloat16, torch.bfloat16
+        return None, torch.promote_types(momentum, iteration)
+
 
 class Muon(MuonLITE):
     """Muon with AdamW for other parameters: :class:`MuonLITE` with χ = 1 and β = 0 in every group.
@@ -155,8 +204,8 @@ class Muon(MuonLITE):
         momentum: θ in (0, 1).
         weight_decay: λ ≥ 0, decoupled.
         ns_steps: Newton–Schulz steps.
-        settings: ``ns_dtype``, ``float32_momentum``, ``adamw_betas``, ``eps``, ``on_nonfinite`` and
-            ``stochastic_rounding`` of :class:`MuonLITE`.
+        settings: ``ns_dtype``, ``float32_momentum``, ``adamw_betas``, ``eps``, ``on_nonfinite``,
+            ``stochastic_rounding``, ``process_group`` and ``exchange`` of :class:`MuonLITE`.
 
     Source: Jordan et al., *Muon* (2024); scale of arXiv:2502.16982.
     """

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lite.adamw import AdamWRule, AdamWState, adamw_update, initial_adamw_state
+from lite.adamw import ADAMW_KEYS, AdamWState, adamw_update, group_rule, initial_adamw_state
 from lite.checkpoints import check_loadable
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor, guarded, guarded_state
-from lite.group_checks import check_group, parameter_names
-from lite.matrix_view import matrix_views
-from lite.rounding import rounded_stochastically
+from lite.group_checks import check_group, parameter_names, sparse_message
+from lite.matrix_rule import MatrixRule
+from lite.parameter_entries import count_gradients, group_views, matrix_state, parameter_entries, steps_so_far
+from lite.rounding import rounded_stochastically, rounds_stochastically
 from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, largest_batch, tensor_batches
 
-_ADAMW_KEYS = ("first_moment", "second_moment", "step", "hi", "lo")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from lite.distributed.ranks import Ranks
+
+Exchange: TypeAlias = Literal["fastest", "exact", "bfloat16"]
+EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
 
 
-class LITEOptimizer(torch.optim.Optimizer):
+class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     """Base of the LITE optimizers: matrices by a rule of their own, everything else by AdamW-LITE.
 
-    A subclass names its rule, makes the state of a batch of matrices and updates it: :meth:`matrix_state` and
-    :meth:`matrix_update`. Parameter groups, layouts, batches, checkpoints and bad gradients are dealt with here.
+    A subclass names its rule, makes the state of a batch of matrices and updates it: ``rule``, ``matrix_state`` and
+    ``matrix_update`` of :class:`lite.matrix_rule.MatrixRule`. Parameter groups, layouts, batches, checkpoints and bad
+    gradients are dealt with here.
 
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices
@@ -41,18 +49,15 @@ class LITEOptimizer(torch.optim.Optimizer):
         on_nonfinite: What a gradient that is not finite does, found without a device sync: ``"raise"`` skips that step
             and raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
         stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
+        process_group: Ranks that hold the same plain tensors (DDP) and shall divide the work on matrices; by default
+            every rank does everything. DTensors (FSDP2, HSDP) are told by themselves.
+        exchange: Floating type in which matrices travel between ranks: ``"exact"``, that of the numbers;
+            ``"bfloat16"`` where the rule allows it; ``"fastest"``, bfloat16 where the rule works in it anyway.
         settings: The rule's own hyperparameters, to be seen and set in groups.
-
-    Attributes:
-        rule: Name of the rule of matrices.
-        elementwise_state: Keys of the rule's state that have the parameter's shape.
 
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
     """
-
-    rule: ClassVar[str]
-    elementwise_state: ClassVar[tuple[str, ...]] = ("momentum",)
 
     def __init__(
         self,
@@ -69,11 +74,18 @@ class LITEOptimizer(torch.optim.Optimizer):
         eps: float = 1e-8,
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
+        process_group: ProcessGroup | None = None,
+        exchange: Exchange = "fastest",
         **settings: Any,
     ) -> None:
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(f"on_nonfinite = {on_nonfinite!r} is unknown. Choose one of: {', '.join(ON_NONFINITE)}.")
+        if exchange not in EXCHANGES:
+            raise ValueError(f"exchange = {exchange!r} is unknown. Choose one of: {', '.join(EXCHANGES)}.")
         self.on_nonfinite = on_nonfinite
+        self.exchange = exchange
+        self._ranks: Ranks | None = None
+        self._is_built = False
         self._watch = FinitenessWatch()
         self._steps_made = 0
         defaults = {
@@ -94,68 +106,8 @@ class LITEOptimizer(torch.optim.Optimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         super().__init__(params, defaults | settings)
-
-    @abstractmethod
-    def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
-        """State of matrices before their first step.
-
-        Args:
-            group: Their parameter group.
-            w: Parameters, shape ``(m, n)`` or ``(E, m, n)``; every state tensor has the same leading axis, if any.
-        """
-
-    @abstractmethod
-    def matrix_update(
-        self,
-        group: dict[str, Any],
-        w: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        *,
-        step: int,
-        numbers: Sequence[int],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step of matrices of equal shape, without changing the arguments.
-
-        Args:
-            group: Their parameter group.
-            w: Parameters, shape ``(m, n)`` or ``(batch, m, n)``.
-            g: Gradients, shape of ``w``.
-            state: What :meth:`matrix_state` made, with a batch axis if ``w`` has one.
-            step: How many gradients these matrices have had before.
-            numbers: Running number of each matrix among those of its shape in the group, whatever else is in the batch.
-
-        Returns:
-            New parameters and state; what does not change may be returned as it came.
-        """
-
-    def guarded_update(
-        self,
-        group: dict[str, Any],
-        w: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        *,
-        step: int,
-        numbers: Sequence[int],
-        usable: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """:meth:`matrix_update` where the gradients are usable, else no change.
-
-        Args:
-            group: As for :meth:`matrix_update`.
-            w: Likewise.
-            g: Likewise, zero where they are not usable.
-            state: Likewise.
-            step: Likewise.
-            numbers: Likewise.
-            usable: Whether the gradients are finite, 0-dimensional; ``None`` is yes.
-
-        Returns:
-            New parameters, and the state that changes.
-        """
-        new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=numbers)
-        return guarded(usable, new_w, w), guarded_state(usable, new_state, state)
+        self._is_built = True
+        self._divide(process_group)
 
     def largest_batch(self, w: Tensor) -> int:
         """How many numbers a batch of tensors like ``w`` may hold."""
@@ -163,14 +115,10 @@ class LITEOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
-        own = {"on_nonfinite": self.on_nonfinite, "_steps_made": self._steps_made, "_watch": FinitenessWatch()}
-        return super().__getstate__() | own
-
-    def check_rule(self, group: dict[str, Any]) -> None:
-        """Refuse the rule's own hyperparameters where they are out of range."""
-
-    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
-        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything."""
+        if self._ranks is not None:
+            raise TypeError("an optimizer on several ranks cannot be copied or pickled; save its state_dict().")
+        own = {name: getattr(self, name) for name in ("on_nonfinite", "exchange", "_ranks", "_is_built", "_steps_made")}
+        return super().__getstate__() | own | {"_watch": FinitenessWatch()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see ``torch.optim.Optimizer.add_param_group``.
@@ -185,6 +133,8 @@ class LITEOptimizer(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        if self._is_built:
+            self._divide()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -199,11 +149,15 @@ class LITEOptimizer(torch.optim.Optimizer):
         Raises:
             NonFiniteError: for a gradient of an earlier step, with ``on_nonfinite="raise"``.
         """
-        self._watch.check()
+        self.check_gradients(wait=False)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._ranks is not None:
+            self._ranks.step(self._steps_made)
+            self._steps_made += 1
+            return loss
         work = [(group, self._entries(group)) for group in self.param_groups]
         for group, entries in work:
             if group["rule"] != "adamw":
@@ -213,20 +167,30 @@ class LITEOptimizer(torch.optim.Optimizer):
             for batch in tensor_batches(entries, self.largest_batch):
                 self._step_batch(group, batch, usable)
             if group["rule"] != "adamw":
-                group["steps"] = [k + (p.grad is not None) for k, p in zip(_steps(group), group["params"], strict=True)]
+                count_gradients(group, [p.grad is not None for p in group["params"]])
         self._steps_made += 1
         return loss
 
-    def check_gradients(self) -> None:
-        """Wait for the device and raise if a gradient of a step made so far was not finite.
+    def check_gradients(self, *, wait: bool = True) -> None:
+        """Raise if a gradient of a step made so far was not finite.
+
+        Args:
+            wait: Wait for what the device has not got to. On several ranks the outcome of the last step is always
+                waited for, so that all of them raise at the same place.
 
         Raises:
-            NonFiniteError: naming the step and the parameters.
+            NonFiniteError: naming the step and the parameters, and ranks if there are several.
         """
-        self._watch.check(wait=True)
+        if self._ranks is None:
+            self._watch.check(wait=wait)
+        else:
+            self._ranks.check()
 
     def init_state(self) -> None:
         """Create all state before the first step, e.g. for ``torch.distributed.checkpoint``."""
+        if self._ranks is not None:
+            self._ranks.init_state()
+            return
         for group in self.param_groups:
             self._init_group(group, group["params"])
 
@@ -236,16 +200,38 @@ class LITEOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if groups, rules, parameter names or shapes differ, naming the difference.
         """
-        check_loadable(state_dict, self.param_groups, self._initial_state)
+        ranks = self._ranks
+        check_loadable(state_dict, self.param_groups, self._initial_state, ranks.held if ranks else None)
         super().load_state_dict(state_dict)
         # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
-        for index, p in enumerate(p for group in self.param_groups for p in group["params"]):
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, p in zip(indices, self._parameters(), strict=True):
             saved = state_dict["state"].get(index)
             if saved is not None:
-                self.state[p] = {
-                    key: value.to(p.device, copy=True) if isinstance(value, Tensor) else value
-                    for key, value in saved.items()
-                }
+                self.state[p] = ranks.fitted_state(p, saved) if ranks else _copied(saved, p.device)
+        self._steps_made = max((step for group in self.param_groups for step in group.get("steps", [])), default=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and groups; see ``torch.optim.Optimizer.state_dict``.
+
+        Of an optimizer on several ranks it is what this rank has: save and load it with
+        ``torch.distributed.checkpoint``.
+        """
+        if self._ranks is not None:
+            self._ranks.settle()  # the groups' counts of gradients
+        return super().state_dict()
+
+    def _divide(self, process_group: ProcessGroup | None = None) -> None:
+        """Find out who works on what, where parameters lie on several ranks; a collective there."""
+        if self._ranks is not None:
+            self._ranks.extend()
+        elif process_group is not None or any(map(_is_dtensor, self._parameters())):
+            from lite.distributed.ranks import Ranks
+
+            self._ranks = Ranks(self, process_group)
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def _usable_gradients(self) -> Tensor | None:
         """Whether this step's gradients are finite, on the device; ``None`` where nobody asks."""
@@ -257,9 +243,7 @@ class LITEOptimizer(torch.optim.Optimizer):
         ]
         for name, g in named:
             if g.is_sparse:
-                raise ValueError(
-                    f"the gradient of {name} is sparse; dense ones are needed (nn.Embedding(sparse=False))."
-                )
+                raise ValueError(sparse_message(name))
         if self.on_nonfinite == "ignore" or not named:
             return None
         flags = finite_per_tensor([g for _, g in named])
@@ -274,88 +258,51 @@ class LITEOptimizer(torch.optim.Optimizer):
 
     def _initial_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         if group["rule"] == "adamw":
-            return dict(zip(_ADAMW_KEYS, initial_adamw_state(p), strict=True))
-        views = _views(group, p)
-        state: dict[str, Tensor] = {}
-        for i, view in enumerate(views):
-            for key, value in self.matrix_state(group, view).items():
-                if key in self.elementwise_state:
-                    state[key] = torch.zeros_like(p, dtype=value.dtype)
-                else:
-                    state[_key(key, i, len(views))] = value
-        return state
+            return dict(zip(ADAMW_KEYS, initial_adamw_state(p), strict=True))
+        return matrix_state(self, group, p)
 
     def _entries(self, group: dict[str, Any]) -> list[TensorEntry]:
         """What a step works on: whole tensors for AdamW, else matrices. State is created where there is none."""
         self._init_group(group, [p for p in group["params"] if p.grad is not None])
         if group["rule"] == "adamw":
-            return [TensorEntry(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+            return [TensorEntry(p, {"g": p.grad}, self.state[p]) for p in group["params"] if p.grad is not None]
         entries = []
         running = RunningNumbers()
-        for p, step in zip(group["params"], _steps(group), strict=True):
-            views = _views(group, p)
-            numbers = [running.take(w) for w in views]  # also where there is no gradient: the others keep theirs
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            shared = {key: _views(group, state[key]) for key in self.elementwise_state if key in state}
-            for i, (w, g) in enumerate(zip(views, _views(group, _dense(p)), strict=True)):
-                whole = {key: parts[i] for key, parts in shared.items()}
-                own = _own_state(state, i, len(views), whole)
-                stack = w.size(0) if w.ndim == 3 else None
-                entries.append(TensorEntry(w, g, whole | own, step, numbers[i], stack))
+        for p, step in zip(group["params"], steps_so_far(group), strict=True):
+            numbers = [running.take(w) for w in group_views(group, p)]  # also where there is no gradient
+            if p.grad is not None:
+                inputs = {"g": _dense(p)}
+                entries += parameter_entries(self, group, p, inputs, self.state[p], step=step, numbers=numbers)
         return entries
 
     def _step_batch(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> None:
-        w, g, state = batch.w, batch.g, batch.state
-        rounds = group["stochastic_rounding"] and w.dtype == torch.bfloat16
+        w, g, state = batch.w, batch.inputs["g"], batch.state
+        rounds = rounds_stochastically(group, w)
         if rounds:
             w = w.float()  # a rule that works in bfloat16 would round to nearest first
         if usable is not None:
             g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
         if group["rule"] == "adamw":
-            before = AdamWState(*(state[key] for key in _ADAMW_KEYS))
-            new_w, after = adamw_update(_adamw_rule(group), w, g, before, dims=batch.dims)
+            before = AdamWState(*(state[key] for key in ADAMW_KEYS))
+            new_w, after = adamw_update(group_rule(group), w, g, before, dims=batch.dims)
             new_w = guarded(usable, new_w, w)
-            new_state = guarded_state(usable, dict(zip(_ADAMW_KEYS, after, strict=True)), state)
+            new_state = guarded_state(usable, dict(zip(ADAMW_KEYS, after, strict=True)), state)
         else:
             step, numbers = batch.entries[0].step, batch.numbers
             new_w, new_state = self.guarded_update(group, w, g, state, step=step, numbers=numbers, usable=usable)
         batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state)
 
 
-def _adamw_rule(group: dict[str, Any]) -> AdamWRule:
-    return AdamWRule(
-        lr=group["lr"],
-        betas=group["adamw_betas"],
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        chi=group["chi"],
-        sharp_fraction=group["sharp_fraction"],
-    )
+def _is_dtensor(p: Tensor) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")  # takes half a second to load, and whoever has one has it
+    return module is not None and isinstance(p, module.DTensor)
 
 
-def _views(group: dict[str, Any], tensor: Tensor) -> list[Tensor]:
-    return matrix_views(tensor, layout=group["layout"], blocks=group["blocks"], block_axis=group["block_axis"])
-
-
-def _steps(group: dict[str, Any]) -> list[int]:
-    """Gradients that each parameter has had: a group's plain numbers, since reading a tensor would wait for it."""
-    steps: list[int] = group.get("steps", [])
-    return steps + [0] * (len(group["params"]) - len(steps))
+def _copied(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {key: x.to(device, copy=True) if isinstance(x, Tensor) else x for key, x in state.items()}
 
 
 def _dense(p: Tensor) -> Tensor:
     g = p.grad
     assert g is not None
     return g.contiguous() if g.ndim > 2 else g  # a convolution's gradient may come in another memory format
-
-
-def _key(name: str, view: int, count: int) -> str:
-    return name if count == 1 else f"{name}/{view}"
-
-
-def _own_state(state: dict[str, Tensor], view: int, count: int, shared: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of one view that is not elementwise, by its plain name."""
-    names = {key.split("/", maxsplit=1)[0] for key in state} - set(shared)
-    return {name: state[_key(name, view, count)] for name in sorted(names)}

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def rounded_stochastically(x: Tensor) -> Tensor:
+def rounds_stochastically(group: dict[str, Any], w: Tensor) -> bool:
+    """Whether a parameter of ``group`` is written by way of :func:`rounded_stochastically`."""
+    return bool(group["stochastic_rounding"]) and w.dtype == torch.bfloat16
+
+
+def rounded_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     r"""Bfloat16 numbers near ``x``, rounded up or down at random so that the mean is exact.
 
     A float32 lies between two neighbours in bfloat16; it goes up with the probability of its distance from the lower
-    one. Small updates of large weights then arrive on average, where rounding to nearest would lose them. Numbers come
-    from the device's default generator.
+    one. Small updates of large weights then arrive on average, where rounding to nearest would lose them.
 
     Args:
         x: float32 or wider (rounded to float32 first), any shape.
+        generator: Where random numbers come from; by default the device's generator.
 
     Source: Zamirai et al., arXiv:2010.06192.
     """
     wide = x.float().contiguous()
     bits = wide.view(torch.int32)
-    noise = torch.randint_like(bits, 0, 1 << 16)
+    noise = torch.randint(1 << 16, bits.shape, dtype=bits.dtype, device=bits.device, generator=generator)
     rounded = ((bits + noise) & -0x10000).view(torch.float32)  # bfloat16 is the upper half of a float32
     return torch.where(wide.isfinite(), rounded, wide).to(torch.bfloat16)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lite.finiteness import OnNonfinite, guarded, guarded_state
-from lite.optimizer import LITEOptimizer
+from lite.optimizer import Exchange, LITEOptimizer
 from lite.soap import SOAPRule, SOAPState, initial_soap_state, soap_update, soap_update_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _RULE_SETTINGS = (
     "lr",
@@ -49,6 +52,8 @@ class SOAPLITE(LITEOptimizer):
         eps: ε of both rules.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
+        process_group: See :class:`LITEOptimizer`.
+        exchange: See :class:`LITEOptimizer`.
 
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
@@ -76,6 +81,8 @@ class SOAPLITE(LITEOptimizer):
         eps: float = 1e-8,
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
+        process_group: ProcessGroup | None = None,
+        exchange: Exchange = "fastest",
     ) -> None:
         super().__init__(
             params,
@@ -89,6 +96,8 @@ class SOAPLITE(LITEOptimizer):
             eps=eps,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
+            process_group=process_group,
+            exchange=exchange,
             betas=tuple(betas),
             precondition_frequency=precondition_frequency,
             max_precondition_dim=max_precondition_dim,

@@ -19,8 +19,8 @@ class TensorEntry(NamedTuple):
     """A tensor, one matrix view of it, or one stack of experts.
 
     Args:
-        w: View of the parameter, of any shape; a stack of experts is ``(E, m, n)``.
-        g: The same view of its gradient.
+        w: View of the parameter, or of what else the result goes to, of any shape; a stack of experts is ``(E, m, n)``.
+        inputs: What the rule reads beside it, each of the shape of ``w``: its gradient ``g``.
         state: State tensors, or views of them, to be overwritten.
         step: How many gradients it has had before.
         numbers: Running numbers of its matrices, see :class:`RunningNumbers`; empty where the rule is elementwise.
@@ -28,7 +28,7 @@ class TensorEntry(NamedTuple):
     """
 
     w: Tensor
-    g: Tensor
+    inputs: dict[str, Tensor]
     state: dict[str, Tensor]
     step: int = 0
     numbers: range = range(0)
@@ -73,14 +73,19 @@ class TensorBatch:
         return len(self.entries[0].shape)
 
     @property
+    def has_axis(self) -> bool:
+        """Whether there is a batch axis."""
+        return len(self.entries) > 1 or self.entries[0].stack is not None
+
+    @property
     def w(self) -> Tensor:
         """Parameters, with a batch axis in front unless there is a single one."""
         return self._gathered([entry.w for entry in self.entries])
 
     @property
-    def g(self) -> Tensor:
-        """Gradients, shape of :attr:`w`."""
-        return self._gathered([entry.g for entry in self.entries])
+    def inputs(self) -> dict[str, Tensor]:
+        """What the rule reads beside them, each tensor of the shape of :attr:`w`."""
+        return {key: self._gathered([entry.inputs[key] for entry in self.entries]) for key in self.entries[0].inputs}
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -95,6 +100,10 @@ class TensorBatch:
     def write(self, w: Tensor, state: dict[str, Tensor]) -> None:
         """Copy new parameters and state to where they came from."""
         self._scatter([entry.w for entry in self.entries], w)
+        self.write_state(state)
+
+    def write_state(self, state: dict[str, Tensor]) -> None:
+        """The same for state alone."""
         for key, value in state.items():
             self._scatter([entry.state[key] for entry in self.entries], value)
 

@@ -1,0 +1,197 @@
+"""What ranks must agree on: at construction that they build the same optimizer, in a step which gradients there are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lite.distributed.division import Member
+from lite.distributed.layout import Team
+from lite.finiteness import NonFiniteError, nonfinite_message
+
+
+def check_same_construction(team: Team, descriptions: list[str]) -> None:
+    """Compare what the ranks of a team have built; a collective, for construction only.
+
+    Args:
+        team: The ranks.
+        descriptions: One line for each parameter that they share, in order.
+
+    Raises:
+        ValueError: on every rank, naming the first difference.
+    """
+    digest = hashlib.sha256("\n".join(descriptions).encode()).hexdigest()
+    digests: list[Any] = [None] * team.size
+    dist.all_gather_object(digests, digest, group=team.group)
+    if len(set(digests)) == 1:
+        return
+    everything: list[Any] = [None] * team.size
+    dist.all_gather_object(everything, descriptions, group=team.group)
+    ranks = _ranks(team)
+    other = next(i for i, each in enumerate(everything) if each != everything[0])
+    pairs = zip(_padded(everything[0], everything[other]), _padded(everything[other], everything[0]), strict=True)
+    place, (first, second) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"ranks {ranks[0]} and {ranks[other]} build different optimizers: parameter {place} is {first} on the one and "
+        f"{second} on the other; build model, groups and optimizer in the same order on all ranks."
+    )
+
+
+class Verdict(NamedTuple):
+    """Outcome of a step's agreement, on the device.
+
+    Args:
+        usable: Whether all gradients on all ranks are finite; ``None`` where nobody asks.
+        moved: Whether each parameter moves, bool.
+    """
+
+    usable: Tensor | None
+    moved: Tensor
+
+    def of(self, number: int) -> Tensor:
+        """Whether one parameter changes in this step."""
+        return self.moved[number] if self.usable is None else self.usable & self.moved[number]
+
+
+class Outcome(NamedTuple):
+    """Outcome of a step's agreement, on the host.
+
+    Args:
+        moved: Whether each parameter had a gradient that counts.
+        error: What to raise for gradients that are not finite.
+        warnings: Sentences on gradients that only some ranks have, the first time for each.
+    """
+
+    moved: list[bool]
+    error: NonFiniteError | None
+    warnings: list[str]
+
+
+class Agreement:
+    """Which gradients there are in a step: a few numbers a parameter, summed over ranks without waiting for them.
+
+    Where parameters are cut, a missing gradient of a shard is one of zeros. Where ranks hold the same, a parameter
+    moves if all have its gradient: one that is missing on some was not synchronised, and no rank may move alone.
+    The host learns the outcome of a step at the start of the next, on all ranks at the same one.
+
+    Args:
+        team: The ranks.
+        members: All parameters of the optimizer; of those that another team holds, or only this rank, nothing but
+            whether they are finite is agreed on here.
+        watches: Whether gradients are looked at for numbers that are not finite.
+
+    Attributes:
+        members: Those that the team holds, then (if it watches) the others: the order of all flags.
+    """
+
+    def __init__(self, team: Team, members: list[Member], *, watches: bool) -> None:
+        shared = [member for member in members if member.layout.team is team]
+        self.members = shared + [member for member in members if member.layout.team is not team]
+        self.team, self._shared, self._watches = team, len(shared), watches
+        self._names = [member.name for member in self.members]
+        self._pending: tuple[int, Tensor, Any] | None = None
+        self._present: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
+        self._warned: set[str] = set()
+
+    def flags(self, finite: Tensor | None, present: Sequence[bool], device: torch.device) -> Tensor:
+        """This rank's part, uint8: for each parameter whether it is bad, then for each whether it is there.
+
+        Args:
+            finite: Whether each gradient is finite.
+            present: Whether each parameter has a gradient here.
+            device: Where to put it.
+        """
+        if self._present[0] != tuple(present):  # kept, so that it is rarely copied to the device
+            self._present = tuple(present), torch.tensor(present, dtype=torch.uint8).to(device)
+        bad = torch.zeros_like(self._present[1]) if finite is None else (~finite).to(torch.uint8)
+        return torch.cat([bad, self._present[1]])
+
+    def reduced(self, flags: Tensor, sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Sum the ranks' :meth:`flags`, and numbers of one's own, in one collective.
+
+        Args:
+            flags: This rank's flags.
+            sums: 0-dimensional tensors.
+
+        Returns:
+            Record for :meth:`verdict`, and the sums over ranks, float64.
+        """
+        on_rank = torch.zeros(self.team.size, dtype=torch.float64, device=flags.device)
+        on_rank[_place(self.team)] = flags[: len(self._names)].any()
+        vector = torch.cat([flags.double(), on_rank, *(x.double().reshape(1) for x in sums)])
+        if self.team.size > 1:
+            dist.all_reduce(vector, group=self.team.group)
+        size = len(vector) - len(sums)
+        return vector[:size], list(vector[size:].unbind())
+
+    def record(self, gathered: list[Tensor]) -> Tensor:
+        """Record for :meth:`verdict` from the flags of every rank."""
+        flags = torch.stack(gathered).double()
+        return torch.cat([flags.sum(0), flags[:, : len(self._names)].amax(1)])
+
+    def verdict(self, record: Tensor, step: int) -> Verdict:
+        """Outcome of a step; the host can have it from :meth:`settle`."""
+        known, event = record, None
+        if record.device.type == "cuda":
+            known = record.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            event.record()
+        self._pending = step, known, event
+        n = len(self._names)
+        present = record[n : n + self._shared]
+        moved = present == self.team.size if self._alike else present > 0
+        own = self._present[1][self._shared :].bool()
+        return Verdict(record[2 * n :].sum() == 0 if self._watches else None, torch.cat([moved, own]))
+
+    def settle(self) -> Outcome | None:
+        """Outcome of the last step, once; waits for the device if it has not got there. ``None`` if nothing is new."""
+        if self._pending is None:
+            return None
+        (step, record, event), self._pending = self._pending, None
+        if event is not None:
+            event.synchronize()
+        n, size = len(self._names), self.team.size
+        numbers = [int(x) for x in record.tolist()]
+        bad, present, on_rank = numbers[:n], numbers[n : n + self._shared], numbers[2 * n :]
+        moved = [count == size if self._alike else count > 0 for count in present]
+        partial = [
+            (name, count)
+            for name, count in zip(self._names, present, strict=False)
+            if 0 < count < size and self._alike and name not in self._warned
+        ]
+        self._warned.update(name for name, _ in partial)
+        warnings = [
+            f"only {count} of {size} ranks have a gradient of {name}, so no rank moves it; synchronise the gradients "
+            "before the step (DistributedDataParallel does)."
+            for name, count in partial
+        ]
+        error = self._error(step, bad, on_rank) if self._watches and any(on_rank) else None
+        return Outcome(moved + list(self._present[0][self._shared :]), error, warnings)
+
+    @property
+    def _alike(self) -> bool:
+        return self.team.replicas.size > 1
+
+    def _error(self, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
+        names = [name for name, count in zip(self._names, bad, strict=True) if count]
+        ranks = [str(rank) for rank, count in zip(_ranks(self.team), on_rank, strict=True) if count]
+        where = f" at step {step} of this optimizer on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
+        return NonFiniteError(nonfinite_message(names, where))
+
+
+def _place(team: Team) -> int:
+    return dist.get_rank(team.group) if team.size > 1 else 0
+
+
+def _ranks(team: Team) -> list[int]:
+    """Global ranks in the order of the group."""
+    return dist.get_process_group_ranks(team.group) if team.group is not None else list(team.ranks)
+
+
+def _padded(lines: list[str], other: list[str]) -> list[str]:
+    return lines + ["nothing"] * max(0, len(other) - len(lines))

@@ -1,0 +1,85 @@
+"""From a parameter, or a part of it, to the matrices of a batch: views of values and state by one set of settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lite.matrix_rule import MatrixRule
+from lite.matrix_view import matrix_views
+from lite.tensor_batches import TensorEntry
+
+
+def group_views(group: dict[str, Any], tensor: Tensor) -> list[Tensor]:
+    """Matrices of a parameter of ``group``, or of a tensor of its shape; see :func:`lite.matrix_view.matrix_views`."""
+    return matrix_views(tensor, layout=group["layout"], blocks=group["blocks"], block_axis=group["block_axis"])
+
+
+def state_key(name: str, view: int, count: int) -> str:
+    """Key under which a parameter keeps the state ``name`` of one of its ``count`` views."""
+    return name if count == 1 else f"{name}/{view}"
+
+
+def matrix_state(rule: MatrixRule, group: dict[str, Any], tensor: Tensor) -> dict[str, Tensor]:
+    """State of a parameter of ``group``, or of part of a stack of experts, before its first step."""
+    views = group_views(group, tensor)
+    state: dict[str, Tensor] = {}
+    for i, view in enumerate(views):
+        for name, value in rule.matrix_state(group, view).items():
+            if name in rule.elementwise_state:
+                state[name] = torch.zeros_like(tensor, dtype=value.dtype)
+            else:
+                state[state_key(name, i, len(views))] = value
+    return state
+
+
+def steps_so_far(group: dict[str, Any]) -> list[int]:
+    """Gradients that each parameter has had: a group's plain numbers, since reading a tensor would wait for it."""
+    steps: list[int] = group.get("steps", [])
+    return steps + [0] * (len(group["params"]) - len(steps))
+
+
+def count_gradients(group: dict[str, Any], present: list[bool]) -> None:
+    """Add a step to :func:`steps_so_far` of the parameters that had a gradient."""
+    group["steps"] = [step + had for step, had in zip(steps_so_far(group), present, strict=True)]
+
+
+def parameter_entries(
+    rule: MatrixRule,
+    group: dict[str, Any],
+    w: Tensor,
+    inputs: dict[str, Tensor],
+    state: dict[str, Tensor],
+    *,
+    step: int,
+    numbers: list[range],
+) -> list[TensorEntry]:
+    """One entry for every view of a parameter.
+
+    Args:
+        rule: The rule of matrices.
+        group: Its parameter group.
+        w: The parameter, or another tensor of its shape, or (experts) that of a part of the stack.
+        inputs: What the rule reads beside it, by name, each of the shape of ``w``.
+        state: The parameter's state.
+        step: How many gradients it has had before.
+        numbers: Running numbers of the matrices of every view.
+    """
+    views = group_views(group, w)
+    cut_inputs = {name: group_views(group, value) for name, value in inputs.items()}
+    cut_state = {name: group_views(group, state[name]) for name in rule.elementwise_state if name in state}
+    names = sorted({key.split("/", maxsplit=1)[0] for key in state} - set(cut_state))
+    return [
+        TensorEntry(
+            view,
+            {name: parts[i] for name, parts in cut_inputs.items()},
+            {name: parts[i] for name, parts in cut_state.items()}
+            | {name: state[state_key(name, i, len(views))] for name in names},
+            step,
+            numbers[i],
+            view.size(0) if view.ndim == 3 else None,
+        )
+        for i, view in enumerate(views)
+    ]
