@@ -188,6 +188,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def init_state(self) -> None:
         """Create all state before the first step, e.g. for ``torch.distributed.checkpoint``."""
+        for group in self.param_groups:
+            if group["rule"] != "adamw":
+                group["steps"] = steps_so_far(group)
         if self._ranks is not None:
             self._ranks.init_state()
             return

@@ -224,6 +224,6 @@ def _refusal(name: Any, p: DTensor, what: str, remedy: str) -> str:
         for i, (axis, place) in enumerate(zip(names, p.placements, strict=True))
     )
     return (
-        f"parameter {name} of shape {tuple(p.shape)} {what}: {where}. {remedy.capitalize()}, or give it a group with "
+        f"parameter {name} of shape {tuple(p.shape)} {what}: {where}. Remedy: {remedy}, or give it a group with "
         "rule='adamw'."
     )

@@ -1,0 +1,408 @@
+"""What is checked on several ranks; run by torchrun, one process a rank. Results go to FOLDER/<ranks>-<rank>.json."""
+
+import datetime
+import hashlib
+import json
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
+
+from lite import MuonLITE, NonFiniteError
+from tests.lite.distributed.models import OPTIMIZERS, groups_of, loss_of, model_for, muon, train
+
+CHECKS = {}
+STEPS = 10
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+def mode_of(model, mode, world):
+    """A model laid out on ranks, what to call it by, and the optimizer's settings."""
+    if mode == "ddp":
+        return DistributedDataParallel(model), {"process_group": dist.group.WORLD}
+    if mode == "hsdp":
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicas", "shards"))
+    else:
+        mesh = init_device_mesh("cpu", (world,))
+    columns = {"shard_placement_fn": lambda p: Shard(p.ndim - 1) if p.shape[-1] % world == 0 else None}
+    for layer in [*model.layers, model.experts]:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, **(columns if mode == "columns" else {}))
+    return model, {}
+
+
+def modes(world):
+    return ["ddp", "fsdp", "columns"] + (["hsdp"] if world >= 4 else [])
+
+
+def whole(p):
+    return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+
+
+def distance(model, other):
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return max(float((whole(p) - q.detach()).norm() / q.detach().norm()) for p, q in pairs)
+
+
+def built(name, mode, rank, world, **settings):
+    model = model_for(name)
+    forward, own = mode_of(model, mode, world)
+    return model, forward, OPTIMIZERS[name](groups_of(model, name), **own, **settings)
+
+
+@check
+def equality(rank, world, folder):
+    """Distance to one process after some steps, each rank having its part of the batch."""
+    found = {}
+    for name in OPTIMIZERS:
+        alone = model_for(name)
+        train(alone, OPTIMIZERS[name](groups_of(alone, name)), range(STEPS))
+        for mode in modes(world):
+            model, forward, optimizer = built(name, mode, rank, world)
+            train(model, optimizer, range(STEPS), forward=forward, rank=rank, world=world)
+            found[f"{name}/{mode}"] = distance(model, alone)
+    return found
+
+
+@check
+def state_lies_once(rank, world, folder):
+    """Numbers of the state that are on this rank, and in one process, by optimizer and mode."""
+    found = {}
+    for name in OPTIMIZERS:
+        for mode in modes(world):
+            optimizer = built(name, mode, rank, world)[2]
+            optimizer.init_state()
+            matrices = [p for group in optimizer.param_groups if group["rule"] != "adamw" for p in group["params"]]
+            local = [
+                x.to_local() if isinstance(x, DTensor) else x for p in matrices for x in optimizer.state[p].values()
+            ]
+            alone = model_for(name)
+            reference = OPTIMIZERS[name](groups_of(alone, name))
+            reference.init_state()
+            matrices = [p for group in reference.param_groups if group["rule"] != "adamw" for p in group["params"]]
+            everything = sum(x.numel() for p in matrices for x in reference.state[p].values())
+            found[f"{name}/{mode}"] = sum(x.numel() for x in local), everything
+    return found
+
+
+@check
+def collectives(rank, world, folder):
+    """Collectives of one step by kind, and the numbers of shape classes."""
+    found = {}
+    for mode in modes(world):
+        model, forward, optimizer = built("muon", mode, rank, world)
+        train(model, optimizer, range(2), forward=forward, rank=rank, world=world)
+        loss_of(forward, 2, rank, world).backward()
+        with CommDebugMode() as counter:
+            optimizer.step()
+        shapes = {(group["rule"], tuple(p.shape)) for group in optimizer.param_groups for p in group["params"]}
+        counts = {str(kind).rsplit(".", maxsplit=1)[-1]: count for kind, count in counter.get_comm_counts().items()}
+        found[mode] = {"counts": counts, "classes": len(shapes)}
+    return found
+
+
+@check
+def bfloat16_exchange(rank, world, folder):
+    """How far bfloat16 messages move float32 parameters, relative to how far they moved at all."""
+    found = {}
+    for mode in modes(world):
+        ends = []
+        for exchange in ("exact", "bfloat16"):
+            model = model_for("muon", torch.float32)
+            start = [p.detach().clone() for p in model.parameters()]
+            forward, own = mode_of(model, mode, world)
+            optimizer = muon(groups_of(model, "muon"), exchange=exchange, ns_dtype="bfloat16", **own)
+            train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
+            ends.append([whole(p) for p in model.parameters()])
+        found[mode] = max(
+            float((b - a).norm() / (a - x).norm()) for x, a, b in zip(start, *ends, strict=True) if a.ndim > 1
+        )
+    return found
+
+
+@check
+def replicas_stay_alike(rank, world, folder):
+    """Digests of bfloat16 parameters rounded at random, though every rank has its own random numbers."""
+    found = {}
+    for name in ("muon", "soap"):
+        for mode in modes(world):
+            model = model_for(name, torch.bfloat16)
+            forward, own = mode_of(model, mode, world)
+            optimizer = OPTIMIZERS[name](groups_of(model, name), stochastic_rounding=True, **own)
+            torch.manual_seed(rank)
+            train(model, optimizer, range(3), forward=forward, rank=rank, world=world)
+            found[f"{name}/{mode}"] = digest({str(i): whole(p) for i, p in enumerate(model.parameters())})
+    return found
+
+
+def digest(tensors):
+    """A hash of named tensors' bytes."""
+    bytes_of = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        bytes_of.update(name.encode() + str((tuple(x.shape), x.dtype)).encode())
+        bytes_of.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return bytes_of.hexdigest()
+
+
+def all_state(model, optimizer):
+    """Parameters and all optimizer state, whole, on every rank."""
+    names = {p: name for name, p in model.named_parameters()}
+    own = {f"{names[p]}:{key}": x for p, state in optimizer.state.items() for key, x in state.items()}
+    tensors = {key: whole(x) if isinstance(x, DTensor) else x for key, x in own.items()}
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, {key: x for key, x in tensors.items() if not isinstance(own[key], DTensor)})
+    for each in everyone:
+        tensors |= each
+    return tensors | {name: whole(p) for name, p in model.named_parameters()}
+
+
+def plain(forward):
+    return forward.module if isinstance(forward, DistributedDataParallel) else forward
+
+
+@check
+def none_on_some_ranks(rank, world, folder):
+    """A gradient that is missing on the last rank: nobody hangs, and ranks agree."""
+    found = {}
+    for mode in modes(world):
+        model, forward, optimizer = built("muon", mode, rank, world)
+        train(model, optimizer, range(2), forward=forward, rank=rank, world=world)
+        loss_of(forward, 2, rank, world).backward()
+        before = {name: whole(p).clone() for name, p in model.named_parameters()}
+        lost = ["layers.1.weight", "norm.weight", "experts.weight"]
+        for name, p in model.named_parameters():
+            if rank == world - 1 and name in lost:
+                p.grad = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+            optimizer.check_gradients()
+        steps = {tuple(group["steps"]) for group in optimizer.param_groups if "steps" in group}
+        found[mode] = {
+            "digest": digest(all_state(model, optimizer)),
+            "steps": sorted(map(list, steps)),
+            "moved": {name: not torch.equal(whole(p), before[name]) for name, p in model.named_parameters()},
+            "warned": sorted(str(each.message) for each in caught if "synchronise" in str(each.message)),
+            "again": train(model, optimizer, range(3, 5), forward=forward, rank=rank, world=world),
+        }
+    return found
+
+
+@check
+def frozen_on_all_ranks(rank, world, folder):
+    """Distance to one process with a matrix and a norm frozen for some of the steps."""
+
+    def run(model, optimizer, **where):
+        for frozen in (False, True, False):
+            for name, p in model.named_parameters():
+                if name in ("layers.2.weight", "norm.weight"):
+                    p.requires_grad_(not frozen)
+            train(model, optimizer, range(2), **where)
+
+    found = {}
+    alone = model_for("muon")
+    run(alone, muon(groups_of(alone, "muon")))
+    for mode in ("fsdp", "hsdp") if world >= 4 else ("fsdp",):  # DDP forbids it
+        model, forward, optimizer = built("muon", mode, rank, world)
+        run(model, optimizer, forward=forward, rank=rank, world=world)
+        found[mode] = distance(model, alone)
+    return found
+
+
+@check
+def nonfinite_on_one_rank(rank, world, folder):
+    """A NaN on the last rank: what changes, what is raised and when."""
+    found = {}
+    for policy in ("raise", "skip"):
+        for mode in modes(world):
+            model, forward, optimizer = built("muon", mode, rank, world, on_nonfinite=policy)
+            train(model, optimizer, range(2), forward=forward, rank=rank, world=world)
+            loss_of(forward, 2, rank, world).backward()
+            before = digest(all_state(model, optimizer))
+            p = dict(model.named_parameters())["layers.1.weight"]
+            local = p.grad.to_local() if isinstance(p, DTensor) else p.grad
+            bad = 2 if world == 4 and mode in ("fsdp", "columns") else world - 1  # the last of 4 has no row of 6
+            if rank == bad:
+                local.view(-1)[0] = float("nan")
+            optimizer.step()
+            message = None
+            try:
+                train(model, optimizer, [3], forward=forward, rank=rank, world=world)
+            except NonFiniteError as error:
+                message = str(error)
+            found[f"{policy}/{mode}"] = {
+                "unchanged": digest(all_state(model, optimizer)) == before,
+                "message": message,
+                "rank": bad,
+            }
+    return found
+
+
+def message_of(function):
+    try:
+        function()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@check
+def groups_in_another_order(rank, world, folder):
+    def build(reorder):
+        model = model_for("muon")
+        own = mode_of(model, "ddp", world)[1]
+        groups = groups_of(model, "muon")
+        muon(groups[::-1] if reorder and rank == world - 1 else groups, **own)
+
+    return [message_of(lambda: build(True)), message_of(lambda: build(False))]
+
+
+@check
+def unsupported_layouts(rank, world, folder):
+    """Messages for a matrix cut along two axes, a partial sum and FSDP1, and none for the first with AdamW."""
+    shape = (2, world // 2) if world >= 4 else (1, world)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+    w = torch.ones(8, 8)
+    flat = nn.Parameter(torch.ones(4, 4))
+    flat._fsdp_flattened = True
+    cut = nn.Parameter(distribute_tensor(w, mesh, [Shard(0), Shard(1)]))
+    ranks = init_device_mesh("cpu", (world,))
+    partial = nn.Parameter(DTensor.from_local(w, ranks, [Partial()], run_check=False))
+    conv = nn.Parameter(distribute_tensor(torch.ones(4, 4, 8), ranks, [Shard(2)]))
+    return {
+        "tensor parallel": message_of(lambda: MuonLITE([("w", cut)])),
+        "with adamw": message_of(lambda: MuonLITE([{"params": [("w", cut)], "rule": "adamw"}])),
+        "partial": message_of(lambda: MuonLITE([("w", partial)])),
+        "kernel": message_of(lambda: MuonLITE([{"params": [("w", conv)], "layout": "conv"}])),
+        "fsdp1": message_of(lambda: MuonLITE([("w", flat)], process_group=dist.group.WORLD)),
+    }
+
+
+def saved_state(model, optimizer, way):
+    if way == "plain":
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    options = StateDictOptions(flatten_optimizer_state_dict=way == "flat")
+    parameters, state = get_state_dict(model, optimizer, options=options)
+    return {"model": parameters, "optimizer": state}
+
+
+def load(model, optimizer, folder, way):
+    optimizer.init_state()
+    state = saved_state(model, optimizer, way)
+    dcp.load(state, checkpoint_id=folder)
+    if way == "plain":
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return
+    options = StateDictOptions(flatten_optimizer_state_dict=way == "flat")
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
+    )
+
+
+WAYS = ("plain", "functions", "flat")
+
+
+@check
+def checkpoints(rank, world, folder):
+    """Digests of what is saved here, of what is loaded here of other numbers of ranks, and where going on leads."""
+    found = {}
+    for name in ("muon", "threshold", "soap"):
+        for mode in modes(world):
+            model, forward, optimizer = built(name, mode, rank, world)
+            train(model, optimizer, range(4), forward=forward, rank=rank, world=world)
+            state = all_state(model, optimizer)
+            saved = {way: folder / f"{name}-{mode}-{world}-{way}" for way in WAYS}
+            for way, target in saved.items():
+                dcp.save(saved_state(model, optimizer, way), checkpoint_id=target)
+            train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
+            found[f"{name}/{mode}/{world}"] = {
+                "saved": digest(state),
+                "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()},
+            }
+    for target in sorted(folder.glob("*-*-*-*")):
+        name, mode, ranks, way = target.name.split("-")
+        if not (target / ".metadata").exists() or (int(ranks) == world and way != "plain"):
+            continue
+        for here in (mode,) if mode in modes(world) else ("fsdp",):
+            model, forward, optimizer = built(name, here, rank, world)
+            load(model, optimizer, target, way)
+            loaded = digest(all_state(model, optimizer))
+            train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
+            found[f"{target.name} on {world} {here}"] = {
+                "loaded": loaded,
+                "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()},
+            }
+    return found
+
+
+@check
+def asynchronous_checkpoint(rank, world, folder):
+    """What an asynchronous save has kept although training went on."""
+    found = {}
+    group = dist.new_group(backend="gloo")
+    for mode in modes(world):
+        model, forward, optimizer = built("muon", mode, rank, world)
+        train(model, optimizer, range(3), forward=forward, rank=rank, world=world)
+        before, target = digest(all_state(model, optimizer)), folder / f"async-{mode}-{world}"
+        done = dcp.async_save(saved_state(model, optimizer, "plain"), checkpoint_id=target, process_group=group)
+        train(model, optimizer, range(3, 5), forward=forward, rank=rank, world=world)
+        done.result()
+        model, forward, optimizer = built("muon", mode, rank, world)
+        load(model, optimizer, target, "plain")
+        found[mode] = [before, digest(all_state(model, optimizer))]
+    return found
+
+
+@check
+def refused_checkpoints(rank, world, folder):
+    """Messages for one rank's part of a state, and for another mask's state."""
+    model, forward, optimizer = built("muon", "ddp", rank, world)
+    train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
+    part = optimizer.state_dict()
+    alone = model_for("muon")
+    reference = muon(groups_of(alone, "muon"))
+    other = built("threshold", "ddp", rank, world)[2]
+    other.init_state()
+    return {
+        "a part": message_of(lambda: reference.load_state_dict(part)),
+        "another mask": message_of(lambda: other.load_state_dict(part)),
+    }
+
+
+def main():
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=40))
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found = {}
+    for name, function in CHECKS.items():
+        try:
+            found[name] = {"value": function(rank, world, folder)}
+        except Exception:
+            found[name] = {"error": traceback.format_exc()}
+        (folder / f"{world}-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

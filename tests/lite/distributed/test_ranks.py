@@ -1,0 +1,124 @@
+"""MuonLITE and SOAPLITE on 1, 2 and 4 gloo ranks: what one process does, each rank its share."""
+
+import pytest
+
+RANKS = (1, 2, 4)
+SEVERAL = (2, 4)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_parameters_are_those_of_one_process(results, ranks):
+    """Ten steps in float64 with χ on its way, each rank having its part of the batch."""
+    for found in results.of(ranks, "equality"):
+        assert all(distance <= 1e-8 for distance in found.values()), found
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_state_of_matrices_is_divided(results, ranks):
+    """Every number lies on one rank, but for sharded momentum in HSDP, which every replica has."""
+    everyone = results.of(ranks, "state_lies_once")
+    for name in everyone[0]:
+        held, needed = sum(found[name][0] for found in everyone), everyone[0][name][1]
+        assert held == needed if "hsdp" not in name or "soap" in name else needed < held <= 2 * needed, name
+        assert max(found[name][0] for found in everyone) < needed, name
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_collectives_of_a_step(results, ranks):
+    for found in results.of(ranks, "collectives"):
+        assert found["ddp"]["counts"] == {"_allgather_base_": 1}
+        for mode in found.keys() - {"ddp", "hsdp"}:
+            assert set(found[mode]["counts"]) == {"alltoall_base_", "allreduce_"}
+            assert sum(found[mode]["counts"].values()) <= 2 * found[mode]["classes"]
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_replicas_stay_alike_under_stochastic_rounding(results, ranks):
+    first, *others = results.of(ranks, "replicas_stay_alike")
+    assert all(found == first for found in others)
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_bfloat16_messages_cost_bfloat16_precision(results, ranks):
+    """Of a step whose Newton–Schulz is in bfloat16 anyway; that the messages were rounded shows too."""
+    for found in results.of(ranks, "bfloat16_exchange"):
+        assert all(0 < distance <= 2e-2 for distance in found.values()), found
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_a_gradient_missing_on_some_ranks(results, ranks):
+    """Of shards it counts as zero; where ranks hold the same, no rank moves the parameter, and a warning says so."""
+    first, *others = results.of(ranks, "none_on_some_ranks")
+    lost = {"layers.1.weight", "norm.weight", "experts.weight"}
+    assert all(found == first for found in others)
+    for mode, found in first.items():
+        alike = mode in ("ddp", "hsdp")
+        assert {name for name, moved in found["moved"].items() if not moved} == (lost if alike else set())
+        assert sum(step == 2 for steps in found["steps"] for step in steps) == (2 if alike else 0)
+        assert len(found["warned"]) == (3 if alike else 0)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_parameter_frozen_on_all_ranks(results, ranks):
+    for found in results.of(ranks, "frozen_on_all_ranks"):
+        assert all(distance <= 1e-8 for distance in found.values()), found
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
+    """All ranks skip that step and raise at the next, naming step, rank and parameter; or skip it and go on."""
+    for found in results.of(ranks, "nonfinite_on_one_rank"):
+        for case, outcome in found.items():
+            if case.startswith("raise"):
+                assert outcome["unchanged"]
+                assert (
+                    f"at step 2 of this optimizer on rank {outcome['rank']} in layers.1.weight;" in outcome["message"]
+                )
+            else:
+                assert outcome["message"] is None
+                assert not outcome["unchanged"]  # by the step after it
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_groups_in_another_order_are_found_at_construction(results, ranks):
+    for wrong, right in results.of(ranks, "groups_in_another_order"):
+        assert wrong.startswith(f"ranks 0 and {ranks - 1} build different optimizers: parameter 0 is attention.in_proj")
+        assert right is None
+
+
+def test_layouts_that_are_refused(results):
+    for found in results.of(4, "unsupported_layouts"):
+        assert "cut along several axes of the mesh" in found["tensor parallel"]
+        assert "S(0) along data (2), S(1) along tensor (2)" in found["tensor parallel"]
+        assert "rule='adamw'" in found["tensor parallel"]
+        assert found["with adamw"] is None
+        assert "not yet reduced" in found["partial"]
+        assert "layout 'conv'" in found["kernel"]
+        assert "fully_shard" in found["fsdp1"]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_checkpoints_of_other_numbers_of_ranks_load_exactly(results, ranks):
+    """Bit for bit, by torch.distributed.checkpoint with and without its state-dict functions; then training goes on."""
+    found = results.of(ranks, "checkpoints")
+    loaded = {key: value for key, value in found[0].items() if "loaded" in value}
+    sources = {int(key.split(" ")[0].split("-")[2]) for key in loaded}
+    assert sources == {1: {1, 2, 4}, 2: {2}, 4: {2, 4}}[ranks]
+    for key, outcome in loaded.items():
+        name, mode, saved_on, _ = key.split(" ")[0].split("-")
+        source = results.of(int(saved_on), "checkpoints")[0][f"{name}/{mode}/{saved_on}"]
+        assert all(each[key]["loaded"] == source["saved"] for each in found), key
+        assert outcome["end"] == pytest.approx(source["end"], rel=1e-7), key
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_asynchronous_checkpoints_keep_what_was_saved(results, ranks):
+    for found in results.of(ranks, "asynchronous_checkpoint"):
+        assert all(before == loaded for before, loaded in found.values())
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
+def test_checkpoints_that_are_refused(results, ranks):
+    for found in results.of(ranks, "refused_checkpoints"):
+        assert "what one rank of several had" in found["a part"]
+        assert "mask = 'subspace' in the checkpoint but 'threshold' here" in found["another mask"]
