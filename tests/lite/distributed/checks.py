@@ -330,13 +330,13 @@ def checkpoints(rank, world, folder):
         for mode in modes(world):
             model, forward, optimizer = built(name, mode, rank, world)
             train(model, optimizer, range(4), forward=forward, rank=rank, world=world)
-            state = all_state(model, optimizer)
+            before = digest(all_state(model, optimizer))
             saved = {way: folder / f"{name}-{mode}-{world}-{way}" for way in WAYS}
             for way, target in saved.items():
                 dcp.save(saved_state(model, optimizer, way), checkpoint_id=target)
             train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
             found[f"{name}/{mode}/{world}"] = {
-                "saved": digest(state),
+                "saved": before,
                 "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()},
             }
     for target in sorted(folder.glob("*-*-*-*")):
