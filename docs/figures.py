@@ -1,4 +1,7 @@
-"""Write the figures of README and docs: python docs/figures.py (some minutes); its arguments name studies to redo."""
+"""Write the figures of README and docs: python docs/figures.py (some minutes).
+
+Arguments name what to redo: studies, or figures of claims.
+"""
 
 import sys
 from pathlib import Path
@@ -22,6 +25,7 @@ PANELS = {
     "convex_rates": ("C8", "C8b"),
     "descent_limits": ("C9", "C9b"),
     "noise_floor": ("C10",),
+    "rivers": ("C11b", "C11c"),
     "strongly_convex_rates": ("C16a", "C16d"),
 }
 
@@ -44,10 +48,11 @@ if __name__ == "__main__":
         work_precision_figure(integrators).savefig(IMAGES / "work_precision.png", dpi=80)
         stable_step_figure(integrators).savefig(IMAGES / "stable_steps.png", dpi=80)
         optimizer_step_figure(integrators).savefig(IMAGES / "optimizer_steps.png", dpi=80)
-        for name, keys in PANELS.items():
-            panels = [panel for key in keys for panel in CLAIMS[key].run(seed=0, instances=8).panels]
+    for name in sys.argv[1:] or (*PANELS, *STUDIES):
+        if name in PANELS:
+            panels = [panel for key in PANELS[name] for panel in CLAIMS[key].run(seed=0, instances=8).panels]
             panels_figure(panels).savefig(IMAGES / f"{name}.png", dpi=110)
-    for name in sys.argv[1:] or STUDIES:
+            continue
         result = run_study(name)
         for stem, draw in result.figures.items():
             draw().savefig(IMAGES / f"{stem}.png", dpi=110 if name == "schemes" else 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import warnings
 from collections.abc import Iterator, Sequence
 
 from discretizations.known_optimizers import CORRESPONDENCES
@@ -114,6 +115,8 @@ def _results(keys: Sequence[str], *, seed: int, instances: int, jobs: int) -> It
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    # Loky replaces workers that have grown; it warns as if something were wrong, and no claim is lost.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
     left = sorted(keys, key=lambda key: -CLAIMS[key].seconds)
     run = delayed(_run)
     try:

@@ -33,7 +33,8 @@ def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     Check: the study `rishd study correction`, which varies learning rate and curvature systematically: here random
     starts at two learning rates and two curvatures, an instance being a pair of whole runs of the update rule.
 
-    Finding: :math:`R` is not small: about a fifth of the gradient, more than half of what else drives the momentum.
+    Finding: :math:`R` is not small: at these learning rates about a fifth of the gradient, and more than half of what
+    else drives the momentum.
 
     Source: measured here; arXiv:2602.22681 sets R = 0.
     """
