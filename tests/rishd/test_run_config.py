@@ -1,6 +1,7 @@
 """Run configurations: files, overrides, and what they come back as."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,19 @@ def test_bad_files_are_refused_with_their_name(tmp_path, text, overrides, messag
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "run.yaml", overrides)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if "variants:" not in path.read_text())
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_configurations_that_come_with_the_project(path):
+    config = load_config(path)
+    assert config.steps > config.warmup_steps > 0
+    if path.stem.startswith("published"):  # arXiv:2602.22681: sequences of 1024 tokens, a million tokens a step or two
+        assert config.tokens_per_step == (2 if path.stem.endswith("llama_1b") else 1) * 2**20
+        assert config.training.precision == "bfloat16"
 
 
 def test_missing_and_unknown_files(tmp_path):
