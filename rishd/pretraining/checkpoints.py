@@ -17,7 +17,7 @@ import torch.distributed as dist
 _WHOLE = re.compile(r"checkpoint-(\d+)")
 
 
-class CheckpointError(RuntimeError):
+class RunCheckpointError(OSError):
     """A checkpoint that could not be written or read; the message says why and which one is good."""
 
 
@@ -55,7 +55,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
         is_first_rank: Whether this rank makes and moves the folder.
 
     Raises:
-        CheckpointError: on every rank if any of them could not write; the older checkpoints are as they were.
+        RunCheckpointError: on every rank if any of them could not write; the older checkpoints are as they were.
     """
     place = folder / f"checkpoint-{step}"
     partial = folder / f".{place.name}.partial"
@@ -75,7 +75,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
     if failed:
         if is_first_rank:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"the checkpoint of step {step} could not be written ({'; '.join(failed)}); make room, then --resume. "
             f"{kept(folder)}"
         ) from problem

@@ -34,7 +34,7 @@ def tensorboard(config: PretrainConfig, folder: Path, step: int) -> list[Trainer
     return [TensorBoardCallback(writer)]  # type: ignore[no-untyped-call]
 
 
-class Recorder(TrainerCallback):
+class RunRecorder(TrainerCallback):
     """Writes ``metrics.jsonl`` on the first rank, so that an interrupted run leaves it.
 
     Args:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from lite import NonFiniteError
 from rishd.pretraining.blocks import TokenBlocks, make_collator, training_blocks, validation_blocks
-from rishd.pretraining.checkpoints import CheckpointError, clean, step_of
+from rishd.pretraining.checkpoints import RunCheckpointError, clean, step_of
 from rishd.pretraining.clock import StepClock, Times, peak_memory_bytes
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.corpus import Corpus, load_corpus
@@ -22,7 +22,7 @@ from rishd.pretraining.cost import StaticCost, estimate, measured_cost, require_
 from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
 from rishd.pretraining.ranks import rank_count, shard, sharding_ranks, training_arguments
-from rishd.pretraining.recorder import Progress, Recorder, tensorboard
+from rishd.pretraining.recorder import Progress, RunRecorder, tensorboard
 from rishd.pretraining.results import (
     RECORD,
     SUMMARY,
@@ -65,7 +65,7 @@ def train(
         ConfigError: for settings that do not fit each other.
         CorpusError: for a corpus that is missing, corrupt or too small.
         DoesNotFitError: for a run that needs more memory than there is.
-        CheckpointError: for a checkpoint that cannot be written or read; the last good one is kept.
+        RunCheckpointError: for a checkpoint that cannot be written or read; the last good one is kept.
         NonFiniteError: when a gradient or loss becomes non-finite; the last good checkpoint is kept.
     """
     if resume == "auto":
@@ -140,7 +140,7 @@ def _fit(
     last = rows[-1] if rows else {}
     clock = StepClock(arguments.device, **{key: last.get(key, 0.0) for key in Times._fields})
     updates = UpdateNorms(config.logging.updates_every)
-    recorder = Recorder(
+    recorder = RunRecorder(
         out, config, clock, training, updates=updates, tokens=last.get("tokens", 0), step=step, progress=progress
     )
     optimizer = build_optimizer(config.optimizer, model)
@@ -182,7 +182,7 @@ def _fit(
     except NonFiniteError:
         end("failed")
         raise
-    except (CheckpointError, CorpusError):
+    except (RunCheckpointError, CorpusError):
         end("interrupted")
         raise
     return end("complete")

@@ -28,7 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lite import LITEOptimizer, NonFiniteError, check_finite_gradients
 from rishd.pretraining.blocks import IGNORED
-from rishd.pretraining.checkpoints import CheckpointError, kept, write_checkpoint
+from rishd.pretraining.checkpoints import RunCheckpointError, kept, write_checkpoint
 from rishd.pretraining.clock import StepClock
 from rishd.pretraining.updates import UpdateNorms
 
@@ -239,7 +239,7 @@ class PretrainTrainer(Trainer):
         try:
             yield
         except Exception as problem:  # safetensors, torch.load and the optimizers have errors of their own
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"{checkpoint} cannot be loaded ({' '.join(str(problem).split())}); if it is damaged, remove that "
                 "folder and resume from the one before."
             ) from problem
@@ -257,7 +257,7 @@ def save_model(trainer: PretrainTrainer, folder: Path) -> None:
         folder: Of the run.
 
     Raises:
-        CheckpointError: if the disk is full.
+        RunCheckpointError: if the disk is full.
     """
     place, partial = folder / "model", folder / ".model.partial"
     try:
@@ -267,4 +267,4 @@ def save_model(trainer: PretrainTrainer, folder: Path) -> None:
             partial.rename(place)
     except Exception as problem:  # safetensors has errors of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"the model could not be saved ({problem}); make room, then --resume.") from problem
+        raise RunCheckpointError(f"the model could not be saved ({problem}); make room, then --resume.") from problem

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from rishd.pretraining.checkpoints import CheckpointError, whole_checkpoints
+from rishd.pretraining.checkpoints import RunCheckpointError, whole_checkpoints
 from rishd.pretraining.config_files import dump_yaml
 from rishd.pretraining.results import METRICS, read_metrics, read_summary, series
 from rishd.pretraining.trainer import PretrainTrainer
@@ -70,7 +70,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTrainer, "_save_rng_state", full)
-        with pytest.raises(CheckpointError, match=r"step 4 could not be written .*No space.* last good .*checkpoint-2"):
+        with pytest.raises(RunCheckpointError, match=r"step 4 could not be written .*No space.* last .*checkpoint-2"):
             run(tiny(text, SMALL), tmp_path / "run")
     assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     assert not list((tmp_path / "run").glob(".*"))
@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_named(text, tmp_path):
     shutil.rmtree(tmp_path / "run" / "model")
     model = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"checkpoint-6 cannot be loaded .*remove that folder"):
+    with pytest.raises(RunCheckpointError, match=r"checkpoint-6 cannot be loaded .*remove that folder"):
         run(config, tmp_path / "run", resume=True)
     shutil.rmtree(model.parent)
     assert run(config, tmp_path / "run", resume=True)[0].summary.status == "complete"
