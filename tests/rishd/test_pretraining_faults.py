@@ -94,7 +94,8 @@ def test_a_damaged_checkpoint_is_named(text, tmp_path):
 
 
 def test_two_ranks_make_the_steps_of_one_and_resume(text, tmp_path):
-    changes = {**SMALL, "optimizer.name": "adamw", "training": {"steps": 6, "batch_size": 4, "micro_batch_size": 1}}
+    changes = {**SMALL, "training": {"steps": 6, "batch_size": 4, "micro_batch_size": 1}}
+    changes |= {"optimizer.name": "muon-lite", "optimizer.settings": {"ns_dtype": "float32"}}
     config = tiny(text, changes)
     run(config, tmp_path / "one")
     expected = losses(tmp_path / "one")
@@ -105,7 +106,7 @@ def test_two_ranks_make_the_steps_of_one_and_resume(text, tmp_path):
         subprocess.run(command(folder, ranks=2), env=environment(), check=True, timeout=240, capture_output=True)
         for mine, one in zip(losses(folder), expected, strict=True):
             assert [step for step, _ in mine] == [step for step, _ in one]
-            assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in one], rel=1e-5)
+            assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in one], rel=1e-4)
     before = losses(folder)
     for name in ("checkpoint-6", "model"):  # as if killed after step 4
         shutil.rmtree(folder / name)
