@@ -71,10 +71,11 @@ def _expanded(value: Any) -> Any:
 
 
 def add(x: Any, y: Any) -> Any:
-    """Sum of two coefficients."""
+    """Sum of two coefficients; it has a derivative if both have."""
     if not is_time_dependent(x, y):
         return x + y
-    return TimeDependent(lambda t: at(x, t) + at(y, t), lambda t: rate(x, t) + rate(y, t))
+    known = all(c.derivative is not None for c in (x, y) if isinstance(c, TimeDependent))
+    return TimeDependent(lambda t: at(x, t) + at(y, t), (lambda t: rate(x, t) + rate(y, t)) if known else None)
 
 
 def at(coefficient: Coefficient, t: float) -> Any:

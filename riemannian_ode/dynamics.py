@@ -73,6 +73,8 @@ class RISHD:
         flat: Point of phase space ↦ (x ↦ Qx), the projector on flat directions; ``None`` is the base method.
         gain: c, 1 for a summed momentum.
         correction: Whether R is kept; the optimizers of the paper drop it.
+        downhill: Whether ``simulate`` checks γ > 0 at every step where it varies in time, as :meth:`from_optimizer`
+            asks of constants.
     """
 
     objective: Objective
@@ -86,6 +88,7 @@ class RISHD:
     flat: FlatSplit | None = None
     gain: Coefficient = 1.0
     correction: bool = True
+    downhill: bool = False
 
     @classmethod
     def from_optimizer(
@@ -123,7 +126,8 @@ class RISHD:
             correction: Whether the Riemannian correction R is kept.
 
         Raises:
-            ValueError: for non-finite or negative α or η, χ < 1, β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split.
+            ValueError: for non-finite or negative α or η, χ < 1, β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of
+                coefficients that vary in time ``simulate`` checks the same at every step.
 
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
@@ -151,6 +155,7 @@ class RISHD:
                     nesterov=add(expand(nesterov), expand(beta)),
                     gain=expand(gain),
                     correction=correction,
+                    downhill=True,
                 )
         elif not is_time_dependent(beta, flat_damping) and np.any(to_numpy(flat_damping) < to_numpy(beta)):
             raise ValueError(
@@ -168,6 +173,7 @@ class RISHD:
             flat=flat,
             gain=expand(gain),
             correction=correction,
+            downhill=True,
         )
 
     @classmethod
@@ -278,6 +284,24 @@ class RISHD:
             beta=eta * beta,
             gamma=eta * (gain + alpha * beta + self.rate("nesterov", t)),
         )
+
+    def gamma_over_eta(self, t: float) -> dict[str, Any]:
+        r""":math:`\gamma_t/\eta_t = c + \alpha\beta + \dot\beta` at time t, by name of β: one, or two with a split.
+
+        A β without a derivative counts as slow (β̇ = 0).
+
+        Source: docs/theory, claim C1.
+        """
+        alpha, gain = self.at("alpha", t), self.at("gain", t)
+
+        def ratio(*names: str) -> Any:
+            beta = add(*(getattr(self, name) for name in names))
+            slope = 0.0 if isinstance(beta, TimeDependent) and beta.derivative is None else coefficient_rate(beta, t)
+            return gain + alpha * coefficient_at(beta, t) + slope
+
+        if not self.is_split:
+            return {"beta": ratio("nesterov", "beta_sharp")}
+        return {"beta": ratio("nesterov", "beta_sharp"), "beta_flat": ratio("nesterov", "beta_flat")}
 
     def direction(self, t: float, w: Array, m: Array, g: Array) -> Array:
         """LITE's direction u, with ẇ = −ηu, shape of ``w``."""

@@ -33,9 +33,10 @@ class SystemCheck:
         self.metric = system.metric if system.metric.variation == "state" else None
         coefficients = {name: getattr(system, name) for name in COEFFICIENTS}
         self.varying = {name: c for name, c in coefficients.items() if isinstance(c, TimeDependent)}
+        self.downhill = system if system.downhill and self.varying.keys() - {"eta", "chi"} else None
 
     def coefficients(self, t: float) -> None:
-        """Refuse time-dependent coefficients that are out of range or not finite at time t.
+        """Refuse time-dependent coefficients that are out of range or not finite at time t, or with which γ < 0.
 
         Raises:
             InvalidSystemError: naming the coefficient, the time and the value.
@@ -51,6 +52,23 @@ class SystemCheck:
                 raise InvalidSystemError(
                     f"{name}({t:.12g}) = {value!r} must be {wanted}; change its function of time, or end before."
                 )
+        if self.downhill is not None:
+            self._check_downhill(self.downhill, t)
+
+    @staticmethod
+    def _check_downhill(system: RISHD, t: float) -> None:
+        for name, ratio in system.gamma_over_eta(t).items():
+            smallest = float(np.min(to_numpy(ratio)))
+            if not smallest >= -_ROUNDING:
+                raise InvalidSystemError(
+                    f"{name}({t:.12g}) makes γ/η = c + αβ + dβ/dt = {smallest:.6g} negative, so the flow would climb "
+                    f"the gradient; keep {name} above −c/α and let it fall slowly, or end before."
+                )
+        gap = float(np.min(to_numpy(system.at("beta_flat", t) - system.at("beta_sharp", t))))
+        if system.is_split and not gap >= -_ROUNDING:
+            raise InvalidSystemError(
+                f"beta_flat({t:.12g}) is below beta by {-gap:.6g}; LITE damps flat directions at least as much."
+            )
 
     def symmetry(self, t: float, w: Array) -> None:
         """Refuse a metric that is not symmetric at ``w``.

@@ -90,6 +90,30 @@ def test_bad_limits_are_refused(name):
             {"chi": TimeDependent(lambda t: 2.0 - t / 3.5), "flat": VALLEY.flat_split},
             r"chi\(4\) = 0\.857.* must be at least 1",
         ),
+        (
+            {"beta": TimeDependent(lambda t: -0.9 * t)},  # 1 + 0.3β = −0.08 at t = 4
+            r"beta\(4\) makes γ/η = c \+ αβ \+ dβ/dt = -0\.08 negative.*keep beta above −c/α",
+        ),
+        (
+            {"beta": TimeDependent(lambda t: 1.0, lambda t: -2.0 * (t == 4))},
+            r"beta\(4\) makes γ/η = .* = -0\.7 negative",
+        ),
+        (
+            {"alpha": TimeDependent(lambda t: np.array([0.3, 0.1 + 0.1 * t])), "beta": -2.1},
+            r"beta\(4\) makes γ/η = .* = -0\.05 negative",
+        ),
+        (
+            {"beta": 0.5, "beta_flat": TimeDependent(lambda t: 2.2 - 0.5 * t), "flat": VALLEY.flat_split},
+            r"beta_flat\(4\) is below beta by 0\.3",
+        ),
+        (
+            {
+                "beta": 0.5,
+                "beta_flat": TimeDependent(lambda t: 2.0, lambda t: -2.0 * (t == 4)),
+                "flat": VALLEY.flat_split,
+            },
+            r"beta_flat\(4\) makes γ/η = .* = -0\.4 negative",
+        ),
     ],
 )
 @pytest.mark.parametrize("save_every", [1, 50])
@@ -102,6 +126,12 @@ def test_coefficients_that_leave_their_range_end_the_run_before(changes, message
     assert np.isfinite(run.w).all()
     with pytest.raises(RuntimeError, match=message):
         run.checked()
+
+
+def test_coefficients_of_the_second_order_form_may_be_of_any_sign():
+    """There γ is the user's own, as α is; only the optimizer's form promises to descend."""
+    gamma = TimeDependent(lambda t: -0.1 * t)
+    assert simulate(RISHD.from_coefficients(VALLEY, alpha=0.3, beta=0.1, gamma=gamma), W0, h=0.1, steps=5).ok
 
 
 def test_schedules_that_reach_their_bound_but_for_rounding_are_in_range():
