@@ -46,6 +46,20 @@ def matvec(matrix: Array, vector: Array) -> Array:
     return (matrix @ vector[..., None])[..., 0]
 
 
+def eigh(matrices: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and orthonormal eigenvectors of symmetric matrices, NaN for those that are not finite.
+
+    LAPACK would refuse the whole stack for one of them, a lost member of an ensemble.
+
+    Args:
+        matrices: Shape ``(*batch, p, p)``.
+    """
+    xp = namespace(matrices)
+    sound = xp.isfinite(matrices).all(-1).all(-1)
+    values, vectors = xp.linalg.eigh(xp.where(sound[..., None, None], matrices, 0.0))
+    return xp.where(sound[..., None], values, xp.nan), xp.where(sound[..., None, None], vectors, xp.nan)
+
+
 def as_float_array(name: str, x: Any) -> Array:
     """``x`` as a floating-point array (numpy float64 unless it is a torch or numpy float already).
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemannian_ode.arrays import eigh
+
 
 def matrix_root(a: Tensor) -> Tensor:
     """G with G² = A, symmetric positive definite.
@@ -27,7 +29,7 @@ def matrix_root(a: Tensor) -> Tensor:
 class _Root(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(a)
+        values, vectors = eigh(a)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
         ctx.save_for_backward(root)
         return root
@@ -44,7 +46,7 @@ class _Sylvester(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(g)
+        values, vectors = eigh(g)
         turned = vectors.mT @ y @ vectors
         x: Tensor = vectors @ (turned / (values[..., :, None] + values[..., None, :])) @ vectors.mT
         ctx.save_for_backward(g, x)

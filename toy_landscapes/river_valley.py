@@ -209,7 +209,7 @@ class RiverValley(Landscape):
         """h_i(u_i) or its first or second derivative, shape of ``u``."""
         k = like(self.floor, u)
         if math.isinf(self.width):
-            return (0.5 * k * u**2, k * u, k + 0.0 * u)[derivative]
+            return k + 0.0 * u if derivative == 2 else k * u if derivative else 0.5 * k * u**2
         stretch = (1.0 + ((1.0 / self.width) * u) ** 2) ** 0.5
         if derivative == 0:
             return k * self.width**2 * (stretch - 1.0)

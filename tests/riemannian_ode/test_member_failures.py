@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from riemannian_ode import INTEGRATORS, RISHD, Trajectory, integrator, simulate
+from riemannian_ode import INTEGRATORS, RISHD, GramRootMetric, Trajectory, integrator, simulate
 from riemannian_ode.integrators import IntegratorError, PhaseState
-from toy_landscapes import Landscape, RiverValley
+from toy_landscapes import Landscape, MatrixFactorization, RiverValley
 
 
 class Cliff(Landscape):
@@ -129,11 +130,29 @@ def test_schemes_of_shared_steps_give_up_the_fastest_member_and_start_again(name
     assert np.isfinite(alone.w).all()
 
 
-def test_valleys_go_on_without_members_that_are_lost():
-    """A NaN member must not reach an eigensolver that refuses the whole stack."""
-    valley = RiverValley([8.0, 5.0], amplitudes=0.4)
-    eta = np.array([0.05, 1e6, 0.02])
-    system = RISHD.from_optimizer(valley, alpha=0.3, eta=eta, chi=2.0, beta_flat=1.0, flat=valley.flat_split)
-    run = simulate(system, np.ones((3, 3)), steps=300)
-    assert run.times[-1] == 300
+VALLEY = RiverValley([2.0, 3.0, 4.0], amplitudes=0.3)
+FACTORS = MatrixFactorization(np.arange(6.0).reshape(3, 2), rank=1)
+DECOMPOSING = {  # what asks LAPACK for eigenvectors at every member
+    "split of a Hessian": lambda eta: RISHD.from_optimizer(
+        FACTORS, alpha=0.3, eta=eta, chi=2.0, beta_flat=1.0, flat=FACTORS.flat_split
+    ),
+    "gram root": lambda eta: RISHD.from_optimizer(VALLEY, GramRootMetric((2, 2)), alpha=0.3, eta=eta),
+    "split of a valley": lambda eta: RISHD.from_optimizer(
+        VALLEY, alpha=0.3, eta=eta, chi=2.0, beta_flat=1.0, flat=VALLEY.flat_split
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("build", DECOMPOSING.values(), ids=DECOMPOSING.keys())
+def test_lost_members_do_not_reach_solvers_that_refuse_the_whole_stack(build, kind, rng):
+    eta = np.array([0.02, 1e9, 0.01])
+    w0 = rng.normal(size=(3, 5 if build is DECOMPOSING["split of a Hessian"] else 4))
+    if build is DECOMPOSING["gram root"]:
+        w0[1] = 1e200  # WᵀW overflows
+    run = simulate(build(eta), kind(w0), steps=150)
+    assert run.times[-1] == 150
     np.testing.assert_array_equal(run.causes, ["", "non-finite", ""])
+    for i in (0, 2):
+        alone = simulate(build(eta[i]), kind(w0[i]), steps=150)
+        np.testing.assert_allclose(run.w[:, i], alone.w, atol=1e-11)
