@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -53,8 +54,9 @@ class Event:
 class EventWatch:
     """Watches the steps of one run.
 
-    A step is searched at 8 places between its ends, on the cubic through both ends' states and slopes, so that a pair
-    of crossings inside a large step is not missed; each crossing is then located on the scheme's own partial step.
+    A step is searched at places between its ends, so that a pair of crossings inside a large step is not missed: on the
+    cubic through both ends' states and slopes, or on the scheme's own path where it chooses its steps. Each crossing is
+    then located on the scheme's own partial step. A crossing between the ends themselves is never missed.
 
     Args:
         events: What to watch for.
@@ -83,10 +85,17 @@ class EventWatch:
             values = [
                 to_numpy(event.function(t + place * h, *state)) for place, state in zip(places, states, strict=True)
             ]
+            located: set[tuple[int, ...]] = set()
             for i in range(_LOOKS):
-                hits = np.argwhere(event.crossed(values[i], values[i + 1]))
-                for member in (tuple(int(x) for x in hit) for hit in hits):
-                    place = self._locate(event, member, t, before, h, float(places[i]), float(places[i + 1]))
+                for member in _indices(event.crossed(values[i], values[i + 1])):
+                    near = float(places[i]), float(places[i + 1])
+                    place = self._locate(event, member, t, before, h, near, _wider(*near))
+                    if place is not None:
+                        found.append((place, event, member))
+                        located.add(member)
+            for member in _indices(event.crossed(values[0], values[-1])):
+                if member not in located:  # where the cubic strays from a stiff path
+                    place = self._locate(event, member, t, before, h, (0.0, 1.0))
                     if place is not None:
                         found.append((place, event, member))
         records = []
@@ -106,7 +115,11 @@ class EventWatch:
     def _between(
         self, t: float, before: PhaseState, after: PhaseState, h: float, places: np.ndarray
     ) -> Iterator[PhaseState]:
-        """Cubic Hermite interpolation; the ends are the states themselves."""
+        """The states at the places; the ends are the states themselves."""
+        if self.scheme.adaptive:
+            inside = self.scheme.states(self.system, before, t0=t, h=h / _LOOKS, steps=_LOOKS)
+            yield from (before, *itertools.islice(inside, _LOOKS - 1), after)
+            return
         slopes = [self.system.rates(t, *before), self.system.rates(t + h, *after)]
         for s in places:
             if s in (0.0, 1.0):
@@ -120,17 +133,32 @@ class EventWatch:
         return self.scheme.partial_step(self.system, t, before, place * h)
 
     def _locate(
-        self, event: Event, member: tuple[int, ...], t: float, before: PhaseState, h: float, low: float, high: float
+        self,
+        event: Event,
+        member: tuple[int, ...],
+        t: float,
+        before: PhaseState,
+        h: float,
+        *brackets: tuple[float, float],
     ) -> float | None:
-        """Place of the crossing within the step; ``None`` where only the interpolation crossed."""
+        """Place of the crossing within the step, from the first bracket that holds one; ``None`` if none does."""
 
         def value(place: float) -> float:
             return float(to_numpy(event.function(t + place * h, *self._partial(t, before, place, h)))[member])
 
-        for a, b in ((low, high), (max(0.0, low - 1 / _LOOKS), min(1.0, high + 1 / _LOOKS))):
+        for a, b in brackets:
             start, end = value(a), value(b)
             if start == 0.0:
                 return a
             if start * end <= 0.0:
                 return float(brentq(value, a, b, xtol=_PRECISION, rtol=4 * np.finfo(np.float64).eps))
         return None
+
+
+def _wider(low: float, high: float) -> tuple[float, float]:
+    """A sub-interval and its neighbours."""
+    return max(0.0, low - 1 / _LOOKS), min(1.0, high + 1 / _LOOKS)
+
+
+def _indices(hits: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(int(x) for x in hit) for hit in np.argwhere(hits)]

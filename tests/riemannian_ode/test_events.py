@@ -6,7 +6,7 @@ import pytest
 from riemannian_ode import INTEGRATORS, RISHD, Event, integrator, simulate
 from riemannian_ode.integrators import DOP853
 from tests.riemannian_ode.problems import START, hardest_for
-from toy_landscapes import Quadratic
+from toy_landscapes import Quadratic, RiverValley
 
 ACCURATE = DOP853(rtol=1e-13, atol=1e-14)
 
@@ -99,6 +99,60 @@ def test_nothing_happens_after_the_terminal_event_of_a_single_trajectory():
     assert [record.name for record in run.events] == ["half"]
     assert run.times[-1] == pytest.approx(np.pi / 3, abs=1e-10)
     assert run.message.startswith("half at t = 1.0471975")
+
+
+def gradient_flow(landscape, beta=0.7):
+    """γ = αβ, from rest: exactly ẇ = −β∇f (claim C15)."""
+    return RISHD.from_coefficients(landscape, alpha=0.5, beta=beta, gamma=0.5 * beta)
+
+
+TUBE = RiverValley([20.0, 20.0], floor_curvatures=[0.05])  # straight: the walls' part is s₀e^{−20βt}
+SADDLE = Quadratic([1.0, -0.1])
+BOWL = Quadratic([2.0, 2.0])
+MEANT_FOR = {
+    "enter the river's tube": (
+        TUBE,
+        lambda t, w, m: np.linalg.norm(TUBE.sharp_projection(w, TUBE.gradient(w)), axis=-1) - 0.1,
+        "falling",
+        lambda w0: np.log(20.0 * np.linalg.norm(w0[1:]) / 0.1) / (0.7 * 20.0),
+    ),
+    "loss below epsilon": (
+        BOWL,
+        lambda t, w, m: BOWL.value(w) - 1e-4,
+        "falling",
+        lambda w0: np.log(BOWL.value(w0) / 1e-4) / (2 * 0.7 * 2.0),
+    ),
+    "leave the saddle": (
+        SADDLE,
+        lambda t, w, m: np.abs(w[..., 1]) - 2.0,
+        "rising",
+        lambda w0: np.log(2.0 / abs(w0[1])) / (0.7 * 0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANT_FOR)
+@pytest.mark.parametrize("h", [0.05, 1.0])
+def test_what_events_are_meant_for_is_located_to_its_closed_form(name, h, rng):
+    landscape, function, direction, time = MEANT_FOR[name]
+    w0 = rng.uniform(0.5, 1.0, (3, landscape.dimension))
+    exact = np.array([time(start) for start in w0])
+    event = Event(name, function, direction=direction, terminal=True)
+    run = simulate(gradient_flow(landscape), w0, h=h, steps=2000, integrator=ACCURATE, events=[event])
+    assert run.status == "event"
+    found = {record.member: record.time for record in run.events}
+    np.testing.assert_allclose([found[i,] for i in range(3)], exact, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["implicit-euler", "exponential-euler"])
+def test_crossings_between_a_stiff_steps_ends_are_found_where_the_cubic_strays(name):
+    """One step damps |P∇f| by orders of magnitude; the cubic through its ends overshoots."""
+    _, function, direction, _ = MEANT_FOR["enter the river's tube"]
+    event = Event("tube", function, direction=direction)
+    run = simulate(gradient_flow(TUBE), np.ones((2, 3)), h=4.0, steps=3, integrator=name, events=[event])
+    assert {record.member for record in run.events} == {(0,), (1,)}
+    for record in run.events:
+        assert abs(function(0.0, record.w, record.m)) < 1e-9
 
 
 def test_directions_are_checked():
