@@ -114,7 +114,7 @@ def _matrix(kind: Kind, layout: Layout, shape: tuple[int, ...]) -> Placement:
 def _convolution(p: Tensor, groups: int) -> Placement:
     """A kernel flattened to out × rest; each group of a grouped one is a matrix of its own."""
     rows = p.shape[0] // groups
-    if min(rows, p[0].numel()) <= 1:
+    if min(rows, p.shape[1:].numel()) <= 1:  # by shape: indexing a DTensor would talk to other ranks
         return Placement("other")
     return Placement("conv", "conv", (rows,) * groups if groups > 1 else None)
 

@@ -1,0 +1,249 @@
+"""What a step of MuonLITE costs on several ranks: deviation, collectives, bytes, FLOPs; and large models by formula.
+
+Measured are DDP, FSDP2 and HSDP on gloo processes of this machine, one thread each, with a small Llama's parameters
+and given gradients. Bytes are those that a rank sends to others: exact for all-to-all and all-gather (a ring), 2(N−1)/N
+of the buffer for an all-reduce. dion (https://github.com/microsoft/dion) is not run: its traffic for Muon is taken by
+formula, each shard once to its matrix's owner and once back, in bfloat16.
+
+    python benchmarks/distributed_step.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.multiprocessing.spawn import spawn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lite import MuonLITE, param_groups
+from lite.distributed import exchange
+from lite.distributed.division import Division, Job
+from lite.distributed.layout import Axis, Layout, Team
+
+HIDDEN, FFN, LAYERS, VOCABULARY, STEPS = 128, 344, 4, 512, 10
+LR = 3e-3  # published for LLaMA 0.25B, arXiv:2602.22681
+HALF = 2  # bytes of a bfloat16
+# (hidden, ffn, layers, width of keys and values): arXiv:2302.13971, table 2, and arXiv:2307.09288 for 70B
+LLAMAS = {"7B": (4096, 11008, 32, 4096), "70B": (8192, 28672, 80, 1024)}
+
+
+class Layer(nn.Module):
+    """The parameters of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(HIDDEN, HIDDEN, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(HIDDEN, FFN, bias=False) for _ in range(2))
+        self.down = nn.Linear(FFN, HIDDEN, bias=False)
+        self.norms = nn.ModuleList(nn.RMSNorm(HIDDEN) for _ in range(2))
+
+
+class Parameters(nn.Module):
+    """The parameters of a small Llama; gradients are given, so there is no forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.norm = nn.RMSNorm(HIDDEN)
+        self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
+
+
+def build(mode: str, world: int, **settings: Any) -> tuple[Parameters, MuonLITE]:
+    torch.manual_seed(0)
+    model = Parameters()
+    group = dist.group.WORLD if mode == "ddp" else None
+    if mode in ("fsdp2", "hsdp"):
+        shape, names = ((2, world // 2), ("replicas", "shards")) if mode == "hsdp" else ((world,), ("shards",))
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        for layer in model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    groups = param_groups(model, head=model.head)
+    return model, MuonLITE(groups, LR, ns_dtype="float32", process_group=group, **settings)
+
+
+def set_gradients(model: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for p in model.parameters():
+        g = torch.randn(p.shape, generator=generator)
+        p.grad = distribute_tensor(g, p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else g
+
+
+class Wire:
+    """Counts the collectives of the optimizer and the bytes that this rank sends to others."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.bytes = 0
+        self._own = dist.all_to_all_single, exchange._all_gather_single, dist.all_reduce
+
+    def __enter__(self) -> Wire:
+        to_all, gather, reduce = self._own
+
+        def all_to_all(out: Tensor, x: Tensor, sizes: Any, split: list[int], **options: Any) -> Any:
+            own = split[dist.get_rank(options["group"])]
+            return self._count("all-to-all", sum(split) - own, to_all(out, x, sizes, split, **options))
+
+        def all_gather(out: Tensor, x: Tensor, **options: Any) -> Any:
+            return self._count("all-gather", out.numel() - x.numel(), gather(out, x, **options))
+
+        def all_reduce(x: Tensor, **options: Any) -> Any:
+            size = dist.get_world_size(options["group"])
+            return self._count("all-reduce", 2 * (size - 1) * x.nbytes // size, reduce(x, **options))
+
+        dist.all_to_all_single, exchange._all_gather_single, dist.all_reduce = all_to_all, all_gather, all_reduce
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        dist.all_to_all_single, exchange._all_gather_single, dist.all_reduce = self._own
+
+    def _count(self, kind: str, sent: int, work: Any) -> Any:
+        self.calls[kind] += 1
+        self.bytes += sent
+        return work
+
+
+def whole(p: Tensor) -> Tensor:
+    return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+
+
+def measure(mode: str, world: int, reference: list[Tensor]) -> dict[str, Any]:
+    model, optimizer = build(mode, world, exchange="exact")
+    for step in range(STEPS):
+        set_gradients(model, step)
+        optimizer.step()
+    pairs = zip(model.parameters(), reference, strict=True)
+    found: dict[str, Any] = {"deviation": max(float((whole(p) - q).norm() / q.norm()) for p, q in pairs)}
+    set_gradients(model, STEPS)
+    with FlopCounterMode(display=False) as flops:
+        optimizer.step()
+    found["flops"] = flops.get_total_flops()
+    for dtype in ("exact", "bfloat16"):
+        model, optimizer = build(mode, world, exchange=dtype)
+        set_gradients(model, 0)
+        optimizer.step()
+        set_gradients(model, 1)
+        with Wire() as wire:
+            optimizer.step()
+        found[dtype] = {"bytes": wire.bytes, "calls": dict(wire.calls)}
+    return found
+
+
+def one_process() -> tuple[list[Tensor], int]:
+    model, optimizer = build("one", 1)
+    for step in range(STEPS):
+        set_gradients(model, step)
+        optimizer.step()
+    set_gradients(model, STEPS)
+    after = [p.detach().clone() for p in model.parameters()]
+    with FlopCounterMode(display=False) as flops:
+        optimizer.step()
+    return after, flops.get_total_flops()
+
+
+def on_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store-{world}", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    reference, flops = one_process()
+    modes = ("ddp", "fsdp2", "hsdp")
+    found = {mode: measure(mode, world, reference) for mode in modes}
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, found)
+    if rank == 0:
+        merged = {mode: [each[mode] for each in everyone] for mode in modes}
+        Path(folder, f"{world}.json").write_text(json.dumps({"ranks": merged, "one process": flops}))
+    dist.destroy_process_group()
+
+
+def matrices(hidden: int, ffn: int, layers: int, narrow: int) -> list[tuple[int, int]]:
+    own = [(hidden, hidden)] * 2 + [(narrow, hidden)] * 2 + [(ffn, hidden)] * 2 + [(hidden, ffn)]
+    return own * layers
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """FLOPs of msign(M̃) and msign(g), six steps, by the cheaper form (docs/guides/several_ranks)."""
+    short, long = sorted((rows, columns))
+    step = 4 * short * short * long + 2 * short**3
+    pair = 4 * short * short * long + 10 * short**3
+    return 2 * (3 * pair if long >= 1.9 * short else 6 * step)
+
+
+def prediction(name: str, world: int) -> dict[str, float]:
+    """Costs of one rank and step under FSDP2, bfloat16 messages; computed from shapes and the division of the work."""
+    shapes = matrices(*LLAMAS[name])
+    team = Team(Axis(world), Axis(), None, tuple(range(world)))
+    division = Division()
+    division.divide([Job(Layout(team, 0), newton_schulz_flops(*shape), None) for shape in shapes])
+    numbers = sum(m * n for m, n in shapes)
+    total, busiest = sum(division.loads(team)), max(division.loads(team))
+    largest = max(m * n for m, n in shapes)
+    return {
+        "flops of the busiest rank": busiest,
+        "its share of one process": busiest / total,
+        "bytes sent per rank": 4 * HALF * numbers * (world - 1) / world**2,
+        "momentum per rank, bytes": 4 * numbers / world,
+        "largest whole matrix, bytes": 4 * largest,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write rows {name, value, unit} to this file")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+
+    def row(name: str, value: float, unit: str) -> None:
+        rows.append({"name": name, "value": value, "unit": unit})
+        print(f"{name:58} {value:14.6g} {unit}", flush=True)
+
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, gloo, 1 thread a rank")
+    shapes = matrices(HIDDEN, FFN, LAYERS, HIDDEN)
+    numbers, classes = sum(m * n for m, n in shapes), len({*shapes, (VOCABULARY, HIDDEN), (HIDDEN,)})
+    with tempfile.TemporaryDirectory() as folder:
+        for world in (2, 4):
+            spawn(on_rank, (world, folder), world)
+            found = json.loads(Path(folder, f"{world}.json").read_text())
+            for mode, ranks in found["ranks"].items():
+                row(f"deviation_vs_one_process/{mode}/{world}", max(each["deviation"] for each in ranks), "relative")
+                calls = ranks[0]["exact"]["calls"]
+                row(f"collectives_per_step/{mode}/{world}", sum(calls.values()), str(calls))
+                for dtype in ("exact", "bfloat16"):
+                    row(f"bytes_per_rank/{mode}/{world}/{dtype}", max(each[dtype]["bytes"] for each in ranks), "bytes")
+                row(
+                    f"matrix_work_per_rank/{mode}/{world}",
+                    max(x["flops"] for x in ranks) / found["one process"],
+                    "of one",
+                )
+            share = numbers * (world - 1) / world
+            row(f"bytes_formula/ddp/{world}/bfloat16", HALF * share, "bytes: each update once, U of every matrix")
+            row(f"bytes_formula/fsdp2/{world}/bfloat16", 4 * HALF * share / world, "bytes: M̃, g, W there and U back")
+            dion = 2 * HALF * share / world
+            row(f"bytes_formula/dion/{world}", dion, "bytes: M̃ there and U back")
+            sent = max(each["bfloat16"]["bytes"] for each in found["ranks"]["fsdp2"])
+            row(f"bytes_vs_dion/fsdp2/{world}", sent / dion, "ratio")
+    row("shape_classes", classes, "matrices, embedding and head, norms")
+    print("Computed, not measured: FSDP2, one rank and step")
+    for name in LLAMAS:
+        for world in (64, 1024):
+            for what, value in prediction(name, world).items():
+                row(f"prediction/{name}/{world}/{what}", value, "")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

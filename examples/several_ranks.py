@@ -1,0 +1,123 @@
+"""A small Llama on several ranks: DDP or FSDP2, gloo on CPUs or nccl on GPUs, checkpoints that any number can load.
+
+    torchrun --standalone --nproc-per-node=2 examples/several_ranks.py --parallel fsdp2
+    torchrun --standalone --nproc-per-node=4 examples/several_ranks.py --parallel ddp
+
+Stop it at any time and run it again, with as many ranks as you like. Needs transformers.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lite import SOAPLITE, MuonLITE, param_groups
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+BATCH, LENGTH = 16, 32  # sequences of all ranks together, and their tokens
+
+
+def build(parallel, optimizer_name, device):
+    """Model, what to call it by, and optimizer."""
+    torch.manual_seed(0)  # the same weights on every rank
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).to(device)
+    forward, settings = model, {}
+    if parallel == "ddp":
+        forward = DistributedDataParallel(model)
+        settings["process_group"] = dist.group.WORLD  # divide the matrices among the ranks
+    else:
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)  # DTensors: nothing to tell the optimizer
+    if optimizer_name == "soap":
+        return model, forward, SOAPLITE(param_groups(model, matrix_rule="soap"), lr=3e-3, **settings)
+    return model, forward, MuonLITE(param_groups(model), lr=3e-3, **settings)
+
+
+def batch(step, device):
+    """This rank's sequences: each token is the one before, plus a number that the sequence keeps."""
+    generator = torch.Generator().manual_seed(step)
+    start, stride = (torch.randint(SIZES["vocab_size"], (BATCH, 1), generator=generator) for _ in range(2))
+    tokens = (start + stride * torch.arange(LENGTH)) % SIZES["vocab_size"]
+    return tokens.chunk(dist.get_world_size())[dist.get_rank()].to(device)
+
+
+def last_checkpoint(folder):
+    """The newest one that is whole: its metadata is written last."""
+    whole = [path.parent for path in Path(folder).glob("step-*/.metadata")]
+    return max(whole, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def train(arguments, device):
+    """Train, or continue; returns this rank's losses."""
+    model, forward, optimizer = build(arguments.parallel, arguments.optimizer, device)
+    start, saved = 0, last_checkpoint(arguments.folder)
+    if saved is not None:
+        optimizer.init_state()
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        dcp.load(state, checkpoint_id=saved)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = int(saved.name.removeprefix("step-"))
+
+    # An asynchronous save talks in the background: through a group of its own, and that is gloo on GPUs too.
+    background, saving = dist.new_group(backend="gloo"), None
+    losses = []
+    for step in range(start, arguments.steps):
+        tokens = batch(step, device)
+        loss = forward(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()  # all ranks raise a step later if a gradient was not finite on one of them
+        losses.append(loss.detach())
+        if (step + 1) % arguments.save_every == 0:
+            optimizer.check_gradients()
+            if saving is not None:
+                saving.result()
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            target = Path(arguments.folder) / f"step-{step + 1}"
+            saving = dcp.async_save(state, checkpoint_id=target, process_group=background)
+    if saving is not None:
+        saving.result()
+    return [float(loss) for loss in losses]
+
+
+def main():
+    """Run on this rank."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parallel", choices=("ddp", "fsdp2"), default="fsdp2")
+    parser.add_argument("--optimizer", choices=("muon", "soap"), default="muon")
+    parser.add_argument("--steps", type=int, default=200, help="steps of the whole run")
+    parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
+    parser.add_argument("--folder", default="runs/several_ranks", help="where the checkpoints lie")
+    arguments = parser.parse_args()
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo")
+    losses = train(arguments, device)
+    if dist.get_rank() == 0:
+        print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps" if losses else "the run was complete")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A rank that dies, and the example for several ranks."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed.checkpoint as dcp
+
+from tests.lite.distributed.checks import digest, load, saved_state
+from tests.lite.distributed.conftest import ROOT, launch
+from tests.lite.distributed.models import groups_of, model_for, muon
+
+
+def test_a_rank_that_dies_while_a_checkpoint_is_written(tmp_path):
+    """The other ends with errors within the collectives' timeout of 10 s; the checkpoint before is whole."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = str(Path(__file__).with_name("dying.py"))
+    start = time.monotonic()
+    ranks = [
+        subprocess.Popen([sys.executable, script, str(tmp_path), str(rank)], env=environment, stderr=subprocess.DEVNULL)
+        for rank in range(2)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert codes == [0, -9]
+    kept, saving, stepping = (tmp_path / "survivor.txt").read_text().split("\n")[:3]
+    assert saving.startswith("error")
+    assert stepping.startswith("error")
+    assert time.monotonic() - start < 110
+    assert not (tmp_path / "cut" / ".metadata").exists()
+
+    model = model_for("muon")
+    optimizer = muon(groups_of(model, "muon"))
+    load(model, optimizer, tmp_path / "good", "plain")  # in one process
+    names = {p: name for name, p in model.named_parameters()}
+    state = {f"{names[p]}:{key}": x for p, each in optimizer.state.items() for key, x in each.items()}
+    assert digest(state | {name: p for p, name in names.items()}) == kept
+    with pytest.raises(dcp.CheckpointException, match="metadata"):
+        dcp.load(saved_state(model, optimizer, "plain"), checkpoint_id=tmp_path / "cut")
+
+
+def test_the_example_runs_and_goes_on_with_another_number_of_ranks(tmp_path):
+    script = ROOT / "examples/several_ranks.py"
+    shared = ["--folder", tmp_path, "--save-every", "2"]
+    first = launch(script, 2, "--parallel", "fsdp2", "--steps", "2", *shared)
+    assert first.returncode == 0, first.stderr
+    assert "in 2 steps" in first.stdout
+    second = launch(script, 1, "--parallel", "ddp", "--steps", "4", *shared)
+    assert second.returncode == 0, second.stderr
+    assert "in 2 steps" in second.stdout  # from step 2 on
