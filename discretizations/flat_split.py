@@ -116,7 +116,8 @@ def top_right_subspace(covector: Tensor, rank: int) -> Tensor:
 
 def subspace_complement(basis: Tensor) -> Projector:
     """X ↦ X − (XV)Vᵀ for orthonormal columns V, shape ``(*batch, n, k)``."""
-    return lambda x: x - (x @ basis) @ basis.mT
+    subtract = torch.addmm if basis.ndim == 2 else torch.baddbmm
+    return lambda x: subtract(x, x @ basis, basis.mT, alpha=-1.0)
 
 
 class CoordinateThresholds(NamedTuple):

@@ -45,7 +45,8 @@ def track_subspace(x: Tensor, basis: Tensor) -> Tensor:
     """One step of block iteration with Rayleigh–Ritz.
 
     Args:
-        x: Matrices, shape ``(*batch, m, n)``, float32 or float64.
+        x: Matrices, shape ``(*batch, m, n)``. Products with half-precision ones are made in their type, all else in
+            float32.
         basis: V of the call before, shape ``(*batch, n, k)``.
 
     Returns:
@@ -56,13 +57,15 @@ def track_subspace(x: Tensor, basis: Tensor) -> Tensor:
     """
     if not basis.size(-1):  # a mask of rank 0
         return basis
-    warm = basis.to(x.dtype)
-    block = _near_one(x.mT @ _near_one(x @ warm))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    warm = basis.to(wide)
+    image = _near_one((x @ warm.to(x.dtype)).to(wide))
+    block = _near_one((x.mT @ image.to(x.dtype)).to(wide))
     length = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
-    block = block / length.clamp(min=torch.finfo(x.dtype).tiny)
+    block = block / length.clamp(min=torch.finfo(wide).tiny)
     on_cpu = x.device.type == "cpu"
     columns = torch.linalg.qr(block).Q if on_cpu else cholesky_orthonormalize(block)
-    image = _near_one(x @ columns)
+    image = _near_one((x @ columns.to(x.dtype)).to(wide))
     small = image.mT @ image
     if on_cpu:
         # LAPACK's eigensolver raises for numbers that are not finite; the columns then are not finite either.

@@ -206,7 +206,9 @@ def muon_covector(rule: MuonRule, g: Tensor, momentum: Tensor) -> tuple[Tensor, 
     theta = rule.momentum
     g = g.to(momentum.dtype)
     m = momentum_step(momentum, g, alpha=1.0 - theta, gain=1.0 - theta)
-    work = torch.promote_types(m.dtype, rule.iteration_dtype(m))
+    work = rule.iteration_dtype(m)
+    if rule.mask in ("threshold", "exact"):  # for comparison with published and exact masks
+        work = torch.promote_types(m.dtype, work)
     return m, lookahead(m, g, (1.0 - theta) / theta).to(work), g.to(work)
 
 
@@ -258,7 +260,7 @@ def muon_direction(
 
     rank, flat = sharp_rank(rule.sharp_fraction, covector), None
     if subspace is not None and rule.mask is not None:  # even while χ = 1, for a schedule that will need it
-        subspace = track_subspace(covector.to(torch.promote_types(covector.dtype, torch.float32)), subspace)
+        subspace = track_subspace(covector, subspace)
     if rule.is_split:
         top = top_right_subspace(covector, rank) if subspace is None else subspace[..., :rank]
         flat = subspace_complement(top.to(covector.dtype))

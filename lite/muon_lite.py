@@ -136,6 +136,9 @@ class MuonLITE(LITEOptimizer):
             rho, subspace = (entry.state.get(name) for name in ("rho", "subspace"))
             require_state(_rule(group), entry.w, rho=rho, subspace=subspace)
 
+    def largest_batch(self, w: Tensor) -> int:
+        return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
+
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else group["mask"]
         state = initial_muon_state(w, mask=mask, sharp_fraction=group["sharp_fraction"])
@@ -228,6 +231,7 @@ class Muon(MuonLITE):
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
 
 
+_LARGEST_CPU_BATCH = 2**20  # numbers; beyond that temporaries leave a CPU's caches (measured)
 _RULE_SETTINGS = (
     "lr",
     "momentum",

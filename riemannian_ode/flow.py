@@ -26,6 +26,13 @@ def _is(coefficient: Any, value: float) -> bool:
     return isinstance(coefficient, (int, float)) and coefficient == value
 
 
+def _plus(x: Array, c: Any, y: Array) -> Array:
+    """x + cy; torch tensors take one pass over memory, where the operators take two."""
+    if hasattr(x, "addcmul") and isinstance(c, (int, float)):
+        return x.add(y, alpha=c)
+    return x + c * y
+
+
 def momentum_rate(m: Array, g: Array, *, alpha: Any, gain: Any = 1.0, correction: Array | None = None) -> Array:
     r"""Rate of the momentum covector, :math:`\dot m = -\alpha m + c\,g + R`.
 
@@ -66,6 +73,9 @@ def momentum_step(
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
+    is_average = correction is None and _is(h, 1.0) and isinstance(alpha, float) and _is(gain, alpha)
+    if is_average and hasattr(m, "lerp") and m.dtype == g.dtype:
+        return m.lerp(g, alpha)  # the same in one pass over memory
     rate = momentum_rate(m, g, alpha=alpha, gain=gain, correction=correction)
     return m + (rate if _is(h, 1.0) else h * rate)
 
@@ -80,7 +90,7 @@ def lookahead(m: Array, g: Array, nesterov: Any) -> Array:
     """
     if _is(nesterov, 0.0):
         return m
-    return m + nesterov * g
+    return _plus(m, nesterov, g)
 
 
 def lite_velocity(
@@ -116,13 +126,13 @@ def lite_velocity(
     Source: arXiv:2602.22681, Algorithm 1; the single projection is derived in docs/theory.
     """
     base = a if decay is None else a + decay
-    sharp = base if d is None or _is(beta_sharp, 0.0) else base + beta_sharp * d
+    sharp = base if d is None or _is(beta_sharp, 0.0) else _plus(base, beta_sharp, d)
     scaled = sharp if _is(chi_sharp, 1.0) else chi_sharp * sharp
     if flat is None:
         return scaled
     extra = (chi - chi_sharp) * base
     if d is not None:
-        extra = extra + (chi * beta_flat - chi_sharp * beta_sharp) * d
+        extra = _plus(extra, chi * beta_flat - chi_sharp * beta_sharp, d)
     return scaled + flat(extra)
 
 
@@ -203,4 +213,4 @@ def position_step(w: Array, u: Array, *, eta: Any, h: Any = 1.0) -> Array:
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
-    return w - (h * eta) * u
+    return _plus(w, -(h * eta), u)
