@@ -179,7 +179,8 @@ class MuonLITE(LITEOptimizer):
         mask = {"rho": state.get("rho"), "subspace": state.get("subspace")}
         u, *after = muon_direction(_rule(group), covector, inputs.get("g"), decayed=inputs.get("w"), **mask)
         new = {name: value for name, value in zip(mask, after, strict=True) if value is not None}
-        return update_scale(covector) * u, new
+        wide = torch.promote_types(u.dtype, torch.float32)  # as position_step works with it in one process
+        return update_scale(covector) * u.to(wide), new
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
         rule = _rule(group)
