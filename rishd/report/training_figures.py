@@ -16,13 +16,13 @@ _LAG_COLOURS = (GREEN, VERMILION, PURPLE)
 
 
 def noise_figure(study: NoiseStudy) -> Figure:
-    """Final heights at the best learning rates, and the gain at best and at equal ones, over σ.
+    """Final heights at the best learning rates and the gain over σ, and final heights over the batch size.
 
     Args:
         study: Of :func:`rishd.studies.noise.noise_study`.
     """
-    figure = Figure(figsize=(11.5, 4.2), layout="constrained")
-    heights, gains = figure.subplots(1, 2)
+    figure = Figure(figsize=(15.5, 4.2), layout="constrained")
+    heights, gains, batches = figure.subplots(1, 3)
     for sweep, line in zip(study.sweeps, ("-", "--"), strict=True):
         for values, colour, name in ((sweep.base, BASE_COLOUR, "base"), (sweep.lite, LITE_COLOUR, "LITE")):
             heights.loglog(study.sigma, values, "o" + line, mfc="none", color=colour, label=f"{name}, {sweep.schedule}")
@@ -38,7 +38,20 @@ def noise_figure(study: NoiseStudy) -> Figure:
         title="Each at its best learning rate",
     )
     gains.set(xlabel="gradient noise σ (batch size 1/σ²)", ylabel="base over LITE", title="Gain of LITE")
-    for axes in (heights, gains):
+    for batch_sweep, line in zip(study.batch_sweeps, ("-", "--"), strict=True):
+        for values, colour, name in (
+            (batch_sweep.base, BASE_COLOUR, "base"),
+            (batch_sweep.lite, LITE_COLOUR, "LITE"),
+        ):
+            label = f"{name}, {batch_sweep.schedule}"
+            batches.loglog(study.batches, values, "o" + line, mfc="none", color=colour, label=label)
+    batches.invert_xaxis()
+    batches.set(
+        xlabel="batch size (noise grows to the right)",
+        ylabel=f"mean f − f* after {study.steps} steps",
+        title="Regression, each at its best learning rate",
+    )
+    for axes in (heights, gains, batches):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure

@@ -1,7 +1,7 @@
 r"""The noise study: LITE's gain over the base method under gradient noise, learning rate constant and annealed.
 
-Noise of standard deviation σ per coordinate stands for batches of :math:`1/\sigma^2` samples whose gradients have
-variance 1.
+On the curved valley, noise of standard deviation σ per coordinate stands for batches of :math:`1/\sigma^2` samples
+whose gradients have variance 1. On a linear regression the noise is that of real mini-batches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from discretizations.stability import stable_limit, step_matrix
 from lite.schedules import learning_rate_factor
 from rishd.studies.descent import Rule, curved_valley, descend, hessian_mask, sharpest_curvature, upstream_starts
 from rishd.studies.record import Record
-from toy_landscapes import GaussianNoise, RiverValley, StochasticGradient
+from toy_landscapes import GaussianNoise, Landscape, LinearRegression, MiniBatches, RiverValley, StochasticGradient
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0
 SCHEDULES = ("constant", "annealed")
 _TAIL = 0.05  # of the steps: over them the final height is averaged
+_SAMPLES, _INPUT_SPECTRUM = 64, (8.0, 4.0, 0.02, 0.01, 0.005)  # of the regression: two sharp directions, three flat
 _SHARE = 0.1  # of the stability limit: the learning rate of the comparison at equal η
 
 
@@ -60,6 +61,27 @@ class NoiseSweep:
 
 
 @dataclass(frozen=True)
+class BatchSweep:
+    """One schedule over the batch size, on a linear regression.
+
+    Args:
+        schedule: Of :data:`SCHEDULES`.
+        base: Mean final height of the base method at its best learning rate, shape ``(k,)``.
+        lite: LITE's, at its own best, shape ``(k,)``.
+    """
+
+    schedule: str
+    base: np.ndarray
+    lite: np.ndarray
+
+    @property
+    def gain(self) -> np.ndarray:
+        """Base method's height over LITE's."""
+        ratio: np.ndarray = self.base / self.lite
+        return ratio
+
+
+@dataclass(frozen=True)
 class NoiseStudy(Record):
     """All of it.
 
@@ -70,6 +92,8 @@ class NoiseStudy(Record):
         floor_ratio: Base method's stationary height over LITE's at the common learning rate: claim C10's covariance at
             the bottom of the valley, where it is a quadratic.
         sweeps: One a schedule.
+        batches: Batch sizes of the regression, shape ``(k,)``.
+        batch_sweeps: One a schedule.
     """
 
     steps: int
@@ -77,6 +101,8 @@ class NoiseStudy(Record):
     sigma: np.ndarray
     floor_ratio: float
     sweeps: tuple[NoiseSweep, ...]
+    batches: np.ndarray
+    batch_sweeps: tuple[BatchSweep, ...]
 
     @property
     def conclusion(self) -> str:
@@ -89,10 +115,17 @@ class NoiseStudy(Record):
         ]
         return (
             f"Each at its best learning rate, LITE ends lower than the base method by the factor "
-            f"{' and '.join(parts)}. "
+            f"{' and '.join(parts)}; on mini-batches of a regression by {self._batch_text()}. "
             f"At the same constant η = {self.eta:.3g} the factor falls to {constant.equal_gain[-1]:.2g} at the largest "
             f"σ (the stationary floors of claim C10 alone: {self.floor_ratio:.2g}) and with annealing to "
             f"{annealed.equal_gain[-1]:.2g}."
+        )
+
+    def _batch_text(self) -> str:
+        return " and ".join(
+            f"{sweep.gain[0]:.3g} at batch size {self.batches[0]} and {sweep.gain[-1]:.3g} at {self.batches[-1]} "
+            f"({sweep.schedule})"
+            for sweep in self.batch_sweeps
         )
 
     def table(self) -> list[dict[str, str]]:
@@ -130,7 +163,12 @@ def noise_study(*, quick: bool = False, seed: int = 0) -> NoiseStudy:
     for schedule in SCHEDULES:
         base, fast = (
             np.array(
-                [_final_heights(valley, starts, np.append(ladder, eta), s, schedule, lite, steps, seed) for s in sigma]
+                [
+                    _final_heights(
+                        valley, starts, np.append(ladder, eta), GaussianNoise(s**2), schedule, lite, steps, seed
+                    )
+                    for s in sigma
+                ]
             )
             for lite in (False, True)
         )
@@ -145,7 +183,32 @@ def noise_study(*, quick: bool = False, seed: int = 0) -> NoiseStudy:
                 fast[:, -1],
             )
         )
-    return NoiseStudy(steps, eta, sigma, _floor_ratio(valley, eta), tuple(sweeps))
+    batches = np.array([_SAMPLES, 8, 1] if quick else [_SAMPLES, 16, 4, 1])
+    batch_sweeps = _batch_sweeps(batches, members=4 if quick else 16, rates=8 if quick else 16, steps=steps, seed=seed)
+    return NoiseStudy(steps, eta, sigma, _floor_ratio(valley, eta), tuple(sweeps), batches, batch_sweeps)
+
+
+def _batch_sweeps(batches: np.ndarray, *, members: int, rates: int, steps: int, seed: int) -> tuple[BatchSweep, ...]:
+    """Both methods on a linear regression with mini-batches, each at its best learning rate."""
+    regression = LinearRegression.synthetic(
+        [1.0], _INPUT_SPECTRUM, samples=_SAMPLES, noise=0.3, seed=seed, sharp_rank=2
+    )
+    ladder = float(stable_limit(ALPHA, 0.0)) / _INPUT_SPECTRUM[0] * np.geomspace(1e-3, 0.8, rates)
+    starts = np.zeros((members, regression.dimension))
+    sweeps = []
+    for schedule in SCHEDULES:
+        base, fast = (
+            np.array(
+                [
+                    _final_heights(regression, starts, ladder, MiniBatches(int(b)), schedule, lite, steps, seed).min()
+                    - regression.value(regression.minimizer)
+                    for b in batches
+                ]
+            )
+            for lite in (False, True)
+        )
+        sweeps.append(BatchSweep(schedule, base, fast))
+    return tuple(sweeps)
 
 
 def stationary_height(curvature: float, eta: float, alpha: float, beta: float) -> float:
@@ -170,17 +233,17 @@ def _floor_ratio(valley: RiverValley, eta: float) -> float:
 
 
 def _final_heights(
-    valley: RiverValley,
+    landscape: Landscape,
     starts: np.ndarray,
     rates: np.ndarray,
-    sigma: float,
+    noise: GaussianNoise | MiniBatches,
     schedule: str,
     lite: bool,
     steps: int,
     seed: int,
 ) -> np.ndarray:
     """Mean height over the last steps and all starts, shape ``(rates,)``."""
-    noisy = StochasticGradient(valley, GaussianNoise(sigma**2), generator=np.random.default_rng(seed + 1))
+    noisy = StochasticGradient(landscape, noise, generator=np.random.default_rng(seed + 1))
 
     def eta(k: int) -> Any:
         if schedule == "constant":
@@ -191,7 +254,7 @@ def _final_heights(
 
     rule = Rule(eta=eta, alpha=ALPHA)
     if lite:
-        rule = Rule(eta=eta, alpha=ALPHA, chi=CHI, beta_flat=BETA_FLAT, mask=hessian_mask(valley))
+        rule = Rule(eta=eta, alpha=ALPHA, chi=CHI, beta_flat=BETA_FLAT, mask=hessian_mask(landscape))
     w = np.repeat(starts[:, None], len(rates), axis=1)
     heights = descend(noisy, w, rule, steps=steps)
     tail: np.ndarray = heights[-max(1, round(_TAIL * steps)) :].mean((0, 1))

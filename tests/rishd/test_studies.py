@@ -182,6 +182,15 @@ def test_stationary_height_is_what_a_noisy_mode_reaches():
     assert stationary_height(1e-4, eta, 0.1, beta) == pytest.approx(eta * (10.0 + beta) / 4, rel=1e-3)
 
 
+def test_small_batches_take_the_gain(results):
+    data = results["noise"].data
+    assert data["batches"] == sorted(data["batches"], reverse=True)
+    for sweep in data["batch_sweeps"]:
+        gain = np.array(sweep["base"]) / np.array(sweep["lite"])
+        assert gain[0] > 2 * gain[-1]
+        assert gain[-1] > 0.8
+
+
 def test_noise_takes_the_gain(results):
     for sweep in results["noise"].data["sweeps"]:
         gains = np.array(sweep["base"]) / np.array(sweep["lite"])
