@@ -7,7 +7,6 @@ multiply and add in float32 and differ by rounding alone. Elsewhere the function
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -16,6 +15,20 @@ from torch import Tensor
 _SMALLEST = 2**22  # multiplications of a product from which on oneDNN's start pays (measured)
 _PANEL = 128  # columns that Householder's reflections are gathered for (measured best of 32 … 256)
 _SMALLEST_QR = 384  # columns from which on panels pay (measured)
+
+
+def _mkl_is_slow() -> bool:
+    """Whether MKL leaves the wide vector units of this processor unused, and oneDNN is there to use them."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return (
+        "AMD" in capabilities.get("cpu_name", "")
+        and bool(capabilities.get("avx512_f"))
+        and bool(torch._C.has_mkl)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+_MKL_IS_SLOW = _mkl_is_slow()  # known on import, so that torch.compile sees a constant
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -99,17 +112,6 @@ def _prefers_onednn(a: Tensor, b: Tensor) -> bool:
         and a.device.type == b.device.type == "cpu"
         and a.ndim == b.ndim <= 3
         and not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-        and _mkl_is_slow()
-    )
-
-
-@functools.cache
-def _mkl_is_slow() -> bool:
-    """Whether MKL leaves the wide vector units of this processor unused, and oneDNN is there to use them."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return (
-        "AMD" in capabilities.get("cpu_name", "")
-        and bool(capabilities.get("avx512_f"))
-        and bool(torch._C.has_mkl)
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and _MKL_IS_SLOW
+        and not torch.compiler.is_compiling()  # the compiler chooses its kernels itself
     )

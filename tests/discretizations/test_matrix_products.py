@@ -11,7 +11,7 @@ from discretizations.matrix_products import orthonormal_columns, product
 def kernel(request, monkeypatch):
     if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(matrix_products, "_mkl_is_slow", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(matrix_products, "_MKL_IS_SLOW", request.param == "oneDNN")
 
 
 def matrix(*shape, seed=0, dtype=torch.float32):

@@ -211,12 +211,25 @@ def test_fast_kernels_are_as_near_to_float64_as_torchs(monkeypatch):
     exact, _ = run(lite, torch.zeros(shape, dtype=torch.float64), gradients(shape, 6))
     errors = []
     for fast in (False, True):
-        monkeypatch.setattr(matrix_products, "_mkl_is_slow", lambda fast=fast: fast)
+        monkeypatch.setattr(matrix_products, "_MKL_IS_SLOW", fast)
         w, state = run(lite, torch.zeros(shape), gradients(shape, 6, torch.float32))
         errors.append(float((w - exact).norm() / exact.norm()))
         torch.testing.assert_close(state.left_basis.T @ state.left_basis, torch.eye(400), rtol=0, atol=1e-5)
     assert errors[0] != errors[1]  # they are different kernels
     assert errors[1] <= 2 * errors[0] <= 0.02
+
+
+def test_a_step_can_be_traced_whole():
+    """By torch.compile without a break, large enough that it would meet oneDNN's products."""
+    lite, shape = rule(chi=2.0, beta_flat=1.0, weight_decay=0.1), (256, 384)
+    w, state = run(lite, torch.zeros(shape), gradients(shape, 12, torch.float32))
+    (g,) = gradients(shape, 1, torch.float32, seed=5)
+
+    def step(w, g, state):
+        return soap_update(lite, w, g, state, step=12, numbers=[0])
+
+    traced, _ = torch.compile(step, backend="eager", fullgraph=True)(w, g, state)
+    torch.testing.assert_close(traced, step(w, g, state)[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (24, 40)])
