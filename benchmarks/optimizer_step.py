@@ -62,9 +62,11 @@ def heavyball_soap(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     import heavyball
 
     heavyball.utils.compile_mode = None
-    return heavyball.SOAP(
+    optimizer: torch.optim.Optimizer = heavyball.SOAP(
         params, 3e-3, betas=(0.95, 0.95), precondition_frequency=FREQUENCY, use_precond_schedule=False, merge_dims=False
     )
+    optimizer.consume_grad = False  # else it drops the gradients, and its next steps are empty
+    return optimizer
 
 
 MUONS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -95,13 +97,19 @@ def parameters(model: str, dtype: torch.dtype) -> list[nn.Parameter]:
 
 
 def step_seconds(optimizers: dict[str, torch.optim.Optimizer], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every step, one step of each in turn."""
+    """Seconds of every step, one step of each in turn.
+
+    Raises:
+        RuntimeError: if an optimizer drops its gradients, so that its next steps would do nothing.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(repeats):
         for name, optimizer in optimizers.items():
             begun = time.perf_counter()
             optimizer.step()
             seconds[name].append(time.perf_counter() - begun)
+            if any(p.grad is None for group in optimizer.param_groups for p in group["params"]):
+                raise RuntimeError(f"{name} has dropped its gradients; its next steps would be empty.")
     return seconds
 
 
