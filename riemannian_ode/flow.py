@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 Array: TypeAlias = Any  # numpy.ndarray or torch.Tensor: their array-API subset has no common static type
 Projector: TypeAlias = Callable[[Array], Array]
+_FLOAT32_MAX = 2.0**127
 
 
 def _is(coefficient: Any, value: float) -> bool:
@@ -27,8 +28,11 @@ def _is(coefficient: Any, value: float) -> bool:
 
 
 def _plus(x: Array, c: Any, y: Array) -> Array:
-    """x + cy; torch tensors take one pass over memory, where the operators take two."""
-    if hasattr(x, "addcmul") and isinstance(c, (int, float)):
+    """x + cy; torch tensors of training types take one pass over memory, where the operators take two.
+
+    In float64 that would round once where numpy rounds twice, and a number beyond float32 is refused by torch.
+    """
+    if hasattr(x, "addcmul") and isinstance(c, (int, float)) and x.dtype.itemsize < 8 and abs(c) < _FLOAT32_MAX:
         return x.add(y, alpha=c)
     return x + c * y
 
