@@ -116,8 +116,14 @@ def top_right_subspace(covector: Tensor, rank: int) -> Tensor:
 
 def subspace_complement(basis: Tensor) -> Projector:
     """X ↦ X − (XV)Vᵀ for orthonormal columns V, shape ``(*batch, n, k)``."""
-    subtract = torch.addmm if basis.ndim == 2 else torch.baddbmm
-    return lambda x: subtract(x, x @ basis, basis.mT, alpha=-1.0)
+
+    def complement(x: Tensor) -> Tensor:
+        if x.shape[:-2] == basis.shape[:-2] and x.ndim <= 3:  # product and difference in one pass over memory
+            subtract = torch.addmm if x.ndim == 2 else torch.baddbmm
+            return subtract(x, x @ basis, basis.mT, alpha=-1.0)
+        return x - (x @ basis) @ basis.mT
+
+    return complement
 
 
 class CoordinateThresholds(NamedTuple):

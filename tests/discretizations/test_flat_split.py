@@ -118,3 +118,12 @@ def test_coordinate_thresholds_settle_at_the_fraction():
     assert above[0] == pytest.approx(0.1, abs=0.02)
     assert above[1] == pytest.approx(0.2, abs=0.02)
     assert thresholds.lo <= 0.95 * thresholds.hi
+
+
+def test_the_complement_of_a_subspace_broadcasts_over_batches():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 5, 6, generator=g, dtype=torch.float64)
+    bases = torch.linalg.qr(torch.randn(3, 2, 6, 2, generator=g, dtype=torch.float64))[0]
+    for basis in (bases, bases[0], bases[0, 0]):
+        torch.testing.assert_close(subspace_complement(basis)(x), x - x @ (basis @ basis.mT))
+    torch.testing.assert_close(subspace_complement(bases[0])(x[0]), x[0] - x[0] @ (bases[0] @ bases[0].mT))

@@ -198,6 +198,7 @@ def test_interrupts_at_any_moment_leave_a_run_that_continues_to_the_last_bit(tmp
     whole = simulate(system, W0, **options)
 
     previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    of_shell = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background start with it ignored
     interrupts = 0
     try:
         for attempt in range(500):
@@ -215,6 +216,7 @@ def test_interrupts_at_any_moment_leave_a_run_that_continues_to_the_last_bit(tmp
             interrupts += 1
     finally:
         signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGINT, of_shell)
     assert run.status == "finished"
     assert interrupts > 3
     for name in ("times", "w", "m", "observed_times"):

@@ -127,7 +127,7 @@ def test_density_of_a_diagonal_matrix_has_its_trace(rng):
 
 def test_density_counts_the_eigenvalues(model, ids, hessian):
     values = np.linalg.eigvalsh(dense(model, ids, TALL))
-    density = spectral_density(hessian.product(TALL), 80, probes=200, steps=25)
+    density = spectral_density(hessian.product(TALL), 80, probes=40, steps=25)
     for edge in np.quantile(values, (0.1, 0.9)):
         share = density.weights[density.nodes > edge].sum()
         assert share == pytest.approx((values > edge).mean(), abs=0.08)
