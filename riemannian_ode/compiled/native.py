@@ -123,9 +123,12 @@ class NativeLoop:
             part(0, self.padded)
             return after
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(threads)
+            self._pool = ThreadPoolExecutor()
         ends = [blocks * i // threads * self.lanes for i in range(threads + 1)]
-        list(self._pool.map(part, ends[:-1], ends[1:]))
+        others = [self._pool.submit(part, *ends[i : i + 2]) for i in range(1, threads)]
+        part(*ends[:2])
+        for other in others:
+            other.result()
         return after
 
     def is_finite(self, rows: np.ndarray) -> bool:
