@@ -1,12 +1,13 @@
 """What importing costs: `import lite` must bring torch and nothing heavier."""
 
-import subprocess
 import sys
+
+from tests.launches import finished
 
 
 def _loaded_after(statement: str) -> set[str]:
     code = f"import sys, torch; before = set(sys.modules); {statement}; print('\\n'.join(set(sys.modules) - before))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = finished([sys.executable, "-c", code])
     return {name.split(".")[0] for name in result.stdout.split()}
 
 
@@ -18,7 +19,7 @@ def test_import_lite_loads_nothing_heavy():
 
 def test_flow_needs_no_library():
     code = "import sys, riemannian_ode.flow; print('numpy' in sys.modules, 'torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = finished([sys.executable, "-c", code])
     assert result.stdout.split() == ["False", "False"]
 
 
@@ -35,11 +36,11 @@ def test_numpy_landscapes_do_not_load_torch():
         "noisy = t.StochasticGradient(f, t.MiniBatches(2), generator=numpy.random.default_rng(0))\n"
         "print(noisy.gradient(w).shape, 'torch' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = finished([sys.executable, "-c", code])
     assert result.stdout.split() == ["(2,)", "False"]
 
 
 def test_help_does_not_load_torch():
     code = "import sys\nfrom rishd.cli import app\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = finished([sys.executable, "-c", code])
     assert result.stdout.split() == ["False", "False"]

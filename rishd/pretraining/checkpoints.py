@@ -63,22 +63,21 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
         clean(folder)
         partial.mkdir(parents=True)
     _barrier()
-    problem: Exception | None = None
-    try:
-        write(partial)
-        for path in partial.rglob("*"):
-            if path.is_file():
-                _to_disk(path)
-    except Exception as error:  # safetensors and torch.save have errors of their own for a full disk
-        problem = error
-    failed = _messages(problem)
-    if failed:
-        if is_first_rank:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise RunCheckpointError(
-            f"the checkpoint of step {step} could not be written ({'; '.join(failed)}); make room, then --resume. "
-            f"{kept(folder)}"
-        ) from problem
+    # Two stages: before all have written, another rank's files may be temporary ones that vanish under this one.
+    for stage in (write, _all_to_disk):
+        problem: Exception | None = None
+        try:
+            stage(partial)
+        except Exception as error:  # safetensors and torch.save have errors of their own for a full disk
+            problem = error
+        failed = _messages(problem)
+        if failed:
+            if is_first_rank:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise RunCheckpointError(
+                f"the checkpoint of step {step} could not be written ({'; '.join(failed)}); make room, then --resume. "
+                f"{kept(folder)}"
+            ) from problem
     if is_first_rank:
         if place.exists():  # of a run that was resumed from an earlier one
             _remove(place)
@@ -99,6 +98,12 @@ def _remove(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".{checkpoint.name}.old")  # in one step it is no checkpoint any more
     checkpoint.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _all_to_disk(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _to_disk(path)
 
 
 def _to_disk(path: Path) -> None:

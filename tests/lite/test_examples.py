@@ -1,16 +1,12 @@
 """The example scripts, at a tiny size."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from examples import plain_loop
-
-ROOT = Path(__file__).parents[2]
+from tests.launches import finished
 
 
 def same_weights(a, b):
@@ -28,10 +24,7 @@ def test_plain_loop_learns_and_resumes_bit_for_bit(tmp_path):
 
 
 def test_plain_loop_runs_as_a_script(tmp_path):
-    command = [sys.executable, str(ROOT / "examples/plain_loop.py"), "--folder", str(tmp_path), "--steps", "3"]
-    result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
-    )
+    result = finished([sys.executable, "examples/plain_loop.py", "--folder", tmp_path, "--steps", "3"])
     assert result.stdout.startswith("loss 3.") and "in 3 steps" in result.stdout
 
 

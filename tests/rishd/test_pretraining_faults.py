@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from rishd.pretraining.checkpoints import RunCheckpointError, whole_checkpoints
 from rishd.pretraining.config_files import dump_yaml
 from rishd.pretraining.results import METRICS, read_metrics, read_summary, series
 from rishd.pretraining.trainer import PretrainTrainer
+from tests.launches import torchrun
 from tests.rishd.runs import run, tiny
 
 SMALL = {"model.settings": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}}
@@ -24,18 +24,9 @@ def losses(folder):
     return series(rows, "loss"), series(rows, "validation_loss")
 
 
-def command(folder, *options, ranks=0):
-    """``rishd pretrain`` on the configuration beside a folder, alone or under torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    several = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
-    launch = [sys.executable, *(several if ranks else [])]
-    return [*launch, "-m", "rishd.cli", "pretrain", f"{folder}.yaml", "--out", str(folder), *options]
-
-
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def pretrain(folder, *options):
+    """Words of ``rishd pretrain`` on the configuration beside a folder."""
+    return ["-m", "rishd.cli", "pretrain", f"{folder}.yaml", "--out", str(folder), *options]
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(text, tmp_path):
@@ -45,7 +36,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(text, tmp_path):
     (tmp_path / "part.yaml").write_text(dump_yaml(config.to_mapping()))
     for least in (5, 30):  # killed twice: wherever it is when that many rows are there
         options = ("--resume",) if part.exists() else ()
-        with subprocess.Popen(command(part, *options), env=environment(), stderr=subprocess.PIPE) as process:
+        command = [sys.executable, *pretrain(part, *options)]
+        with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline and process.poll() is None:
                 if (part / METRICS).exists() and len((part / METRICS).read_bytes().splitlines()) >= least:
@@ -103,7 +95,7 @@ def test_two_ranks_make_the_steps_of_one_and_resume(text, tmp_path):
         folder = tmp_path / sharding
         sharded = tiny(text, {**changes, "training.sharding": sharding})
         (tmp_path / f"{sharding}.yaml").write_text(dump_yaml(sharded.to_mapping()))
-        subprocess.run(command(folder, ranks=2), env=environment(), check=True, timeout=240, capture_output=True)
+        torchrun(2, *pretrain(folder))
         for mine, one in zip(losses(folder), expected, strict=True):
             assert [step for step, _ in mine] == [step for step, _ in one]
             assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in one], rel=1e-4)
@@ -111,7 +103,5 @@ def test_two_ranks_make_the_steps_of_one_and_resume(text, tmp_path):
     for name in ("checkpoint-6", "model"):  # as if killed after step 4
         shutil.rmtree(folder / name)
     (folder / "summary.json").unlink()
-    subprocess.run(
-        command(folder, "--resume", ranks=2), env=environment(), check=True, timeout=240, capture_output=True
-    )
+    torchrun(2, *pretrain(folder, "--resume"))
     assert losses(folder) == before

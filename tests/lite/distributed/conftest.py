@@ -1,29 +1,11 @@
 """Launches of the checks on several gloo ranks, one for each number of ranks; their results for all tests."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-TIMEOUT = 150  # seconds of one launch
-
-
-def launch(script, ranks, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*command, script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env=environment,
-        cwd=ROOT,
-        check=False,
-    )
+from tests.launches import torchrun
 
 
 class Results:
@@ -38,9 +20,8 @@ class Results:
             before = {1: [4], 2: [], 4: [2]}[ranks]  # each loads what an earlier one saved
             for earlier in before:
                 self.of(earlier, None)
-            done = launch(Path(__file__).with_name("checks.py"), ranks, self.folder)
+            torchrun(ranks, Path(__file__).with_name("checks.py"), self.folder)
             files = [self.folder / f"{ranks}-{rank}.json" for rank in range(ranks)]
-            assert all(file.exists() for file in files), done.stdout + done.stderr
             self._found[ranks] = [json.loads(file.read_text()) for file in files]
         if check is None:
             return None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch.distributed.checkpoint as dcp
 
+from tests.launches import ROOT, torchrun
 from tests.lite.distributed.checks import digest, load, saved_state
-from tests.lite.distributed.conftest import ROOT, launch
 from tests.lite.distributed.models import groups_of, model_for, muon
 
 
@@ -20,15 +20,17 @@ def test_a_rank_that_dies_while_a_checkpoint_is_written(tmp_path):
     script = str(Path(__file__).with_name("dying.py"))
     start = time.monotonic()
     ranks = [
-        subprocess.Popen([sys.executable, script, str(tmp_path), str(rank)], env=environment, stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            [sys.executable, script, tmp_path, str(rank)], env=environment, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     try:
-        codes = [process.wait(timeout=120) for process in ranks]
+        said = [process.communicate(timeout=120)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
-    assert codes == [0, -9]
+    assert [process.returncode for process in ranks] == [0, -9], "\n".join(said)
     kept, saving, stepping = (tmp_path / "survivor.txt").read_text().split("\n")[:3]
     assert saving.startswith("error")
     assert stepping.startswith("error")
@@ -48,9 +50,7 @@ def test_a_rank_that_dies_while_a_checkpoint_is_written(tmp_path):
 def test_the_example_runs_and_goes_on_with_another_number_of_ranks(tmp_path):
     script = ROOT / "examples/several_ranks.py"
     shared = ["--folder", tmp_path, "--save-every", "2"]
-    first = launch(script, 2, "--parallel", "fsdp2", "--steps", "2", *shared)
-    assert first.returncode == 0, first.stderr
+    first = torchrun(2, script, "--parallel", "fsdp2", "--steps", "2", *shared)
     assert "in 2 steps" in first.stdout
-    second = launch(script, 1, "--parallel", "ddp", "--steps", "4", *shared)
-    assert second.returncode == 0, second.stderr
+    second = torchrun(1, script, "--parallel", "ddp", "--steps", "4", *shared)
     assert "in 2 steps" in second.stdout  # from step 2 on

@@ -1,0 +1,23 @@
+"""Processes that tests start: under torchrun on a port that torch finds, and with their words where they fail."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def finished(command, *, timeout=300, code=0, **environment):
+    """Run a command to its end; one that ends otherwise than with ``code`` fails the test with all that it said."""
+    words = [str(word) for word in command]
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=own, cwd=ROOT, check=False)
+    assert done.returncode == code, f"{' '.join(words)}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def torchrun(ranks, *arguments, **options):
+    """:func:`finished` for a script, or ``-m`` a module, on some ranks of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return finished([*launcher, *arguments], **options)
