@@ -100,7 +100,10 @@ class MatrixRule(ABC):
         """Refuse the rule's own hyperparameters where they are out of range."""
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:  # noqa: B027  # likewise
-        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything."""
+        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything.
+
+        On several ranks every one checks all matrices, by shapes and settings alone: entries are on the meta device.
+        """
 
     def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
         """Cost of one matrix m×n beside others, by which work is divided: mn·min(m, n), as of matrix products."""

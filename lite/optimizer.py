@@ -212,6 +212,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             saved = state_dict["state"].get(index)
             if saved is not None:
                 self.state[p] = ranks.fitted_state(p, saved) if ranks else _copied(saved, p.device)
+        if ranks:
+            ranks.note_loaded()
         self._steps_made = max((step for group in self.param_groups for step in group.get("steps", [])), default=0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from lite.adamw import ADAMW_KEYS
 from lite.distributed.agreement import Agreement, check_same_construction
 from lite.distributed.division import Division, Job, Member, Task
 from lite.distributed.layout import Axis, Layouts, Team
-from lite.distributed.state import fitted_state, initial_state
+from lite.distributed.state import StateShapes, fitted_state, initial_state
 from lite.distributed.step import Step
 from lite.finiteness import NonFiniteError
 from lite.group_checks import parameter_names, sparse_message
-from lite.parameter_entries import count_gradients, group_views, matrix_state
+from lite.parameter_entries import count_gradients, group_views, matrix_state, steps_so_far
 from lite.tensor_batches import RunningNumbers
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Ranks:
         self.members: dict[Tensor, Member] = {}
         self._agreements: list[Agreement] = []
         self._active: list[Member] = []
+        self._checked = StateShapes(optimizer)
         self._error: NonFiniteError | None = None
         self.extend()
 
@@ -95,6 +96,14 @@ class Ranks:
         member = self.members[p]
         return fitted_state(self._optimizer, self._optimizer.param_groups[member.group], member, saved)
 
+    def note_loaded(self) -> None:
+        """Take in that state was loaded, on this rank or on others, into groups as they are now."""
+        for member in self.members.values():
+            if isinstance(member, Task) and (
+                member in self._checked or steps_so_far(self._optimizer.param_groups[member.group])[member.index]
+            ):
+                self._checked.note(member)
+
     def step(self, steps_made: int) -> None:
         """One step with the gradients that there are; outcomes of the step before are taken in.
 
@@ -111,6 +120,7 @@ class Ranks:
         ]
         for member in self._active:
             self._init(member)
+        self._checked.check(self._active)
         if self._active:
             Step(self._optimizer, self._active, self._agreements, steps_made).run()
 
@@ -147,6 +157,8 @@ class Ranks:
         if member.p not in self._optimizer.state:
             group = self._optimizer.param_groups[member.group]
             self._optimizer.state[member.p] = initial_state(self._optimizer, group, member)
+        if isinstance(member, Task) and member not in self._checked:
+            self._checked.note(member)
 
     def _agree(self) -> None:
         members, teams = list(self.members.values()), self._layouts.teams

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,11 @@ from lite.adamw import ADAMW_KEYS, initial_adamw_state
 from lite.distributed.division import Member, Task
 from lite.distributed.layout import local_part
 from lite.matrix_rule import MatrixRule
-from lite.parameter_entries import matrix_state
+from lite.parameter_entries import matrix_state, parameter_entries
+from lite.tensor_batches import TensorEntry
+
+if TYPE_CHECKING:
+    from lite.optimizer import LITEOptimizer
 
 
 def initial_state(rule: MatrixRule, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
@@ -55,6 +60,47 @@ def fitted_state(
     """
     layout = initial_state(rule, group, member)
     return {name: _fitted(saved[name], like) for name, like in layout.items() if name in saved}
+
+
+class StateShapes:
+    """Shapes of the state of all matrices, also of those that other ranks own.
+
+    By them every rank refuses a setting that the state does not allow, where the owner alone would and the others wait
+    for it. They are those of the settings at the time when state was made or loaded.
+
+    Args:
+        optimizer: Its rule and groups.
+    """
+
+    def __init__(self, optimizer: LITEOptimizer) -> None:
+        self._optimizer = optimizer
+        self._entries: dict[Any, list[TensorEntry]] = {}  # one for each kind of parameter, on the meta device
+        self._kinds: dict[Task, Any] = {}
+
+    def __contains__(self, task: Task) -> bool:
+        return task in self._kinds
+
+    def note(self, task: Task) -> None:
+        """Take in that the state of a matrix was made or loaded under the settings that its group has now."""
+        group = self._optimizer.param_groups[task.group]
+        like = torch.empty(task.shape, dtype=task.p.dtype, device="meta")
+        state = matrix_state(self._optimizer, group, like)
+        kind = (task.group, task.shape, task.p.dtype, tuple((name, x.shape) for name, x in state.items()))
+        self._kinds[task] = kind
+        if kind not in self._entries:
+            self._entries[kind] = parameter_entries(
+                self._optimizer, group, like, {}, state, step=0, numbers=task.numbers
+            )
+
+    def check(self, members: Iterable[Member]) -> None:
+        """Refuse settings of groups that the state of these parameters does not allow.
+
+        Raises:
+            ValueError: on every rank.
+        """
+        kinds = {self._kinds[member]: member.group for member in members if isinstance(member, Task)}
+        for kind, group in kinds.items():
+            self._optimizer.check_matrices(self._optimizer.param_groups[group], self._entries[kind])
 
 
 def _on_workers(task: Task, value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -257,12 +258,40 @@ def nonfinite_on_one_rank(rank, world, folder):
     return found
 
 
-def message_of(function):
+def message_of(function, *arguments, **named):
     try:
-        function()
+        function(*arguments, **named)
     except ValueError as error:
         return str(error)
     return None
+
+
+@check
+def raised_sharp_fraction(rank, world, folder):
+    """Message and seconds of a step after r was raised beyond what is followed, and whether the run goes on with r."""
+    found = {}
+    for mode in modes(world):
+        for loaded in (False, True):
+            model, forward, optimizer = built("muon", mode, rank, world)
+            train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
+            if loaded:
+                saved = saved_state(model, optimizer, "plain")
+                model, forward, optimizer = built("muon", mode, rank, world, sharp_fraction=0.9)
+                optimizer.load_state_dict(saved["optimizer"])
+            before = digest(all_state(model, optimizer))
+            matrices = [group for group in optimizer.param_groups if group["rule"] != "adamw"]
+            kept = [group["sharp_fraction"] for group in matrices]
+            for group in matrices:
+                group["sharp_fraction"] = 0.9
+            start = time.monotonic()
+            message = message_of(train, model, optimizer, [1], forward=forward, rank=rank, world=world)
+            seconds = time.monotonic() - start
+            unchanged = digest(all_state(model, optimizer)) == before
+            for group, fraction in zip(matrices, kept, strict=True):
+                group["sharp_fraction"] = fraction
+            train(model, optimizer, range(2, 3), forward=forward, rank=rank, world=world)
+            found[f"{mode}/{loaded}"] = {"message": message, "seconds": seconds, "unchanged": unchanged}
+    return found
 
 
 @check

@@ -80,6 +80,16 @@ def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
 
 
 @pytest.mark.parametrize("ranks", SEVERAL)
+def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_once(results, ranks):
+    """Also by those that own none of these matrices; nothing moves, and with the old one training goes on."""
+    for found in results.of(ranks, "raised_sharp_fraction"):
+        for outcome in found.values():
+            assert "sharp_fraction = 0.9 needs 5 directions, but 2 are followed" in outcome["message"]
+            assert outcome["seconds"] < 20  # the collectives' timeout is 40
+            assert outcome["unchanged"]
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
 def test_groups_in_another_order_are_found_at_construction(results, ranks):
     for wrong, right in results.of(ranks, "groups_in_another_order"):
         assert wrong.startswith(f"ranks 0 and {ranks - 1} build different optimizers: parameter 0 is attention.in_proj")
