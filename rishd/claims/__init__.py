@@ -58,7 +58,7 @@ CLAIMS: dict[str, Claim] = {
         ),
         Claim("C13", "size of the correction R", correction_size, expected="measured", seconds=12),
         Claim("C13b", "what the size of R depends on", correction_laws, seconds=8),
-        Claim("C14", "isotropy and alignment", update_isotropy, expected="holds", seconds=10),
+        Claim("C14", "isotropy and alignment", update_isotropy, expected="holds", seconds=50),
         Claim("C15", "rate under a Polyak–Łojasiewicz inequality", exponential_rate, seconds=2),
         Claim("C16a", "strongly convex flow (Attouch et al.)", strongly_convex_flow, seconds=2),
         Claim("C16b", "vanishing damping (Attouch et al.)", vanishing_damping_flow, seconds=4),

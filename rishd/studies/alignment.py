@@ -136,14 +136,20 @@ class AlignmentStudy(Record):
         ]
 
 
-def alignment_study(*, quick: bool = False, seed: int = 0) -> AlignmentStudy:
+def alignment_study(
+    *, quick: bool = False, seed: int = 0, eta: float = ETA, alpha: float = ALPHA, concentration: float = 0.3
+) -> AlignmentStudy:
     """Train once, and look at every optimizer's update at each stage.
 
     Args:
         quick: A narrower model and fewer stages.
         seed: Of corpus, start and batches.
+        eta: Learning rate of AdamW, which trains.
+        alpha: 1 − θ of every optimizer's momentum.
+        concentration: Of the Dirichlet law that the rows of the corpus' Markov chain are drawn from: the smaller, the
+            more certain the next token.
     """
-    chain = np.random.default_rng(seed).dirichlet(np.full(8, 0.3), size=8) + 0.01
+    chain = np.random.default_rng(seed).dirichlet(np.full(8, concentration), size=8) + 0.01
     model = BigramModel(chain / chain.sum(1, keepdims=True))
     network = TinyTransformer.on_bigrams(model, sequences=64, length=8, width=4 if quick else 8, seed=seed)
     stages = (10, 60) if quick else (10, 100, 400)
@@ -167,7 +173,7 @@ def alignment_study(*, quick: bool = False, seed: int = 0) -> AlignmentStudy:
         if step in stages:
             hessian = network.hessian(w)
             values, vectors = (x.flip(-1) for x in torch.linalg.eigh(hessian))
-            ahead = network.layout.unpack(momentum_step(m, g, alpha=ALPHA, gain=ALPHA))
+            ahead = network.layout.unpack(momentum_step(m, g, alpha=alpha, gain=alpha))
             for name in OPTIMIZERS:
                 blocks = {
                     key: trackers[f"{name}/{key}"].direction(ahead[key], parts["g"][key]) for key in network.layout
@@ -181,9 +187,9 @@ def alignment_study(*, quick: bool = False, seed: int = 0) -> AlignmentStudy:
                 parts["w"][key],
                 parts["m"][key],
                 parts["g"][key],
-                eta=ETA,
-                alpha=ALPHA,
-                gain=ALPHA,
+                eta=eta,
+                alpha=alpha,
+                gain=alpha,
                 precondition=trackers[f"AdamW/{key}"].raise_index,
             )
             for key in network.layout

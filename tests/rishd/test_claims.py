@@ -123,7 +123,7 @@ def _run(key, instances=20):
             "correction_size.correction_runs",
             lambda right: lambda *x, **y: right(*x, **y)._replace(share=1e-6 + right(*x, **y).share),
         ),
-        ("C14", "update_isotropy._bound", lambda right: lambda name, value, limit: right(name, limit, value)),
+        ("C14", "update_isotropy._at_worst", lambda right: lambda value, limit: right(limit, value)),
         ("C17b", "correspondences.rule_path", lambda right: lambda *x: (1.0 + 1e-11) * right(*x)),
         ("C17l", "correspondences.rule_path", lambda right: lambda *x: (1.0 + 1e-11) * right(*x)),
         ("C15", "exponential.polyak_lojasiewicz_rate", lambda right: lambda *x, **y: 2.5 * right(*x, **y)),
