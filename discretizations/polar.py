@@ -2,7 +2,6 @@ r"""Polar factors: :math:`\mathrm{msign}(X) = U V^\top` for :math:`X = U\Sigma V
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +24,14 @@ _GRAM_ASPECT = 1.9  # from here on a pair of steps costs less on the Gram matrix
 _SMALLEST_HALF_GRAM = 128  # rows from which on half precision allows it: rounding shifts eigenvalues of smaller Gram
 # matrices so far that the iteration can diverge (measured: norms up to 10⁷ at 16 rows, 1.018 from 96 rows on)
 _NORM_FLOOR = 1e-8  # added to 1.01‖X‖_F, as published
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test is not None and test() for test in tests)
+
+
+_CPU_MULTIPLIES_BFLOAT16 = _cpu_multiplies_bfloat16()  # asked once: torch.compile traces no such question
 
 
 def polar_express_coefficients(steps: int) -> list[tuple[float, float, float]]:
@@ -95,7 +102,7 @@ def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
     y, batch = x, x.shape[:-2]
     if y.ndim > 3:
         y = y.flatten(0, -3)
-    shorter, longer = sorted(x.shape[-2:])
+    shorter, longer = min(x.shape[-2:]), max(x.shape[-2:])
     remaining = list(coefficients)
     is_safe = shorter >= _SMALLEST_HALF_GRAM or y.dtype in (torch.float32, torch.float64)
     if gram and is_safe and longer >= _GRAM_ASPECT * shorter:
@@ -115,14 +122,8 @@ def fast_dtype(x: Tensor) -> torch.dtype:
     """
     if x.dtype == torch.float64:
         return torch.float64
-    fast = _cpu_multiplies_bfloat16() if x.device.type == "cpu" else x.device.type == "cuda"
+    fast = _CPU_MULTIPLIES_BFLOAT16 if x.device.type == "cpu" else x.device.type == "cuda"
     return torch.bfloat16 if fast else torch.float32
-
-
-@functools.cache
-def _cpu_multiplies_bfloat16() -> bool:
-    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(test is not None and test() for test in tests)
 
 
 def _gram(y: Tensor) -> Tensor:

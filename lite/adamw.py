@@ -27,6 +27,7 @@ from discretizations.flat_split import (
     passing_fractions,
 )
 from discretizations.preconditioners import adam_direction, second_moment_step
+from lite.tensor_settings import acts
 from riemannian_ode.flow import Projector, lite_velocity, momentum_step, position_step
 
 ADAMW_KEYS = ("first_moment", "second_moment", "step", "hi", "lo")  # of AdamWState, in an optimizer's state
@@ -57,7 +58,7 @@ class AdamWRule:
     @property
     def is_split(self) -> bool:
         """Whether some coordinates move faster than others."""
-        return self.chi != 1 and self.sharp_fraction <= _ALL_SHARP
+        return acts(self.chi, 1.0) and self.sharp_fraction <= _ALL_SHARP
 
     @property
     def has_mask(self) -> bool:
@@ -159,7 +160,7 @@ def adamw_position(
     beta1, beta2 = rule.betas
     step = (state.step + 1)[(..., *(None for _ in dim or ()))]
     u = adam_direction(m, v, beta1=beta1, beta2=beta2, step=step, eps=rule.eps)
-    decay = rule.weight_decay * w if rule.weight_decay else None
+    decay = rule.weight_decay * w if acts(rule.weight_decay, 0.0) else None
     flat: Projector | None = None
     if rule.has_mask:
         flat = partial(mul, 1.0 - coordinate_mask(v, CoordinateThresholds(state.hi, state.lo), dim=dim, mean=mean))

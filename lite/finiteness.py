@@ -81,6 +81,8 @@ class FinitenessWatch:
         """Remember a step's flags; on a GPU they are copied without waiting."""
         event = None
         if flags.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                raise ValueError("on_nonfinite='raise' reads flags on the host, not from a CUDA graph; take 'skip'.")
             flags = flags.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             event.record()

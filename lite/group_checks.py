@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from lite.matrix_view import check_layout
+from lite.tensor_settings import TENSOR_SETTINGS
 
 _SCHEDULE_KEYS = ("initial_lr", "peak_chi", "peak_beta_flat")  # what schedulers leave in groups
 
@@ -28,6 +31,9 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Iterable[str]) ->
     rules = (rule, "adamw")
     if group["rule"] not in rules:
         raise ValueError(f"rule = {group['rule']!r} is unknown here. Choose one of: {', '.join(rules)}.")
+    for name, value in group.items():
+        if isinstance(value, Tensor) and name not in (*TENSOR_SETTINGS, *_SCHEDULE_KEYS):
+            raise ValueError(f"{name} is a tensor; only {', '.join(TENSOR_SETTINGS)} may be, {name} is a plain number.")
     require_range(group, "lr", 0.0, math.inf, "it is the learning rate")
     require_range(group, "weight_decay", 0.0, math.inf, "it shrinks the weights by lr·weight_decay a step")
     require_range(group, "chi", 1.0, math.inf, "LITE speeds flat directions up; χ = 1 is the base optimizer")
@@ -66,7 +72,7 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
     """
     try:
         value = float(group[name])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last one for a tensor of several numbers
         raise ValueError(f"{name} = {group[name]!r} must be a number: {remedy}.") from None
     if not (math.isfinite(value) and lower <= value <= upper):
         span = f"at least {lower:g}" if math.isinf(upper) else f"between {lower:g} and {upper:g}"

@@ -105,6 +105,17 @@ class MatrixRule(ABC):
         On several ranks every one checks all matrices, by shapes and settings alone: entries are on the meta device.
         """
 
+    def phase(self, group: dict[str, Any], step: int) -> int:
+        """What :meth:`matrix_update` gets as ``step`` where it is compiled: equal numbers stand for equal operations.
+
+        A compiled update is one for each number. The group then has the true count as a tensor ``count``.
+
+        Args:
+            group: A parameter group.
+            step: How many gradients its matrices have had before.
+        """
+        return step
+
     def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
         """Cost of one matrix m×n beside others, by which work is divided: mn·min(m, n), as of matrix products."""
         return float(rows * columns * min(rows, columns))

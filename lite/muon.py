@@ -30,6 +30,7 @@ from discretizations.flat_split import (
 )
 from discretizations.polar import exact_polar, fast_dtype, polar_express
 from discretizations.tracked_subspace import initial_subspace, track_subspace, tracked_rank
+from lite.tensor_settings import acts
 from riemannian_ode.flow import Projector, lite_velocity, lookahead, momentum_step, position_step, soft_lite_velocity
 
 Mask: TypeAlias = Literal["subspace", "threshold", "exact"]
@@ -76,17 +77,18 @@ class MuonRule:
     @property
     def is_damped(self) -> bool:
         """Whether msign(g) is needed."""
-        return self.mask is not None and (self.beta_sharp != 0 or self.beta_flat != 0)
+        return self.mask is not None and (acts(self.beta_sharp, 0.0) or acts(self.beta_flat, 0.0))
 
     @property
     def is_split(self) -> bool:
         """Whether sharp and flat directions are treated differently."""
-        return self.mask is not None and (self.chi != self.chi_sharp or self.beta_flat != self.beta_sharp)
+        differ = acts(self.chi, self.chi_sharp) or acts(self.beta_flat, self.beta_sharp)
+        return self.mask is not None and differ
 
     @property
     def splits_decay(self) -> bool:
         """Whether weight decay differs between sharp and flat directions, so that W meets the mask."""
-        return self.is_split and self.chi != self.chi_sharp and self.weight_decay != 0
+        return self.is_split and acts(self.chi, self.chi_sharp) and acts(self.weight_decay, 0.0)
 
     def iteration_dtype(self, x: Tensor) -> torch.dtype:
         """Floating type of Newton–Schulz on ``x``."""
@@ -244,7 +246,7 @@ def muon_direction(
         a = rule.orthogonalize(covector)
         d = rule.orthogonalize(g) if rule.is_damped and g is not None else None
     decay = None
-    if decayed is not None and rule.weight_decay:
+    if decayed is not None and acts(rule.weight_decay, 0.0):
         decay = (rule.weight_decay / update_scale(covector)) * decayed.to(covector.dtype)
 
     flat: Projector | None

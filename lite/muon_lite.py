@@ -26,6 +26,7 @@ from lite.muon import (
 )
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.tensor_batches import TensorEntry
+from lite.tensor_settings import acts
 from riemannian_ode.flow import position_step
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class MuonLITE(LITEOptimizer):
         eps: ε of AdamW groups.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
+        capturable: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
 
@@ -92,6 +94,7 @@ class MuonLITE(LITEOptimizer):
         eps: float = 1e-8,
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
+        capturable: bool = False,
         process_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
     ) -> None:
@@ -108,6 +111,7 @@ class MuonLITE(LITEOptimizer):
             eps=eps,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
+            capturable=capturable,
             process_group=process_group,
             exchange=exchange,
             momentum=momentum,
@@ -135,6 +139,9 @@ class MuonLITE(LITEOptimizer):
         for entry in entries:
             rho, subspace = (entry.state.get(name) for name in ("rho", "subspace"))
             require_state(_rule(group), entry.w, rho=rho, subspace=subspace)
+
+    def phase(self, group: dict[str, Any], step: int) -> int:
+        return 0  # every step makes the same operations
 
     def largest_batch(self, w: Tensor) -> int:
         return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
@@ -184,7 +191,7 @@ class MuonLITE(LITEOptimizer):
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
         rule = _rule(group)
-        if rule.weight_decay and not rule.splits_decay:  # else the reply has it
+        if acts(rule.weight_decay, 0.0) and not rule.splits_decay:  # else the reply has it
             reply = reply + (rule.chi_sharp * rule.weight_decay) * w
         position: Tensor = position_step(w, reply, eta=rule.lr)
         return position
@@ -209,7 +216,7 @@ class Muon(MuonLITE):
         weight_decay: λ ≥ 0, decoupled.
         ns_steps: Newton–Schulz steps.
         settings: ``ns_dtype``, ``float32_momentum``, ``adamw_betas``, ``eps``, ``on_nonfinite``,
-            ``stochastic_rounding``, ``process_group`` and ``exchange`` of :class:`MuonLITE`.
+            ``stochastic_rounding``, ``capturable``, ``process_group`` and ``exchange`` of :class:`MuonLITE`.
 
     Source: Jordan et al., *Muon* (2024); scale of arXiv:2502.16982.
     """
@@ -254,11 +261,6 @@ def _rule(group: dict[str, Any]) -> MuonRule:
 
 def _is_plain(group: dict[str, Any]) -> bool:
     """Whether a group runs plain Muon for good: by its peaks, since a schedule passes through χ = 1 and β = 0."""
-    chi, beta_flat = group.get("peak_chi", group["chi"]), group.get("peak_beta_flat", group["beta_flat"])
-    return bool(
-        group["sharp_fraction"] <= PLAIN_FRACTION
-        or (
-            chi == group["chi"] == group["chi_sharp"] == 1
-            and group["beta_sharp"] == beta_flat == group["beta_flat"] == 0
-        )
-    )
+    names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
+    lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
+    return not lite or bool(group["sharp_fraction"] <= PLAIN_FRACTION)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
 from lite.adamw import ADAMW_KEYS, AdamWState, adamw_update, group_rule, initial_adamw_state
 from lite.checkpoints import check_loadable
@@ -17,6 +19,7 @@ from lite.matrix_rule import MatrixRule
 from lite.parameter_entries import count_gradients, group_views, matrix_state, parameter_entries, steps_so_far
 from lite.rounding import rounded_stochastically, rounds_stochastically
 from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, largest_batch, tensor_batches
+from lite.tensor_settings import as_tensor, keep_tensors, own_tensors, traced_settings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from lite.distributed.ranks import Ranks
 
 Exchange: TypeAlias = Literal["fastest", "exact", "bfloat16"]
+_MOST_GRAPHS = 64
 EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
 
 
@@ -49,6 +53,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         on_nonfinite: What a gradient that is not finite does, found without a device sync: ``"raise"`` skips that step
             and raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
         stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
+        capturable: Whether learning rate, weight decay, χ and β₂ of groups become tensors on the device, so that a
+            step in a CUDA graph follows their schedules.
         process_group: Ranks that hold the same plain tensors (DDP) and shall divide the work on matrices; by default
             every rank does everything. DTensors (FSDP2, HSDP) are told by themselves.
         exchange: Floating type in which matrices travel between ranks: ``"exact"``, that of the numbers;
@@ -74,6 +80,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         eps: float = 1e-8,
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
+        capturable: bool = False,
         process_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
         **settings: Any,
@@ -84,10 +91,12 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             raise ValueError(f"exchange = {exchange!r} is unknown. Choose one of: {', '.join(EXCHANGES)}.")
         self.on_nonfinite = on_nonfinite
         self.exchange = exchange
+        self.capturable = capturable
         self._ranks: Ranks | None = None
         self._is_built = False
         self._watch = FinitenessWatch()
         self._steps_made = 0
+        self._compiled: Callable[..., None] | None = None
         defaults = {
             "rule": self.rule,
             "kind": "matrix",
@@ -117,8 +126,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
         if self._ranks is not None:
             raise TypeError("an optimizer on several ranks cannot be copied or pickled; save its state_dict().")
-        own = {name: getattr(self, name) for name in ("on_nonfinite", "exchange", "_ranks", "_is_built", "_steps_made")}
-        return super().__getstate__() | own | {"_watch": FinitenessWatch()}
+        names = ("on_nonfinite", "exchange", "capturable", "_ranks", "_is_built", "_steps_made")
+        own = {name: getattr(self, name) for name in names}
+        return super().__getstate__() | own | {"_watch": FinitenessWatch(), "_compiled": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see ``torch.optim.Optimizer.add_param_group``.
@@ -133,6 +143,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        own_tensors(self.param_groups[-1], capturable=self.capturable)
         if self._is_built:
             self._divide()
 
@@ -157,20 +168,32 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         if self._ranks is not None:
             self._ranks.step(self._steps_made)
             self._steps_made += 1
-            return loss
-        work = [(group, self._entries(group)) for group in self.param_groups]
-        for group, entries in work:
-            if group["rule"] != "adamw":
-                self.check_matrices(group, entries)
-        usable = self._usable_gradients()
-        for group, entries in work:
-            for batch in tensor_batches(entries, self.largest_batch):
-                self._step_batch(group, batch, usable)
-            if group["rule"] != "adamw":
-                count_gradients(group, [p.grad is not None for p in group["params"]])
-        self._steps_made += 1
+        elif self._compiled is not None:
+            self._compiled(*self._prepared(traced=True))
+        else:
+            self._apply(*self._prepared(traced=torch.compiler.is_compiling()))
         return loss
 
+    def compile(self, **options: Any) -> None:
+        """Compile what a step does with tensors, in place, as ``torch.nn.Module.compile`` does with a module.
+
+        A change of learning rate, weight decay, χ or β compiles nothing anew; another set of gradients does.
+
+        Args:
+            options: Those of ``torch.compile``. By default shapes are constants, graphs are counted for this optimizer
+                alone, and there may be 64 of them: SOAP has one for each step between two refreshes of a basis.
+
+        Raises:
+            ValueError: on several ranks, whose steps are not compiled.
+        """
+        if self._ranks is not None:
+            raise ValueError("an optimizer on several ranks cannot be compiled; compile the model alone.")
+        known = inspect.signature(torch.compile).parameters  # early torch has no limits here
+        own = {"dynamic": False, "recompile_limit": _MOST_GRAPHS, "isolate_recompiles": True}
+        options = {name: value for name, value in own.items() if name in known} | options
+        self._compiled = torch.compile(self._apply, **options)
+
+    @_disable_dynamo
     def check_gradients(self, *, wait: bool = True) -> None:
         """Raise if a gradient of a step made so far was not finite.
 
@@ -205,7 +228,10 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         """
         ranks = self._ranks
         check_loadable(state_dict, self.param_groups, self._initial_state, ranks.held if ranks else None)
+        before = self.param_groups
         super().load_state_dict(state_dict)
+        for own, loaded in zip(before, self.param_groups, strict=True):
+            keep_tensors(own, loaded)
         # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(indices, self._parameters(), strict=True):
@@ -233,6 +259,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         elif process_group is not None or any(map(_is_dtensor, self._parameters())):
             from lite.distributed.ranks import Ranks
 
+            if self.capturable:
+                raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
             self._ranks = Ranks(self, process_group)
 
     def _parameters(self) -> list[Tensor]:
@@ -279,6 +307,41 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
                 inputs = {"g": _dense(p)}
                 entries += parameter_entries(self, group, p, inputs, self.state[p], step=step, numbers=numbers)
         return entries
+
+    @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would take for constants
+    def _prepared(self, *, traced: bool) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None]:
+        """What a step works on: batches with their settings, and whether the gradients are usable.
+
+        Args:
+            traced: Whether the step is compiled.
+        """
+        work = [(group, self._entries(group)) for group in self.param_groups]
+        for group, entries in work:
+            if group["rule"] != "adamw":
+                self.check_matrices(group, entries)
+        usable = self._usable_gradients()
+        batches = []
+        for group, entries in work:
+            for batch in tensor_batches(entries, self.largest_batch):
+                batches.append(self._traced(group, batch) if traced else (group, batch))
+            if group["rule"] != "adamw":
+                count_gradients(group, [p.grad is not None for p in group["params"]])
+        self._steps_made += 1
+        return batches, usable
+
+    def _traced(self, group: dict[str, Any], batch: TensorBatch) -> tuple[dict[str, Any], TensorBatch]:
+        first = batch.entries[0]
+        settings = traced_settings(group, first.w.device)
+        if group["rule"] == "adamw":
+            return settings, batch
+        settings["count"] = as_tensor(first.step, first.w.device)
+        phase = self.phase(group, first.step)
+        entries = [entry._replace(step=phase, numbers=tuple(entry.numbers)) for entry in batch.entries]
+        return settings, TensorBatch(entries)  # torch.compile knows tuples better than ranges
+
+    def _apply(self, batches: list[tuple[dict[str, Any], TensorBatch]], usable: Tensor | None) -> None:
+        for group, batch in batches:
+            self._step_batch(group, batch, usable)
 
     def _step_batch(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> None:
         w, g, state = batch.w, batch.inputs["g"], batch.state

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from lite.tensor_settings import set_number
+
 Schedule: TypeAlias = Literal["cosine", "wsd"]
 _MATRIX_RISE = 0.5  # χ of matrices rises from 1 over this fraction of the steps after warm-up (cosine runs)
 _STABLE_FRACTION = 0.8  # of all steps before a wsd run starts to decay
@@ -150,8 +152,9 @@ def flat_damping(
 
 
 def _keep_peaks(group: dict[str, Any]) -> None:
-    group.setdefault("peak_chi", group["chi"])
-    group.setdefault("peak_beta_flat", group["beta_flat"])
+    for peak, name in (("peak_chi", "chi"), ("peak_beta_flat", "beta_flat")):
+        if peak not in group:
+            group[peak] = float(group[name])
 
 
 class LITESchedule(LRScheduler):
@@ -212,7 +215,7 @@ class LITESchedule(LRScheduler):
         k = self.last_epoch
         for group in self.optimizer.param_groups:
             _keep_peaks(group)  # of groups that were added later, too
-            group["chi"] = flat_learning_rate_ratio(
+            chi = flat_learning_rate_ratio(
                 k,
                 group["peak_chi"],
                 schedule=self.schedule,
@@ -221,7 +224,7 @@ class LITESchedule(LRScheduler):
                 min_ratio=self.min_ratio,
                 is_matrix=group["rule"] != "adamw",
             )
-            group["beta_flat"] = flat_damping(
+            beta_flat = flat_damping(
                 k,
                 group["beta_sharp"],
                 group["peak_beta_flat"],
@@ -229,3 +232,5 @@ class LITESchedule(LRScheduler):
                 warmup_steps=self.warmup_steps,
                 total_steps=self.total_steps,
             )
+            set_number(group, "chi", chi)
+            set_number(group, "beta_flat", beta_flat)

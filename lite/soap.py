@@ -47,6 +47,7 @@ from discretizations.preconditioners import (
     to_eigenbasis,
 )
 from lite.muon import PLAIN_FRACTION
+from lite.tensor_settings import acts
 from riemannian_ode.flow import lite_velocity, momentum_step, position_step
 
 _INITIAL_HI, _INITIAL_LO = 1.0, 0.5  # thresholds before the first step, as AdamW-LITE's published ones
@@ -89,12 +90,12 @@ class SOAPRule:
     @property
     def is_damped(self) -> bool:
         """Whether G' is needed beside M'."""
-        return not self.is_plain and (self.beta_sharp != 0 or self.beta_flat != 0)
+        return not self.is_plain and (acts(self.beta_sharp, 0.0) or acts(self.beta_flat, 0.0))
 
     @property
     def is_split(self) -> bool:
         """Whether sharp and flat coordinates are treated differently."""
-        differs = self.chi != 1 or self.beta_flat != self.beta_sharp
+        differs = acts(self.chi, 1.0) or acts(self.beta_flat, self.beta_sharp)
         return differs and not self.is_plain and self.sharp_fraction < 1.0
 
     def due(self, step: int, numbers: Sequence[int]) -> list[int]:
@@ -105,6 +106,10 @@ class SOAPRule:
         if step == 0:
             return []
         return [place for place, i in enumerate(numbers) if (step + i) % self.precondition_frequency == 0]
+
+    def phase(self, step: int) -> int:
+        """Smallest number of steps after which the same matrices are due, 0 at the first gradient only."""
+        return step and (step - 1) % self.precondition_frequency + 1
 
 
 class SOAPState(NamedTuple):
@@ -186,6 +191,7 @@ def soap_update_(
     step: int,
     numbers: Sequence[int] | None = None,
     usable: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, SOAPState]:
     """:func:`soap_update` with the factors, the largest part of the state that every step changes, changed in place.
 
@@ -197,6 +203,7 @@ def soap_update_(
         step: See :func:`soap_update`.
         numbers: See :func:`soap_update`.
         usable: Whether the factors may change, 0-dimensional; ``None`` is yes.
+        count: The gradients seen before, where ``step`` is only their phase.
     """
     w, g = w.to(state.v.dtype), g.to(state.v.dtype)
     share = 1.0 - rule.betas[1]
@@ -210,8 +217,8 @@ def soap_update_(
         return w, _with_first_bases(state, g)
 
     due = rule.due(step, range(w.size(0) if w.ndim == 3 else 1) if numbers is None else numbers)
-    u, state = _direction(rule, w, transposed.mT, state, step=step, due=due)
-    decay = rule.weight_decay * w if rule.weight_decay else None
+    u, state = _direction(rule, w, transposed.mT, state, count=step if count is None else count, due=due)
+    decay = rule.weight_decay * w if acts(rule.weight_decay, 0.0) else None
     w = position_step(w, lite_velocity(u, decay=decay), eta=rule.lr)
     # Only now, so that no gradient helps to choose the basis that it is seen in.
     return w, _refreshed(state, due) if due else state
@@ -229,7 +236,7 @@ def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
 
 
 def _direction(
-    rule: SOAPRule, w: Tensor, g: Tensor, state: SOAPState, *, step: int, due: list[int]
+    rule: SOAPRule, w: Tensor, g: Tensor, state: SOAPState, *, count: int | Tensor, due: list[int]
 ) -> tuple[Tensor, SOAPState]:
     """LITE's direction without λW, and the state with new moments and thresholds."""
     theta, b2 = rule.betas
@@ -252,12 +259,12 @@ def _direction(
         beta_sharp=(1.0 - theta) * rule.beta_sharp,
         beta_flat=(1.0 - theta) * rule.beta_flat,
     )
-    u = adam_direction(covector, v, beta1=theta, beta2=b2, step=step, eps=rule.eps)
-    if flatness is not None and rule.weight_decay and rule.chi != 1:
+    u = adam_direction(covector, v, beta1=theta, beta2=b2, step=count, eps=rule.eps)
+    if flatness is not None and acts(rule.weight_decay, 0.0) and acts(rule.chi, 1.0):
         strength = rule.precondition_frequency * rule.weight_decay * (rule.chi - 1.0)
         for i in due:
             left, right = (_single(basis, i) for basis in bases)
-            _single(u, i).add_(_single(flatness, i) * to_eigenbasis(_single(w, i), left, right), alpha=strength)
+            _single(u, i).add_(strength * _single(flatness, i) * to_eigenbasis(_single(w, i), left, right))
     return from_eigenbasis(u, *bases), state._replace(m=m, v=v, hi=thresholds.hi, lo=thresholds.lo)
 
 

@@ -128,6 +128,9 @@ class SOAPLITE(LITEOptimizer):
         new_w, after = soap_update(self._rule(group), w, g, _state(state), step=step, numbers=numbers)
         return new_w, _present(after)
 
+    def phase(self, group: dict[str, Any], step: int) -> int:
+        return self._rule(group).phase(step)
+
     def guarded_update(
         self,
         group: dict[str, Any],
@@ -139,8 +142,8 @@ class SOAPLITE(LITEOptimizer):
         numbers: Sequence[int],
         usable: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        before = _state(state)
-        new_w, after = soap_update_(self._rule(group), w, g, before, step=step, numbers=numbers, usable=usable)
+        rule, count = self._rule(group), group.get("count")
+        new_w, after = soap_update_(rule, w, g, _state(state), step=step, numbers=numbers, usable=usable, count=count)
         factors = {key: state[key] for key in ("left", "right") if key in state}  # new by now
         return guarded(usable, new_w, w), guarded_state(usable, _present(after), state) | factors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class TensorEntry(NamedTuple):
     inputs: dict[str, Tensor]
     state: dict[str, Tensor]
     step: int = 0
-    numbers: range = range(0)
+    numbers: Sequence[int] = ()
     stack: int | None = None
 
     @property

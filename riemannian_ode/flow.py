@@ -32,8 +32,11 @@ def _plus(x: Array, c: Any, y: Array) -> Array:
 
     In float64 that would round once where numpy rounds twice, and a number beyond float32 is refused by torch.
     """
-    if hasattr(x, "addcmul") and isinstance(c, (int, float)) and x.dtype.itemsize < 8 and abs(c) < _FLOAT32_MAX:
-        return x.add(y, alpha=c)
+    if hasattr(x, "addcmul"):
+        if isinstance(c, (int, float)) and x.dtype.itemsize < 8 and abs(c) < _FLOAT32_MAX:
+            return x.add(y, alpha=c)
+        if y.dtype.itemsize < x.dtype.itemsize:
+            y = y.to(x.dtype)  # else the product would round in the narrower type
     return x + c * y
 
 

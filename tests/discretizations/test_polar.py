@@ -129,7 +129,7 @@ def test_gram_form_in_bfloat16_is_finite_and_near_orthogonal(aspect):
 
 def test_fast_dtype_is_exact_where_asked_and_known_to_the_hardware():
     assert fast_dtype(torch.zeros(1, dtype=torch.float64)) == torch.float64
-    fast = torch.bfloat16 if polar._cpu_multiplies_bfloat16() else torch.float32
+    fast = torch.bfloat16 if polar._CPU_MULTIPLIES_BFLOAT16 else torch.float32
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert fast_dtype(torch.zeros(1, dtype=dtype)) == fast
         # A device that has neither CPU's nor CUDA's matrix units takes float32.
