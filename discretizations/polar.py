@@ -23,7 +23,8 @@ _SAFETY = 1.01  # the iterate is treated as 1% larger than it is, against roundi
 _GRAM_ASPECT = 1.9  # from here on a pair of steps costs less on the Gram matrix: 10 + 4r against 4 + 8r products
 _SMALLEST_HALF_GRAM = 128  # rows from which on half precision allows it: rounding shifts eigenvalues of smaller Gram
 # matrices so far that the iteration can diverge (measured: norms up to 10⁷ at 16 rows, 1.018 from 96 rows on)
-_NORM_FLOOR = 1e-8  # added to 1.01‖X‖_F, as published
+PUBLISHED_FLOOR = 1e-8  # added to 1.01‖X‖_F by the published code
+_SMALLEST_NORM = 1e-18  # below it squares of float32 underflow; a matrix of such entries counts as zero
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -51,11 +52,11 @@ def polar_express_coefficients(steps: int) -> list[tuple[float, float, float]]:
     return (safe + [_FIXED_POINT] * max(0, steps - len(safe)))[:steps]
 
 
-def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None) -> Tensor:
+def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None, floor: float = 0.0) -> Tensor:
     r"""Approximate polar factor by the Polar Express Newton–Schulz iteration.
 
     .. math::
-        X_0 = X / (1.01\|X\|_F + 10^{-8}), \qquad X_{j+1} = p_j(A_j)X_j, \quad A_j = X_jX_j^\top, \quad
+        X_0 = X / (1.01\|X\|_F + \epsilon), \qquad X_{j+1} = p_j(A_j)X_j, \quad A_j = X_jX_j^\top, \quad
         p_j(A) = a_j + b_jA + c_jA^2
 
     Elongated matrices take the Gram form of :func:`newton_schulz`,
@@ -65,6 +66,8 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
         x: Matrices, shape ``(*batch, m, n)``.
         steps: Number of iterations.
         dtype: Floating type of the iteration; that of ``x`` by default.
+        floor: ε, by which the published code leaves tiny matrices smaller than polar factors are
+            (:data:`PUBLISHED_FLOOR`); with 0 the result does not depend on the scale of ``x``.
 
     Returns:
         Singular vectors of ``x`` with singular values near 1, shape and dtype of ``x``; 0 for x = 0.
@@ -79,7 +82,8 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     coefficients = polar_express_coefficients(steps)
     y = x.to(dtype or x.dtype)
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32))
-    y = (y / (_SAFETY * norm + _NORM_FLOOR)).to(y.dtype)  # in float16 both squares and floor would under- or overflow
+    divisor = (_SAFETY * norm + floor).clamp(min=_SMALLEST_NORM)  # in float16 both would under- or overflow
+    y = (y / divisor).to(y.dtype)
     return newton_schulz(y, coefficients).to(x.dtype)
 
 

@@ -28,7 +28,7 @@ from discretizations.flat_split import (
     threshold_mask,
     top_right_subspace,
 )
-from discretizations.polar import exact_polar, fast_dtype, polar_express
+from discretizations.polar import PUBLISHED_FLOOR, exact_polar, fast_dtype, polar_express
 from discretizations.tracked_subspace import initial_subspace, track_subspace, tracked_rank
 from lite.tensor_settings import acts
 from riemannian_ode.flow import Projector, lite_velocity, lookahead, momentum_step, position_step, soft_lite_velocity
@@ -101,7 +101,8 @@ class MuonRule:
         """msign(x), dtype of ``x``."""
         if not self.ns_steps:
             return exact_polar(x)
-        return polar_express(x, steps=self.ns_steps, dtype=self.iteration_dtype(x))
+        floor = PUBLISHED_FLOOR if self.mask == "threshold" else 0.0
+        return polar_express(x, steps=self.ns_steps, dtype=self.iteration_dtype(x), floor=floor)
 
 
 class MuonState(NamedTuple):
