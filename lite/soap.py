@@ -220,8 +220,11 @@ def soap_update_(
     u, state = _direction(rule, w, transposed.mT, state, count=step if count is None else count, due=due)
     decay = rule.weight_decay * w if acts(rule.weight_decay, 0.0) else None
     w = position_step(w, lite_velocity(u, decay=decay), eta=rule.lr)
+    # A factor of t + 1 gradients has rank (t + 1)·min(m, n) at most. While that is less than its side, rounding would
+    # choose the rest of the new basis, so that matrices keep the first one until their next turn.
+    may_be_regular = (step + 1) * min(w.shape[-2:]) >= max(w.shape[-2:])
     # Only now, so that no gradient helps to choose the basis that it is seen in.
-    return w, _refreshed(state, due) if due else state
+    return w, _refreshed(state, due) if due and may_be_regular else state
 
 
 def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:

@@ -314,3 +314,23 @@ def test_orthogonal_iteration_converges_to_the_sorted_eigenbasis():
     assert torch.equal(order, torch.arange(6).expand(2, 6))
     for found in (q, eigenbasis(garbage)):
         torch.testing.assert_close((found.mT @ basis).abs(), torch.eye(6, dtype=torch.float64).expand(2, 6, 6))
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8), (2, 9, 6), (6, 9)])
+@pytest.mark.parametrize("rank_is_full", [True, False])
+def test_rounding_chooses_no_basis(shape, rank_is_full):
+    """Gradients that differ in their last bits alone: weights stay together where a factor is singular, too.
+
+    As behind a layer normalisation, whose gradient has mean 0, a direction may get no gradient but for rounding. Its
+    coordinates move by rounding over ε, which is 1e-16 to 1e-8 here.
+    """
+    generator = torch.Generator().manual_seed(3)
+    split = rule(chi=2.0, beta_flat=1.0, precondition_frequency=2)
+    w = torch.ones(shape, dtype=torch.float64)
+    exact = list(gradients(shape, 12, seed=2))
+    if not rank_is_full:
+        axis = -2 if shape[-2] < shape[-1] else -1
+        exact = [g - g.mean(axis, keepdim=True) for g in exact]
+    rounded = [g * (1 + 2e-16 * torch.randn(shape, generator=generator, dtype=torch.float64)) for g in exact]
+    first, second = (run(split, w, gs)[0] for gs in (exact, rounded))
+    assert 0 < float((first - second).norm() / (first - w).norm()) < (1e-12 if rank_is_full else 1e-6)

@@ -65,7 +65,7 @@ def distance(model, other):
 
 
 def built(name, mode, rank, world, **settings):
-    model = model_for(name)
+    model = model_for()
     forward, own = mode_of(model, mode, world)
     return model, forward, OPTIMIZERS[name](groups_of(model, name), **own, **settings)
 
@@ -75,7 +75,7 @@ def equality(rank, world, folder):
     """Distance to one process after some steps, each rank having its part of the batch."""
     found = {}
     for name in OPTIMIZERS:
-        alone = model_for(name)
+        alone = model_for()
         train(alone, OPTIMIZERS[name](groups_of(alone, name)), range(STEPS))
         for mode in modes(world):
             model, forward, optimizer = built(name, mode, rank, world)
@@ -96,7 +96,7 @@ def state_lies_once(rank, world, folder):
             local = [
                 x.to_local() if isinstance(x, DTensor) else x for p in matrices for x in optimizer.state[p].values()
             ]
-            alone = model_for(name)
+            alone = model_for()
             reference = OPTIMIZERS[name](groups_of(alone, name))
             reference.init_state()
             matrices = [p for group in reference.param_groups if group["rule"] != "adamw" for p in group["params"]]
@@ -128,7 +128,7 @@ def bfloat16_exchange(rank, world, folder):
     for mode in modes(world):
         ends = []
         for exchange in ("exact", "bfloat16"):
-            model = model_for("muon", torch.float32)
+            model = model_for(torch.float32)
             start = [p.detach().clone() for p in model.parameters()]
             forward, own = mode_of(model, mode, world)
             optimizer = muon(groups_of(model, "muon"), exchange=exchange, ns_dtype="bfloat16", **own)
@@ -146,7 +146,7 @@ def replicas_stay_alike(rank, world, folder):
     found = {}
     for name in ("muon", "soap"):
         for mode in modes(world):
-            model = model_for(name, torch.bfloat16)
+            model = model_for(torch.bfloat16)
             forward, own = mode_of(model, mode, world)
             optimizer = OPTIMIZERS[name](groups_of(model, name), stochastic_rounding=True, **own)
             torch.manual_seed(rank)
@@ -220,7 +220,7 @@ def frozen_on_all_ranks(rank, world, folder):
             train(model, optimizer, range(2), **where)
 
     found = {}
-    alone = model_for("muon")
+    alone = model_for()
     run(alone, muon(groups_of(alone, "muon")))
     for mode in ("fsdp", "hsdp") if world >= 4 else ("fsdp",):  # DDP forbids it
         model, forward, optimizer = built("muon", mode, rank, world)
@@ -297,7 +297,7 @@ def raised_sharp_fraction(rank, world, folder):
 @check
 def groups_in_another_order(rank, world, folder):
     def build(reorder):
-        model = model_for("muon")
+        model = model_for()
         own = mode_of(model, "ddp", world)[1]
         groups = groups_of(model, "muon")
         muon(groups[::-1] if reorder and rank == world - 1 else groups, **own)
@@ -408,7 +408,7 @@ def refused_checkpoints(rank, world, folder):
     model, forward, optimizer = built("muon", "ddp", rank, world)
     train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
     part = optimizer.state_dict()
-    alone = model_for("muon")
+    alone = model_for()
     reference = muon(groups_of(alone, "muon"))
     other = built("threshold", "ddp", rank, world)[2]
     other.init_state()

@@ -41,17 +41,8 @@ class Net(nn.Module):
         x = x + self.convolution(x.mT).mT
         for layer in self.layers:
             x = x + torch.tanh(layer(x))
-        x = x + self.narrow(torch.tanh(self.wide(x))) if self.wide is not None else x
+        x = x + self.narrow(torch.tanh(self.wide(x)))
         return self.head(self.norm(x + self.experts(x)))
-
-
-class SquareNet(Net):
-    """Without matrices that are not square: SOAP's eigenvectors of the eigenvalue 0 are arbitrary."""
-
-    def __init__(self):
-        super().__init__()
-        self.wide = self.narrow = None
-        self.convolution = nn.Conv1d(SIZE, SIZE, 1)
 
 
 def muon(groups, **settings):
@@ -69,9 +60,9 @@ def soap(groups, **settings):
 OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap}
 
 
-def model_for(name, dtype=torch.float64):
+def model_for(dtype=torch.float64):
     torch.manual_seed(0)
-    return (SquareNet() if name == "soap" else Net()).to(dtype)
+    return Net().to(dtype)
 
 
 def groups_of(model, name, **settings):

@@ -37,7 +37,7 @@ def test_a_rank_that_dies_while_a_checkpoint_is_written(tmp_path):
     assert time.monotonic() - start < 110
     assert not (tmp_path / "cut" / ".metadata").exists()
 
-    model = model_for("muon")
+    model = model_for()
     optimizer = muon(groups_of(model, "muon"))
     load(model, optimizer, tmp_path / "good", "plain")  # in one process
     names = {p: name for name, p in model.named_parameters()}
