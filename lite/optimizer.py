@@ -118,6 +118,11 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         self._is_built = True
         self._divide(process_group)
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether several ranks share the work, so that each has a part of the state."""
+        return self._ranks is not None
+
     def largest_batch(self, w: Tensor) -> int:
         """How many numbers a batch of tensors like ``w`` may hold."""
         return largest_batch(sum(p.numel() for group in self.param_groups for p in group["params"]))

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lite import LITEOptimizer
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.models import build_model
-from rishd.pretraining.optimizers import build_optimizer
+from rishd.pretraining.optimizers import build_optimizer, optimizer_class
 
 _CALIBRATION_TOKENS = 4096  # of the measured pass, at most (but one sequence at least)
 _UNKNOWN_STATE = 8.0  # bytes per parameter where an optimizer cannot run on fake tensors: AdamW's two float32 moments
@@ -159,7 +159,8 @@ def estimate(config: PretrainConfig, static: StaticCost, measured: MeasuredCost,
     length = config.data.sequence_length
     passes = measured.seconds * config.training.batch_size / ranks
     rate = static.flops_per_token * length / measured.seconds
-    optimizer = static.optimizer_flops / rate
+    divided = issubclass(optimizer_class(config.optimizer.name), LITEOptimizer)
+    optimizer = static.optimizer_flops / rate / (ranks if divided else 1)
     evaluations = config.steps // config.evaluation.every + 1
     evaluation = evaluations * measured.seconds / 3 * config.evaluation_sequences / ranks  # a forward pass is a third
     total = config.steps * (passes + optimizer) + evaluation

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler
 
 from lite import SOAP, SOAPLITE, LITEOptimizer, LITESchedule, Muon, MuonLITE, learning_rate_factor, param_groups
@@ -24,7 +25,9 @@ _CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, model: nn.Module, *, process_group: ProcessGroup | None = None
+) -> torch.optim.Optimizer:
     """The configured optimizer over all trainable parameters.
 
     LITE's optimizers (and their bases) get :func:`lite.param_groups`, any other class the named parameters in one
@@ -33,6 +36,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     Args:
         config: Name, learning rate, decay and settings.
         model: The model.
+        process_group: Ranks that have the same model (DDP), among which LITE's optimizers divide their work.
 
     Raises:
         ValueError: for a class that cannot be found or is no torch optimizer, a setting that it does not take, or a
@@ -48,6 +52,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     _check_settings(cls, config.name, settings)
     if issubclass(cls, LITEOptimizer):
         params: Any = param_groups(model, matrix_rule=cls.rule, settings=config.groups)  # type: ignore[arg-type]
+        if process_group is not None and "process_group" in _taken(cls):
+            settings["process_group"] = process_group
     elif config.groups:
         raise ValueError(
             f"optimizer.groups is for LITE's optimizers; {config.name} has one group. Leave it out, or take one of "
@@ -78,13 +84,19 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return cls
 
 
-def _check_settings(cls: type[torch.optim.Optimizer], name: str, settings: Mapping[str, Any]) -> None:
+def _taken(cls: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
+    """Arguments of a class by name."""
     known: dict[str, inspect.Parameter] = {}
     for owner in cls.__mro__:  # a class that passes **settings on takes what its parent takes
         here = inspect.signature(owner).parameters
         known = {**here, **known}
         if not any(p.kind is p.VAR_KEYWORD for p in here.values()):
             break
+    return known
+
+
+def _check_settings(cls: type[torch.optim.Optimizer], name: str, settings: Mapping[str, Any]) -> None:
+    known = _taken(cls)
     unknown = [key for key in settings if key not in known]
     if unknown:
         taken = [key for key, p in known.items() if p.kind is not p.VAR_KEYWORD and key != "params"]

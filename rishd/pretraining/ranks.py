@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
@@ -21,6 +23,13 @@ def rank_count() -> int:
 def sharding_ranks(config: PretrainConfig) -> int:
     """Over how many ranks weights and optimizer state are divided."""
     return rank_count() if config.training.sharding == "fsdp2" else 1
+
+
+def replicas(config: PretrainConfig) -> ProcessGroup | None:
+    """Ranks that have the same model, once they are connected; ``None`` if there is one, or the model is sharded."""
+    if config.training.sharding != "none" or rank_count() == 1:
+        return None
+    return dist.group.WORLD
 
 
 def micro_batch_size(config: PretrainConfig) -> int:

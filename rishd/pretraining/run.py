@@ -21,7 +21,7 @@ from rishd.pretraining.corpus import Corpus, load_corpus
 from rishd.pretraining.cost import StaticCost, estimate, measured_cost, require_memory, static_cost
 from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
-from rishd.pretraining.ranks import rank_count, shard, sharding_ranks, training_arguments
+from rishd.pretraining.ranks import rank_count, replicas, shard, sharding_ranks, training_arguments
 from rishd.pretraining.recorder import Progress, RunRecorder, tensorboard
 from rishd.pretraining.results import (
     RECORD,
@@ -143,7 +143,7 @@ def _fit(
     recorder = RunRecorder(
         out, config, clock, training, updates=updates, tokens=last.get("tokens", 0), step=step, progress=progress
     )
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, model, process_group=replicas(config))
     trainer = PretrainTrainer(
         clock=clock,
         updates=updates,

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from lite import LITEOptimizer, NonFiniteError, check_finite_gradients
@@ -31,6 +32,8 @@ from rishd.pretraining.blocks import IGNORED
 from rishd.pretraining.checkpoints import RunCheckpointError, kept, write_checkpoint
 from rishd.pretraining.clock import StepClock
 from rishd.pretraining.updates import UpdateNorms
+
+_SHARDED = "optimizer"  # folder of a checkpoint in torch.distributed.checkpoint's format
 
 
 class PretrainTrainer(Trainer):
@@ -192,12 +195,12 @@ class PretrainTrainer(Trainer):
                 self.processing_class.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_distributed_loading_by_transformers:
+        if not self._state_is_divided:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        save_sharded(self._sharded_state(), checkpoint_id=Path(output_dir) / "optimizer")
+        save_sharded(self._sharded_state(), checkpoint_id=Path(output_dir) / _SHARDED)
         if self.args.should_save:
-            torch.save(self._scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(self._scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with self._readable(resume_from_checkpoint):
@@ -209,20 +212,39 @@ class PretrainTrainer(Trainer):
             set_model_state_dict(self.model, saved.state_dict(), options=whole)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """State of one process or of any number of ranks, whichever of them is there."""
+        if checkpoint is None:
+            return
+        folder, device = Path(checkpoint), self.args.device
         with self._readable(checkpoint):
-            if checkpoint is None or not self.is_distributed_loading_by_transformers:
-                super()._load_optimizer_and_scheduler(checkpoint)
-                return
-            state = self._sharded_state()
-            load_sharded(state, checkpoint_id=Path(checkpoint) / "optimizer")
-            set_optimizer_state_dict(self.model, self._own_optimizer, state["optimizer"])
-            self._scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+            if (folder / _SHARDED).is_dir():
+                state = self._sharded_state()
+                load_sharded(state, checkpoint_id=folder / _SHARDED)
+                set_optimizer_state_dict(self.model, self._own_optimizer, state["optimizer"])
+            elif self.is_distributed_loading_by_transformers and not isinstance(self._own_optimizer, LITEOptimizer):
+                raise ValueError(
+                    f"its optimizer state is whole, of a run that was not sharded, and "
+                    f"{type(self._own_optimizer).__name__} does not divide it; resume with training.sharding = none"
+                )
+            else:
+                self._own_optimizer.load_state_dict(
+                    torch.load(folder / OPTIMIZER_NAME, map_location=device, weights_only=True)
+                )
+            self._scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     def _sharded_state(self) -> dict[str, Any]:
         """This rank's part of the optimizer's state, made if there is none yet."""
         if isinstance(self._own_optimizer, LITEOptimizer):
             self._own_optimizer.init_state()
         return {"optimizer": get_optimizer_state_dict(self.model, self._own_optimizer)}
+
+    @property
+    def _state_is_divided(self) -> bool:
+        """Whether ranks have different parts of the optimizer's state."""
+        optimizer = self._own_optimizer
+        return self.is_distributed_loading_by_transformers or (
+            isinstance(optimizer, LITEOptimizer) and optimizer.is_divided
+        )
 
     @property
     def _scheduler(self) -> Any:

@@ -7,6 +7,8 @@ wait for the device until the numbers are logged. For a group with updates :math
 - ``sharp_share/GROUP`` is :math:`\sum \|P\Delta\|^2 / \sum \|\Delta\|^2` with the sharp projector P that the
   optimizer's own state has: the tracked right subspace of Muon-LITE's matrices, AdamW-LITE's soft mask of coordinates
   (its sum over coordinates in place of the norm). Parameters whose state has none are left out, sharded ones too.
+
+On several ranks the sums are added up in one collective.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class UpdateNorms:
         if self._before is None:
             return
         self._sums = {}
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        is_first = ranks == 1 or dist.get_rank() == 0
         for group, old in zip(optimizer.param_groups, self._before, strict=True):
             if not group["lr"]:
                 continue
@@ -58,12 +62,16 @@ class UpdateNorms:
                 sharp = None if isinstance(p, DTensor) else _sharp_square(group, moved, optimizer.state.get(p, {}))
                 square = moved.square().sum()
                 zero = torch.zeros_like(square)
-                split = (zero, zero) if sharp is None else (sharp, square)
-                row = torch.stack([square, torch.full_like(square, moved.numel()), *split])
-                if isinstance(p, DTensor) and dist.is_initialized():
-                    dist.all_reduce(row)
+                # Of what every rank has, the first speaks; of a matrix whose state lies on one rank, that one.
+                size = (square, torch.full_like(square, moved.numel())) if is_first or isinstance(p, DTensor) else None
+                split = (sharp, square) if sharp is not None and (is_first or group.get("rule") != "adamw") else None
+                row = torch.stack([*(size or (zero, zero)), *(split or (zero, zero))])
                 name = str(group.get("kind", "all"))
                 self._sums[name] = self._sums.get(name, 0) + row
+        if ranks > 1 and self._sums:
+            rows = torch.stack(list(self._sums.values()))
+            dist.all_reduce(rows)
+            self._sums = dict(zip(self._sums, rows.unbind(), strict=True))
         self._before = None
 
     def read(self) -> dict[str, float]:
