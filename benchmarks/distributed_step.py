@@ -31,6 +31,7 @@ from lite import MuonLITE, param_groups
 from lite.distributed import exchange
 from lite.distributed.division import Division, Job
 from lite.distributed.layout import Axis, Layout, Team
+from lite.soap import SOAPRule, initial_soap_state
 
 HIDDEN, FFN, LAYERS, VOCABULARY, STEPS = 128, 344, 4, 512, 10
 LR = 3e-3  # published for LLaMA 0.25B, arXiv:2602.22681
@@ -182,21 +183,51 @@ def newton_schulz_flops(rows: int, columns: int) -> float:
     return 2 * (3 * pair if long >= 1.9 * short else 6 * step)
 
 
+def divided(shapes: list[tuple[int, int]], costs: list[float], world: int) -> tuple[list[float], list[int]]:
+    """Cost of every rank's matrices, and the owner of each matrix."""
+    team = Team(Axis(world), Axis(), None, tuple(range(world)))
+    division = Division()
+    units = division.divide([Job(Layout(team, 0), cost, None) for cost in costs])
+    return division.loads(team), [own[0].worker for own in units]
+
+
 def prediction(name: str, world: int) -> dict[str, float]:
     """Costs of one rank and step under FSDP2, bfloat16 messages; computed from shapes and the division of the work."""
     shapes = matrices(*LLAMAS[name])
-    team = Team(Axis(world), Axis(), None, tuple(range(world)))
-    division = Division()
-    division.divide([Job(Layout(team, 0), newton_schulz_flops(*shape), None) for shape in shapes])
+    loads, _ = divided(shapes, [newton_schulz_flops(*shape) for shape in shapes], world)
     numbers = sum(m * n for m, n in shapes)
-    total, busiest = sum(division.loads(team)), max(division.loads(team))
     largest = max(m * n for m, n in shapes)
     return {
-        "flops of the busiest rank": busiest,
-        "its share of one process": busiest / total,
+        "flops of the busiest rank": max(loads),
+        "its share of one process": max(loads) / sum(loads),
         "bytes sent per rank": 4 * HALF * numbers * (world - 1) / world**2,
         "momentum per rank, bytes": 4 * numbers / world,
         "largest whole matrix, bytes": 4 * largest,
+    }
+
+
+def soap_prediction(name: str, world: int) -> dict[str, float]:
+    """The same for SOAP-LITE, float32 messages, with its moments on owners and two ways to have them on shards."""
+    shapes = matrices(*LLAMAS[name])
+    rule = SOAPRule(lr=1.0, weight_decay=0.1, chi=2.0, beta_sharp=0.0, beta_flat=1.0, sharp_fraction=0.1)
+    loads, owners = divided(shapes, [rule.cost(*shape) for shape in shapes], world)
+    moments, factors = [0.0] * world, [0.0] * world
+    for (m, n), owner in zip(shapes, owners, strict=True):
+        state = initial_soap_state(rule, torch.empty(m, n, device="meta"))
+        sizes = {key: x.nbytes for key, x in state._asdict().items() if x is not None}
+        moments[owner] += sizes["m"] + sizes["v"]
+        factors[owner] += sum(sizes.values()) - sizes["m"] - sizes["v"]
+    both = [a + b for a, b in zip(moments, factors, strict=True)]
+    once = 4 * sum(m * n for m, n in shapes) * (world - 1) / world**2  # each number there or back, float32
+    return {
+        "operations of the busiest rank": max(loads),
+        "its share of one process": max(loads) / sum(loads),
+        "bytes sent per rank: g, W there, W back": 3 * once,
+        "bytes sent per rank if m and v travelled": 7 * once,
+        "bytes sent per rank if g', u' went back and forth": 4 * once,
+        "state of the busiest rank": max(both),
+        "state of a rank, mean": sum(both) / world,
+        "state of the busiest rank with m and v on shards": max(factors) + sum(moments) / world,
     }
 
 
@@ -208,7 +239,7 @@ def main() -> None:
 
     def row(name: str, value: float, unit: str) -> None:
         rows.append({"name": name, "value": value, "unit": unit})
-        print(f"{name:58} {value:14.6g} {unit}", flush=True)
+        print(f"{name:84} {value:14.6g} {unit}", flush=True)
 
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, gloo, 1 thread a rank")
     shapes = matrices(HIDDEN, FFN, LAYERS, HIDDEN)
@@ -240,7 +271,9 @@ def main() -> None:
     for name in LLAMAS:
         for world in (64, 1024):
             for what, value in prediction(name, world).items():
-                row(f"prediction/{name}/{world}/{what}", value, "")
+                row(f"prediction/muon-lite/{name}/{world}/{what}", value, "")
+            for what, value in soap_prediction(name, world).items():
+                row(f"prediction/soap-lite/{name}/{world}/{what}", value, "")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 

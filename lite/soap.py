@@ -52,6 +52,7 @@ from riemannian_ode.flow import lite_velocity, momentum_step, position_step
 
 _INITIAL_HI, _INITIAL_LO = 1.0, 0.5  # thresholds before the first step, as AdamW-LITE's published ones
 _MATRIX = (-2, -1)
+_QR, _PASSES = 8.0, 2000.0  # see SOAPRule.cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,25 @@ class SOAPRule:
     def phase(self, step: int) -> int:
         """Smallest number of steps after which the same matrices are due, 0 at the first gradient only."""
         return step and (step - 1) % self.precondition_frequency + 1
+
+    def cost(self, rows: int, columns: int) -> float:
+        r"""Operations of a step for a matrix, a refresh counted by its share.
+
+        A rotated side s beside o: half of the factor's product, :math:`s^2o`, G there and U back, :math:`4s^2o`, and at
+        every f-th step :math:`LQ`, its QR and the rotation of M', :math:`2s^3 + 8s^3 + 4s^2o`. QR's operations count
+        threefold and the passes over m, v and G as 2000 a number: so long they took beside products (float32, one CPU
+        thread, sides of 512 and 1024).
+
+        Args:
+            rows: m.
+            columns: n.
+        """
+        total = _PASSES * rows * columns
+        for side, other in ((rows, columns), (columns, rows)):
+            if side <= self.max_precondition_dim:
+                refresh = (2.0 + _QR) * side**3 + 4.0 * side * side * other
+                total += 5.0 * side * side * other + refresh / self.precondition_frequency
+        return total
 
 
 class SOAPState(NamedTuple):
@@ -220,11 +240,8 @@ def soap_update_(
     u, state = _direction(rule, w, transposed.mT, state, count=step if count is None else count, due=due)
     decay = rule.weight_decay * w if acts(rule.weight_decay, 0.0) else None
     w = position_step(w, lite_velocity(u, decay=decay), eta=rule.lr)
-    # A factor of t + 1 gradients has rank (t + 1)·min(m, n) at most. While that is less than its side, rounding would
-    # choose the rest of the new basis, so that matrices keep the first one until their next turn.
-    may_be_regular = (step + 1) * min(w.shape[-2:]) >= max(w.shape[-2:])
     # Only now, so that no gradient helps to choose the basis that it is seen in.
-    return w, _refreshed(state, due) if due and may_be_regular else state
+    return w, _refreshed_where_regular(state, due, step=step, count=count) if due else state
 
 
 def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
@@ -269,6 +286,25 @@ def _direction(
             left, right = (_single(basis, i) for basis in bases)
             _single(u, i).add_(strength * _single(flatness, i) * to_eigenbasis(_single(w, i), left, right))
     return from_eigenbasis(u, *bases), state._replace(m=m, v=v, hi=thresholds.hi, lo=thresholds.lo)
+
+
+def _refreshed_where_regular(state: SOAPState, due: list[int], *, step: int, count: Tensor | None) -> SOAPState:
+    """:func:`_refreshed`, but for matrices whose longer side's factor cannot have full rank yet.
+
+    A factor of t + 1 gradients m×n has rank (t + 1)·min(m, n) at most. While that is less than its side, rounding would
+    choose the rest of the new basis, so that they keep the first one until their next turn.
+    """
+    shorter, longer = sorted(state.m.shape[-2:])
+    needed = -(-longer // max(1, shorter))
+    if step + 1 >= needed:  # true of the count, too, of which the step may be the phase
+        return _refreshed(state, due)
+    if count is None:
+        return state
+    old = state._replace(m=state.m.clone(), v=state.v.clone())
+    pairs = zip(old, _refreshed(state, due), strict=True)
+    return SOAPState(
+        *(y if x is y or x is None or y is None else torch.where(count + 1 >= needed, y, x) for x, y in pairs)
+    )
 
 
 def _refreshed(state: SOAPState, due: list[int]) -> SOAPState:

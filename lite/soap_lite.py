@@ -147,6 +147,9 @@ class SOAPLITE(LITEOptimizer):
         factors = {key: state[key] for key in ("left", "right") if key in state}  # new by now
         return guarded(usable, new_w, w), guarded_state(usable, _present(after), state) | factors
 
+    def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
+        return self._rule(group).cost(rows, columns)
+
     def largest_batch(self, w: Tensor) -> int:
         # A CPU gains nothing from batches of large matrices, and would copy their factors and bases to make them.
         return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
