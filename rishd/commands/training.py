@@ -60,10 +60,12 @@ def pretrain(
         "data.paths": None if data is None else [str(path.resolve()) for path in data],
     }
     config = override(config, {key: value for key, value in options.items() if value is not None})
+    from rishd.pretraining.ranks import disconnect
     from rishd.pretraining.run import train  # after the settings are checked: transformers loads for seconds
 
     with progress_bar(err) as advance:
         result = train(config, folder, resume=resume, progress=advance, say=err.print)
+    disconnect()
     if int(os.environ.get("RANK", "0")):  # the first rank tells it all
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     table = Table("step", "validation loss (nats per token)")

@@ -32,6 +32,16 @@ def replicas(config: PretrainConfig) -> ProcessGroup | None:
     return dist.group.WORLD
 
 
+def disconnect() -> None:
+    """Part from the other ranks, once all work with them is done.
+
+    A process that ends while it is connected may be aborted by C++ for threads that are still running ("terminate
+    called without an active exception": one of 45 runs with gloo), and then torchrun reports a failure.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def micro_batch_size(config: PretrainConfig) -> int:
     """Sequences of one forward pass of a rank.
 
