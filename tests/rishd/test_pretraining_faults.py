@@ -85,23 +85,55 @@ def test_a_damaged_checkpoint_is_named(text, tmp_path):
     assert run(config, tmp_path / "run", resume=True)[0].summary.status == "complete"
 
 
-def test_two_ranks_make_the_steps_of_one_and_resume(text, tmp_path):
-    changes = {**SMALL, "training": {"steps": 6, "batch_size": 4, "micro_batch_size": 1}}
-    changes |= {"optimizer.name": "muon-lite", "optimizer.settings": {"ns_dtype": "float32"}}
-    config = tiny(text, changes)
-    run(config, tmp_path / "one")
-    expected = losses(tmp_path / "one")
-    for sharding in ("none", "fsdp2"):
-        folder = tmp_path / sharding
-        sharded = tiny(text, {**changes, "training.sharding": sharding})
-        (tmp_path / f"{sharding}.yaml").write_text(dump_yaml(sharded.to_mapping()))
-        torchrun(2, *pretrain(folder))
-        for mine, one in zip(losses(folder), expected, strict=True):
-            assert [step for step, _ in mine] == [step for step, _ in one]
-            assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in one], rel=1e-4)
-    before = losses(folder)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("sharding", "optimizer"), [("none", "soap-lite"), ("fsdp2", "muon-lite")])
+def test_two_ranks_make_the_steps_of_one_and_resume_on_any_number(text, tmp_path, sharding, optimizer):
+    """On as many ranks bit for bit; on another number with sums of gradients in another order."""
+    changes = {**SMALL, "training": {"steps": 6, "batch_size": 4, "micro_batch_size": 1}, "optimizer.name": optimizer}
+    changes |= {"logging.every": 2, "logging.updates_every": 2}
+    if optimizer == "muon-lite":
+        changes["optimizer.settings"] = {"ns_dtype": "float32"}
+    run(tiny(text, changes), tmp_path / "one")
+    config = tiny(text, {**changes, "training.sharding": sharding})
+    folders = tmp_path / "two", tmp_path / "other"
+    for folder in folders:
+        folder.with_suffix(".yaml").write_text(dump_yaml(config.to_mapping()))
+    two, other = folders
+    torchrun(2, *pretrain(two))
+    before = losses(two)
+    assert_near(before, losses(tmp_path / "one"))
+    assert_near(updates(two), updates(tmp_path / "one") if sharding == "none" else updates(tmp_path / "one", "rms"))
     for name in ("checkpoint-6", "model"):  # as if killed after step 4
-        shutil.rmtree(folder / name)
-    (folder / "summary.json").unlink()
-    torchrun(2, *pretrain(folder, "--resume"))
-    assert losses(folder) == before
+        shutil.rmtree(two / name)
+    (two / "summary.json").unlink()
+    shutil.copytree(two, other)
+    torchrun(2, *pretrain(two, "--resume"))
+    assert losses(two) == before
+    if sharding == "none":
+        run(config, other, resume=True)
+    else:
+        torchrun(1, *pretrain(other, "--resume"))
+    assert_near(losses(other), before)
+
+
+def updates(folder, kind=""):
+    """Sizes and sharp shares of updates, over all ranks; there are no shares of sharded parameters."""
+    rows = read_metrics(folder)
+    names = {key for row in rows for key in row if key.startswith(("update_rms", "sharp_share")) and kind in key}
+    assert names
+    return [series(rows, name) for name in sorted(names)]
+
+
+def assert_near(found, expected):
+    for mine, other in zip(found, expected, strict=True):
+        assert [step for step, _ in mine] == [step for step, _ in other]
+        assert [number for _, number in mine] == pytest.approx([number for _, number in other], rel=2e-4)
+
+
+def test_a_checkpoint_without_state_of_the_optimizer_is_refused(text, tmp_path):
+    config = tiny(text, SMALL)
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").unlink()
+    with pytest.raises(RunCheckpointError, match=r"checkpoint-6 cannot be loaded .*optimizer\.pt"):
+        run(config, tmp_path / "run", resume=True)
