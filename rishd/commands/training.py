@@ -65,9 +65,10 @@ def pretrain(
 
     with progress_bar(err) as advance:
         result = train(config, folder, resume=resume, progress=advance, say=err.print)
-    if int(os.environ.get("RANK", "0")) and result.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    disconnect()  # the first rank goes on, and tells it all
+    if not result.interrupted:
+        disconnect()
+    if int(os.environ.get("RANK", "0")):  # the first rank tells it all
+        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     table = Table("step", "validation loss (nats per token)")
     for step, loss in result.series("validation_loss"):
         table.add_row(str(step), f"{loss:.4f}")

@@ -28,8 +28,12 @@ def sharding_ranks(config: PretrainConfig) -> int:
 
 
 def replicas(config: PretrainConfig) -> ProcessGroup | None:
-    """Ranks that have the same model, once they are connected; ``None`` if there is one, or the model is sharded."""
-    if config.training.sharding != "none" or rank_count() == 1:
+    """Ranks that have the same model, once they are connected; ``None`` if there is one, or the model is sharded.
+
+    accelerate shards it, if told so, when the optimizer is there already.
+    """
+    by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if config.training.sharding != "none" or by_accelerate or rank_count() == 1:
         return None
     return dist.group.WORLD
 

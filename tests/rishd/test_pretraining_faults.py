@@ -102,7 +102,8 @@ def test_two_ranks_make_the_steps_of_one_and_resume_on_any_number(text, tmp_path
     torchrun(2, *pretrain(two))
     before = losses(two)
     assert_near(before, losses(tmp_path / "one"))
-    assert_near(updates(two), updates(tmp_path / "one") if sharding == "none" else updates(tmp_path / "one", "rms"))
+    one = updates(tmp_path / "one") if sharding == "none" else updates(tmp_path / "one", "rms")
+    assert_near(updates(two), one, rel=5e-3)  # SOAP amplifies rounding
     for name in ("checkpoint-6", "model"):  # as if killed after step 4
         shutil.rmtree(two / name)
     (two / "summary.json").unlink()
@@ -124,10 +125,10 @@ def updates(folder, kind=""):
     return [series(rows, name) for name in sorted(names)]
 
 
-def assert_near(found, expected):
+def assert_near(found, expected, rel=1e-5):
     for mine, other in zip(found, expected, strict=True):
         assert [step for step, _ in mine] == [step for step, _ in other]
-        assert [number for _, number in mine] == pytest.approx([number for _, number in other], rel=2e-4)
+        assert [number for _, number in mine] == pytest.approx([number for _, number in other], rel=rel)
 
 
 def test_a_checkpoint_without_state_of_the_optimizer_is_refused(text, tmp_path):
