@@ -301,10 +301,14 @@ def _refreshed_where_regular(state: SOAPState, due: list[int], *, step: int, cou
     if count is None:
         return state
     old = state._replace(m=state.m.clone(), v=state.v.clone())
-    pairs = zip(old, _refreshed(state, due), strict=True)
-    return SOAPState(
-        *(y if x is y or x is None or y is None else torch.where(count + 1 >= needed, y, x) for x, y in pairs)
-    )
+    new = _refreshed(state, due)
+    is_regular = count + 1 >= needed
+    chosen: dict[str, Tensor] = {}
+    for key in ("m", "v", "left_basis", "right_basis"):
+        before, after = getattr(old, key), getattr(new, key)
+        if after is not None:
+            chosen[key] = torch.where(is_regular, after, before)
+    return new._replace(**chosen)
 
 
 def _refreshed(state: SOAPState, due: list[int]) -> SOAPState:
