@@ -10,7 +10,7 @@ from discretizations import matrix_products
 from discretizations.preconditioners import eigenbasis, factor_step_, refreshed_eigenbasis
 from lite import SOAPLITE
 from lite.adamw import AdamWRule, adamw_update, initial_adamw_state
-from lite.soap import SOAPRule, initial_soap_state, soap_update
+from lite.soap import SOAPRule, initial_soap_state, soap_update, soap_update_
 from tests.lite.reference import SOAPReference
 
 STEPS = 100
@@ -334,3 +334,17 @@ def test_rounding_chooses_no_basis(shape, rank_is_full):
     rounded = [g * (1 + 2e-16 * torch.randn(shape, generator=generator, dtype=torch.float64)) for g in exact]
     first, second = (run(split, w, gs)[0] for gs in (exact, rounded))
     assert 0 < float((first - second).norm() / (first - w).norm()) < (1e-12 if rank_is_full else 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 30), (2, 30, 4), (6, 6)])
+def test_a_phase_with_its_count_is_the_step(shape):
+    """As a compiled step has them; also while a factor cannot have full rank and its basis waits."""
+    split, w = rule(chi=2.0, beta_flat=1.0, precondition_frequency=3, weight_decay=0.1), torch.ones(shape).double()
+    numbers = range(w.size(0)) if w.ndim == 3 else range(1)
+    plain, phased = [(w, initial_soap_state(split, w)) for _ in range(2)]
+    for step, g in enumerate(gradients(shape, 14)):
+        plain = soap_update_(split, plain[0], g, plain[1], step=step, numbers=numbers)
+        count = torch.tensor(float(step), dtype=torch.float64)
+        phased = soap_update_(split, phased[0], g, phased[1], step=split.phase(step), numbers=numbers, count=count)
+        for a, b in zip((plain[0], *plain[1]), (phased[0], *phased[1]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
