@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from discretizations.symmetric_newton_schulz import operations
 from lite import SOAP, SOAPLITE, Muon, MuonLITE
 
 THREADS = 2
@@ -26,7 +27,12 @@ LR, DECAY, FREQUENCY, SOAP_STEPS = 0.02, 0.1, 10, 40
 
 
 class TwoSidedSOAP(torch.optim.Optimizer):
-    """SOAP as its paper writes it (arXiv:2409.11321, Algorithm 3): one matrix at a time, both sides rotated."""
+    """SOAP as its authors' code has it (github.com/nikhilvyas/SOAP), one matrix at a time, float32 state.
+
+    Ten products a step: the gradient goes to the eigenbasis (2), the update back (2), the first moment back and to the
+    new basis at every step (4), and both factors are made whole (2). Their first version, Algorithm 3 of
+    arXiv:2409.11321, rotates the first moment once instead (8 products); pytorch_optimizer's SOAP does so.
+    """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.95, 0.95), eps: float = 1e-8) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
@@ -34,28 +40,42 @@ class TwoSidedSOAP(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
-            theta, b2 = group["betas"]
             for p in group["params"]:
                 g, state = p.grad.float(), self.state[p]
                 if not state:
-                    left, right = g @ g.T, g.T @ g
-                    state |= {"t": 0, "left": (1 - b2) * left, "right": (1 - b2) * right}
-                    state |= {"ql": torch.linalg.eigh(left)[1], "qr": torch.linalg.eigh(right)[1]}
-                    state |= {"m": torch.zeros_like(g), "v": torch.zeros_like(g)}
+                    state |= {"step": 0, "m": torch.zeros_like(g), "v": torch.zeros_like(g)}
+                    state["factors"] = [torch.zeros(side, side) for side in g.shape]
+                    self._update_factors(state, g, group["betas"][1])
+                    state["bases"] = [torch.linalg.eigh(factor)[1].flip(1) for factor in state["factors"]]
                     continue
-                state["t"] += 1
-                ql, qr, t = state["ql"], state["qr"], state["t"]
-                state["m"].lerp_(g, 1 - theta)
-                rotated = ql.T @ g @ qr
-                state["v"].mul_(b2).addcmul_(rotated, rotated, value=1 - b2)
-                m = ql.T @ state["m"] @ qr
-                u = (m / (1 - theta**t)) / ((state["v"] / (1 - b2**t)).sqrt() + group["eps"])
-                p.mul_(1 - group["lr"] * DECAY).add_((ql @ u @ qr.T).to(p.dtype), alpha=-group["lr"])
-                state["left"].lerp_(g @ g.T, 1 - b2)
-                state["right"].lerp_(g.T @ g, 1 - b2)
-                if t % FREQUENCY == 0:
-                    state["ql"] = torch.linalg.qr(state["left"] @ ql)[0]
-                    state["qr"] = torch.linalg.qr(state["right"] @ qr)[0]
+                self._step_matrix(p, g, state, group)
+
+    def _step_matrix(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        theta, b2 = group["betas"]
+        (left, right), m, v = state["bases"], state["m"], state["v"]
+        state["step"] += 1
+        rotated = left.T @ g @ right
+        m.mul_(theta).add_(rotated, alpha=1 - theta)
+        v.mul_(b2).add_(rotated.square(), alpha=1 - b2)
+        size = group["lr"] * (1 - b2 ** state["step"]) ** 0.5 / (1 - theta ** state["step"])
+        u = left @ (m / v.sqrt().add_(group["eps"])) @ right.T
+        p.add_(u.to(p.dtype), alpha=-size)
+        p.add_(p, alpha=-group["lr"] * DECAY)
+        m = left @ m @ right.T
+        self._update_factors(state, g, b2)
+        if state["step"] % FREQUENCY == 0:
+            for axis, (factor, basis) in enumerate(zip(state["factors"], state["bases"], strict=True)):
+                order = (basis.T @ factor @ basis).diagonal().argsort(descending=True)
+                state["v"] = state["v"].index_select(axis, order)
+                state["bases"][axis] = torch.linalg.qr(factor @ basis[:, order])[0]
+        left, right = state["bases"]
+        state["m"] = left.T @ m @ right
+
+    @staticmethod
+    def _update_factors(state: dict[str, Any], g: Tensor, b2: float) -> None:
+        left, right = state["factors"]
+        left.lerp_(g @ g.T, 1 - b2)
+        right.lerp_(g.T @ g, 1 - b2)
 
 
 def heavyball_soap(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -69,23 +89,42 @@ def heavyball_soap(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return optimizer
 
 
+def pytorch_optimizer_muon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
+    group = {"params": params, "use_muon": True}
+    optimizer: torch.optim.Optimizer = pytorch_optimizer.Muon([group], LR, weight_decay=DECAY, ns_steps=6)
+    return optimizer
+
+
+def pytorch_optimizer_soap(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
+    optimizer: torch.optim.Optimizer = pytorch_optimizer.SOAP(
+        params, 3e-3, betas=(0.95, 0.95), weight_decay=DECAY, precondition_frequency=FREQUENCY
+    )
+    return optimizer
+
+
 MUONS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "torch_muon6": lambda p: torch.optim.Muon(p, LR, ns_steps=6, adjust_lr_fn="match_rms_adamw"),
     "muonlite": lambda p: MuonLITE(p, LR),
     "muonlite_beta0": lambda p: MuonLITE(p, LR, beta_sharp=0.0, beta_flat=0.0),
     "muon": lambda p: Muon(p, LR),
+    "pytorch_optimizer_muon": pytorch_optimizer_muon,
 }
 SOAPS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "two_sided_soap": lambda p: TwoSidedSOAP(p, 3e-3),
     "heavyball": heavyball_soap,
+    "pytorch_optimizer": pytorch_optimizer_soap,
     "soap": lambda p: SOAP(p, 3e-3, precondition_frequency=FREQUENCY),
     "soaplite": lambda p: SOAPLITE(p, 3e-3, precondition_frequency=FREQUENCY),
 }
 
 
-def parameters(model: str, dtype: torch.dtype) -> list[nn.Parameter]:
+def parameters(model: str, dtype: torch.dtype, layers: int) -> list[nn.Parameter]:
     """All matrices of a Llama of this size with gradients: a signal of rank 8 and noise."""
-    width, wide, layers = MODELS[model]
+    width, wide, _ = MODELS[model]
     source = torch.Generator().manual_seed(0)
     found = []
     for shape in [*[(width, width)] * 4, (wide, width), (wide, width), (width, wide)] * layers:
@@ -113,9 +152,14 @@ def step_seconds(optimizers: dict[str, torch.optim.Optimizer], repeats: int) -> 
     return seconds
 
 
+def symmetric_operations(x: Any, divisors: Any, coefficients: list[float], pairs: int, **_: Any) -> int:
+    return operations(x, len(coefficients) // 3, pairs)
+
+
 def flops(optimizer: torch.optim.Optimizer) -> int:
     """Operations of the matrix products of a step."""
-    with FlopCounterMode(display=False) as counter:
+    ours = {torch.ops.lite.symmetric_newton_schulz: symmetric_operations}
+    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         optimizer.step()
     return counter.get_total_flops()
 
@@ -147,68 +191,82 @@ def matmul_rate(dtype: torch.dtype) -> float:
     return 2 * 4 * 768**3 / min(taken)
 
 
+def muon_rows(model: str, dtype: str, layers: int, repeats: int, row: Callable[..., None]) -> None:
+    rate = max(matmul_rate(kind) for kind in DTYPES.values())
+    optimizers = {name: make(parameters(model, DTYPES[dtype], layers)) for name, make in MUONS.items()}
+    work = {name: flops(optimizer) for name, optimizer in optimizers.items()}  # the first step makes the state
+    seconds = step_seconds(optimizers, repeats)
+    for name in ("muonlite", "muonlite_beta0", "muon"):
+        ratios = [a / b for a, b in zip(seconds[name], seconds["torch_muon6"], strict=True)]
+        row(f"{name}_vs_torch_muon6", statistics.median(ratios))
+    for name in ("muonlite", "muon"):
+        ratios = [a / b for a, b in zip(seconds[name], seconds["pytorch_optimizer_muon"], strict=True)]
+        row(f"{name}_vs_pytorch_optimizer_muon6", statistics.median(ratios))
+    row("flops_muonlite_vs_muon6", work["muonlite"] / work["torch_muon6"])
+    row("state_muonlite_vs_muon", state_bytes(optimizers["muonlite"]) / state_bytes(optimizers["muon"]))
+    row("matmul_rate", rate / 1e9, "GFLOP/s")
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        row(f"milliseconds_{name}", 1e3 * median, "ms")
+        row(f"share_of_matmul_rate_{name}", work[name] / median / rate)
+    ours, theirs = (peak_bytes(optimizers[name]) for name in ("muonlite", "torch_muon6"))
+    held = sum(p.nbytes + p.grad.nbytes for p in optimizers["muon"].param_groups[0]["params"])
+    whole = [held + state_bytes(optimizers[k]) for k in ("muonlite", "torch_muon6")]
+    row("peak_muonlite_vs_torch_muon", (whole[0] + ours) / (whole[1] + theirs))
+    row("temporaries_muonlite", ours / 2**20, "MiB")
+    row("temporaries_torch_muon", theirs / 2**20, "MiB")
+
+
+def soap_rows(model: str, dtype: str, layers: int, steps: int, row: Callable[..., None]) -> None:
+    soaps = {name: make(parameters(model, DTYPES[dtype], layers)) for name, make in SOAPS.items()}
+    step_seconds(soaps, 2)  # the first gradients set the bases
+    taken = step_seconds(soaps, steps)
+    mean = {name: statistics.mean(values) for name, values in taken.items()}
+    for peer in ("two_sided_soap", "heavyball", "pytorch_optimizer"):
+        for name in ("soap", "soaplite"):
+            row(f"{name}_vs_{peer}", mean[name] / mean[peer])
+    row("soap_slowest_vs_median", max(taken["soap"]) / statistics.median(taken["soap"]))
+    row("state_soaplite_vs_soap", state_bytes(soaps["soaplite"]) / state_bytes(soaps["soap"]))
+    for name, value in mean.items():
+        row(f"milliseconds_{name}", 1e3 * value, "ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path, help="write rows {name, value, unit} to this file")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--rules", nargs="+", default=["muon", "soap"], choices=["muon", "soap"])
+    parser.add_argument("--layers", type=int, help="the first layers only, to be done sooner; names of rows say so")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved steps of the Muon rows (odd)")
-    parser.add_argument("--soap-steps", type=int, default=SOAP_STEPS, help="steps of the SOAP rows; 0 leaves them out")
+    parser.add_argument("--soap-steps", type=int, default=SOAP_STEPS, help="steps of the SOAP rows")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     # As in a training process: freed tensors have told the C library's allocator to keep memory of this size.
     torch.empty(31 * 2**20, dtype=torch.uint8).fill_(1)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    peers = ", ".join(f"{name} {version(name)}" for name in ("heavyball", "pytorch_optimizer"))
     print(
         f"{capabilities.get('cpu_name', platform.processor())}, bfloat16 instructions: "
         f"{bool(capabilities.get('avx512_bf16') or capabilities.get('amx_bf16'))}, {THREADS} threads, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, heavyball {version('heavyball')}"
+        f"{platform.python_version()}, torch {torch.__version__}, {peers}"
     )
     rows: list[dict[str, Any]] = []
-
-    def row(name: str, value: float, unit: str = "ratio") -> None:
-        rows.append({"name": name, "value": value, "unit": unit})
-        print(f"  {name:48} {value:10.3f} {unit}", flush=True)
-
     for dtype in options.dtypes:
-        rates = {name: matmul_rate(kind) for name, kind in DTYPES.items()}
-        print(f"batched products: {', '.join(f'{v / 1e9:.0f} GF/s {k}' for k, v in rates.items())}")
         for model in options.models:
-            suffix = f"/{model}/{dtype}"
-            optimizers = {name: make(parameters(model, DTYPES[dtype])) for name, make in MUONS.items()}
-            work = {name: flops(optimizer) for name, optimizer in optimizers.items()}  # the first step makes the state
-            seconds = step_seconds(optimizers, options.repeats)
-            for name in ("muonlite", "muonlite_beta0", "muon"):
-                ratios = [a / b for a, b in zip(seconds[name], seconds["torch_muon6"], strict=True)]
-                row(f"{name}_vs_torch_muon6{suffix}", statistics.median(ratios))
-            row(f"flops_muonlite_vs_muon6{suffix}", work["muonlite"] / work["torch_muon6"])
-            row(
-                f"state_muonlite_vs_muon{suffix}", state_bytes(optimizers["muonlite"]) / state_bytes(optimizers["muon"])
-            )
-            for name, taken in seconds.items():
-                median = statistics.median(taken)
-                row(f"milliseconds_{name}{suffix}", 1e3 * median, "ms")
-                row(f"share_of_matmul_rate_{name}{suffix}", work[name] / median / max(rates.values()))
-            ours, theirs = (peak_bytes(optimizers[name]) for name in ("muonlite", "torch_muon6"))
-            held = sum(p.nbytes + p.grad.nbytes for p in optimizers["muon"].param_groups[0]["params"])
-            whole = [held + state_bytes(optimizers[k]) for k in ("muonlite", "torch_muon6")]
-            row(f"peak_muonlite_vs_torch_muon{suffix}", (whole[0] + ours) / (whole[1] + theirs))
-            row(f"temporaries_muonlite{suffix}", ours / 2**20, "MiB")
-            row(f"temporaries_torch_muon{suffix}", theirs / 2**20, "MiB")
-            del optimizers
-            if not options.soap_steps:
-                continue
-            soaps = {name: make(parameters(model, DTYPES[dtype])) for name, make in SOAPS.items()}
-            step_seconds(soaps, 2)  # the first gradients set the bases
-            taken = step_seconds(soaps, options.soap_steps)
-            mean = {name: statistics.mean(values) for name, values in taken.items()}
-            row(f"soap_vs_two_sided_soap{suffix}", mean["soap"] / mean["two_sided_soap"])
-            row(f"soap_vs_heavyball{suffix}", mean["soap"] / mean["heavyball"])
-            row(f"soaplite_vs_two_sided_soap{suffix}", mean["soaplite"] / mean["two_sided_soap"])
-            row(f"soap_slowest_vs_median{suffix}", max(taken["soap"]) / statistics.median(taken["soap"]))
-            row(f"state_soaplite_vs_soap{suffix}", state_bytes(soaps["soaplite"]) / state_bytes(soaps["soap"]))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+            layers = min(options.layers or MODELS[model][2], MODELS[model][2])
+            suffix = f"/{model}/{dtype}" + (f"/{layers}_layers" if layers < MODELS[model][2] else "")
+
+            def row(name: str, value: float, unit: str = "ratio", suffix: str = suffix) -> None:
+                rows.append({"name": name + suffix, "value": value, "unit": unit})
+                print(f"  {name + suffix:58} {value:10.3f} {unit}", flush=True)
+
+            if "muon" in options.rules:
+                muon_rows(model, dtype, layers, options.repeats, row)
+            if "soap" in options.rules:
+                soap_rows(model, dtype, layers, options.soap_steps, row)
+            if options.json:  # after each part, so that an interrupted run leaves what it has
+                options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

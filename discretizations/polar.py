@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from discretizations.symmetric_newton_schulz import is_supported, symmetric_newton_schulz
+
 # Polar Express (Amsel et al., arXiv:2505.16932, Algorithm 1 and its Appendix), odd quintic a x + b x³ + c x⁵ of each
 # step for singular values in [1e−3, 1], as in the published LITE code.
 _POLAR_EXPRESS = (
@@ -83,8 +85,9 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     y = x.to(dtype or x.dtype)
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32))
     divisor = (_SAFETY * norm + floor).clamp(min=_SMALLEST_NORM)  # in float16 both would under- or overflow
-    y = (y / divisor).to(y.dtype)
-    return newton_schulz(y, coefficients).to(x.dtype)
+    if is_supported(y):
+        return symmetric_newton_schulz(y, divisor, coefficients, pairs=_gram_pairs(y, steps)).to(x.dtype)
+    return newton_schulz((y / divisor).to(y.dtype), coefficients).to(x.dtype)
 
 
 def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, gram: bool = True) -> Tensor:
@@ -106,16 +109,20 @@ def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
     y, batch = x, x.shape[:-2]
     if y.ndim > 3:
         y = y.flatten(0, -3)
-    shorter, longer = min(x.shape[-2:]), max(x.shape[-2:])
     remaining = list(coefficients)
-    is_safe = shorter >= _SMALLEST_HALF_GRAM or y.dtype in (torch.float32, torch.float64)
-    if gram and is_safe and longer >= _GRAM_ASPECT * shorter:
-        while len(remaining) >= 2:  # the Gram matrix is taken anew every two steps: later ones overflow in bfloat16
-            first, second, *remaining = remaining
-            y = _gram_pair(y, first, second)
+    for _ in range(_gram_pairs(x, len(remaining)) if gram else 0):
+        first, second, *remaining = remaining
+        y = _gram_pair(y, first, second)
     for step in remaining:
         y = _apply(_polynomial(_gram(y), step, identity=False), y, step[0])
     return y.reshape(*batch, *y.shape[-2:])
+
+
+def _gram_pairs(x: Tensor, steps: int) -> int:
+    """How many pairs of steps take the Gram form; the Gram matrix is taken anew for each, else bfloat16 overflows."""
+    shorter, longer = min(x.shape[-2:]), max(x.shape[-2:])
+    is_safe = shorter >= _SMALLEST_HALF_GRAM or x.dtype in (torch.float32, torch.float64)
+    return steps // 2 if is_safe and longer >= _GRAM_ASPECT * shorter else 0
 
 
 def fast_dtype(x: Tensor) -> torch.dtype:

@@ -6,23 +6,19 @@ Numbers are those of the plain formulas up to rounding: products and sums may be
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from riemannian_ode.compiled.compiler import shared_library
 from riemannian_ode.compiled.components import components, scalar
 from riemannian_ode.compiled.expressions import Program
 
 SUFFIXES = {np.dtype(np.float64): "", np.dtype(np.float32): "f"}
 # No reordering, no assumption that numbers are finite: only what lets a loop with sqrt and ?: become vector code.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
 # sincos has no vector version. Compilers other than GCC on x86-64 may not know all of these.
 _SEPARATE = ("-ffp-contract=fast", *(f"-fno-builtin-{name}" for name in ("sin", "cos", "sinf", "cosf")))
 _EXTRAS = ((*_SEPARATE, "-march=native", "-mprefer-vector-width=512"), (*_SEPARATE, "-march=native"), ())
@@ -33,10 +29,6 @@ _LIBMVEC = {
     | {"expm1", "log2", "log10", "log1p", "cbrt", "hypot"},
 }
 StepFunction: TypeAlias = Callable[[Any, Any, list[Any]], tuple[Any, Any]]
-
-
-class BuildError(RuntimeError):
-    """The compiler is missing or refused the program; the message has its first complaint."""
 
 
 def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Sequence[bool], lanes: int) -> str:
@@ -114,27 +106,7 @@ def built(source: str) -> Any:
     Raises:
         BuildError: if no compiler builds it.
     """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    if compiler is None:
-        raise BuildError("no C++ compiler was found")
-    with tempfile.TemporaryDirectory() as folder:  # a loaded library needs its file no more
-        file, library = Path(folder) / "steps.cpp", Path(folder) / "steps.so"
-        file.write_text(source, encoding="utf-8")
-        for extras in _EXTRAS:
-            command = [compiler, *_FLAGS, *extras, str(file), "-o", str(library)]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-            except OSError as error:
-                raise BuildError(f"{compiler} cannot be run: {error}") from None
-            if done.returncode == 0:
-                break
-        else:
-            complaint = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-            raise BuildError(f"{compiler} failed: {complaint.strip()}")
-        try:
-            advance: Any = ctypes.CDLL(str(library)).advance
-        except OSError as error:
-            raise BuildError(f"what {compiler} built cannot be loaded: {error}") from None
+    advance: Any = shared_library(source, [(*_FLAGS, *extras) for extras in _EXTRAS]).advance
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     advance.argtypes = [pointer, pointer, pointer, pointer, number, number, number, number]
     advance.restype = None

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations import polar
+from discretizations import polar, symmetric_newton_schulz
 from discretizations.polar import exact_polar, fast_dtype, newton_schulz, polar_express, polar_express_coefficients
+from discretizations.symmetric_newton_schulz import is_supported
 
 
 @given(
@@ -146,3 +147,61 @@ def test_half_precision_never_diverges(shape):
         x = left @ right + noise * torch.randn(shape, generator=source)
         polar = polar_express(x, steps=6, dtype=torch.bfloat16)
         assert torch.linalg.matrix_norm(polar, ord=2).max() < 1.05  # measured: 1.018
+
+
+needs_kernel = pytest.mark.skipif(
+    not is_supported(torch.zeros(1, 1, dtype=torch.bfloat16)), reason="needs AVX-512 bfloat16 and a C++ compiler"
+)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (40, 70), (70, 40), (2, 33, 31), (3, 130, 300), (5, 300, 130), (2, 2, 96, 64)]
+)
+def test_symmetric_products_are_the_same_polynomial(shape):
+    """As near to float64 as the library's products in bfloat16, for sizes that are no multiples of a block too."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    coefficients = polar_express_coefficients(6)
+    scaled = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    exact = newton_schulz(scaled.double() / 1.01, coefficients)
+    library = newton_schulz((scaled / 1.01).bfloat16(), coefficients)
+    ours = polar_express(x)
+    assert ours.shape == x.shape and ours.dtype == x.dtype
+    error, usual = ((y - exact).norm() / exact.norm() for y in (ours, library))
+    assert error < max(1.5 * usual, 0.01)
+
+
+@needs_kernel
+def test_symmetric_products_do_not_depend_on_threads_or_batch():
+    x = torch.randn(3, 64, 200, generator=torch.Generator().manual_seed(0)).bfloat16()
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results += [polar_express(x), torch.stack([polar_express(y) for y in x])]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_kernel
+def test_symmetric_products_are_a_torch_operator():
+    x = torch.randn(2, 40, 70).bfloat16()
+    arguments = (x, torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float32), [1.5, -0.5, 0.0], 0)
+    torch.library.opcheck(torch.ops.lite.symmetric_newton_schulz.default, arguments)
+    torch.testing.assert_close(torch.compile(polar_express, fullgraph=True, backend="eager")(x), polar_express(x))
+
+
+def test_symmetric_products_are_left_where_they_do_not_serve(monkeypatch):
+    x = torch.randn(40, 70).bfloat16()
+    assert not is_supported(x.float()) and not is_supported(x.to("meta")) and not is_supported(x.requires_grad_())
+    monkeypatch.setattr(symmetric_newton_schulz, "_program", lambda: None)  # no compiler
+    x = x.detach()
+    assert not is_supported(x)
+    torch.testing.assert_close(polar_express(x).float(), polar_express(x.float()), rtol=0, atol=0.02)
+
+
+@needs_kernel
+def test_a_missing_compiler_is_no_error(monkeypatch):
+    monkeypatch.setenv("CXX", "/no/compiler")
+    assert symmetric_newton_schulz._program.__wrapped__() is None
