@@ -23,14 +23,22 @@ _FLAGS = ("-O3", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512b
 _SCHEMA = "(Tensor x, Tensor divisors, float[] coefficients, int pairs) -> Tensor"
 
 
+def _is_faster_here() -> bool:
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    has_vectors, has_matrix_units = (test is not None and bool(test()) for test in tests)
+    return has_vectors and not has_matrix_units
+
+
+_IS_FASTER_HERE = _is_faster_here()  # asked once: torch.compile traces no such question
+
+
 def is_supported(x: Tensor) -> bool:
     """Whether :func:`symmetric_newton_schulz` takes ``x`` and is faster than the library's products.
 
-    It is not where a CPU has matrix units (AMX), and has no derivative; without a compiler it is not there.
+    It is not on a CPU with matrix units (AMX), and has no derivative.
     """
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
-        return False
-    return _is_built()
+    is_half = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return _IS_FASTER_HERE and is_half and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def symmetric_newton_schulz(
@@ -38,7 +46,8 @@ def symmetric_newton_schulz(
 ) -> Tensor:
     """Newton–Schulz of x over its divisor, the same polynomial as :func:`discretizations.polar.newton_schulz`.
 
-    Results do not depend on the number of threads, nor on what else is in the batch.
+    Results do not depend on the number of threads, nor on what else is in the batch. Where no compiler builds the
+    program, it is that function.
 
     Args:
         x: Matrices, bfloat16, shape ``(*batch, m, n)``.
@@ -57,17 +66,21 @@ def symmetric_newton_schulz(
 
 @torch.library.custom_op("lite::symmetric_newton_schulz", mutates_args=(), schema=_SCHEMA)
 def _operator(x: Tensor, divisors: Tensor, coefficients: list[float], pairs: int) -> Tensor:
+    program = _program()
+    if program is None:
+        from discretizations.polar import newton_schulz  # which has this function as its fast way
+
+        steps = [(a, b, c) for a, b, c in zip(*(coefficients[i::3] for i in range(3)), strict=True)]
+        return newton_schulz((x / divisors[:, None, None]).to(x.dtype), steps, gram=pairs > 0)
     batch, m, n = x.shape
     side, wide = _padded(m, n)
     threads = torch.get_num_threads()
     work = x.new_empty(max(1, min(batch, threads)), side * (wide + _SQUARES * side))
     panels = torch.empty(threads, wide // 2 * _BLOCK, dtype=torch.int32)
-    steps = torch.tensor(coefficients, dtype=torch.float32)
+    numbers = torch.tensor(coefficients, dtype=torch.float32)
     out = torch.empty_like(x)
-    program = _program()
-    assert program is not None
     matrices = (out.data_ptr(), x.data_ptr(), divisors.data_ptr(), batch, m, n)
-    polynomial = (steps.data_ptr(), len(coefficients) // 3, pairs)
+    polynomial = (numbers.data_ptr(), len(coefficients) // 3, pairs)
     buffers = (work.data_ptr(), work.size(1), panels.data_ptr(), panels.size(1))
     program(*matrices, *polynomial, *buffers, threads)
     return out
@@ -99,17 +112,8 @@ def _padded(m: int, n: int) -> tuple[int, int]:
     return side, wide
 
 
-@torch.compiler.assume_constant_result
-def _is_built() -> bool:
-    return _program() is not None
-
-
 @functools.cache
 def _program() -> Any | None:
-    tests = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    has_vectors, has_matrix_units = (test is not None and test() for test in tests)
-    if not has_vectors or has_matrix_units:
-        return None
     from riemannian_ode.compiled.compiler import BuildError, shared_library
 
     source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
