@@ -1,9 +1,9 @@
-"""What a step of MuonLITE costs on several ranks: deviation, collectives, bytes, FLOPs; and large models by formula.
+"""What a step costs on several ranks: deviation, collectives, bytes, FLOPs; and large models by formula.
 
-Measured are DDP, FSDP2 and HSDP on gloo processes of this machine, one thread each, with a small Llama's parameters
-and given gradients. Bytes are those that a rank sends to others: exact for all-to-all and all-gather (a ring), 2(N−1)/N
-of the buffer for an all-reduce. dion (https://github.com/microsoft/dion) is not run: its traffic for Muon is taken by
-formula, each shard once to its matrix's owner and once back, in bfloat16.
+Measured are MuonLITE and SOAPLITE under DDP, FSDP2 and HSDP on gloo processes of this machine, one thread each, with a
+small Llama's parameters and given gradients. Bytes are those that a rank sends to others: exact for all-to-all and
+all-gather (a ring), 2(N−1)/N of the buffer for an all-reduce. dion (https://github.com/microsoft/dion) is not run: its
+traffic for Muon is taken by formula, each shard once to its matrix's owner and once back, in bfloat16.
 
     python benchmarks/distributed_step.py [--json FILE]
 """
@@ -27,13 +27,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lite import MuonLITE, param_groups
+from lite import SOAPLITE, LITEOptimizer, MuonLITE, param_groups
 from lite.distributed import exchange
 from lite.distributed.division import Division, Job
 from lite.distributed.layout import Axis, Layout, Team
 from lite.soap import SOAPRule, initial_soap_state
 
 HIDDEN, FFN, LAYERS, VOCABULARY, STEPS = 128, 344, 4, 512, 10
+DTYPES = {"muon-lite": ("exact", "bfloat16"), "soap-lite": ("exact",)}  # of messages
+MODES = ("ddp", "fsdp2", "hsdp")
 LR = 3e-3  # published for LLaMA 0.25B, arXiv:2602.22681
 HALF = 2  # bytes of a bfloat16
 # (hidden, ffn, layers, width of keys and values): arXiv:2302.13971, table 2, and arXiv:2307.09288 for 70B
@@ -62,7 +64,7 @@ class Parameters(nn.Module):
         self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
 
 
-def build(mode: str, world: int, **settings: Any) -> tuple[Parameters, MuonLITE]:
+def build(name: str, mode: str, world: int, **settings: Any) -> tuple[Parameters, LITEOptimizer]:
     torch.manual_seed(0)
     model = Parameters()
     group = dist.group.WORLD if mode == "ddp" else None
@@ -72,6 +74,9 @@ def build(mode: str, world: int, **settings: Any) -> tuple[Parameters, MuonLITE]
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    if name == "soap-lite":
+        groups = param_groups(model, head=model.head, matrix_rule="soap")
+        return model, SOAPLITE(groups, LR, process_group=group, **settings)
     groups = param_groups(model, head=model.head)
     return model, MuonLITE(groups, LR, ns_dtype="float32", process_group=group, **settings)
 
@@ -121,8 +126,8 @@ def whole(p: Tensor) -> Tensor:
     return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
 
 
-def measure(mode: str, world: int, reference: list[Tensor]) -> dict[str, Any]:
-    model, optimizer = build(mode, world, exchange="exact")
+def measure(name: str, mode: str, world: int, reference: list[Tensor]) -> dict[str, Any]:
+    model, optimizer = build(name, mode, world, exchange="exact")
     for step in range(STEPS):
         set_gradients(model, step)
         optimizer.step()
@@ -132,8 +137,8 @@ def measure(mode: str, world: int, reference: list[Tensor]) -> dict[str, Any]:
     with FlopCounterMode(display=False) as flops:
         optimizer.step()
     found["flops"] = flops.get_total_flops()
-    for dtype in ("exact", "bfloat16"):
-        model, optimizer = build(mode, world, exchange=dtype)
+    for dtype in DTYPES[name]:
+        model, optimizer = build(name, mode, world, exchange=dtype)
         set_gradients(model, 0)
         optimizer.step()
         set_gradients(model, 1)
@@ -143,8 +148,8 @@ def measure(mode: str, world: int, reference: list[Tensor]) -> dict[str, Any]:
     return found
 
 
-def one_process() -> tuple[list[Tensor], int]:
-    model, optimizer = build("one", 1)
+def one_process(name: str) -> tuple[list[Tensor], int]:
+    model, optimizer = build(name, "one", 1)
     for step in range(STEPS):
         set_gradients(model, step)
         optimizer.step()
@@ -159,14 +164,15 @@ def on_rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store-{world}", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    reference, flops = one_process()
-    modes = ("ddp", "fsdp2", "hsdp")
-    found = {mode: measure(mode, world, reference) for mode in modes}
-    everyone: list[Any] = [None] * world
-    dist.all_gather_object(everyone, found)
+    merged = {}
+    for name in DTYPES:
+        reference, flops = one_process(name)
+        found = {mode: measure(name, mode, world, reference) for mode in MODES}
+        everyone: list[Any] = [None] * world
+        dist.all_gather_object(everyone, found)
+        merged[name] = {"ranks": {mode: [each[mode] for each in everyone] for mode in MODES}, "one process": flops}
     if rank == 0:
-        merged = {mode: [each[mode] for each in everyone] for mode in modes}
-        Path(folder, f"{world}.json").write_text(json.dumps({"ranks": merged, "one process": flops}))
+        Path(folder, f"{world}.json").write_text(json.dumps(merged))
     dist.destroy_process_group()
 
 
@@ -247,24 +253,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for world in (2, 4):
             spawn(on_rank, (world, folder), world)
-            found = json.loads(Path(folder, f"{world}.json").read_text())
-            for mode, ranks in found["ranks"].items():
-                row(f"deviation_vs_one_process/{mode}/{world}", max(each["deviation"] for each in ranks), "relative")
-                calls = ranks[0]["exact"]["calls"]
-                row(f"collectives_per_step/{mode}/{world}", sum(calls.values()), str(calls))
-                for dtype in ("exact", "bfloat16"):
-                    row(f"bytes_per_rank/{mode}/{world}/{dtype}", max(each[dtype]["bytes"] for each in ranks), "bytes")
-                row(
-                    f"matrix_work_per_rank/{mode}/{world}",
-                    max(x["flops"] for x in ranks) / found["one process"],
-                    "of one",
-                )
+            merged = json.loads(Path(folder, f"{world}.json").read_text())
+            for name, dtypes in DTYPES.items():
+                found, rule = merged[name], "" if name == "muon-lite" else f"/{name}"
+                for mode, ranks in found["ranks"].items():
+                    end = f"{mode}/{world}{rule}"
+                    row(f"deviation_vs_one_process/{end}", max(each["deviation"] for each in ranks), "relative")
+                    calls = ranks[0]["exact"]["calls"]
+                    row(f"collectives_per_step/{end}", sum(calls.values()), str(calls))
+                    for dtype in dtypes:
+                        row(f"bytes_per_rank/{end}/{dtype}", max(each[dtype]["bytes"] for each in ranks), "bytes")
+                    work = max(x["flops"] for x in ranks) / found["one process"]
+                    row(f"matrix_work_per_rank/{end}", work, "of one")
             share = numbers * (world - 1) / world
             row(f"bytes_formula/ddp/{world}/bfloat16", HALF * share, "bytes: each update once, U of every matrix")
             row(f"bytes_formula/fsdp2/{world}/bfloat16", 4 * HALF * share / world, "bytes: M̃, g, W there and U back")
             dion = 2 * HALF * share / world
             row(f"bytes_formula/dion/{world}", dion, "bytes: M̃ there and U back")
-            sent = max(each["bfloat16"]["bytes"] for each in found["ranks"]["fsdp2"])
+            sent = max(each["bfloat16"]["bytes"] for each in merged["muon-lite"]["ranks"]["fsdp2"])
             row(f"bytes_vs_dion/fsdp2/{world}", sent / dion, "ratio")
     row("shape_classes", classes, "matrices, embedding and head, norms")
     print("Computed, not measured: FSDP2, one rank and step")

@@ -25,7 +25,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 from lite import MuonLITE, NonFiniteError
-from tests.lite.distributed.models import OPTIMIZERS, groups_of, loss_of, model_for, muon, train
+from tests.lite.distributed.models import OPTIMIZERS, SIZE, groups_of, loss_of, model_for, muon, train
 
 CHECKS = {}
 STEPS = 10
@@ -417,7 +417,7 @@ def asynchronous_checkpoint(rank, world, folder):
 
 @check
 def refused_checkpoints(rank, world, folder):
-    """Messages for one rank's part of a state, and for another mask's state."""
+    """Messages for one rank's part of a state, for the state of another mask and rule, and for another model's."""
     model, forward, optimizer = built("muon", "ddp", rank, world)
     train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
     part = optimizer.state_dict()
@@ -428,7 +428,23 @@ def refused_checkpoints(rank, world, folder):
     return {
         "a part": message_of(lambda: reference.load_state_dict(part)),
         "another mask": message_of(lambda: other.load_state_dict(part)),
+        "another rule": message_of(lambda: built("soap", "ddp", rank, world)[2].load_state_dict(part)),
+        "another model": another_model(rank, world, folder / "another", optimizer.state_dict()),
     }
+
+
+def another_model(rank, world, folder, state):
+    dcp.save({"optimizer": state}, checkpoint_id=folder)
+    model = model_for()
+    model.wide, model.narrow = nn.Linear(SIZE, 8, bias=False), nn.Linear(8, SIZE, bias=False)
+    model = model.to(torch.float64)
+    optimizer = muon(groups_of(model, "muon"), process_group=dist.group.WORLD)
+    optimizer.init_state()
+    try:
+        dcp.load({"optimizer": optimizer.state_dict()}, checkpoint_id=folder)
+    except dcp.CheckpointException as error:
+        return str(error)
+    return None
 
 
 def main():

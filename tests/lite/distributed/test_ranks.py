@@ -143,7 +143,7 @@ def test_checkpoints_of_ranks_load_exactly_in_one_process(results, ranks):
         source = found[f"{name}/{mode}/{ranks}"]
         assert digest(state_of(model, optimizer)) == source["saved"], folder.name
         train(model, optimizer, range(4, 6))
-        end = {key: float(p.norm()) for key, p in model.named_parameters()}
+        end = {key: float(p.detach().norm()) for key, p in model.named_parameters()}
         assert end == pytest.approx(source["end"], rel=1e-7), folder.name
 
 
@@ -158,3 +158,7 @@ def test_checkpoints_that_are_refused(results, ranks):
     for found in results.of(ranks, "refused_checkpoints"):
         assert "what one rank of several had" in found["a part"]
         assert "mask = 'subspace' in the checkpoint but 'threshold' here" in found["another mask"]
+        assert "rule = 'muon' in the checkpoint but 'soap' here" in found["another rule"]
+        for shapes in (((9, 6), (8, 6)), ((6, 9), (6, 8))):  # on every rank the differences of all
+            saved, here = map(list, shapes)
+            assert f"saved torch.Size({saved}) and current: torch.Size({here})" in found["another model"]
