@@ -221,11 +221,6 @@ class PretrainTrainer(Trainer):
                 state = self._sharded_state()
                 load_sharded(state, checkpoint_id=folder / _SHARDED)
                 set_optimizer_state_dict(self.model, self._own_optimizer, state["optimizer"])
-            elif self.is_distributed_loading_by_transformers and not isinstance(self._own_optimizer, LITEOptimizer):
-                raise ValueError(
-                    f"its optimizer state is whole, of a run that was not sharded, and "
-                    f"{type(self._own_optimizer).__name__} does not divide it; resume with training.sharding = none"
-                )
             else:
                 self._own_optimizer.load_state_dict(
                     torch.load(folder / OPTIMIZER_NAME, map_location=device, weights_only=True)
