@@ -1,6 +1,7 @@
 """A traced step as a C++ loop over steps and members, and the compiler that builds it.
 
-Numbers are those of the plain formulas up to rounding: products and sums may be fused, never reordered.
+Sums, products, quotients and roots are rounded one by one, as numpy's are, so that members equal the same members alone
+to the last bit where no other functions are used but sine and cosine in float64.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from riemannian_ode.compiled.circular import CIRCLE, FAR
 from riemannian_ode.compiled.compiler import shared_library
 from riemannian_ode.compiled.components import components, scalar
 from riemannian_ode.compiled.expressions import Program
 
 SUFFIXES = {np.dtype(np.float64): "", np.dtype(np.float32): "f"}
 # No reordering, no assumption that numbers are finite: only what lets a loop with sqrt and ?: become vector code.
-_FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+# Fused products would break the error terms of circular.py.
+_FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 # sincos has no vector version. Compilers other than GCC on x86-64 may not know all of these.
-_SEPARATE = ("-ffp-contract=fast", *(f"-fno-builtin-{name}" for name in ("sin", "cos", "sinf", "cosf")))
+_SEPARATE = tuple(f"-fno-builtin-{name}" for name in ("sin", "cos", "sinf", "cosf"))
 _EXTRAS = ((*_SEPARATE, "-march=native", "-mprefer-vector-width=512"), (*_SEPARATE, "-march=native"), ())
 # Functions that libmvec has on x86-64, by glibc's version.
 _LIBMVEC = {
@@ -51,31 +54,47 @@ def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Se
     results = [*new_w, *new_m]
     if np.shape(new_w) != (p,) or np.shape(new_m) != (p,):
         raise TypeError(f"the formulas gave shapes {np.shape(new_w)} and {np.shape(new_m)} for {p} coordinates")
-    stores = [f"y[{j}][i] = {program.code(value)};" for j, value in enumerate(results)]
     where = [f"inputs[{j}] + k * strides[{j}]{' + at' if many else ''}" for j, many in enumerate(of_members)]
     pointers = [f"const T* const input{j} = {place};" for j, place in enumerate(where)]
-    newline = "\n        "
+    is_far = " | ".join(f"(std::abs({angle}) > {FAR})" for angle in sorted(program.angles)) or "false"
+    stores = [f"z[{j}][i] = {program.code(value)};" for j, value in enumerate(results)]
+    newline = "\n    "
     return f"""
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 {_vector_functions(program.library)}
 using T = {"double" if dtype == np.float64 else "float"};
+using Block = T[{2 * p}][{lanes}];
+{CIRCLE}
+// A step of a block's members, or anywhere: of those that have a far angle only. Whether some have one.
+template <bool anywhere> inline bool step(const Block& y, Block& z, const T* const* inputs, const int64_t* strides,
+                                          int64_t k, int64_t at) {{
+  {newline.join(pointers)}
+  int any = 0;
+#pragma omp simd reduction(|: any)
+  for (int i = 0; i < {lanes}; ++i) {{
+    {newline.join(program.statements)}
+    const int is_far = {is_far};
+    any |= is_far;
+    if (!anywhere || is_far) {{
+    {newline.join(stores)}
+    }}
+  }}
+  return any;
+}}
 extern "C" void advance(const T* before, T* after, const T* const* inputs, const int64_t* strides, int64_t members,
                         int64_t first, int64_t last, int64_t steps) {{
   for (int64_t at = first; at < last; at += {lanes}) {{
-    alignas(64) T y[{2 * p}][{lanes}];
+    alignas(64) Block y[2];
     for (int j = 0; j < {2 * p}; ++j)
-      for (int i = 0; i < {lanes}; ++i) y[j][i] = before[j * members + at + i];
-    for (int64_t k = 0; k < steps; ++k) {{
-      {newline.join(pointers)}
-#pragma omp simd
-      for (int i = 0; i < {lanes}; ++i) {{
-        {newline.join([*program.statements, *stores])}
-      }}
-    }}
+      for (int i = 0; i < {lanes}; ++i) y[0][j][i] = before[j * members + at + i];
+    for (int64_t k = 0; k < steps; ++k)
+      if (step<false>(y[k & 1], y[~k & 1], inputs, strides, k, at))
+        step<true>(y[k & 1], y[~k & 1], inputs, strides, k, at);
     for (int j = 0; j < {2 * p}; ++j)
-      for (int i = 0; i < {lanes}; ++i) after[j * members + at + i] = y[j][i];
+      for (int i = 0; i < {lanes}; ++i) after[j * members + at + i] = y[steps & 1][j][i];
   }}
 }}
 """

@@ -50,6 +50,7 @@ _LIBRARY = {
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "tan2", "sinh", "cosh", "tanh")},
     "power": "pow",
 }
+_CIRCULAR = {"sin": "sine", "cos": "cosine"}  # in double: one function has both
 _LARGEST_PRODUCT = 16  # exponents up to which a power is written as products
 
 
@@ -62,12 +63,18 @@ class Program:
 
     Args:
         suffix: Of the C library's functions for T: ``""`` for double, ``"f"`` for float.
+
+    Attributes:
+        statements: The program.
+        library: Functions of the C library in it.
+        angles: Variables whose sine or cosine is taken as a :data:`~riemannian_ode.compiled.circular.CIRCLE`.
     """
 
     def __init__(self, suffix: str = "") -> None:
         self.suffix = suffix
         self.statements: list[str] = []
         self.library: set[str] = set()
+        self.angles: set[str] = set()
         self._known: dict[str, Expression] = {}
 
     def variable(self, code: str, *, is_truth: bool = False) -> Expression:
@@ -95,6 +102,8 @@ class Program:
         if function in _LIBRARY:
             name = _LIBRARY[function] + self.suffix
             self.library.add(name)
+            if name in _CIRCULAR:
+                return self.variable(f"{self._circle(codes[0])}.{_CIRCULAR[name]}")
             return self.variable(f"{name}({', '.join(codes)})")
         template = _TRUTHS.get(function) or _NUMBERS.get(function)
         if template is None:
@@ -114,6 +123,14 @@ class Program:
             return f"T({number!r})"
         limit = "quiet_NaN" if math.isnan(number) else "infinity"
         return f"({'-' if number < 0 else ''}std::numeric_limits<T>::{limit}())"
+
+    def _circle(self, angle: str) -> str:
+        """The variable with sine and cosine of an angle."""
+        name = f"circle_{angle}"
+        if angle not in self.angles:
+            self.angles.add(angle)
+            self.statements.append(f"const Circle {name} = circle<anywhere>({angle});")
+        return name
 
     def _power(self, base: Expression, exponent: float) -> Expression:
         size = abs(float(exponent))
