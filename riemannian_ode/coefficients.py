@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from riemannian_ode.arrays import to_numpy
+from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.flow import Array
 
 
@@ -83,17 +83,46 @@ def at(coefficient: Coefficient, t: float) -> Any:
     return coefficient.value(t) if isinstance(coefficient, TimeDependent) else coefficient
 
 
-def rate(coefficient: Coefficient, t: float, *, name: str = "a coefficient") -> Any:
+def rate(coefficient: Coefficient, t: float, *, name: str = "a coefficient", missing: float | None = None) -> Any:
     """Time derivative at time t, 0 for a constant.
+
+    Args:
+        coefficient: The coefficient.
+        t: Time.
+        name: What an error calls it.
+        missing: What stands for a derivative that was not given; ``None`` is an error.
 
     Raises:
         ValueError: if it varies in time and no derivative was given.
     """
     if not isinstance(coefficient, TimeDependent):
         return 0.0
-    if coefficient.derivative is None:
+    if coefficient.derivative is not None:
+        return coefficient.derivative(t)
+    if missing is None:
         raise ValueError(f"{name} varies in time and its derivative is needed: give TimeDependent(value, derivative).")
-    return coefficient.derivative(t)
+    return missing
+
+
+def fitted(name: str, value: Any, *, reference: Array) -> Any:
+    """An expanded value as an array of the kind, dtype and device of ``reference``; a float stays one.
+
+    Raises:
+        ValueError: if its ensemble axes do not fit those of ``reference``.
+    """
+    if isinstance(value, float):
+        return value
+    array = like(value, reference)
+    try:
+        fits = np.broadcast_shapes(tuple(array.shape), tuple(reference.shape)) == tuple(reference.shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has one value for each of {tuple(array.shape[:-1])} members, but the ensemble has shape "
+            f"{tuple(reference.shape[:-1])}; give a scalar or one value per member."
+        )
+    return array
 
 
 def is_time_dependent(*coefficients: Coefficient) -> bool:
@@ -122,15 +151,3 @@ def check_range(name: str, value: Coefficient, lower: float, reason: str, *, str
     if smallest < lower or (strict and smallest == lower):
         sign = ">" if strict else "≥"
         raise ValueError(f"{name} = {value!r} must be {sign} {lower:g}: {reason}.")
-
-
-def check_gamma(name: str, beta: Coefficient, alpha: Coefficient, gain: Coefficient) -> None:
-    """Refuse a β with c + αβ ≤ 0: the force γ grad f of the second-order form would point uphill."""
-    if is_time_dependent(beta, alpha, gain):
-        return
-    gamma = to_numpy(gain) + to_numpy(alpha) * to_numpy(beta)
-    if float(np.min(gamma)) <= 0 or not math.isfinite(float(np.min(gamma))):
-        raise ValueError(
-            f"{name} = {beta!r} makes γ/η = c + αβ = {float(np.min(gamma)):.3g} non-positive, so the flow would climb "
-            f"the gradient; take {name} > −c/α (c = 1 for a summed momentum)."
-        )

@@ -13,24 +13,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.arrays import to_numpy
 from riemannian_ode.coefficients import (
     COEFFICIENTS,
     Coefficient,
     TimeDependent,
     add,
     check_finite,
-    check_gamma,
     check_range,
     expand,
-    is_time_dependent,
+    fitted,
 )
 from riemannian_ode.coefficients import at as coefficient_at
 from riemannian_ode.coefficients import rate as coefficient_rate
 from riemannian_ode.flow import Array, lite_direction, momentum_rate
 from riemannian_ode.metric import Euclidean, Metric
+from riemannian_ode.optimizer_form import check_optimizer, gain_of
 from riemannian_ode.split import FlatSplit, PhasePoint
 
 
@@ -133,42 +131,17 @@ class RISHD:
         """
         if metric is not None and not isinstance(metric, Metric):
             raise ValueError(f"metric is a {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
-        flat_damping = beta if beta_flat is None else beta_flat
-        check_range("alpha", alpha, 0.0, "it is the damping 1 − momentum", strict=True)
-        check_range("eta", eta, 0.0, "it is the learning rate", strict=False)
-        check_range("chi", chi, 1.0, "LITE speeds flat directions up; χ < 1 would slow them down", strict=False)
-        for name, value in (("beta", beta), ("beta_flat", flat_damping)):
-            check_finite(name, value)
-            check_gamma(name, add(nesterov, value), alpha, gain)
-        if flat is None:
-            if beta_flat is not None or not (isinstance(chi, (int, float, np.number)) and chi == 1):
-                raise ValueError(
-                    "chi and beta_flat act on flat directions, but none are named; pass flat=landscape.flat_split (or "
-                    "riemannian_ode.ConstantSplit), or leave chi = 1 and beta_flat = None."
-                )
-            if metric is None or metric.variation != "history":  # F⁻¹ is linear: one solve a step instead of two
-                return cls(
-                    objective=objective,
-                    metric=metric or Euclidean(),
-                    alpha=expand(alpha, lower=0.0),
-                    eta=expand(eta, lower=0.0),
-                    nesterov=add(expand(nesterov), expand(beta)),
-                    gain=expand(gain),
-                    correction=correction,
-                    downhill=True,
-                )
-        elif not is_time_dependent(beta, flat_damping) and np.any(to_numpy(flat_damping) < to_numpy(beta)):
-            raise ValueError(
-                f"beta_flat = {flat_damping!r} is below beta = {beta!r}; LITE damps flat directions at least as much."
-            )
+        check_optimizer(alpha, eta, beta, beta_flat, chi, nesterov, gain, has_split=flat is not None)
+        damping: dict[str, Any] = {"nesterov": expand(nesterov), "beta_sharp": expand(beta)}
+        damping["beta_flat"] = damping["beta_sharp"] if beta_flat is None else expand(beta_flat)
+        if flat is None and (metric is None or metric.variation != "history"):
+            damping = {"nesterov": add(damping["nesterov"], damping["beta_sharp"])}  # F⁻¹ is linear: one solve a step
         return cls(
             objective=objective,
             metric=metric or Euclidean(),
             alpha=expand(alpha, lower=0.0),
             eta=expand(eta, lower=0.0),
-            nesterov=expand(nesterov),
-            beta_sharp=expand(beta),
-            beta_flat=expand(flat_damping),
+            **damping,
             chi=expand(chi, lower=1.0),
             flat=flat,
             gain=expand(gain),
@@ -212,28 +185,13 @@ class RISHD:
         check_range("beta", beta, 0.0, "the form in v is dissipative for β ≥ 0", strict=False)
         check_finite("gamma", gamma)
         alpha, beta, gamma = expand(alpha), expand(beta, lower=0.0), expand(gamma)
-        gain: Coefficient
-        if is_time_dependent(alpha, beta, gamma):
-            if isinstance(beta, TimeDependent) and beta.derivative is None:
-                raise ValueError("beta varies in time, and γ − αβ − β̇ needs β̇: give TimeDependent(value, derivative).")
-
-            def gain_at(t: float) -> Any:
-                return (
-                    coefficient_at(gamma, t)
-                    - coefficient_at(alpha, t) * coefficient_at(beta, t)
-                    - coefficient_rate(beta, t)
-                )
-
-            gain = TimeDependent(gain_at)
-        else:
-            gain = gamma - alpha * beta
         return cls(
             objective=objective,
             metric=metric or Euclidean(),
             alpha=alpha,
             eta=1.0,
             nesterov=beta,
-            gain=gain,
+            gain=gain_of(alpha, beta, gamma),
             correction=correction,
         )
 
@@ -257,12 +215,7 @@ class RISHD:
         Raises:
             ValueError: if it varies in time and no derivative was given.
         """
-        coefficient = getattr(self, name)
-        if isinstance(coefficient, TimeDependent) and coefficient.derivative is None:
-            raise ValueError(
-                f"{name} varies in time and its derivative is needed: give TimeDependent(value, derivative)."
-            )
-        return coefficient_rate(coefficient, t)
+        return coefficient_rate(getattr(self, name), t, name=name)
 
     def second_order_coefficients(self, t: float) -> SecondOrderCoefficients:
         r"""α_t, β_t, γ_t of the second-order form at time t (one block: no split).
@@ -293,15 +246,12 @@ class RISHD:
         Source: docs/theory, claim C1.
         """
         alpha, gain = self.at("alpha", t), self.at("gain", t)
-
-        def ratio(*names: str) -> Any:
-            beta = add(*(getattr(self, name) for name in names))
-            slope = 0.0 if isinstance(beta, TimeDependent) and beta.derivative is None else coefficient_rate(beta, t)
-            return gain + alpha * coefficient_at(beta, t) + slope
-
-        if not self.is_split:
-            return {"beta": ratio("nesterov", "beta_sharp")}
-        return {"beta": ratio("nesterov", "beta_sharp"), "beta_flat": ratio("nesterov", "beta_flat")}
+        names = {"beta": "beta_sharp", "beta_flat": "beta_flat"} if self.is_split else {"beta": "beta_sharp"}
+        betas = {name: add(self.nesterov, getattr(self, attribute)) for name, attribute in names.items()}
+        return {
+            name: gain + alpha * coefficient_at(beta, t) + coefficient_rate(beta, t, missing=0.0)
+            for name, beta in betas.items()
+        }
 
     def direction(self, t: float, w: Array, m: Array, g: Array) -> Array:
         """LITE's direction u, with ẇ = −ηu, shape of ``w``."""
@@ -347,28 +297,9 @@ class RISHD:
         Raises:
             ValueError: if a coefficient's ensemble axes do not fit those of ``reference``.
         """
-
-        def convert(name: str, value: Any) -> Any:
-            if isinstance(value, float):
-                return value
-            array = like(value, reference)
-            try:
-                fits = np.broadcast_shapes(tuple(array.shape), tuple(reference.shape)) == tuple(reference.shape)
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"{name} has one value for each of {tuple(array.shape[:-1])} members, but the ensemble has shape "
-                    f"{tuple(reference.shape[:-1])}; give a scalar or one value per member."
-                )
-            return array
-
         converted: dict[str, Any] = {}
         for name in COEFFICIENTS:
-            coefficient = getattr(self, name)
-            if isinstance(coefficient, TimeDependent):
-                coefficient = coefficient.map(partial(convert, name))
-            else:
-                coefficient = convert(name, coefficient)
-            converted[name] = coefficient
+            convert, coefficient = partial(fitted, name, reference=reference), getattr(self, name)
+            is_function = isinstance(coefficient, TimeDependent)
+            converted[name] = coefficient.map(convert) if is_function else convert(coefficient)
         return replace(self, **converted)

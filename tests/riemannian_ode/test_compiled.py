@@ -1,6 +1,8 @@
 """Compiled chunks of steps: the same numbers as plain steps, exact failure times, plain errors where it cannot work."""
 
+import platform
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from toy_landscapes import Quadratic, RiverValley, power_law_spectrum
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="Inductor needs a C++ compiler"
 )
+CPU = Path("/proc/cpuinfo")
+HAS_FUSED = platform.machine() in ("aarch64", "arm64") or (CPU.exists() and " fma " in CPU.read_text())
 VALLEY = RiverValley([20.0], floor_curvatures=[0.05], floor_width=3.0, amplitudes=1.0, frequency=0.7)
 
 
@@ -111,6 +115,21 @@ def test_members_do_not_depend_on_the_number_of_threads_and_steps_a_call():
         np.testing.assert_array_equal(other.w, runs[0].w)
         np.testing.assert_array_equal(other.m, runs[0].m)
     np.testing.assert_allclose(runs[0].w, simulate(system, w0, steps=100, save_every=60).w, rtol=1e-10, atol=1e-12)
+
+
+@needs_compiler
+@pytest.mark.skipif(not HAS_FUSED, reason="sine and cosine are the library's without fused products")
+@pytest.mark.parametrize("scheme", ["semi-implicit-euler", "rk4"])
+def test_members_equal_single_compiled_runs_to_the_last_bit(scheme):
+    """On the valley, whose formulas are sums, products, quotients, roots, sines and cosines."""
+    w0, run = np.random.default_rng(4).normal(size=(40, 2)), {"steps": 300, "save_every": 150}
+    system = lite(VALLEY)
+    together = simulate(system, w0, **run, integrator=scheme, compile=True)
+    alone = CompiledSteps(system, w0[0], integrator=scheme)
+    for member in (0, 17, 39):
+        single = simulate(system, w0[member], **run, integrator=scheme, compile=alone)
+        np.testing.assert_array_equal(single.w, together.w[:, member])
+        np.testing.assert_array_equal(single.m, together.m[:, member])
 
 
 @needs_compiler
