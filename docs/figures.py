@@ -1,6 +1,6 @@
 """Write the figures of README and docs: python docs/figures.py (some minutes).
 
-Arguments name what to redo: studies, or figures of claims.
+Arguments name what to redo: studies, figures of claims, river_valley, landscapes or integrators.
 """
 
 import sys
@@ -38,17 +38,28 @@ def write_conclusion(name: str, conclusion: str) -> None:
         GUIDE.write_text(head + mark + conclusion + "\n" + tail[tail.index(end) :], encoding="utf-8")
 
 
+def draw_integrators() -> None:
+    """The integrator study: three minutes of a processor."""
+    with progress_bar(Console(stderr=True)) as advance:
+        study = integrator_study(progress=advance)
+    work_precision_figure(study).savefig(IMAGES / "work_precision.png", dpi=80)
+    stable_step_figure(study).savefig(IMAGES / "stable_steps.png", dpi=80)
+    optimizer_step_figure(study).savefig(IMAGES / "optimizer_steps.png", dpi=80)
+
+
+OTHERS = {
+    "river_valley": lambda: valley_figure(valley_flows()).savefig(IMAGES / "river_valley.png", dpi=110),
+    "landscapes": lambda: landscape_figure(landscape_maps()).savefig(IMAGES / "landscapes.png", dpi=95),
+    "integrators": draw_integrators,
+}
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    if not sys.argv[1:]:
-        valley_figure(valley_flows()).savefig(IMAGES / "river_valley.png", dpi=110)
-        landscape_figure(landscape_maps()).savefig(IMAGES / "landscapes.png", dpi=95)
-        with progress_bar(Console(stderr=True)) as advance:
-            integrators = integrator_study(progress=advance)
-        work_precision_figure(integrators).savefig(IMAGES / "work_precision.png", dpi=80)
-        stable_step_figure(integrators).savefig(IMAGES / "stable_steps.png", dpi=80)
-        optimizer_step_figure(integrators).savefig(IMAGES / "optimizer_steps.png", dpi=80)
-    for name in sys.argv[1:] or (*PANELS, *STUDIES):
+    for name in sys.argv[1:] or (*OTHERS, *PANELS, *STUDIES):
+        if name in OTHERS:
+            OTHERS[name]()
+            continue
         if name in PANELS:
             panels = [panel for key in PANELS[name] for panel in CLAIMS[key].run(seed=0, instances=8).panels]
             panels_figure(panels).savefig(IMAGES / f"{name}.png", dpi=110)

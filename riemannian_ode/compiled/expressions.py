@@ -67,7 +67,7 @@ class Program:
     Attributes:
         statements: The program.
         library: Functions of the C library in it.
-        angles: Variables whose sine or cosine is taken as a :data:`~riemannian_ode.compiled.circular.CIRCLE`.
+        angles: Variables whose sine or cosine is taken together (:mod:`riemannian_ode.compiled.circular`).
     """
 
     def __init__(self, suffix: str = "") -> None:

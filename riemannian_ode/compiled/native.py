@@ -1,7 +1,8 @@
 """Any number of steps in one call of a C++ loop, on the CPU.
 
 Blocks of members stay in the cache for as many steps as asked for, their coordinates in vector registers where the
-compiler finds vector instructions; sine, exponential and the like are the vector functions of glibc's libmvec there.
+compiler finds vector instructions; sine and cosine are this package's own in float64, exponential and the like the
+vector functions of glibc's libmvec.
 """
 
 from __future__ import annotations

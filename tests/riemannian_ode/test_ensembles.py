@@ -2,10 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, DiagonalMetric, Euclidean, simulate
+from riemannian_ode import (
+    INTEGRATORS,
+    RISHD,
+    ConstantMetric,
+    DiagonalMetric,
+    Euclidean,
+    KroneckerMetric,
+    LowRankPlusDiagonalMetric,
+    StateDependentMetric,
+    VaryingDiagonalMetric,
+    simulate,
+)
 from tests.riemannian_ode.problems import random_metric
 from toy_landscapes import RiverValley
 
@@ -91,3 +103,42 @@ def test_members_are_their_single_runs_to_rounding_or_to_the_tolerance(name, rng
         own = {key: value if np.ndim(value) == 0 else value[i] for key, value in coefficients.items()}
         alone = run_of(name, valley, metric, own, w0[i], m0[i], 0.7)
         np.testing.assert_allclose(together.w[:, i], alone.w, atol=1e-3 if name in SHARED_STEPS else 1e-12)
+
+
+def _positive(rng, *shape):
+    root = rng.normal(size=(*shape, shape[-1]))
+    return root @ np.swapaxes(root, -1, -2) + np.eye(shape[-1])
+
+
+PER_MEMBER = {  # metrics with one parameter a member, as functions of the parameters
+    "constant": (lambda rng: (_positive(rng, 4, 4),), ConstantMetric),
+    "diagonal": (lambda rng: (rng.uniform(0.5, 2.0, (4, 4)),), DiagonalMetric),
+    "Kronecker": (lambda rng: (_positive(rng, 4, 2), _positive(rng, 4, 2)), KroneckerMetric),
+    "low rank": (lambda rng: (rng.uniform(0.5, 2.0, (4, 4)), rng.normal(size=(4, 4, 2))), LowRankPlusDiagonalMetric),
+    "varying diagonal": (
+        lambda rng: (rng.uniform(0.1, 1.0, (4, 4)),),
+        lambda scale: VaryingDiagonalMetric(lambda w, c: 1.0 + c * w**2, (scale,)),
+    ),
+    "any function": (
+        lambda rng: (rng.uniform(0.1, 1.0, (4, 4)),),
+        lambda scale: StateDependentMetric(lambda w, c: torch.diag(1.0 + c) + torch.outer(w, w), (scale,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("metric", PER_MEMBER)
+@pytest.mark.parametrize("scheme", ["semi-implicit-euler", "rk4", "implicit-midpoint", "ensemble-rk45"])
+def test_members_may_have_metrics_of_their_own(metric, scheme, rng):
+    draw, make = PER_MEMBER[metric]
+    parameters, valley = draw(rng), RiverValley([3.0, 2.0, 1.0], amplitudes=[0.4, 0.2, 0.1])
+    w0, alpha = rng.normal(size=(4, 4)), rng.uniform(0.2, 0.8, 4)
+
+    def run(metric, alpha, w0):
+        system = RISHD.from_optimizer(valley, metric, alpha=alpha, eta=0.1, beta=0.1)
+        return simulate(system, w0, h=0.4, steps=6, integrator=scheme)
+
+    together = run(make(*parameters), alpha, w0)
+    assert together.ok
+    for i in range(4):
+        alone = run(make(*(parameter[i] for parameter in parameters)), alpha[i], w0[i])
+        np.testing.assert_allclose(together.w[:, i], alone.w, rtol=1e-10, atol=1e-10)

@@ -40,6 +40,13 @@ def test_errors_fall_at_the_order_of_the_scheme(study):
         assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
 
 
+def test_the_energy_identity_drifts_less_at_smaller_steps(study):
+    for scheme in ("semi-implicit-euler", "rk4"):
+        drifts = [run.drift for run in _runs(study, "curved valley", scheme) if np.isfinite(run.drift)]
+        assert len(drifts) >= 2
+        assert drifts[-1] < 0.6 * drifts[-2]
+
+
 def test_gradients_are_counted(study):
     for run in _runs(study, "curved valley", "rk4"):
         assert run.gradients == 4 * round(8.0 / run.h) + 1  # one more checks the start
