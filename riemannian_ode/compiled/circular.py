@@ -13,8 +13,8 @@ FAR = "0x1p30"
 # what they should.
 #
 # Reduction (W. J. Cody and W. Waite, Software Manual for the Elementary Functions, 1980): x = qπ/2 + r + e with π/2 in
-# three parts of 53 bits. With a fused multiply-add x − qP1 is exact, and so is the tail pe of qP2. Neither double comes
-# closer to a multiple of π/2 than 2^-61, so r + e is good to 2^-70 relative.
+# three parts of 53 bits. With a fused multiply-add x − qP1 is exact, and so is the tail pe of qP2. No double is nearer
+# to a multiple of π/2 than 2^-61, so r + e is good to 2^-70 relative.
 # Polynomials on |r| ≤ π/4: k_sin.c and k_cos.c of fdlibm 5.3 (Sun Microsystems, 1993, freely distributable), evaluated
 # with fused multiply-adds. The lowest two bits of q are those of q + 1.5·2^52.
 CIRCLE = """

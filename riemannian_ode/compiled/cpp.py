@@ -67,7 +67,7 @@ def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Se
 {_vector_functions(program.library)}
 using T = {"double" if dtype == np.float64 else "float"};
 using Block = T[{2 * p}][{lanes}];
-{CIRCLE}
+{CIRCLE if program.angles else ""}
 // A step of a block's members, or anywhere: of those that have a far angle only. Whether some have one.
 template <bool anywhere> inline bool step(const Block& y, Block& z, const T* const* inputs, const int64_t* strides,
                                           int64_t k, int64_t at) {{

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import rishd.studies.integrators as study_module
 from discretizations.stability import stable_limit
+from rishd.cli import app
 from rishd.report.integrator_figures import optimizer_step_figure, stable_step_figure, work_precision_figure
 from rishd.report.terminal import integrator_table, optimizer_step_table
 from rishd.studies.integrators import integrator_study, problems
@@ -102,3 +104,24 @@ def test_study_is_json_and_draws(study):
 def test_unknown_schemes_are_refused():
     with pytest.raises(ValueError, match="integrator = 'rk5' is unknown"):
         integrator_study(["rk5"], progress=lambda *_: None)
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_the_command_prints_tables_or_json_and_writes_its_figures(output, monkeypatch, tmp_path):
+    quick = {"quadratic 1e6": problems()["quadratic 1e6"]}
+    monkeypatch.setattr(study_module, "problems", lambda: quick)
+    monkeypatch.setattr(study_module, "CURVATURES", (1.0,))
+    names = ["semi-implicit-euler", "rk4"]
+    run = CliRunner().invoke(app, ["integrators", *names, "--out", str(tmp_path), "--format", output])
+    assert run.exit_code == 0, run.output
+    figures = ["optimizer_steps.png", "stable_steps.png", "work_precision.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == figures
+    if output == "table":
+        assert "quadratic 1e6" in run.stdout
+        assert "semi-implicit-euler" in run.stdout
+        return
+    data = json.loads(run.stdout)
+    assert {row["scheme"] for row in data["runs"]} == set(names)
+    assert {"h", "gradients", "seconds", "error", "drift"} <= set(data["runs"][0])
+    assert {row["beta"] for row in data["stable_steps"]} == {0.0, 0.5, 2.0}
+    assert data["optimizer_steps"]
