@@ -193,7 +193,7 @@ def test_a_step_that_reads_the_clock_is_found_out():
 
 
 def test_without_a_compiler_the_error_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("riemannian_ode.compiled.cpp.shutil.which", lambda name: None)
+    monkeypatch.setattr("riemannian_ode.compiled.compiler.shutil.which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(CompileError, match=r"no C\+\+ compiler was found.*must be installed, or leave compile=False"):
         CompiledSteps(lite(VALLEY), np.ones(2))
