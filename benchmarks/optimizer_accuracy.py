@@ -70,7 +70,7 @@ def main() -> None:
 
     def row(name: str, value: float) -> None:
         rows.append({"name": name, "value": value, "unit": "relative"})
-        print(f"  {name:64} {value:.5f}", flush=True)
+        print(f"  {name:64} {value:.3g}", flush=True)
 
     for shape in SHAPES:
         gs = list(gradients(shape, 20))

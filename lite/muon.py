@@ -29,6 +29,7 @@ from discretizations.flat_split import (
     top_right_subspace,
 )
 from discretizations.polar import PUBLISHED_FLOOR, exact_polar, fast_dtype, polar_express
+from discretizations.symmetric_newton_schulz import is_supported
 from discretizations.tracked_subspace import initial_subspace, track_subspace, tracked_rank
 from lite.tensor_settings import acts
 from riemannian_ode.flow import Projector, lite_velocity, lookahead, momentum_step, position_step, soft_lite_velocity
@@ -241,7 +242,8 @@ def muon_direction(
         ValueError: for a sharp fraction that was raised beyond what the tracked subspace carries.
     """
     d: Tensor | None
-    if rule.is_damped and g is not None and g.ndim == 3:  # one batch keeps the matrix units busier than two
+    # One batch keeps the matrix units busier than two; our own program needs none, and is spared the copies.
+    if rule.is_damped and g is not None and g.ndim == 3 and not is_supported(covector):
         a, d = rule.orthogonalize(torch.cat([covector, g])).tensor_split(2)
     else:
         a = rule.orthogonalize(covector)
