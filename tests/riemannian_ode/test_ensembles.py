@@ -139,6 +139,28 @@ def test_members_may_have_metrics_of_their_own(metric, scheme, rng):
 
     together = run(make(*parameters), alpha, w0)
     assert together.ok
+    tensors = run(make(*parameters), alpha, torch.as_tensor(w0))
+    assert isinstance(tensors.w, torch.Tensor)
+    np.testing.assert_allclose(tensors.w.numpy(), together.w, rtol=1e-10, atol=1e-10)
     for i in range(4):
         alone = run(make(*(parameter[i] for parameter in parameters)), alpha[i], w0[i])
         np.testing.assert_allclose(together.w[:, i], alone.w, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", INTEGRATORS)
+def test_torch_ensembles_equal_numpys_without_a_silent_way_through_numpy(name, monkeypatch, rng):
+    """A tensor on another device refuses ``__array__``; here the CPU's do too."""
+
+    def refuse(tensor, *arguments, **options):
+        raise TypeError("can't convert a device tensor to numpy")
+
+    valley, metric = RiverValley([3.0, 5.0], amplitudes=[0.8, 0.3]), ConstantMetric(random_metric(3))
+    coefficients = {"alpha": rng.uniform(0.2, 1.0, 4), "eta": rng.uniform(0.05, 0.2, 4), "beta": 0.0}
+    w0, m0 = rng.normal(size=(2, 4, 3))
+    ours = run_of(name, valley, metric, coefficients, w0, m0, 0.7)
+    monkeypatch.setattr(torch.Tensor, "__array__", refuse)
+    theirs = run_of(name, valley, metric, coefficients, torch.as_tensor(w0), torch.as_tensor(m0), 0.7)
+    assert isinstance(theirs.w, torch.Tensor)
+    assert theirs.ok
+    np.testing.assert_allclose(theirs.w.numpy(), ours.w, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(theirs.m.numpy(), ours.m, rtol=1e-9, atol=1e-9)
