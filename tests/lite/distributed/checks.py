@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -460,6 +461,9 @@ def main():
             found[name] = {"error": traceback.format_exc()}
         (folder / f"{world}-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # Python's shutdown is now and then aborted for gloo's threads, see rishd.pretraining.ranks.disconnect
 
 
 if __name__ == "__main__":
