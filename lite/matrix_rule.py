@@ -152,7 +152,8 @@ class MatrixRule(ABC):
         Returns:
             The reply, and the state after the step.
         """
-        return self.matrix_update(group, inputs["w"], inputs["g"], state, step=step, numbers=numbers)
+        w = inputs["w"]  # float32 where it is rounded stochastically
+        return self.matrix_update(group, w, inputs["g"].to(w.dtype), state, step=step, numbers=numbers)
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
         """Third part: the shard after the step.

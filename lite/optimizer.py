@@ -352,7 +352,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         w, g, state = batch.w, batch.inputs["g"], batch.state
         rounds = rounds_stochastically(group, w)
         if rounds:
-            w = w.float()  # a rule that works in bfloat16 would round to nearest first
+            w, g = w.float(), g.float()  # a rule that works in bfloat16 would round to nearest first
         if usable is not None:
             g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
         if group["rule"] == "adamw":

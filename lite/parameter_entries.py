@@ -76,7 +76,7 @@ def parameter_entries(
             view,
             {name: parts[i] for name, parts in cut_inputs.items()},
             {name: parts[i] for name, parts in cut_state.items()}
-            | {name: state[state_key(name, i, len(views))] for name in names},
+            | {name: state[key] for name in names if (key := state_key(name, i, len(views))) in state},
             step,
             numbers[i],
             view.size(0) if view.ndim == 3 else None,

@@ -1,10 +1,13 @@
 """The example of the guide: Shampoo as a LITE optimizer."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from examples import shampoo_lite
 from examples.shampoo_lite import ShampooLITE
 from lite import param_groups
 from tests.lite.optimizers import Net, loss_of
@@ -22,6 +25,10 @@ def shampoo(w, gs, *, lr, momentum, ridge, decay):
         left, right, m = left + g @ g.T, right + g.T @ g, momentum * m + g
         w = w - lr * (power(left) @ m @ power(right) + decay * w)
     return w
+
+
+def test_it_takes_one_file_of_under_40_lines():
+    assert len(inspect.getsource(shampoo_lite).splitlines()) < 40
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (8, 5)])
@@ -52,6 +59,17 @@ def test_flat_directions_move_chi_times_as_far():
     flat = torch.eye(8) - sharp @ sharp.T
     torch.testing.assert_close(steps[1] @ sharp, steps[0] @ sharp, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(steps[1] @ flat, 3 * steps[0] @ flat, rtol=1e-4, atol=1e-5)
+
+
+def test_its_bfloat16_parameters_may_be_rounded_stochastically():
+    """The shell then works in float32: parameters and gradients come to the rule in one floating type."""
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.ones(6, 8, dtype=torch.bfloat16))
+    optimizer = ShampooLITE([p], 1e-4, weight_decay=0.0, stochastic_rounding=True)
+    for k in range(3):
+        p.grad = torch.randn(6, 8, generator=torch.Generator().manual_seed(k)).bfloat16()
+        optimizer.step()
+    assert p.dtype == torch.bfloat16 and (p != 1).any() and (p - 1).abs().max() < 0.02
 
 
 def test_it_trains_resumes_and_skips_bad_gradients():

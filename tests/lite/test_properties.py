@@ -51,18 +51,29 @@ def relative(a, b):
     beta_sharp=st.floats(-0.9, 1),
     extra=st.floats(0, 2),
     r=st.floats(0, 1),
+    lr=st.floats(0, 0.1),
+    decay=st.floats(0, 1),
+    theta=st.floats(0.01, 0.99),
     scale=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60)
-def test_steps_are_finite_and_deterministic(shapes, dtype, mask, chi, beta_sharp, extra, r, scale, seed):
-    options = {"chi": chi, "beta_sharp": beta_sharp, "beta_flat": beta_sharp + extra, "sharp_fraction": r}
+def test_steps_are_finite_and_deterministic(
+    shapes, dtype, mask, chi, beta_sharp, extra, r, lr, decay, theta, scale, seed
+):
+    """Of matrices under the rule, and of a vector and a matrix under AdamW."""
+    options = {"weight_decay": decay, "adamw_betas": (theta, 0.99)}
+    options |= {"betas": (theta, 0.95)} if mask == "soap" else {"momentum": theta}
+    options |= {"chi": chi, "beta_sharp": beta_sharp, "beta_flat": beta_sharp + extra, "sharp_fraction": r}
     options |= {"precondition_frequency": 2} if mask == "soap" else {"mask": mask}
     ends = []
     for _ in range(2):
         source = generator(seed)
         parameters = [nn.Parameter(torch.randn(shape, generator=source).to(dtype)) for shape in shapes]
-        optimizer = (SOAPLITE if mask == "soap" else MuonLITE)(parameters, 0.01, **options)
+        others = [nn.Parameter(torch.randn(shape, generator=source).to(dtype)) for shape in ((5,), (3, 4))]
+        described = [{"params": parameters}, {"params": others, "rule": "adamw"}]
+        optimizer = (SOAPLITE if mask == "soap" else MuonLITE)(described, lr, **options)
+        parameters = [*parameters, *others]
         for _ in range(4):
             for p in parameters:
                 p.grad = (scale * torch.randn(p.shape, generator=source)).to(dtype)
@@ -94,6 +105,9 @@ def test_the_order_of_parameters_does_not_matter(case, data):
     for sequence in (range(len(shapes)), order):
         parameters = [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in shapes]
         given_order = [parameters[i] for i in sequence]
+        vectors = [nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in shapes]
+        given_order = [{"params": given_order}, {"params": [vectors[i] for i in sequence], "rule": "adamw", "chi": 3.0}]
+        parameters += vectors
         if mask == "soap":
             optimizer = SOAPLITE(given_order, 0.01, precondition_frequency=1)
         else:

@@ -130,6 +130,21 @@ def test_a_long_side_stays_unrotated():
     np.testing.assert_allclose(ours.numpy(), reference.w, rtol=0, atol=1e-12)
 
 
+def test_blocks_of_one_parameter_may_be_rotated_on_different_sides():
+    """Cut into 4 and 8 rows with at most 6 to rotate: each block moves as a parameter of its own."""
+    whole = torch.nn.Parameter(torch.zeros(12, 5, dtype=torch.float64))
+    parts = [torch.nn.Parameter(torch.zeros(n, 5, dtype=torch.float64)) for n in (4, 8)]
+    options = {"max_precondition_dim": 6, "precondition_frequency": 1}
+    optimizers = SOAPLITE([{"params": [whole], "blocks": (4, 8)}], 0.1, **options), SOAPLITE(parts, 0.1, **options)
+    for g in gradients((12, 5), 6):
+        whole.grad, parts[0].grad, parts[1].grad = g, g[:4].clone(), g[4:].clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert "left/0" in optimizers[0].state[whole] and "left/1" not in optimizers[0].state[whole]
+    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]), rtol=0, atol=1e-9)
+    optimizers[0].load_state_dict(optimizers[0].state_dict())
+
+
 @pytest.mark.parametrize("numbers", [range(3, 9), [0, 3, 4, 8, 9, 11]])
 @pytest.mark.parametrize("chi", [1.0, 2.0])
 def test_a_batch_is_its_matrices(chi, numbers):

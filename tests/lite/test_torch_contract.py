@@ -3,11 +3,14 @@
 import copy
 import io
 import pickle
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, ReduceLROnPlateau, SequentialLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lite import SOAP, SOAPLITE, LITESchedule, Muon, MuonLITE
 from tests.lite.optimizers import OPTIMIZERS, Net, build, copies, equal, groups, loss_of, tensors, train
@@ -264,21 +267,35 @@ def test_without_ratio_and_damping_it_is_the_base_bit_for_bit(name, dtype, decay
     assert equal(*runs)
 
 
-def test_no_step_waits_for_the_device(make):
-    """Under FakeTensorMode a Python branch on a tensor's value raises."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+class Counting(TorchDispatchMode):
+    """Counts calls of operations."""
 
-    with FakeTensorMode():
-        matrices = [nn.Parameter(torch.randn(8, 12)) for _ in range(2)]
-        odd = nn.Parameter(torch.randn(6, 30, dtype=torch.bfloat16))
-        vector = nn.Parameter(torch.randn(12))
-        split = [{"params": [*matrices, odd], "stochastic_rounding": True}]
-        split.append({"params": [vector], "rule": "adamw", "chi": 4.0})
-        optimizer = make(split, 0.01, on_nonfinite="skip")
-        for p in (*matrices, odd, vector):
-            p.grad = torch.randn_like(p)
-        for _ in range(4):
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_ratio_and_damping_it_costs_what_the_base_costs(name):
+    """The same operations, call by call, and the same state but for the subspace or threshold that is never used."""
+    calls = []
+    off = {"chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
+    base = partial(SOAP, precondition_frequency=2) if name == "soap" else Muon
+    for cls, options in ((base, {}), (OPTIMIZERS[name], off), (OPTIMIZERS[name], {})):
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = cls(groups(model, OPTIMIZERS[name], chi=1.0 if options or not calls else None), 0.02, **options)
+        train(model, optimizer, 2)
+        loss_of(model, 2).backward()
+        with Counting() as counting:
             optimizer.step()
+        calls.append(counting.calls)
+    assert calls[0] == calls[1]
+    assert calls[0] != calls[2]  # LITE's own
 
 
 def test_the_classes_are_what_they_say():

@@ -1,0 +1,103 @@
+"""No step waits for the device: under FakeTensorMode a Python branch on a tensor's value raises."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from examples.shampoo_lite import ShampooLITE
+from lite import SOAP, SOAPLITE, Muon, MuonLITE, NonFiniteError
+from lite.finiteness import FinitenessWatch, _Pending
+
+RULES = {
+    "subspace": MuonLITE,
+    "threshold": partial(MuonLITE, mask="threshold"),
+    "exact": partial(MuonLITE, mask="exact"),
+    "svd": partial(MuonLITE, ns_steps=0),
+    "ablated": partial(MuonLITE, chi_sharp=0.5, float32_momentum=True),
+    "tensors": partial(MuonLITE, capturable=True),
+    "muon": Muon,
+    "soap": partial(SOAPLITE, precondition_frequency=2),
+    "soap base": partial(SOAP, precondition_frequency=2),
+    "one-sided": partial(SOAPLITE, precondition_frequency=2, max_precondition_dim=10),
+    "own": ShampooLITE,
+}
+
+
+def parameters(device):
+    """Every layout and floating type, several of a shape, vectors and empty ones."""
+    half = torch.bfloat16
+
+    def make(*shape, dtype=torch.float32):
+        return nn.Parameter(torch.randn(size=shape, dtype=dtype, device=device))
+
+    return [
+        {"params": [make(8, 12), make(8, 12), make(12, 8), make(30, 6), make(0, 3), make(1, 5)]},
+        {"params": [make(6, 30, dtype=half), make(6, 30, dtype=half)], "stochastic_rounding": True},
+        {"params": [make(6, 9, dtype=torch.float16), make(6, 9, dtype=torch.float64)]},
+        {"params": [make(24, 8)], "blocks": (8, 16)},
+        {"params": [make(3, 6, 8)], "layout": "experts", "blocks": (4, 4), "block_axis": -1},
+        {"params": [make(4, 3, 2, 2)], "layout": "conv"},
+        {"params": [make(12), make(12), make(5, 7, dtype=half), make()], "rule": "adamw", "chi": 4.0},
+    ]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("on_nonfinite", ["skip", "ignore"])
+@pytest.mark.parametrize("name", RULES)
+def test_no_step_waits_for_the_device(name, on_nonfinite, device):
+    """Nor by the code for other devices than the CPU: tensors on "meta" have no values to read either."""
+    with FakeTensorMode() if device == "cpu" else nullcontext():
+        optimizer = RULES[name](parameters(device), 0.01, on_nonfinite=on_nonfinite)
+        for _ in range(4):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad = torch.randn_like(p)
+            optimizer.step()
+        assert all(x.device.type == device for state in optimizer.state.values() for x in state.values())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_branch_on_a_value_would_be_found(device):
+    class Branching(MuonLITE):
+        def matrix_update(self, group, w, g, state, **turn):
+            return super().matrix_update(group, w if g.norm() > 0 else -w, g, state, **turn)
+
+    with FakeTensorMode() if device == "cpu" else nullcontext():
+        p = nn.Parameter(torch.randn(4, 5, device=device))
+        optimizer = Branching([p], 0.01, on_nonfinite="skip")
+        p.grad = torch.randn_like(p)
+        with pytest.raises((DataDependentOutputException, RuntimeError), match=r"local_scalar_dense|item\(\)|meta"):
+            optimizer.step()
+
+
+class Event:
+    """In place of a CUDA event: the device gets there when it is waited for, or when the test says so."""
+
+    def __init__(self):
+        self.is_reached, self.waits = False, 0
+
+    def query(self):
+        return self.is_reached
+
+    def synchronize(self):
+        self.is_reached, self.waits = True, self.waits + 1
+
+
+def test_flags_are_read_once_the_device_has_got_there_and_four_steps_late_at_most():
+    watch, events = FinitenessWatch(), [Event() for _ in range(6)]
+    for step, event in enumerate(events[:5]):
+        watch._pending.append(_Pending(step, ["w"], torch.tensor([True]), event))
+        watch.check()
+        assert sum(e.waits for e in events) == (step == 4)  # five are pending: the oldest is waited for
+    events[1].is_reached = True
+    watch.check()
+    assert len(watch._pending) == 3 and sum(e.waits for e in events) == 1
+    watch._pending.append(_Pending(5, ["v", "w"], torch.tensor([True, False]), events[5]))
+    watch.check()  # not known yet
+    with pytest.raises(NonFiniteError, match="at step 5 of this optimizer in w;"):
+        watch.check(wait=True)
+    watch.check(wait=True)  # said once
