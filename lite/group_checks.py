@@ -51,8 +51,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Iterable[str]) ->
             f"beta_flat = {group['beta_flat']!r} is below beta_sharp = {group['beta_sharp']!r}: LITE damps flat "
             "directions at least as much as sharp ones, whose stable learning rate falls as β grows."
         )
-    if len(group["adamw_betas"]) != 2 or not all(0.0 <= beta < 1.0 for beta in group["adamw_betas"]):
-        raise ValueError(f"adamw_betas = {group['adamw_betas']!r} must be two numbers in [0, 1).")
+    require_betas(group, "adamw_betas")
     require_range(group, "eps", 0.0, math.inf, "it is AdamW's denominator floor")
     if group["eps"] == 0:
         raise ValueError("eps = 0 divides by zero where a gradient has always been zero; 1e-8 is published.")
@@ -77,6 +76,17 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
     if not (math.isfinite(value) and lower <= value <= upper):
         span = f"at least {lower:g}" if math.isinf(upper) else f"between {lower:g} and {upper:g}"
         raise ValueError(f"{name} = {group[name]!r} must be finite and {span}: {remedy}.")
+
+
+def require_betas(group: Mapping[str, Any], name: str) -> None:
+    """Refuse EMA coefficients that are not two numbers in [0, 1).
+
+    Raises:
+        ValueError: naming argument and value.
+    """
+    betas = group[name]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"{name} = {betas!r} must be two numbers in [0, 1).")
 
 
 def parameter_names(group: Mapping[str, Any]) -> list[Any]:

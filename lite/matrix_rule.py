@@ -106,9 +106,10 @@ class MatrixRule(ABC):
         """
 
     def phase(self, group: dict[str, Any], step: int) -> int:
-        """What :meth:`matrix_update` gets as ``step`` where it is compiled: equal numbers stand for equal operations.
+        """What :meth:`matrix_update` gets as ``step`` where it is compiled, for rules that look at it.
 
-        A compiled update is one for each number. The group then has the true count as a tensor ``count``.
+        There is one compiled update for each number. A rule that makes the same operations at many steps gives them
+        one number, and finds the true count in ``group["count"]``, a tensor.
 
         Args:
             group: A parameter group.

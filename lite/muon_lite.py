@@ -140,9 +140,6 @@ class MuonLITE(LITEOptimizer):
             rho, subspace = (entry.state.get(name) for name in ("rho", "subspace"))
             require_state(_rule(group), entry.w, rho=rho, subspace=subspace)
 
-    def phase(self, group: dict[str, Any], step: int) -> int:
-        return 0  # every step makes the same operations
-
     def largest_batch(self, w: Tensor) -> int:
         return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
 

@@ -110,7 +110,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             "beta_flat": beta_flat,
             "sharp_fraction": sharp_fraction,
             "chi_sharp": chi_sharp,
-            "adamw_betas": tuple(adamw_betas),
+            "adamw_betas": adamw_betas,
             "eps": eps,
             "stochastic_rounding": stochastic_rounding,
         }
@@ -145,7 +145,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         try:
             check_group(self.param_groups[-1], rule=self.rule, known=self.defaults)
             self.check_rule(self.param_groups[-1])
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
         own_tensors(self.param_groups[-1], capturable=self.capturable)
@@ -236,6 +236,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         before = self.param_groups
         super().load_state_dict(state_dict)
         for own, loaded in zip(before, self.param_groups, strict=True):
+            for name, value in own.items():
+                loaded.setdefault(name, value)  # of settings that the checkpoint did not know
             keep_tensors(own, loaded)
         # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]

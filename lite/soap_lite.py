@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lite.finiteness import OnNonfinite, guarded, guarded_state
+from lite.group_checks import require_betas
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.soap import SOAPRule, SOAPState, initial_soap_state, soap_update, soap_update_
 
@@ -98,14 +99,13 @@ class SOAPLITE(LITEOptimizer):
             stochastic_rounding=stochastic_rounding,
             process_group=process_group,
             exchange=exchange,
-            betas=tuple(betas),
+            betas=betas,
             precondition_frequency=precondition_frequency,
             max_precondition_dim=max_precondition_dim,
         )
 
     def check_rule(self, group: dict[str, Any]) -> None:
-        if len(group["betas"]) != 2 or not all(0.0 <= beta < 1.0 for beta in group["betas"]):
-            raise ValueError(f"betas = {group['betas']!r} must be two numbers in [0, 1).")
+        require_betas(group, "betas")
         for name, meaning in (("precondition_frequency", "steps"), ("max_precondition_dim", "rows or columns")):
             if not isinstance(group[name], int) or group[name] < 1:
                 raise ValueError(f"{name} = {group[name]!r} must be a whole number of {meaning}, at least 1.")

@@ -157,6 +157,8 @@ def test_sharp_rate_zero_freezes_sharp_directions(shape, mask):
     [
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"betas": (0.9,)}, "two numbers"),
+        ({"betas": 0.9}, r"betas = 0\.9 must be two numbers"),
+        ({"adamw_betas": 0.9}, r"adamw_betas = 0\.9 must be two numbers"),
         ({"precondition_frequency": 0}, "whole number of steps"),
         ({"max_precondition_dim": 2.5}, "whole number of rows or columns"),
         ({"eps": 0.0}, "eps = 0"),

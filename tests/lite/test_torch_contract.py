@@ -177,6 +177,20 @@ def test_other_checkpoints_are_refused_with_the_difference(make):
     assert equal(before, tensors(model, optimizer))  # a refused checkpoint changes nothing
 
 
+def test_a_checkpoint_without_a_setting_keeps_the_optimizers_own(make):
+    """As of an earlier version, which did not have it yet."""
+    model, optimizer = build(make)
+    train(model, optimizer, 2)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["stochastic_rounding"], group["weight_decay"]
+    other, other_optimizer = build(make, weight_decay=0.3)
+    other.load_state_dict(model.state_dict())
+    other_optimizer.load_state_dict(through_a_file(saved))
+    assert {group["weight_decay"] for group in other_optimizer.param_groups} == {0.3}
+    train(other, other_optimizer, 1, start=2)
+
+
 def test_torch_schedulers_reach_every_group(make):
     model, optimizer = build(make)
     warm = LinearLR(optimizer, 0.1, total_iters=2)
