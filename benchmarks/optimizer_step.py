@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from discretizations.symmetric_newton_schulz import operations
 from lite import SOAP, SOAPLITE, Muon, MuonLITE
 
 THREADS = 2
@@ -152,14 +151,9 @@ def step_seconds(optimizers: dict[str, torch.optim.Optimizer], repeats: int) -> 
     return seconds
 
 
-def symmetric_operations(x: Any, divisors: Any, coefficients: list[float], pairs: int, **_: Any) -> int:
-    return operations(x, len(coefficients) // 3, pairs)
-
-
 def flops(optimizer: torch.optim.Optimizer) -> int:
     """Operations of the matrix products of a step."""
-    ours = {torch.ops.lite.symmetric_newton_schulz: symmetric_operations}
-    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
+    with FlopCounterMode(display=False) as counter:
         optimizer.step()
     return counter.get_total_flops()
 

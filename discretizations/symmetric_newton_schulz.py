@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 _BLOCK = 32  # rows and columns of a block, as in the program
 _SQUARES = 3  # square buffers of a matrix, as in the program
@@ -105,6 +106,12 @@ def operations(shape: Sequence[int], steps: int, pairs: int) -> int:
     pair = half * (wide + 4 * side) + side * side * (wide + side)
     step = half * (wide + side) + side * side * wide
     return 2 * batch * (pairs * pair + (steps - 2 * pairs) * step)
+
+
+@register_flop_formula(torch.ops.lite.symmetric_newton_schulz)
+def _flops(x: Sequence[int], divisors: Sequence[int], coefficients: Sequence[float], pairs: int, **_: Any) -> int:
+    """The same for torch's flop counter, which passes the shapes of tensors."""
+    return operations(x, len(coefficients) // 3, pairs)
 
 
 def _padded(m: int, n: int) -> tuple[int, int]:
