@@ -8,6 +8,7 @@ Stop it at any time and run it again, with as many ranks as you like. Needs tran
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -117,6 +118,8 @@ def main():
     if dist.get_rank() == 0:
         print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps" if losses else "the run was complete")
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may outlive the group, and C++ then aborts Python's shutdown now and then
 
 
 if __name__ == "__main__":

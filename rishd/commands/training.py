@@ -60,14 +60,15 @@ def pretrain(
         "data.paths": None if data is None else [str(path.resolve()) for path in data],
     }
     config = override(config, {key: value for key, value in options.items() if value is not None})
-    from rishd.pretraining.ranks import disconnect
+    from rishd.pretraining.ranks import disconnect, leave
     from rishd.pretraining.run import train  # after the settings are checked: transformers loads for seconds
 
     with progress_bar(err) as advance:
         result = train(config, folder, resume=resume, progress=advance, say=err.print)
-    if not result.interrupted:
-        disconnect()
+    several = not result.interrupted and disconnect()
     if int(os.environ.get("RANK", "0")):  # the first rank tells it all
+        if several:
+            leave()
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     table = Table("step", "validation loss (nats per token)")
     for step, loss in result.series("validation_loss"):
@@ -84,3 +85,5 @@ def pretrain(
     out.print(f"results in {folder}")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+    if several:
+        leave()

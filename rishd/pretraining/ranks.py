@@ -38,23 +38,28 @@ def replicas(config: PretrainConfig) -> ProcessGroup | None:
     return dist.group.WORLD
 
 
-def disconnect() -> None:
-    """Part from the other ranks, once all work with them is done.
+def disconnect() -> bool:
+    """Part from the other ranks, once all work with them is done; whether there were any.
 
-    Another rank than the first, which has nothing left to do, ends here with exit status 0. While Python shuts down,
-    gloo's threads may still be letting go of the last messages, and C++ then aborts the process ("terminate called
-    without an active exception", 4 of 98 runs of two ranks), which torchrun reports as a failure of the run. Under DDP
-    they end with the group; under FSDP2 torch keeps a reference to it.
+    The process should then end by :func:`leave`.
     """
     if not dist.is_initialized():
-        return
-    is_first = dist.get_rank() == 0
+        return False
     gc.collect()  # optimizers and meshes have references to the group, too
     dist.destroy_process_group()
-    if not is_first:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    return True
+
+
+def leave() -> None:
+    """End this process with exit status 0, without Python's shutdown.
+
+    While Python shuts down, gloo's threads may still be letting go of the last messages, and C++ then aborts the
+    process ("terminate called without an active exception", 4 of 98 runs of two ranks), which torchrun reports as a
+    failure of the run. Under DDP they end with the group; under FSDP2 torch keeps a reference to it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def micro_batch_size(config: PretrainConfig) -> int:

@@ -463,7 +463,7 @@ def main():
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # Python's shutdown is now and then aborted for gloo's threads, see rishd.pretraining.ranks.disconnect
+    os._exit(0)  # Python's shutdown is now and then aborted for gloo's threads, see rishd.pretraining.ranks.leave
 
 
 if __name__ == "__main__":
