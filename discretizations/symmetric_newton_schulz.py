@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 _BLOCK = 32  # rows and columns of a block, as in the program
 _SQUARES = 3  # square buffers of a matrix, as in the program
@@ -108,7 +107,6 @@ def operations(shape: Sequence[int], steps: int, pairs: int) -> int:
     return 2 * batch * (pairs * pair + (steps - 2 * pairs) * step)
 
 
-@register_flop_formula(torch.ops.lite.symmetric_newton_schulz)
 def _flops(x: Sequence[int], divisors: Sequence[int], coefficients: Sequence[float], pairs: int, **_: Any) -> int:
     """The same for torch's flop counter, which passes the shapes of tensors."""
     return operations(x, len(coefficients) // 3, pairs)
@@ -121,7 +119,11 @@ def _padded(m: int, n: int) -> tuple[int, int]:
 
 @functools.cache
 def _program() -> Any | None:
+    from torch.utils.flop_counter import register_flop_formula  # here, so that importing stays light
+
     from riemannian_ode.compiled.compiler import BuildError, shared_library
+
+    register_flop_formula(torch.ops.lite.symmetric_newton_schulz)(_flops)
 
     source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
     try:
