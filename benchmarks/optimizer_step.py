@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from discretizations.symmetric_newton_schulz import FLOP_FORMULAS
 from lite import SOAP, SOAPLITE, Muon, MuonLITE
 
 THREADS = 2
@@ -153,7 +154,7 @@ def step_seconds(optimizers: dict[str, torch.optim.Optimizer], repeats: int) -> 
 
 def flops(optimizer: torch.optim.Optimizer) -> int:
     """Operations of the matrix products of a step."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         optimizer.step()
     return counter.get_total_flops()
 

@@ -112,6 +112,9 @@ def _flops(x: Sequence[int], divisors: Sequence[int], coefficients: Sequence[flo
     return operations(x, len(coefficients) // 3, pairs)
 
 
+FLOP_FORMULAS = {torch.ops.lite.symmetric_newton_schulz: _flops}  # ``custom_mapping`` of torch's FlopCounterMode
+
+
 def _padded(m: int, n: int) -> tuple[int, int]:
     side, wide = (-(-length // _BLOCK) * _BLOCK for length in sorted((m, n)))
     return side, wide
@@ -119,11 +122,7 @@ def _padded(m: int, n: int) -> tuple[int, int]:
 
 @functools.cache
 def _program() -> Any | None:
-    from torch.utils.flop_counter import register_flop_formula  # here, so that importing stays light
-
     from riemannian_ode.compiled.compiler import BuildError, shared_library
-
-    register_flop_formula(torch.ops.lite.symmetric_newton_schulz)(_flops)
 
     source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
     try:

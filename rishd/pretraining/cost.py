@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from discretizations.symmetric_newton_schulz import FLOP_FORMULAS
 from lite import LITEOptimizer
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.models import build_model
@@ -269,7 +270,7 @@ def _optimizer_cost(config: PretrainConfig, model: nn.Module) -> tuple[int, floa
         for _ in range(2):  # the first step of SOAP only sets its bases
             for p in model.parameters():
                 p.grad = torch.empty_like(p)
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
                 optimizer.step()
         flops = float(counter.get_total_flops())
     except RuntimeError:  # an optimizer that looks at values has none on fake tensors
