@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from lite.group_checks import parameter_names, sparse_message
 
 OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 ON_NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
@@ -141,3 +143,34 @@ def nonfinite_message(bad: list[str], when: str) -> str:
         f"the gradient became non-finite{when} in {', '.join(bad[:5])}{more}; lower the learning rate, warm up longer, "
         "or look at the batch."
     )
+
+
+def usable_gradients(
+    groups: Iterable[Mapping[str, Any]], on_nonfinite: OnNonfinite, watch: FinitenessWatch, *, step: int
+) -> Tensor | None:
+    """Whether a step's gradients are all finite, 0-dimensional, on the device; ``None`` where nobody asks.
+
+    Args:
+        groups: Parameter groups.
+        on_nonfinite: What a gradient that is not finite does; for ``"raise"`` the watch is told which one it was.
+        watch: Of the optimizer.
+        step: Number of the step.
+
+    Raises:
+        ValueError: for a sparse gradient.
+    """
+    named = [
+        (str(name), p.grad)
+        for group in groups
+        for name, p in zip(parameter_names(group), group["params"], strict=True)
+        if p.grad is not None
+    ]
+    for name, g in named:
+        if g.is_sparse:
+            raise ValueError(sparse_message(name))
+    if on_nonfinite == "ignore" or not named:
+        return None
+    flags = finite_per_tensor([g for _, g in named])
+    if on_nonfinite == "raise":
+        watch.note(step, [name for name, _ in named], flags)
+    return flags.all()

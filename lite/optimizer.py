@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
-from lite.adamw import ADAMW_KEYS, AdamWState, adamw_update, group_rule, initial_adamw_state
+from lite.adamw import ADAMW_KEYS, initial_adamw_state
+from lite.batch_step import step_batch, traced_batch
 from lite.checkpoints import check_loadable
-from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, finite_per_tensor, guarded, guarded_state
-from lite.group_checks import check_group, parameter_names, sparse_message
+from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
+from lite.group_checks import check_group
 from lite.matrix_rule import MatrixRule
 from lite.parameter_entries import count_gradients, group_views, matrix_state, parameter_entries, steps_so_far
-from lite.rounding import rounded_stochastically, rounds_stochastically
 from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, largest_batch, tensor_batches
-from lite.tensor_settings import as_tensor, keep_tensors, own_tensors, traced_settings
+from lite.tensor_settings import keep_tensors, own_tensors
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lite.distributed.ranks import Ranks
 
 Exchange: TypeAlias = Literal["fastest", "exact", "bfloat16"]
-_MOST_GRAPHS = 64
 EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
+_MOST_GRAPHS = 64  # of one optimizer; SOAP has one more than steps between refreshes
 
 
 class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
@@ -273,24 +273,6 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _usable_gradients(self) -> Tensor | None:
-        """Whether this step's gradients are finite, on the device; ``None`` where nobody asks."""
-        named = [
-            (str(name), p.grad)
-            for group in self.param_groups
-            for name, p in zip(parameter_names(group), group["params"], strict=True)
-            if p.grad is not None
-        ]
-        for name, g in named:
-            if g.is_sparse:
-                raise ValueError(sparse_message(name))
-        if self.on_nonfinite == "ignore" or not named:
-            return None
-        flags = finite_per_tensor([g for _, g in named])
-        if self.on_nonfinite == "raise":
-            self._watch.note(self._steps_made, [name for name, _ in named], flags)
-        return flags.all()
-
     def _init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if not self.state[p]:
@@ -326,46 +308,19 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         for group, entries in work:
             if group["rule"] != "adamw":
                 self.check_matrices(group, entries)
-        usable = self._usable_gradients()
+        usable = usable_gradients(self.param_groups, self.on_nonfinite, self._watch, step=self._steps_made)
         batches = []
         for group, entries in work:
             for batch in tensor_batches(entries, self.largest_batch):
-                batches.append(self._traced(group, batch) if traced else (group, batch))
+                batches.append(traced_batch(self, group, batch) if traced else (group, batch))
             if group["rule"] != "adamw":
                 count_gradients(group, [p.grad is not None for p in group["params"]])
         self._steps_made += 1
         return batches, usable
 
-    def _traced(self, group: dict[str, Any], batch: TensorBatch) -> tuple[dict[str, Any], TensorBatch]:
-        first = batch.entries[0]
-        settings = traced_settings(group, first.w.device)
-        if group["rule"] == "adamw":
-            return settings, batch
-        settings["count"] = as_tensor(first.step, first.w.device)
-        phase = self.phase(group, first.step)
-        entries = [entry._replace(step=phase, numbers=tuple(entry.numbers)) for entry in batch.entries]
-        return settings, TensorBatch(entries)  # torch.compile knows tuples better than ranges
-
     def _apply(self, batches: list[tuple[dict[str, Any], TensorBatch]], usable: Tensor | None) -> None:
         for group, batch in batches:
-            self._step_batch(group, batch, usable)
-
-    def _step_batch(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> None:
-        w, g, state = batch.w, batch.inputs["g"], batch.state
-        rounds = rounds_stochastically(group, w)
-        if rounds:
-            w, g = w.float(), g.float()  # a rule that works in bfloat16 would round to nearest first
-        if usable is not None:
-            g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
-        if group["rule"] == "adamw":
-            before = AdamWState(*(state[key] for key in ADAMW_KEYS))
-            new_w, after = adamw_update(group_rule(group), w, g, before, dims=batch.dims)
-            new_w = guarded(usable, new_w, w)
-            new_state = guarded_state(usable, dict(zip(ADAMW_KEYS, after, strict=True)), state)
-        else:
-            step, numbers = batch.entries[0].step, batch.numbers
-            new_w, new_state = self.guarded_update(group, w, g, state, step=step, numbers=numbers, usable=usable)
-        batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state)
+            step_batch(self, group, batch, usable)
 
 
 def _is_dtensor(p: Tensor) -> bool:

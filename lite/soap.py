@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
-from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -38,15 +37,13 @@ from discretizations.flat_split import (
 )
 from discretizations.preconditioners import (
     adam_direction,
-    eigenbasis,
     factor_step_,
-    first_eigenbases,
     from_eigenbasis,
-    refreshed_eigenbasis,
     second_moment_step,
     to_eigenbasis,
 )
 from lite.muon import PLAIN_FRACTION
+from lite.soap_basis import SOAPState, refreshed_where_regular, single, with_first_bases
 from lite.tensor_settings import acts
 from riemannian_ode.flow import lite_velocity, momentum_step, position_step
 
@@ -132,30 +129,6 @@ class SOAPRule:
         return total
 
 
-class SOAPState(NamedTuple):
-    """State of matrices of shape ``(*batch, m, n)``, at least float32; ``None`` belongs to a side that is not rotated.
-
-    Args:
-        m: M', first moment in the eigenbasis, shape of the matrices.
-        v: V, second moment in the eigenbasis, shape of the matrices.
-        left: Lower triangle of L, shape ``(*batch, m, m)``; the other entries have no meaning.
-        right: Lower triangle of R, shape ``(*batch, n, n)``.
-        left_basis: Q_L, zero before the first gradient, shape ``(*batch, m, m)``.
-        right_basis: Q_R, shape ``(*batch, n, n)``.
-        hi: Upper threshold of the mask, shape ``(*batch,)``.
-        lo: Lower threshold of the mask, shape ``(*batch,)``.
-    """
-
-    m: Tensor
-    v: Tensor
-    left: Tensor | None
-    right: Tensor | None
-    left_basis: Tensor | None
-    right_basis: Tensor | None
-    hi: Tensor
-    lo: Tensor
-
-
 def initial_soap_state(rule: SOAPRule, w: Tensor) -> SOAPState:
     """State before the first gradient.
 
@@ -234,25 +207,14 @@ def soap_update_(
     if state.right is not None:
         factor_step_(state.right, transposed, weight=weight)
     if step == 0:
-        return w, _with_first_bases(state, g)
+        return w, with_first_bases(state, g)
 
     due = rule.due(step, range(w.size(0) if w.ndim == 3 else 1) if numbers is None else numbers)
     u, state = _direction(rule, w, transposed.mT, state, count=step if count is None else count, due=due)
     decay = rule.weight_decay * w if acts(rule.weight_decay, 0.0) else None
     w = position_step(w, lite_velocity(u, decay=decay), eta=rule.lr)
     # Only now, so that no gradient helps to choose the basis that it is seen in.
-    return w, _refreshed_where_regular(state, due, step=step, count=count) if due else state
-
-
-def _with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
-    left, right = state.left, state.right
-    if left is None or right is None:
-        bases = [None if factor is None else eigenbasis(factor) for factor in (left, right)]
-    elif g.size(-2) >= g.size(-1):
-        bases = list(first_eigenbases(g, right))
-    else:
-        bases = list(reversed(first_eigenbases(g.mT, left)))
-    return state._replace(left_basis=bases[0], right_basis=bases[1])
+    return w, refreshed_where_regular(state, due, step=step, count=count) if due else state
 
 
 def _direction(
@@ -283,69 +245,6 @@ def _direction(
     if flatness is not None and acts(rule.weight_decay, 0.0) and acts(rule.chi, 1.0):
         strength = rule.precondition_frequency * rule.weight_decay * (rule.chi - 1.0)
         for i in due:
-            left, right = (_single(basis, i) for basis in bases)
-            _single(u, i).add_(strength * _single(flatness, i) * to_eigenbasis(_single(w, i), left, right))
+            left, right = (single(basis, i) for basis in bases)
+            single(u, i).add_(strength * single(flatness, i) * to_eigenbasis(single(w, i), left, right))
     return from_eigenbasis(u, *bases), state._replace(m=m, v=v, hi=thresholds.hi, lo=thresholds.lo)
-
-
-def _refreshed_where_regular(state: SOAPState, due: list[int], *, step: int, count: Tensor | None) -> SOAPState:
-    """:func:`_refreshed`, but for matrices whose longer side's factor cannot have full rank yet.
-
-    A factor of t + 1 gradients m×n has rank (t + 1)·min(m, n) at most. While that is less than its side, rounding would
-    choose the rest of the new basis, so that they keep the first one until their next turn.
-    """
-    shorter, longer = sorted(state.m.shape[-2:])
-    needed = -(-longer // max(1, shorter))
-    if step + 1 >= needed:  # true of the count, too, of which the step may be the phase
-        return _refreshed(state, due)
-    if count is None:
-        return state
-    old = state._replace(m=state.m.clone(), v=state.v.clone())
-    new = _refreshed(state, due)
-    is_regular = count + 1 >= needed
-    chosen: dict[str, Tensor] = {}
-    for key in ("m", "v", "left_basis", "right_basis"):
-        before, after = getattr(old, key), getattr(new, key)
-        if after is not None:
-            chosen[key] = torch.where(is_regular, after, before)
-    return new._replace(**chosen)
-
-
-def _refreshed(state: SOAPState, due: list[int]) -> SOAPState:
-    """State whose matrices ``due`` have new bases; M' turns with them, V follows the order of their columns.
-
-    The moments, which are new at this step, are changed in place.
-    """
-    left_basis, right_basis = (None if x is None else x.clone() for x in (state.left_basis, state.right_basis))
-    for i in due:
-        m, v = _single(state.m, i), _single(state.v, i)
-        old = _single(left_basis, i), _single(right_basis, i)
-        new = []
-        for axis, factor, basis in zip(_MATRIX, (state.left, state.right), old, strict=True):
-            refreshed: Tensor | None = None
-            if factor is not None and basis is not None:
-                refreshed, order = refreshed_eigenbasis(_single(factor, i), basis)
-                v.copy_(v.index_select(axis, order))
-            new.append(refreshed)
-        m.copy_(to_eigenbasis(from_eigenbasis(m, *old), *new))
-        for basis, refreshed in zip(old, new, strict=True):
-            if basis is not None and refreshed is not None:
-                basis.copy_(refreshed)
-    return state._replace(left_basis=left_basis, right_basis=right_basis)
-
-
-@overload
-def _single(x: Tensor, place: int) -> Tensor: ...
-
-
-@overload
-def _single(x: None, place: int) -> None: ...
-
-
-@overload
-def _single(x: Tensor | None, place: int) -> Tensor | None: ...
-
-
-def _single(x: Tensor | None, place: int) -> Tensor | None:
-    """One matrix of a batch, as a view."""
-    return x if x is None or x.ndim == 2 else x[place]

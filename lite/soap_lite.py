@@ -10,7 +10,8 @@ from torch import Tensor
 from lite.finiteness import OnNonfinite, guarded, guarded_state
 from lite.group_checks import require_betas
 from lite.optimizer import Exchange, LITEOptimizer
-from lite.soap import SOAPRule, SOAPState, initial_soap_state, soap_update, soap_update_
+from lite.soap import SOAPRule, initial_soap_state, soap_update, soap_update_
+from lite.soap_basis import SOAPState
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

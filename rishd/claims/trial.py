@@ -106,7 +106,7 @@ def _worst_case(
     fill = rng.random((max(0, 5 - size), points.shape[1]))  # differential evolution wants at least five members
     population = np.concatenate([best, fill])
     generations = max(1, round(evaluations / len(population)))
-    search: Any = optimize.differential_evolution  # scipy-stubs does not know vectorised objectives
+    search: Any = optimize.differential_evolution  # its types do not know vectorised objectives
     result = search(
         lambda unit: -_scores(trial(_parameters(box, unit.T))[name]),
         [(0.0, 1.0)] * points.shape[1],

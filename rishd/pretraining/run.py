@@ -97,7 +97,7 @@ def train(
     for left_out in training.store.state()["skipped"]:
         say(f"left out: {left_out}")
     set_seed(config.seed)
-    model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its stub knows dtypes only
+    model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its types know dtypes only
     if config.training.gradient_checkpointing:
         name = "activation_checkpointing_enable"  # since some version; before, and in its own words, gradient_…
         getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
