@@ -16,7 +16,7 @@ from toy_landscapes.arguments import check_coordinates, checked_sharp_rank
 from toy_landscapes.landscape import Landscape
 
 # Hessian columns computed at once: bounds memory to this many copies of what a gradient needs.
-_COLUMNS = 256
+_COLUMNS = 128
 
 
 class TorchLandscape(Landscape):

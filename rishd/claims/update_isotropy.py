@@ -11,7 +11,7 @@ from rishd.claims.evidence import Curve, Evidence, Measurement, Panel
 from rishd.claims.trial import Inequality, Parameters, Range, try_bounds
 from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
 
-_SETTINGS = (2, 12)  # fewest and most
+_SETTINGS = (5, 12)  # fewest (an adversary wants five) and most
 _SEEDS = 2  # trainings of a setting
 _RANDOM = 1.0 / 3.0  # isotropy of a random direction
 _BOX = {
