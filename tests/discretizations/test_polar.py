@@ -149,6 +149,35 @@ def test_half_precision_never_diverges(shape):
         assert torch.linalg.matrix_norm(polar, ord=2).max() < 1.05  # measured: 1.018
 
 
+def dominated(rows: int, columns: int, *, count: int, seed: int) -> torch.Tensor:
+    """One direction above all others, of few or many equal entries as a constant or an outlying feature makes it."""
+    source = torch.Generator().manual_seed(seed)
+
+    def direction(size: int) -> torch.Tensor:
+        kept = (size ** torch.rand(count, 1, generator=source)).long()  # 1 to size, each power as likely
+        place = torch.rand(count, size, generator=source).argsort(dim=1)
+        signs = torch.randn(count, size, generator=source).sign() * (place < kept)
+        return signs / signs.norm(dim=1, keepdim=True)
+
+    left, right = direction(rows), direction(columns)
+    decay = torch.arange(1, rows + 1) ** -(0.2 + 1.5 * torch.rand(count, 1, generator=source))
+    rest = decay[:, :, None] * torch.randn(count, rows, columns, generator=source)
+    rest = torch.linalg.qr(torch.randn(count, rows, rows, generator=source)).Q @ rest
+    share = 10 ** -(0.3 + 3 * torch.rand(count, 1, 1, generator=source))  # of the square norm
+    return (1 - share).sqrt() * left[:, :, None] * right[:, None] + share.sqrt() * rest / torch.linalg.matrix_norm(
+        rest, keepdim=True
+    )
+
+
+@pytest.mark.parametrize("shape", [(128, 256), (128, 352)])
+def test_half_precision_never_diverges_from_a_dominant_direction(shape):
+    """With a safety of 1% as in plain steps norms of 10¹¹ were measured on one of a hundred such matrices."""
+    x = dominated(*shape, count=400, seed=0)
+    for y in (polar_express(x, dtype=torch.bfloat16), polar_express(x[:100].mT, dtype=torch.bfloat16)):
+        assert y.isfinite().all()
+        assert torch.linalg.matrix_norm(y, ord=2).max() < 1.05
+
+
 has_kernel = is_supported(torch.zeros(1, 1, dtype=torch.bfloat16)) and symmetric_newton_schulz._program() is not None
 needs_kernel = pytest.mark.skipif(not has_kernel, reason="needs AVX-512 bfloat16 and a C++ compiler")
 
@@ -160,7 +189,8 @@ needs_kernel = pytest.mark.skipif(not has_kernel, reason="needs AVX-512 bfloat16
 def test_symmetric_products_are_the_same_polynomial(shape):
     """As near to float64 as the library's products in bfloat16, for sizes that are no multiples of a block too."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    coefficients = polar_express_coefficients(6)
+    gram = max(shape[-2:]) >= 1.9 * min(shape[-2:]) and min(shape[-2:]) >= 128
+    coefficients = polar_express_coefficients(6, safety=1.1 if gram else 1.01)
     scaled = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     exact = newton_schulz(scaled.double() / 1.01, coefficients)
     library = newton_schulz((scaled / 1.01).bfloat16(), coefficients)
