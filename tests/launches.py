@@ -21,3 +21,11 @@ def torchrun(ranks, *arguments, **options):
     """:func:`finished` for a script, or ``-m`` a module, on some ranks of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return finished([*launcher, *arguments], **options)
+
+
+def accelerate_launch(ranks, *arguments, **options):
+    """:func:`torchrun`, started by accelerate; ``--multi_gpu`` is its word for several ranks, CPUs' as well."""
+    places = [f"--num_processes={ranks}", "--num_machines=1", "--main_process_port=0"]
+    choices = ["--multi_gpu", "--mixed_precision=no", "--dynamo_backend=no"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *choices, *places]
+    return finished([*launcher, *arguments], **options)
