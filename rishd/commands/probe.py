@@ -26,6 +26,7 @@ def probe(
     probes: Annotated[int, typer.Option(help="Random vectors of the spectral density.")] = 4,
     lanczos_steps: Annotated[int, typer.Option(help="Lanczos steps of each.")] = 30,
     gradients: Annotated[int, typer.Option(help="Mini-batches that build the optimizers' memories.")] = 20,
+    noise_batches: Annotated[int, typer.Option(help="Batches of 16 sequences that measure the gradients' noise.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = 0,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of data and figures; CHECKPOINT/probe by default.")
@@ -45,6 +46,7 @@ def probe(
         probes=probes,
         lanczos_steps=lanczos_steps,
         gradients=gradients,
+        noise_batches=noise_batches,
         seed=seed,
     )
     from rishd.probing.probe import probe as measure
@@ -79,6 +81,9 @@ def probe(
             ),
             "Least over blocks: certified lr of the base method; χ at the sharp block's margin / at the run's lr": (
                 result.allowance_table()
+            ),
+            "Tokens at which a gradient's noise is as large as it, whitened; its squared share in sharp directions": (
+                result.noise_table()
             ),
         }
         for title, rows in tables.items():

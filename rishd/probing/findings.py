@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rishd.probing.gradient_noise import NoiseScale
 from rishd.probing.lanczos import SpectralMeasure
 from rishd.probing.split_curvature import SplitCurvature
 from rishd.studies.record import Record
@@ -46,6 +47,7 @@ class BlockProbe:
         sharp_share: Share of the eigenvalues above a tenth of λ_max: a random direction's ``sharp_share``.
         updates: One an optimizer.
         splits: One a mask that the parameter has.
+        noise: The same, in batches of the probe's ``noise_tokens``.
     """
 
     name: str
@@ -55,6 +57,7 @@ class BlockProbe:
     sharp_share: float
     updates: tuple[UpdateProbe, ...]
     splits: tuple[SplitCurvature, ...]
+    noise: tuple[NoiseScale, ...] = ()
 
     @property
     def mean_curvature(self) -> float:
@@ -79,6 +82,8 @@ class Probe(Record):
         tokens: How many.
         blocks: One a parameter.
         interrupted: Whether Ctrl-C left some out.
+        batch_tokens: Tokens of a batch of the run.
+        noise_tokens: Tokens of a batch that noise was measured from.
     """
 
     checkpoint: str
@@ -89,6 +94,8 @@ class Probe(Record):
     tokens: int
     blocks: tuple[BlockProbe, ...]
     interrupted: bool = False
+    batch_tokens: int = 0
+    noise_tokens: int = 0
 
     @property
     def conclusion(self) -> str:
@@ -137,6 +144,21 @@ class Probe(Record):
             }
             | {"random": f"1 ({100 * block.sharp_share:.2g}%)"}
             for block in self.blocks
+        ]
+
+    def noise_table(self) -> list[dict[str, str]]:
+        """A row a block and mask: tokens at which noise equals the gradient, in sharp and in flat directions."""
+        return [
+            {
+                "block": block.name,
+                "mask": noise.optimizer,
+                "sharp": f"{noise.sharp * self.noise_tokens:.2g}",
+                "flat": f"{noise.flat * self.noise_tokens:.2g}",
+                "flat, run's batches": f"{noise.flat * self.noise_tokens / self.batch_tokens:.2g}",
+                "sharp share of the gradient": f"{noise.sharp_share:.2f}",
+            }
+            for block in self.blocks
+            for noise in block.noise
         ]
 
     def allowance_table(self) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.checkpoint import ProbeError, load_checkpoint, training_sequences
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
 from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
+from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
 from rishd.probing.split_curvature import split_curvature
 
@@ -38,6 +39,7 @@ class ProbeSettings:
         probes: Random vectors of the density.
         lanczos_steps: Lanczos steps of each.
         gradients: Mini-batches, of the run's size, that build the optimizers' memories.
+        noise_batches: Small batches of 16 sequences, others than these, that the gradients' noise is measured from.
         sharp_fraction: r of the masks where the run has none.
         seed: Of the random vectors.
     """
@@ -48,6 +50,7 @@ class ProbeSettings:
     probes: int = 4
     lanczos_steps: int = 30
     gradients: int = 20
+    noise_batches: int = 32
     sharp_fraction: float = 0.1
     seed: int = 0
 
@@ -58,6 +61,7 @@ class ProbeSettings:
             ("probes", 1),
             ("lanczos_steps", 2),
             ("gradients", 2),  # SOAP's first one only sets its basis
+            ("noise_batches", 2),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be at least {least}.")
@@ -81,7 +85,8 @@ def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
     names = chosen_blocks(model, settings.blocks)
     length, batch = config.data.sequence_length, config.training.batch_size
     sequences = max(1, settings.tokens // length)
-    ids = training_sequences(config, sequences + settings.gradients * batch, progress)
+    observed = sequences + settings.gradients * batch
+    ids = training_sequences(config, observed + settings.noise_batches * _PASS, progress)
     memories = frozen_optimizers(model, config.optimizer)
     for k in range(settings.gradients):
         progress("gradients for the optimizers' memories", k, settings.gradients)
@@ -90,6 +95,12 @@ def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
         for memory in memories.values():
             memory.observe(gradients)
     progress("gradients for the optimizers' memories", settings.gradients, settings.gradients)
+    samples: list[Mapping[str, Tensor]] = []
+    for k, part in enumerate(torch.split(ids[observed:], _PASS)):
+        progress("gradients for their noise", k, settings.noise_batches)
+        whole = mean_gradient(model, [part])
+        samples.append({name: whole[name] for name in names})
+    progress("gradients for their noise", settings.noise_batches, settings.noise_batches)
     size = min(_PASS, sequences)
     hessian = BlockHessian(model, torch.split(ids[: sequences - sequences % size], size), names)
     fraction = config.optimizer.settings.get("sharp_fraction", settings.sharp_fraction)
@@ -98,7 +109,10 @@ def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
     try:
         for k, name in enumerate(names):
             progress("Hessian blocks", k, len(names))
-            blocks.append(_probe_block(hessian, name, memories, settings, lr=config.optimizer.lr, fraction=fraction))
+            noisy = [sample[name] for sample in samples]
+            blocks.append(
+                _probe_block(hessian, name, memories, noisy, settings, lr=config.optimizer.lr, fraction=fraction)
+            )
         progress("Hessian blocks", len(names), len(names))
     except KeyboardInterrupt:
         interrupted = True
@@ -111,6 +125,8 @@ def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
         sequences * length,
         tuple(blocks),
         interrupted,
+        batch * length,
+        _PASS * length,
     )
 
 
@@ -163,6 +179,7 @@ def _probe_block(
     hessian: BlockHessian,
     name: str,
     memories: Mapping[str, FrozenOptimizer],
+    samples: Sequence[Tensor],
     settings: ProbeSettings,
     *,
     lr: float,
@@ -188,15 +205,12 @@ def _probe_block(
                 measure,
             )
         )
-    geometries: dict[str, Geometry | None] = {
-        "muon-lite": muon_geometry(memories["muon"], name, fraction) if parameter.ndim == 2 else None,
-        "soap-lite": adam_geometry(memories["soap"], name, fraction) if parameter.ndim == 2 else None,
-    }
+    geometries = _geometries(memories, name, fraction)
     splits = [
         split_curvature(optimizer, hessian, name, geometry, top.vectors, lr=lr, seed=settings.seed)
         for optimizer, geometry in geometries.items()
-        if geometry is not None
     ]
+    noise = [noise_scale(optimizer, samples, geometry) for optimizer, geometry in geometries.items()]
     return BlockProbe(
         name,
         tuple(parameter.shape),
@@ -205,4 +219,16 @@ def _probe_block(
         float(density.weights[density.nodes > edge].sum()),
         tuple(updates),
         tuple(splits),
+        tuple(noise),
     )
+
+
+def _geometries(memories: Mapping[str, FrozenOptimizer], name: str, fraction: float) -> dict[str, Geometry]:
+    """Metrics and masks of LITE that a parameter has."""
+    if memories["muon"].directions[name].ndim != 2:
+        return {}
+    made = {
+        "muon-lite": muon_geometry(memories["muon"], name, fraction),
+        "soap-lite": adam_geometry(memories["soap"], name, fraction),
+    }
+    return {optimizer: geometry for optimizer, geometry in made.items() if geometry is not None}

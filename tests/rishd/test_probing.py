@@ -20,6 +20,7 @@ from rishd.pretraining.optimizers import build_optimizer
 from rishd.pretraining.run import train
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.frozen import FrozenOptimizer, adam_geometry, muon_geometry
+from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
 from rishd.probing.probe import ProbeSettings, chosen_blocks, mean_gradient
 from rishd.probing.split_curvature import split_curvature
@@ -194,6 +195,32 @@ def check_commuting_projector(geometry, x):
     )
 
 
+def test_noise_scale_is_that_of_gaussian_gradients_and_does_not_depend_on_the_number_of_batches(memories):
+    """Signal of a size and white noise of another, in whitened coordinates: the ratio of their squares."""
+    geometry = muon_geometry(memories["muon"], TALL, 0.3)
+    source = torch.Generator().manual_seed(0)
+    signal = torch.randn(10, 8, generator=source, dtype=torch.float64)
+
+    def unwhitened(x):  # F^{1/2}x, by what F^{-1/2} does to a basis
+        basis = torch.eye(80, dtype=x.dtype).reshape(80, 10, 8)
+        matrix = torch.stack([geometry.root(each).flatten() for each in basis], dim=1)
+        return torch.linalg.solve(matrix, x.flatten()).reshape(x.shape)
+
+    count, size = 400, 3.0
+    noise = torch.randn(count, 10, 8, generator=source, dtype=torch.float64)
+    gradients = [unwhitened(signal + size * each) for each in noise]
+    found, fewer = (noise_scale("muon-lite", some, geometry) for some in (gradients, gradients[:200]))
+    flat = geometry.flat(signal)
+    share = float((flat**2).sum() / (signal**2).sum())
+    entries = 80 * (1 - geometry.chance)
+    for noisy in (found, fewer):
+        assert noisy.flat == pytest.approx(size**2 * entries / float((flat**2).sum()), rel=0.15)
+        assert noisy.sharp == pytest.approx(size**2 * (80 - entries) / float(((signal - flat) ** 2).sum()), rel=0.25)
+        assert noisy.sharp_share == pytest.approx(1 - share, abs=0.05)
+    alone = noise_scale("muon-lite", [gradients[0], -gradients[0]], geometry)
+    assert alone.flat == alone.sharp == float("inf")
+
+
 def test_geometry_of_parameters_without_one_is_none(memories):
     assert muon_geometry(memories["muon"], "lm_head.weight", 0.1) is None
     assert adam_geometry(memories["soap"], "lm_head.weight", 0.1) is None
@@ -255,7 +282,7 @@ def test_command_probes_a_run_and_refuses_other_folders(tmp_path, tmp_path_facto
     config = load_config(None, (*settings, "model.preset=1M", f"data.paths=['{text}']", "checkpoints.every=2"))
     train(config, tmp_path / "run")
     arguments = ["--block", "*.2.*.k_proj.weight", "--tokens", "32", "--eigenvalues", "2", "--probes", "1"]
-    arguments += ["--lanczos-steps", "4", "--gradients", "2"]
+    arguments += ["--lanczos-steps", "4", "--gradients", "2", "--noise-batches", "2"]
     run = CliRunner().invoke(app, ["probe", str(tmp_path / "run"), *arguments, "--format", "json"])
     assert run.exit_code == 0, run.output
     data = json.loads(run.stdout)
@@ -264,6 +291,7 @@ def test_command_probes_a_run_and_refuses_other_folders(tmp_path, tmp_path_facto
     assert len(block["eigenvalues"]) == 2
     assert [update["optimizer"] for update in block["updates"]] == ["adamw", "muon", "muon-lite", "soap", "soap-lite"]
     assert {split["optimizer"] for split in block["splits"]} == {"muon-lite", "soap-lite"}
+    assert [noise["optimizer"] for noise in block["noise"]] == ["muon-lite", "soap-lite"]
     names = {path.name for path in (tmp_path / "run" / "probe").iterdir()}
     assert names == {"probe.json", "spectra.png", "updates.png", "certificate.png"}
     table = CliRunner().invoke(app, ["probe", str(tmp_path / "run" / "checkpoint-2"), *arguments])

@@ -1,0 +1,62 @@
+r"""How much of a mini-batch's gradient is noise, in sharp and in flat directions of an optimizer's mask.
+
+By claim C10 the loss floor that noise leaves in a direction grows by the factor by which LITE speeds it up: LITE can
+gain where the batch is large beside the noise scale of the flat directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rishd.probing.frozen import Geometry
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    r"""Batch for which the gradient and its noise are equal, in whitened coordinates :math:`F^{-1/2}g`.
+
+    Args:
+        optimizer: Whose metric and mask.
+        sharp: Noise scale of the sharp part over the size of a mini-batch; infinite where mini-batches have no
+            gradient in common.
+        flat: Of the flat part.
+        sharp_share: Share of the squared gradient, noise left out, that is sharp.
+    """
+
+    optimizer: str
+    sharp: float
+    flat: float
+    sharp_share: float
+
+
+def noise_scale(optimizer: str, gradients: Sequence[Tensor], geometry: Geometry) -> NoiseScale:
+    r"""Noise scale tr Σ/‖g‖² of mini-batches, with gradients g + noise of covariance Σ.
+
+    Unbiased from K independent mini-batches: :math:`\|g\|^2 \approx (\|\sum_k g_k\|^2 - \sum_k\|g_k\|^2)/(K(K-1))`, and
+    :math:`\operatorname{tr}\Sigma` is what the mean of :math:`\|g_k\|^2` has beyond it. The mask is a momentum's and
+    should come from other mini-batches: its own noise would count as signal in sharp directions.
+
+    Args:
+        optimizer: Name, for the record.
+        gradients: One a mini-batch, at least 2, all of one shape.
+        geometry: Metric and mask.
+
+    Source: McCandlish et al., arXiv:1812.06162, equation 2.8 and Appendix A.1.
+    """
+    flat = torch.stack([geometry.flat(geometry.root(g)) for g in gradients]).flatten(1).double()
+    sharp = torch.stack([geometry.root(g) for g in gradients]).flatten(1).double() - flat
+    (sharp_signal, sharp_scale), (flat_signal, flat_scale) = (_signal_and_scale(x) for x in (sharp, flat))
+    total = sharp_signal + flat_signal
+    return NoiseScale(optimizer, sharp_scale, flat_scale, sharp_signal / total if total > 0 else float("nan"))
+
+
+def _signal_and_scale(x: Tensor) -> tuple[float, float]:
+    """‖g‖² and tr Σ/‖g‖² of rows g + noise."""
+    count = len(x)
+    squares = float((x**2).sum())
+    signal = max(0.0, (float((x.sum(0) ** 2).sum()) - squares) / (count * (count - 1)))
+    return signal, (squares / count - signal) / signal if signal > 0 else float("inf")
