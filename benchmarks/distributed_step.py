@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import tempfile
 from collections import Counter
@@ -30,11 +31,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from lite import SOAPLITE, LITEOptimizer, MuonLITE, param_groups
 from lite.distributed import exchange
 from lite.distributed.division import Division, Job
-from lite.distributed.layout import Axis, Layout, Team
+from lite.distributed.layout import Axis, Layout, Team, local_part
+from lite.distributed.step import LARGEST_MEGABATCH
 from lite.soap import SOAPRule, initial_soap_state
+from lite.soap_lite import Moments
 
 HIDDEN, FFN, LAYERS, VOCABULARY, STEPS = 128, 344, 4, 512, 10
-DTYPES = {"muon-lite": ("exact", "bfloat16"), "soap-lite": ("exact",)}  # of messages
+SHARDED = "soap-lite-sharded"  # SOAPLITE(moments="sharded")
+DTYPES = {"muon-lite": ("exact", "bfloat16"), "soap-lite": ("exact",), SHARDED: ("exact",)}  # of messages
 MODES = ("ddp", "fsdp2", "hsdp")
 LR = 3e-3  # published for LLaMA 0.25B, arXiv:2602.22681
 HALF = 2  # bytes of a bfloat16
@@ -74,9 +78,10 @@ def build(name: str, mode: str, world: int, **settings: Any) -> tuple[Parameters
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    if name == "soap-lite":
+    if name != "muon-lite":
         groups = param_groups(model, head=model.head, matrix_rule="soap")
-        return model, SOAPLITE(groups, LR, process_group=group, **settings)
+        moments: Moments = "sharded" if name == SHARDED else "owner"
+        return model, SOAPLITE(groups, LR, process_group=group, moments=moments, **settings)
     groups = param_groups(model, head=model.head)
     return model, MuonLITE(groups, LR, ns_dtype="float32", process_group=group, **settings)
 
@@ -137,6 +142,8 @@ def measure(name: str, mode: str, world: int, reference: list[Tensor]) -> dict[s
     with FlopCounterMode(display=False) as flops:
         optimizer.step()
     found["flops"] = flops.get_total_flops()
+    states = [optimizer.state.get(p, {}) for g in optimizer.param_groups if g["rule"] != "adamw" for p in g["params"]]
+    found["state"] = sum(local_part(x).nbytes for state in states for x in state.values())
     for dtype in DTYPES[name]:
         model, optimizer = build(name, mode, world, exchange=dtype)
         set_gradients(model, 0)
@@ -167,10 +174,10 @@ def on_rank(rank: int, world: int, folder: str) -> None:
     merged = {}
     for name in DTYPES:
         reference, flops = one_process(name)
-        found = {mode: measure(name, mode, world, reference) for mode in MODES}
+        found = {mode: measure(name, mode, world, reference) for mode in MODES if (name, mode) != (SHARDED, "ddp")}
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, found)
-        merged[name] = {"ranks": {mode: [each[mode] for each in everyone] for mode in MODES}, "one process": flops}
+        merged[name] = {"ranks": {mode: [each[mode] for each in everyone] for mode in found}, "one process": flops}
     if rank == 0:
         Path(folder, f"{world}.json").write_text(json.dumps(merged))
     dist.destroy_process_group()
@@ -213,7 +220,10 @@ def prediction(name: str, world: int) -> dict[str, float]:
 
 
 def soap_prediction(name: str, world: int) -> dict[str, float]:
-    """The same for SOAP-LITE, float32 messages, with its moments on owners and two ways to have them on shards."""
+    """The same for SOAP-LITE, float32 messages, with its moments on owners and in shards.
+
+    Messages are those of the largest megabatch on the rank that owns most of it: what comes and what goes back.
+    """
     shapes = matrices(*LLAMAS[name])
     rule = SOAPRule(lr=1.0, weight_decay=0.1, chi=2.0, beta_sharp=0.0, beta_flat=1.0, sharp_fraction=0.1)
     loads, owners = divided(shapes, [rule.cost(*shape) for shape in shapes], world)
@@ -225,16 +235,29 @@ def soap_prediction(name: str, world: int) -> dict[str, float]:
         factors[owner] += sum(sizes.values()) - sizes["m"] - sizes["v"]
     both = [a + b for a, b in zip(moments, factors, strict=True)]
     once = 4 * sum(m * n for m, n in shapes) * (world - 1) / world**2  # each number there or back, float32
-    return {
+    owned = Counter(zip(shapes, owners, strict=True))
+    largest = 0
+    for m, n in set(shapes):
+        chunks = math.ceil(shapes.count((m, n)) * m * n / world / LARGEST_MEGABATCH)
+        most = max(count for (shape, _), count in owned.items() if shape == (m, n))
+        largest = max(largest, math.ceil(most / chunks) * m * n)
+    found = {
         "operations of the busiest rank": max(loads),
         "its share of one process": max(loads) / sum(loads),
-        "bytes sent per rank: g, W there, W back": 3 * once,
-        "bytes sent per rank if m and v travelled": 7 * once,
-        "bytes sent per rank if g', u' went back and forth": 4 * once,
-        "state of the busiest rank": max(both),
         "state of a rank, mean": sum(both) / world,
-        "state of the busiest rank with m and v on shards": max(factors) + sum(moments) / world,
     }
+    for layout, transfers, state in (
+        ("owner", 3, max(both)),  # g, W there, W back
+        ("sharded", 7, max(factors) + sum(moments) / world),  # m and v there and back as well
+    ):
+        messages = 4 * transfers * largest
+        found |= {
+            f"{layout}, bytes sent per rank": transfers * once,
+            f"{layout}, state of the busiest rank": state,
+            f"{layout}, messages of the largest megabatch": messages,
+            f"{layout}, both": state + messages,
+        }
+    return found
 
 
 def main() -> None:
@@ -265,6 +288,7 @@ def main() -> None:
                         row(f"bytes_per_rank/{end}/{dtype}", max(each[dtype]["bytes"] for each in ranks), "bytes")
                     work = max(x["flops"] for x in ranks) / found["one process"]
                     row(f"matrix_work_per_rank/{end}", work, "of one")
+                    row(f"matrix_state_per_rank/{end}", max(each["state"] for each in ranks), "bytes")
             share = numbers * (world - 1) / world
             row(f"bytes_formula/ddp/{world}/bfloat16", HALF * share, "bytes: each update once, U of every matrix")
             row(f"bytes_formula/fsdp2/{world}/bfloat16", 4 * HALF * share / world, "bytes: M̃, g, W there and U back")

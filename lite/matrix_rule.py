@@ -21,17 +21,20 @@ class MatrixRule(ABC):
     (:meth:`shard_update`) and sends what the rule needs to the matrix's owner; the owner works on the whole matrix
     (:meth:`whole_update`) and sends the reply's shards back; each rank moves its shard (:meth:`shard_move`). By
     default the owner gets parameter and gradient, keeps all state and returns the new parameter, which is right for
-    any rule. A rule with state that is updated number by number may leave it on the shards.
+    any rule. A rule with state that is updated number by number may leave it on the shards; state that only the owner
+    can update may lie there, too, and travels to the owner and back.
 
     Attributes:
         rule: Name of the rule.
         elementwise_state: Keys of the state that have the parameter's shape.
-        sharded_state: Those of them that stay on the shards.
+        sharded_state: Those of them that lie on the shards.
+        travelling_state: Those of the sharded ones that :meth:`whole_update` changes, not :meth:`shard_update`.
     """
 
     rule: ClassVar[str]
     elementwise_state: ClassVar[tuple[str, ...]] = ("momentum",)
-    sharded_state: ClassVar[tuple[str, ...]] = ()
+    sharded_state: tuple[str, ...] = ()
+    travelling_state: tuple[str, ...] = ()
 
     @abstractmethod
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
@@ -130,7 +133,7 @@ class MatrixRule(ABC):
             group: Its parameter group.
             w: Shard, any shape (it may be empty).
             g: Gradient, shape of ``w``.
-            state: The :attr:`sharded_state`, shape of ``w``.
+            state: The :attr:`sharded_state` that does not travel, shape of ``w``.
 
         Returns:
             What the owner needs, by name, each of the shape of ``w``; and the sharded state after the step. Names and
@@ -146,7 +149,7 @@ class MatrixRule(ABC):
         Args:
             group: Their parameter group.
             inputs: What :meth:`shard_update` made, put together, shape ``(m, n)`` or ``(batch, m, n)``.
-            state: All state but the :attr:`sharded_state`.
+            state: All state but that which :meth:`shard_update` had.
             step: See :meth:`matrix_update`.
             numbers: See :meth:`matrix_update`.
 

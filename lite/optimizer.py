@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -131,8 +132,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
         if self._ranks is not None:
             raise TypeError("an optimizer on several ranks cannot be copied or pickled; save its state_dict().")
+        layout = ("sharded_state", "travelling_state")
         names = ("on_nonfinite", "exchange", "capturable", "_ranks", "_is_built", "_steps_made")
-        own = {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in names + layout}
         return super().__getstate__() | own | {"_watch": FinitenessWatch(), "_compiled": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -228,11 +230,19 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave, keeping every tensor's own dtype (float32 state of bfloat16 parameters too).
 
+        On several ranks it is a collective, like a step.
+
         Raises:
-            ValueError: if groups, rules, parameter names or shapes differ, naming the difference.
+            ValueError: if groups, rules, parameter names or shapes differ, naming the difference; on all ranks if they
+                do on one.
         """
         ranks = self._ranks
-        check_loadable(state_dict, self.param_groups, self._initial_state, ranks.held if ranks else None)
+        if ranks is None:
+            check_loadable(state_dict, self.param_groups, self._initial_state)
+        else:
+            ranks.check_together(
+                partial(check_loadable, state_dict, self.param_groups, self._initial_state, ranks.held)
+            )
         before = self.param_groups
         super().load_state_dict(state_dict)
         for own, loaded in zip(before, self.param_groups, strict=True):

@@ -42,6 +42,27 @@ def check_same_construction(team: Team, descriptions: list[str]) -> None:
     )
 
 
+def raise_together(team: Team, error: Exception | None) -> None:
+    """Raise on every rank what some have found wrong; a collective.
+
+    Args:
+        team: The ranks.
+        error: What is wrong on this rank.
+
+    Raises:
+        Exception: the rank's own error, or else
+        ValueError: with the error of the first rank that has one.
+    """
+    messages: list[Any] = [None] * team.size
+    if team.size > 1:
+        dist.all_gather_object(messages, None if error is None else str(error), group=team.group)
+    if error is not None:
+        raise error
+    for rank, message in zip(_ranks(team), messages, strict=True):
+        if message is not None:
+            raise ValueError(f"on rank {rank}: {message}")
+
+
 class Verdict(NamedTuple):
     """Outcome of a step's agreement, on the device.
 

@@ -18,11 +18,12 @@ from lite.tensor_batches import TensorBatch, TensorEntry, tensor_batches
 
 
 class Piece(NamedTuple):
-    """Reply for the part of a unit that lies in this rank's shard."""
+    """What comes back for the part of a unit that lies in a shard: state of this name, or (``None``) the reply."""
 
     task: Task
     unit: Unit
-    reply: Tensor
+    name: str | None
+    value: Tensor
 
 
 class NewState(NamedTuple):
@@ -53,11 +54,13 @@ class Megabatch:
         self._rule, self._group, self.tasks, self._state, self._steps = rule, group, tasks, state, steps
         self._team = tasks[0].layout.team
         self._travels = any(task.travels for task in tasks)
+        self._travelling = rule.travelling_state if self._team.shards.size > 1 else ()
+        self._resting = [name for name in rule.sharded_state if name not in rule.travelling_state]
         self._device = local_part(tasks[0].p).device
         self._sent_dtype, self._reply_dtype = rule.message_dtypes(self._group, local_part(tasks[0].p))
         self._owned = [(task, task.own) for task in tasks if task.own is not None]
         self._inputs: dict[Task, dict[str, Tensor]] = {}  # of this rank's shards
-        self._replies: dict[Task, Tensor] = {}  # of what this rank owns
+        self._replies: dict[Task, dict[str | None, Tensor]] = {}  # of what this rank owns
         self._transfer: Transfer | None = None
 
     def send(self, gradients: dict[Tensor, Tensor], usable: Tensor | None) -> list[tuple[Task, Tensor, Tensor]]:
@@ -81,24 +84,25 @@ class Megabatch:
             if usable is not None:
                 g = torch.where(usable, g, 0.0)
             state = self._state[task.p]
-            before = {name: local_part(state[name]) for name in self._rule.sharded_state}
-            self._inputs[task], after = self._rule.shard_update(self._group, w, g, before)
+            before = {name: local_part(state[name]) for name in self._resting}
+            inputs, after = self._rule.shard_update(self._group, w, g, before)
+            self._inputs[task] = inputs | {name: local_part(state[name]) for name in self._travelling}
             new_state += [(task, before[name], value) for name, value in after.items()]
         if self._travels:
             columns = range(self._team.shards.size)
             sent = [
                 [
-                    (x.narrow(0, *task.piece(unit, self._team.shards.rank)), self._sent_dtype or x.dtype)
+                    (x.narrow(0, *task.piece(unit, self._team.shards.rank)), self._message_dtype(name, x))
                     for task, unit in self._units(column)
-                    for x in self._inputs[task].values()
+                    for name, x in self._inputs[task].items()
                 ]
                 for column in columns
             ]
             received = [
                 [
-                    Parcel(task.piece_shape(own, column), self._sent_dtype or x.dtype)
+                    Parcel(task.piece_shape(own, column), self._message_dtype(name, x))
                     for task, own in self._owned
-                    for x in self._inputs[task].values()
+                    for name, x in self._inputs[task].items()
                 ]
                 for column in columns
             ]
@@ -117,15 +121,16 @@ class Megabatch:
         entries: list[TensorEntry] = []
         tasks: dict[int, Task] = {}
         for (task, own), inputs in zip(self._owned, self._whole_inputs(), strict=True):
-            self._replies[task] = torch.empty(task.unit_shape(own), dtype=self._reply_dtype, device=self._device)
-            state = self._state[task.p]
-            owned = {key: local_part(x) for key, x in state.items() if key not in self._rule.sharded_state}
+            reply = torch.empty(task.unit_shape(own), dtype=self._reply_dtype, device=self._device)
+            state = {key: local_part(x) for key, x in self._state[task.p].items() if key not in self._resting}
+            arrived = {name: inputs.pop(name) for name in self._travelling}
+            self._replies[task] = dict([(None, reply), *arrived.items()])
             added = parameter_entries(
                 self._rule,
                 self._group,
-                self._replies[task],
+                reply,
                 inputs,
-                owned,
+                state | arrived,
                 step=self._steps[task.index],
                 numbers=[each if own.experts is None else each[slice(*own.experts)] for each in task.numbers],
             )
@@ -138,20 +143,19 @@ class Megabatch:
                 inputs["w"] = inputs["w"].float()  # a rule that works in bfloat16 would round to nearest first
             reply, values = self._rule.whole_update(self._group, inputs, state, step=step, numbers=batch.numbers)
             values = {key: value for key, value in values.items() if value is not state[key]}
-            batch.write(reply, {})
+            batch.write(reply, {name: values.pop(name) for name in self._travelling if name in values})
             new_states.append(NewState(batch, [tasks[id(entry)] for entry in batch.entries], values))
         if self._travels:
             columns = range(self._team.shards.size)
             sent = [
-                [(self._part(task, own, column), self._reply_dtype) for task, own in self._owned] for column in columns
-            ]
-            received = [
                 [
-                    Parcel(task.piece_shape(unit, self._team.shards.rank), self._reply_dtype)
-                    for task, unit in self._units(column)
+                    (_part(task, own, column, value), value.dtype)
+                    for task, own in self._owned
+                    for value in self._replies[task].values()
                 ]
                 for column in columns
             ]
+            received = [[parcel for *_, parcel in self._coming(column)] for column in columns]
             self._transfer = all_to_all(sent, received, self._team.shards, self._device)
         self._inputs.clear()
         return new_states
@@ -159,23 +163,29 @@ class Megabatch:
     def collect(self) -> list[Piece]:
         """Replies of this rank's row of owners for its shards."""
         if self._transfer is None:
-            return [Piece(task, own, self._replies[task]) for task, own in self._owned]
-        pieces = []
-        for column, replies in enumerate(self._transfer.wait()):
-            pieces += [
-                Piece(task, unit, reply) for (task, unit), reply in zip(self._units(column), replies, strict=True)
-            ]
-        return pieces
+            values = [value for task, _ in self._owned for value in self._replies[task].values()]
+        else:
+            values = [value for each in self._transfer.wait() for value in each]
+        self._replies, self._transfer = {}, None  # their memory is free once the shards have moved
+        expected = self.expected(self._team.replicas.rank)
+        return [Piece(task, unit, name, value) for (task, unit, name, _), value in zip(expected, values, strict=True)]
 
-    def expected(self, replica: int) -> list[tuple[Task, Unit, Parcel]]:
-        """What :meth:`collect` gives on the rank with this one's shard in another replica, in the same order."""
-        shard = self._team.shards.rank
-        columns = range(self._team.shards.size) if self._travels else [shard]
-        return [
-            (task, unit, Parcel(task.piece_shape(unit, shard), self._reply_dtype))
-            for column in columns
-            for task, unit in self._units(column, replica)
-        ]
+    def expected(self, replica: int) -> list[tuple[Task, Unit, str | None, Parcel]]:
+        """What :meth:`collect` gives on the rank with this one's shard in a replica, in the same order."""
+        columns = range(self._team.shards.size) if self._travels else [self._team.shards.rank]
+        return [each for column in columns for each in self._coming(column, replica)]
+
+    def _coming(self, column: int, replica: int | None = None) -> Iterator[tuple[Task, Unit, str | None, Parcel]]:
+        """What the worker with one shard sends back for this rank's shard; arguments as of :meth:`_units`."""
+        for task, unit in self._units(column, replica):
+            shape = task.piece_shape(unit, self._team.shards.rank)
+            yield task, unit, None, Parcel(shape, self._reply_dtype)
+            for name in self._travelling:
+                yield task, unit, name, Parcel(shape, self._state[task.p][name].dtype)
+
+    def _message_dtype(self, name: str, x: Tensor) -> torch.dtype:
+        """Floating type in which an input travels; state is never rounded."""
+        return x.dtype if name in self._travelling else self._sent_dtype or x.dtype
 
     def _units(self, column: int, replica: int | None = None) -> Iterator[tuple[Task, Unit]]:
         """Units of the worker with one shard, in this rank's replica or another."""
@@ -190,9 +200,11 @@ class Megabatch:
             for task, own in self._owned:
                 part = task.piece(own, self._team.shards.rank)
                 whole = self._team.shards.size == 1  # then the inputs are the unit's already
-                yield {name: x if whole else x.narrow(0, *part) for name, x in self._inputs[task].items()}
+                inputs = {name: x if whole else x.narrow(0, *part) for name, x in self._inputs[task].items()}
+                yield inputs | {name: inputs[name].clone() for name in self._travelling}  # compute() writes on it
             return
         arrived = [iter(parts) for parts in self._transfer.wait()]
+        self._transfer = None  # its memory is free once the parts are together
         for task, _ in self._owned:
             dim = task.layout.dim
             assert dim is not None
@@ -201,9 +213,10 @@ class Megabatch:
                 for name, x in self._inputs[task].items()
             }
 
-    def _part(self, task: Task, own: Unit, column: int) -> Tensor:
-        """Part of an owned reply that lies in a shard."""
-        dim, reply = task.layout.dim, self._replies[task]
-        assert dim is not None
-        before = sum(task.piece_shape(own, earlier)[dim] for earlier in range(column))
-        return reply.narrow(dim, before, task.piece_shape(own, column)[dim])
+
+def _part(task: Task, unit: Unit, column: int, value: Tensor) -> Tensor:
+    """Part of a unit's numbers that lies in a shard."""
+    dim = task.layout.dim
+    assert dim is not None
+    before = sum(task.piece_shape(unit, earlier)[dim] for earlier in range(column))
+    return value.narrow(dim, before, task.piece_shape(unit, column)[dim])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from lite.adamw import ADAMW_KEYS
-from lite.distributed.agreement import Agreement, check_same_construction
+from lite.distributed.agreement import Agreement, check_same_construction, raise_together
 from lite.distributed.division import Division, Job, Member, Task
 from lite.distributed.layout import Axis, Layouts, Team
 from lite.distributed.state import StateShapes, fitted_state, initial_state
@@ -90,6 +91,15 @@ class Ranks:
         if member.own is not None:
             return names
         return names & set(self._optimizer.sharded_state) if member.layout.team.shards.size > 1 else set()
+
+    def check_together(self, check: Callable[[], None]) -> None:
+        """Run a check of which every rank raises what it raises on one; a collective."""
+        error: Exception | None = None
+        try:
+            check()
+        except Exception as found:
+            error = found
+        raise_together(self._agreements[0].team, error)
 
     def fitted_state(self, p: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of a saved state, see :func:`lite.distributed.state.fitted_state`."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def initial_state(rule: MatrixRule, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
     """State of a parameter before its first step: what lies on this rank.
 
-    AdamW's moments and the rule's ``sharded_state`` lie as the parameter does. Other state of a matrix is a plain
+    AdamW's moments and the rule's ``sharded_state`` lie as a parameter's shards do. Other state of a matrix is a plain
     tensor on its owner and nothing elsewhere; that of a stack of experts is a DTensor, cut along the experts.
 
     Args:
@@ -52,6 +52,8 @@ def fitted_state(
 ) -> dict[str, Tensor]:
     """This rank's part of a saved state, copied, each tensor in the dtype that it was saved in.
 
+    A collective of the ranks of saved DTensors that lie otherwise here, also on a rank that gets nothing of them.
+
     Args:
         rule: The rule of matrices.
         group: Group of the parameter.
@@ -59,7 +61,8 @@ def fitted_state(
         saved: Its state, whole or as :func:`initial_state` lays it out (on these ranks or others).
     """
     layout = initial_state(rule, group, member)
-    return {name: _fitted(saved[name], like) for name, like in layout.items() if name in saved}
+    fitted = {name: _fitted(value, layout.get(name)) for name, value in saved.items()}
+    return {name: value for name, value in fitted.items() if value is not None}
 
 
 class StateShapes:
@@ -113,10 +116,10 @@ def _on_workers(task: Task, value: Tensor) -> Tensor:
     return _dtensor(value, mesh, [Shard(0)] * mesh.ndim, shape)
 
 
-def _fitted(saved: Tensor, like: Tensor) -> Tensor:
+def _fitted(saved: Tensor, like: Tensor | None) -> Tensor | None:
     if not isinstance(like, DTensor):
         whole = saved.full_tensor() if isinstance(saved, DTensor) else saved
-        return whole.to(like.device, copy=True)
+        return None if like is None else whole.to(like.device, copy=True)
     mesh, placements = like.device_mesh, like.placements
     if isinstance(saved, DTensor) and saved.device_mesh == mesh and saved.placements == placements:
         local = saved.to_local()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lite.optimizer import LITEOptimizer
 
 # Numbers of one rank's shards in one megabatch; above that, its buffers would count beside parameters and gradients.
-_LARGEST_MEGABATCH = 2**27
+LARGEST_MEGABATCH = 2**27
 
 
 class Step:
@@ -134,7 +134,7 @@ class Step:
         chunks: defaultdict[tuple[Any, ...], list[Task]] = defaultdict(list)
         for key, each in alike.items():
             share = sum(task.p.numel() for task in each) / each[0].layout.team.shards.size
-            count = math.ceil(share / _LARGEST_MEGABATCH)
+            count = math.ceil(share / LARGEST_MEGABATCH)
             turns: Counter[int] = Counter()
             for task in each:  # each owner's tasks are spread, so that every chunk keeps all of them busy
                 owner = task.units[0].worker
@@ -173,7 +173,7 @@ class Step:
         self, team: Team, megabatches: list[Megabatch], pieces: list[Piece], *, with_flags: bool
     ) -> list[Piece]:
         """Replies of all replicas' owners for this rank's shards."""
-        sent = [(piece.reply, piece.reply.dtype) for piece in pieces]
+        sent = [(piece.value, piece.value.dtype) for piece in pieces]
         expected = [
             [each for megabatch in megabatches for each in megabatch.expected(i)] for i in range(team.replicas.size)
         ]
@@ -185,19 +185,22 @@ class Step:
         if with_flags:
             self._decide([self._agreements[0].record([each.pop(0) for each in arrived])])
         return [
-            Piece(task, unit, reply)
-            for each, replies in zip(expected, arrived, strict=True)
-            for (task, unit, _), reply in zip(each, replies, strict=True)
+            Piece(task, unit, name, value)
+            for each, values in zip(expected, arrived, strict=True)
+            for (task, unit, name, _), value in zip(each, values, strict=True)
         ]
 
     def _move(self, pieces: list[Piece]) -> None:
-        by_task: defaultdict[Task, list[Piece]] = defaultdict(list)
+        alike: defaultdict[tuple[Task, str | None], list[Piece]] = defaultdict(list)
         for piece in pieces:
-            by_task[piece.task].append(piece)
-        for task, parts in by_task.items():
+            alike[piece.task, piece.name].append(piece)
+        for (task, name), parts in alike.items():
             group, w = self._optimizer.param_groups[task.group], local_part(task.p)
             parts.sort(key=lambda piece: piece.unit.experts or (0, 0))
-            reply = parts[0].reply if len(parts) == 1 else torch.cat([part.reply for part in parts])
+            reply = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
+            if name is not None:
+                self._write(task, local_part(self._optimizer.state[task.p][name]), reply)
+                continue
             if rounds_stochastically(group, w):
                 w = w.float()
             new = self._optimizer.shard_move(group, w, reply.to(torch.promote_types(w.dtype, reply.dtype)))

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 import warnings
+import weakref
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 from lite import MuonLITE, NonFiniteError
+from lite.distributed import megabatch
+from lite.distributed.exchange import Transfer
+from lite.distributed.layout import local_part
 from tests.lite.distributed.models import OPTIMIZERS, SIZE, groups_of, loss_of, model_for, muon, train
 
 CHECKS = {}
@@ -37,13 +41,14 @@ def check(function):
     return function
 
 
-def mode_of(model, mode, world):
-    """A model laid out on ranks, what to call it by, and the optimizer's settings."""
+def mode_of(model, mode, world, mesh=None):
+    """A model laid out on ranks, by default on all, what to call it by, and the optimizer's settings."""
     if mode == "ddp":
-        return DistributedDataParallel(model), {"process_group": dist.group.WORLD}
+        group = dist.group.WORLD if mesh is None else mesh.get_group()
+        return DistributedDataParallel(model, process_group=group), {"process_group": group}
     if mode == "hsdp":
         mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicas", "shards"))
-    else:
+    elif mesh is None:
         mesh = init_device_mesh("cpu", (world,))
     columns = {"shard_placement_fn": lambda p: Shard(p.ndim - 1) if p.shape[-1] % world == 0 else None}
     for layer in [*model.layers, model.experts]:
@@ -65,9 +70,9 @@ def distance(model, other):
     return max(float((whole(p) - q.detach()).norm() / q.detach().norm()) for p, q in pairs)
 
 
-def built(name, mode, rank, world, **settings):
+def built(name, mode, rank, world, mesh=None, **settings):
     model = model_for()
-    forward, own = mode_of(model, mode, world)
+    forward, own = mode_of(model, mode, world, mesh)
     return model, forward, OPTIMIZERS[name](groups_of(model, name), **own, **settings)
 
 
@@ -75,7 +80,7 @@ def built(name, mode, rank, world, **settings):
 def equality(rank, world, folder):
     """Distance to one process after some steps, each rank having its part of the batch."""
     found = {}
-    for name in OPTIMIZERS:
+    for name in ("muon", "threshold", "soap"):  # "sharded soap" has the bits of "soap", see sharded_moments
         alone = model_for()
         train(alone, OPTIMIZERS[name](groups_of(alone, name)), range(STEPS))
         for mode in modes(world):
@@ -94,9 +99,7 @@ def state_lies_once(rank, world, folder):
             optimizer = built(name, mode, rank, world)[2]
             optimizer.init_state()
             matrices = [p for group in optimizer.param_groups if group["rule"] != "adamw" for p in group["params"]]
-            local = [
-                x.to_local() if isinstance(x, DTensor) else x for p in matrices for x in optimizer.state[p].values()
-            ]
+            local = [local_part(x) for p in matrices for x in optimizer.state[p].values()]
             alone = model_for()
             reference = OPTIMIZERS[name](groups_of(alone, name))
             reference.init_state()
@@ -120,6 +123,75 @@ def collectives(rank, world, folder):
         counts = {str(kind).rsplit(".", maxsplit=1)[-1]: count for kind, count in counter.get_comm_counts().items()}
         found[mode] = {"counts": counts, "classes": len(shapes)}
     return found
+
+
+@check
+def sharded_moments(rank, world, folder):
+    """SOAP with moments on owners and in shards: digests, before and after a step with a NaN, and collectives."""
+    found = {}
+    for mode in modes(world):
+        for name in ("soap", "sharded soap"):
+            model, forward, optimizer = built(name, mode, rank, world, on_nonfinite="skip")
+            train(model, optimizer, range(3), forward=forward, rank=rank, world=world)
+            digests = [digest(all_state(model, optimizer))]
+            loss_of(forward, 3, rank, world).backward()
+            if rank == 0:
+                local_part(model.layers[1].weight.grad).view(-1)[0] = float("nan")
+            with CommDebugMode() as counter:
+                optimizer.step()
+            digests.append(digest(all_state(model, optimizer)))
+            train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
+            digests.append(digest(all_state(model, optimizer)))
+            like_parameter = [
+                isinstance(state[key], DTensor) and state[key].placements == getattr(p, "placements", None)
+                for p, state in optimizer.state.items()
+                for key in ("m", "v")
+                if key in state and p.ndim > 1
+            ]
+            found[f"{mode}/{name}"] = {
+                "digests": digests,
+                "collectives": counter.get_total_counts(),
+                "sharded": like_parameter,
+            }
+        settings = {"process_group": dist.group.WORLD} if mode == "ddp" else {}
+        owner = OPTIMIZERS["soap"](groups_of(model, "soap"), **settings)
+        owner.load_state_dict(optimizer.state_dict())  # owners alone get whole moments, and must not wait for others
+        found[f"{mode}/sharded soap"]["loaded by owners"] = digest(all_state(model, owner))
+    return found
+
+
+@check
+def overlap(rank, world, folder):
+    """Order in which exchanges start, are waited for and worked on; how many have memory at a time."""
+    events, transfers, alive = [], [], []
+    start, wait = megabatch.all_to_all, Transfer.wait
+
+    def all_to_all(*arguments):
+        transfer = start(*arguments)
+        transfer.number = len(transfers)
+        transfers.append(weakref.ref(transfer))
+        alive.append(sum(each() is not None for each in transfers))
+        events.append(f"start {transfer.number}")
+        return transfer
+
+    def waits(transfer):
+        events.append(f"wait {transfer.number}")
+        return wait(transfer)
+
+    model, forward, optimizer = built("muon", "fsdp", rank, world)
+    train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
+    update = optimizer.whole_update
+
+    def whole_update(*arguments, **named):
+        events.append(f"compute {len(events)}")
+        return update(*arguments, **named)
+
+    optimizer.whole_update, megabatch.all_to_all, Transfer.wait = whole_update, all_to_all, waits
+    try:
+        train(model, optimizer, range(1, 2), forward=forward, rank=rank, world=world)
+    finally:
+        megabatch.all_to_all, Transfer.wait = start, wait
+    return {"events": events, "most": max(alive, default=0)}
 
 
 @check
@@ -175,12 +247,13 @@ def named_state(model, optimizer):
     return {f"{names[p]}:{key}": x for p, state in optimizer.state.items() for key, x in state.items()}
 
 
-def all_state(model, optimizer):
-    """Parameters and all optimizer state, whole, on every rank."""
+def all_state(model, optimizer, group=None):
+    """Parameters and all optimizer state, whole, on every rank of a group, by default of all."""
     own = named_state(model, optimizer)
     tensors = {key: whole(x) if isinstance(x, DTensor) else x for key, x in own.items()}
-    everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, {key: x for key, x in tensors.items() if not isinstance(own[key], DTensor)})
+    everyone = [None] * dist.get_world_size(group)
+    mine = {key: x for key, x in tensors.items() if not isinstance(own[key], DTensor)}
+    dist.all_gather_object(everyone, mine, group=group)
     for each in everyone:
         tensors |= each
     return tensors | {name: whole(p) for name, p in model.named_parameters()}
@@ -250,10 +323,9 @@ def nonfinite_on_one_rank(rank, world, folder):
             loss_of(forward, 2, rank, world).backward()
             before = digest(all_state(model, optimizer))
             p = dict(model.named_parameters())["layers.1.weight"]
-            local = p.grad.to_local() if isinstance(p, DTensor) else p.grad
             bad = 2 if world == 4 and mode in ("fsdp", "columns") else world - 1  # the last of 4 has no row of 6
             if rank == bad:
-                local.view(-1)[0] = float("nan")
+                local_part(p.grad).view(-1)[0] = float("nan")
             optimizer.step()
             message = None
             try:
@@ -344,10 +416,10 @@ def saved_state(model, optimizer, way):
     return {"model": parameters, "optimizer": state}
 
 
-def load(model, optimizer, folder, way):
+def load(model, optimizer, folder, way, group=None):
     optimizer.init_state()
     state = saved_state(model, optimizer, way)
-    dcp.load(state, checkpoint_id=folder)
+    dcp.load(state, checkpoint_id=folder, process_group=group)
     if way == "plain":
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -359,7 +431,19 @@ def load(model, optimizer, folder, way):
 
 
 # How each rule's state is saved; the state-dict functions, and shards along columns, are the same for all rules.
-WAYS = {"muon": ("plain", "functions", "flat"), "threshold": ("plain",), "soap": ("plain",)}
+WAYS = {
+    "muon": ("plain", "functions", "flat"),
+    "threshold": ("plain",),
+    "soap": ("plain",),
+    "sharded soap": ("plain",),
+}
+OTHER_LAYOUT = {"soap": "sharded soap", "sharded soap": "soap"}
+
+
+def saved_by(target):
+    """Optimizer, mode, number of ranks and way of a saved folder."""
+    name, mode, ranks, way = target.name.split("-")
+    return name, mode, int(ranks), way
 
 
 @check
@@ -368,12 +452,14 @@ def checkpoints(rank, world, folder):
     found = {}
     for name, ways in WAYS.items():
         for mode in modes(world):
-            if mode == "columns" and name != "muon":
+            if (mode == "columns" and name != "muon") or (mode == "ddp" and name == "sharded soap"):
                 continue
             model, forward, optimizer = built(name, mode, rank, world)
             train(model, optimizer, range(4), forward=forward, rank=rank, world=world)
             before = digest(all_state(model, optimizer))
-            saved = {way: folder / f"{name}-{mode}-{world}-{way}" for way in ways}
+            saved = {
+                way: folder / f"{name}-{mode}-{world}-{way}" for way in ways if mode != "columns" or way == "plain"
+            }
             for way, target in saved.items():
                 dcp.save(saved_state(model, optimizer, way), checkpoint_id=target)
             train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
@@ -382,19 +468,37 @@ def checkpoints(rank, world, folder):
                 "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()},
             }
     for target in sorted(folder.glob("*-*-*-*")):
-        name, mode, ranks, way = target.name.split("-")
+        name, mode, ranks, way = saved_by(target)
         others = {1: {1}, 2: {1, 2}, 4: {1, 2}}[world]  # by the state-dict functions from half as many only
-        if int(ranks) not in others or (way != "plain" and 2 * int(ranks) != world):
+        is_far = 4 * ranks == world  # of these, FSDP's alone
+        if ranks not in others or (way != "plain" and 2 * ranks != world) or (is_far and mode != "fsdp"):
             continue
-        for here in (mode,) if mode in modes(world) else ("fsdp",):
-            model, forward, optimizer = built(name, here, rank, world)
-            load(model, optimizer, target, way)
-            loaded = digest(all_state(model, optimizer))
-            train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
-            found[f"{target.name} on {world} {here}"] = {
-                "loaded": loaded,
-                "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()},
-            }
+        here = OTHER_LAYOUT.get(name, name), mode if mode in modes(world) else "fsdp"
+        found[f"{target.name} on {world} {here}"] = loaded_and_trained(target, *here, rank, world)
+    return found
+
+
+def loaded_and_trained(target, name, mode, rank, world, mesh=None):
+    model, forward, optimizer = built(name, mode, rank, world, mesh)
+    group = None if mesh is None else mesh.get_group()
+    load(model, optimizer, target, saved_by(target)[-1], group)
+    loaded = digest(all_state(model, optimizer, group))
+    train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
+    return {"loaded": loaded, "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()}}
+
+
+@check
+def checkpoints_of_four_on_two(rank, world, folder):
+    """The same of four ranks' checkpoints on two pairs of them, each of which trains a model of its own."""
+    found = {}
+    if world == 4:
+        pair = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "ranks"))["ranks"]
+        for target in sorted(folder.glob("*-*-4-plain")):
+            name, mode, _, _ = saved_by(target)
+            if name == "threshold":  # its state is as "muon" has it
+                continue
+            here = name, mode if mode != "hsdp" else "fsdp"
+            found[f"{target.name} on 2 {here}"] = loaded_and_trained(target, *here, rank % 2, 2, pair)
     return found
 
 
@@ -426,7 +530,14 @@ def refused_checkpoints(rank, world, folder):
     reference = muon(groups_of(alone, "muon"))
     other = built("threshold", "ddp", rank, world)[2]
     other.init_state()
+    parts = [None] * world
+    dist.all_gather_object(parts, part)
     return {
+        "another's part": message_of(lambda: optimizer.load_state_dict(parts[0])),
+        "another model, not by dcp": [
+            message_of(lambda name=name, mode=mode: narrower(name, mode, rank, world))
+            for name, mode in (("muon", "ddp"), ("soap", "fsdp"))
+        ],
         "a part": message_of(lambda: reference.load_state_dict(part)),
         "another mask": message_of(lambda: other.load_state_dict(part)),
         "another rule": message_of(lambda: built("soap", "ddp", rank, world)[2].load_state_dict(part)),
@@ -434,11 +545,25 @@ def refused_checkpoints(rank, world, folder):
     }
 
 
-def another_model(rank, world, folder, state):
-    dcp.save({"optimizer": state}, checkpoint_id=folder)
+def another_model_for():
     model = model_for()
     model.wide, model.narrow = nn.Linear(SIZE, 8, bias=False), nn.Linear(8, SIZE, bias=False)
-    model = model.to(torch.float64)
+    return model.to(torch.float64)
+
+
+def narrower(name, mode, rank, world):
+    """Load what each rank has of one model's state into an optimizer of another, whose other matrices are alike."""
+    saved = built(name, mode, rank, world)[2]
+    saved.init_state()
+    model = another_model_for()
+    own = mode_of(model, mode, world)[1]
+    optimizer = OPTIMIZERS[name](groups_of(model, name), **own)
+    optimizer.load_state_dict(saved.state_dict())
+
+
+def another_model(rank, world, folder, state):
+    dcp.save({"optimizer": state}, checkpoint_id=folder)
+    model = another_model_for()
     optimizer = muon(groups_of(model, "muon"), process_group=dist.group.WORLD)
     optimizer.init_state()
     try:
@@ -456,7 +581,8 @@ def main():
     found = {}
     for name, function in CHECKS.items():
         try:
-            found[name] = {"value": function(rank, world, folder)}
+            start = time.monotonic()
+            found[name] = {"value": function(rank, world, folder), "seconds": time.monotonic() - start}
         except Exception:
             found[name] = {"error": traceback.format_exc()}
         (folder / f"{world}-{rank}.json").write_text(json.dumps(found))

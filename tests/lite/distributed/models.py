@@ -57,7 +57,11 @@ def soap(groups, **settings):
     return SOAPLITE(groups, 0.02, precondition_frequency=2, **settings)
 
 
-OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap}
+def sharded_soap(groups, **settings):
+    return soap(groups, moments="sharded", **settings)
+
+
+OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap, "sharded soap": sharded_soap}
 
 
 def model_for(dtype=torch.float64):
@@ -66,7 +70,7 @@ def model_for(dtype=torch.float64):
 
 
 def groups_of(model, name, **settings):
-    return param_groups(model, head=model.head, matrix_rule="soap" if name == "soap" else "muon", **settings)
+    return param_groups(model, head=model.head, matrix_rule="soap" if "soap" in name else "muon", **settings)
 
 
 def loss_of(model, step, rank=0, world=1):
