@@ -60,20 +60,22 @@ void transpose(__m512i (&r)[16]) {  // 16 x 16 numbers of 32 bits
   }
 }
 
-__m512 widened(const Half* p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
-}
+__m512 widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+__m512 widened(const Half* p) { return widened(_mm256_loadu_si256((const __m256i*)p)); }
 
 void narrowed(Half* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
 
+// Places of pairs of numbers, one of each of two rows, from a column on.
+__m512i interleaving(int column) {
+  alignas(64) Half places[32];
+  for (int i = 0; i < 32; ++i) places[i] = Half(column + i / 2 + (i % 2) * 32);
+  return _mm512_load_si512(places);
+}
+
 // One column of blocks of B as the products want it: for every pair of its rows, 32 pairs of numbers.
 void pack(uint32_t* panel, const Half* b, int64_t ld, int64_t depth) {
-  alignas(64) Half first[32], second[32];
-  for (int i = 0; i < 32; ++i) {
-    first[i] = Half(i / 2 + (i % 2) * 32);
-    second[i] = Half(first[i] + 16);
-  }
-  __m512i low = _mm512_load_si512(first), high = _mm512_load_si512(second);
+  __m512i low = interleaving(0), high = interleaving(16);
   for (int64_t k = 0; k < depth; k += 2, panel += kBlock) {
     __m512i even = _mm512_loadu_si512(b + k * ld), odd = _mm512_loadu_si512(b + (k + 1) * ld);
     _mm512_store_si512(panel, _mm512_permutex2var_epi16(even, low, odd));
@@ -92,27 +94,69 @@ void pack_transposed(uint32_t* panel, const Half* b, int64_t ld, int64_t depth) 
     }
 }
 
-void multiply(float* out, const Half* a, int64_t ld, const uint32_t* panel, int64_t depth) {
-  __m512 sums[kRows][2];
-  for (auto& row : sums) row[0] = row[1] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < depth; k += 2, panel += kBlock) {
-    __m512bh left = (__m512bh)_mm512_load_si512(panel), right = (__m512bh)_mm512_load_si512(panel + 16);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      int32_t pair;
-      std::memcpy(&pair, a + i * ld + k, sizeof pair);
-      __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      sums[i][0] = _mm512_dpbf16_ps(sums[i][0], left, both);
-      sums[i][1] = _mm512_dpbf16_ps(sums[i][1], right, both);
-    }
-  }
-  for (int i = 0; i < kRows; ++i)
-    for (int h = 0; h < 2; ++h) _mm512_store_ps(out + i * kBlock + 16 * h, sums[i][h]);
-}
-
 struct Term {
   float alpha = 1, beta = 0, gamma = 0;
 };
+
+// Rows x 16 Vectors numbers of C <- alpha A B + beta D, in registers until they are rounded. On a diagonal block, whose
+// row `diagonal` this tile begins with, gamma is added to the diagonal.
+template <int Rows, int Vectors>
+void tile(Half* c, const Half* d, int64_t ld, const Half* a, const uint32_t* panel, int64_t depth, Term term,
+          int diagonal) {
+  __m512 sums[Rows][Vectors];
+  for (auto& row : sums)
+    for (auto& x : row) x = _mm512_setzero_ps();
+  for (int64_t k = 0; k < depth; k += 2, panel += kBlock) {
+    __m512bh b[Vectors];
+    for (int h = 0; h < Vectors; ++h) b[h] = (__m512bh)_mm512_load_si512(panel + 16 * h);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      int32_t pair;
+      std::memcpy(&pair, a + i * depth + k, sizeof pair);
+      __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+      for (int h = 0; h < Vectors; ++h) sums[i][h] = _mm512_dpbf16_ps(sums[i][h], b[h], both);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    for (int h = 0; h < Vectors; ++h) {
+      __m512 x = _mm512_mul_ps(_mm512_set1_ps(term.alpha), sums[i][h]);
+      if (term.beta != 0) x = _mm512_fmadd_ps(_mm512_set1_ps(term.beta), widened(d + i * ld + 16 * h), x);
+      if (term.gamma != 0 && diagonal >= 0) {
+        int at = diagonal + i - 16 * h;
+        x = _mm512_mask_add_ps(x, at >= 0 && at < 16 ? __mmask16(1 << at) : __mmask16(0), x, _mm512_set1_ps(term.gamma));
+      }
+      sums[i][h] = x;
+    }
+    if constexpr (Vectors == 2)
+      _mm512_storeu_si512(c + i * ld, (__m512i)_mm512_cvtne2ps_pbh(sums[i][1], sums[i][0]));
+    else
+      narrowed(c + i * ld, sums[i][0]);
+  }
+}
+
+// The transpose of a block.
+void mirror(Half* to, int64_t to_ld, const Half* from, int64_t from_ld) {
+  __m512i low = interleaving(0), high = interleaving(16), r[2][16];
+  for (int i = 0; i < 16; ++i) {
+    __m512i even = _mm512_loadu_si512(from + 2 * i * from_ld), odd = _mm512_loadu_si512(from + (2 * i + 1) * from_ld);
+    r[0][i] = _mm512_permutex2var_epi16(even, low, odd);
+    r[1][i] = _mm512_permutex2var_epi16(even, high, odd);
+  }
+  for (int h = 0; h < 2; ++h) {
+    transpose(r[h]);
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (16 * h + i) * to_ld, r[h][i]);
+  }
+}
+
+// What is above the diagonal tiles of a diagonal block, from what is below.
+void mirror_corner(Half* block, int64_t ld) {
+  __m512i r[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(block + (16 + i) * ld)));
+  transpose(r);
+  for (int i = 0; i < 16; ++i) _mm256_storeu_si256((__m256i*)(block + i * ld + 16), _mm512_cvtepi32_epi16(r[i]));
+}
+
 enum class Kind { general, symmetric, gram };
 
 // C <- alpha A B + beta D + gamma 1, D of the shape of C; for a Gram matrix B is the transpose of A, which has as many
@@ -127,107 +171,71 @@ void product(Team team, Kind kind, Half* c, const Half* a, const Half* b, const 
       pack_transposed(panel, b + j * depth, depth, depth);
     else
       pack(panel, b + j, ld, depth);
-    for (int64_t i = half ? j : 0; i < rows; i += kBlock) {
-      alignas(64) float sums[kBlock * kBlock];
-      for (int64_t r = 0; r < kBlock; r += kRows)
-        multiply(sums + r * kBlock, a + (i + r) * depth, depth, panel, depth);
-      for (int64_t r = 0; r < kBlock; ++r)
-        for (int64_t h = 0; h < kBlock; h += 16) {
-          int64_t at = (i + r) * ld + j + h;
-          __m512 x = _mm512_mul_ps(_mm512_set1_ps(term.alpha), _mm512_load_ps(sums + r * kBlock + h));
-          if (term.beta != 0) x = _mm512_fmadd_ps(_mm512_set1_ps(term.beta), widened(d + at), x);
-          _mm512_store_ps(sums + r * kBlock + h, x);
-        }
-      if (term.gamma != 0 && i == j)
-        for (int64_t r = 0; r < kBlock; ++r) sums[r * (kBlock + 1)] += term.gamma;
-      for (int64_t r = 0; r < kBlock; ++r)
-        for (int64_t h = 0; h < kBlock; h += 16)
-          narrowed(c + (i + r) * ld + j + h, _mm512_load_ps(sums + r * kBlock + h));
-      if (!half || i == j) continue;
-      for (int64_t r = 0; r < kBlock; r += 16)
-        for (int64_t h = 0; h < kBlock; h += 16) {
-          __m512i x[16];
-          for (int t = 0; t < 16; ++t) x[t] = _mm512_load_si512(sums + (r + t) * kBlock + h);
-          transpose(x);
-          for (int t = 0; t < 16; ++t) narrowed(c + (j + h + t) * ld + i + r, _mm512_castsi512_ps(x[t]));
-        }
+    int64_t i = 0;
+    if (half) {
+      Half* block = c + j * ld + j;
+      const Half *rest = d + j * ld + j, *left = a + j * depth;
+      tile<16, 1>(block, rest, ld, left, panel, depth, term, 0);
+      for (int r = 16; r < kBlock; r += kRows)
+        tile<kRows, 2>(block + r * ld, rest + r * ld, ld, left + r * depth, panel, depth, term, r);
+      mirror_corner(block, ld);
+      i = j + kBlock;
+    }
+    for (; i < rows; i += kBlock) {
+      for (int64_t r = i; r < i + kBlock; r += kRows)
+        tile<kRows, 2>(c + r * ld + j, d + r * ld + j, ld, a + r * depth, panel, depth, term, i == j ? int(r - i) : -1);
+      if (half) mirror(c + j * ld + i, ld, c + i * ld + j, ld);
     }
   }
   team.wait();
 }
 
-// Rows of x over the divisor; of its transpose where x is tall.
-void load(Team team, Half* y, const Half* x, float divisor, int64_t rows, int64_t columns, bool tall, int64_t padded_rows,
-          int64_t padded_columns) {
+__mmask32 first(int64_t count) {  // numbers of a row
+  return count >= kBlock ? ~__mmask32(0) : count <= 0 ? __mmask32(0) : (__mmask32(1) << count) - 1;
+}
+
+// x over the divisor, padded; its transpose where x is tall.
+void load(Team team, Half* y, const Half* x, float divisor, int64_t m, int64_t n, int64_t wide) {
   __m512 by = _mm512_set1_ps(divisor);
-  for (int64_t j = 0; j < padded_rows; j += kBlock) {
-    if (!team.owns(j / kBlock)) continue;
-    std::memset(y + j * padded_columns, 0, kBlock * padded_columns * sizeof(Half));
-    int64_t stop = std::min(j + kBlock, rows);
-    if (!tall) {
-      for (int64_t i = j; i < stop; ++i)
-        for (int64_t k = 0; k < columns; k += 16) {
-          if (k + 16 <= columns) {
-            narrowed(y + i * padded_columns + k, _mm512_div_ps(widened(x + i * columns + k), by));
-            continue;
-          }
-          int64_t count = std::min<int64_t>(16, columns - k);
-          alignas(64) Half part[16] = {};
-          std::memcpy(part, x + i * columns + k, count * sizeof(Half));
-          narrowed(part, _mm512_div_ps(widened(part), by));
-          std::memcpy(y + i * padded_columns + k, part, count * sizeof(Half));
-        }
-      continue;
-    }
-    for (int64_t k = 0; k < columns; k += 16)
-      for (int64_t i = j; i < stop; i += 16) {
-        alignas(64) Half part[16] = {};
-        __m512i r[16] = {};
-        int64_t across = std::min<int64_t>(16, stop - i), down = std::min<int64_t>(16, columns - k);
-        for (int64_t t = 0; t < down; ++t) {
-          std::memcpy(part, x + (k + t) * rows + i, across * sizeof(Half));
-          r[t] = _mm512_castps_si512(_mm512_div_ps(widened(part), by));
-        }
-        transpose(r);
-        for (int64_t t = 0; t < across; ++t) narrowed(y + (i + t) * padded_columns + k, _mm512_castsi512_ps(r[t]));
+  for (int64_t i = 0; i < m; i += kBlock) {
+    if (!team.owns(i / kBlock)) continue;
+    for (int64_t j = 0; j < n; j += kBlock) {
+      alignas(64) Half block[kBlock * kBlock];
+      Half* to = m > n ? block : y + i * wide + j;
+      int64_t ld = m > n ? kBlock : wide;
+      for (int64_t r = 0; r < kBlock; ++r) {
+        __m512i row = _mm512_maskz_loadu_epi16(i + r < m ? first(n - j) : 0, x + (i + r) * n + j);
+        __m512 low = _mm512_div_ps(widened(_mm512_castsi512_si256(row)), by);
+        __m512 high = _mm512_div_ps(widened(_mm512_extracti64x4_epi64(row, 1)), by);
+        _mm512_storeu_si512(to + r * ld, (__m512i)_mm512_cvtne2ps_pbh(high, low));
       }
+      if (m > n) mirror(y + j * wide + i, wide, block, kBlock);
+    }
   }
   team.wait();
 }
 
-void unload(Team team, Half* out, const Half* y, int64_t rows, int64_t columns, bool tall, int64_t padded_columns) {
-  for (int64_t j = 0; j < columns; j += kBlock) {
-    if (!team.owns(j / kBlock)) continue;
-    int64_t stop = std::min(j + kBlock, columns);
-    if (!tall) {
-      for (int64_t i = 0; i < rows; ++i)
-        std::memcpy(out + i * columns + j, y + i * padded_columns + j, (stop - j) * sizeof(Half));
-      continue;
+void unload(Team team, Half* out, const Half* y, int64_t m, int64_t n, int64_t wide) {
+  for (int64_t i = 0; i < m; i += kBlock) {
+    if (!team.owns(i / kBlock)) continue;
+    for (int64_t j = 0; j < n; j += kBlock) {
+      alignas(64) Half block[kBlock * kBlock];
+      if (m > n) mirror(block, kBlock, y + j * wide + i, wide);
+      const Half* from = m > n ? block : y + i * wide + j;
+      int64_t ld = m > n ? kBlock : wide;
+      for (int64_t r = 0; r < std::min(kBlock, m - i); ++r)
+        _mm512_mask_storeu_epi16(out + (i + r) * n + j, first(n - j), _mm512_loadu_si512(from + r * ld));
     }
-    for (int64_t i = 0; i < rows; i += 16)
-      for (int64_t k = j; k < stop; k += 16) {
-        alignas(64) Half part[16] = {};
-        __m512i r[16];
-        int64_t across = std::min<int64_t>(16, rows - i), down = std::min<int64_t>(16, stop - k);
-        for (int64_t t = 0; t < 16; ++t)  // rows beyond the last one are padding
-          r[t] = _mm512_castps_si512(widened(y + (i + t) * padded_columns + k));
-        transpose(r);
-        for (int64_t t = 0; t < down; ++t) {
-          narrowed(part, _mm512_castsi512_ps(r[t]));
-          std::memcpy(out + (k + t) * rows + i, part, across * sizeof(Half));
-        }
-      }
   }
   team.wait();
 }
 
 void iterate(Team team, Half* out, const Half* x, float divisor, int64_t m, int64_t n, const float* coefficients,
              int64_t steps, int64_t pairs, Half* work, uint32_t* panel) {
-  bool tall = m > n;
   int64_t rows = std::min(m, n), columns = std::max(m, n);
   int64_t side = (rows + kBlock - 1) / kBlock * kBlock, wide = (columns + kBlock - 1) / kBlock * kBlock;
   Half *y = work, *g = y + side * wide, *p = g + side * side, *t = p + side * side;
-  load(team, y, x, divisor, rows, columns, tall, side, wide);
+  load(team, y, x, divisor, m, n, wide);
   auto symmetric = [&](Half* c, const Half* a, const Half* b, Term term = {}) {
     product(team, Kind::symmetric, c, a, b, a, side, side, side, term, panel);
   };
@@ -249,7 +257,7 @@ void iterate(Team team, Half* out, const Half* x, float divisor, int64_t m, int6
       product(team, Kind::general, y, p, y, y, side, wide, side, {1, a, 0}, panel);
     }
   }
-  unload(team, out, y, rows, columns, tall, wide);
+  unload(team, out, y, m, n, wide);
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ def operations(shape: Sequence[int], steps: int, pairs: int) -> int:
     """
     batch, m, n = shape
     side, wide = _padded(m, n)
-    half = side * (side + _BLOCK) // 2  # numbers of the blocks on and below the diagonal
+    half = side * (side + _BLOCK // 2) // 2  # of blocks on the diagonal three quarters are computed
     pair = half * (wide + 4 * side) + side * side * (wide + side)
     step = half * (wide + side) + side * side * wide
     return 2 * batch * (pairs * pair + (steps - 2 * pairs) * step)
