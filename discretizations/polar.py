@@ -92,11 +92,24 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     pairs = _gram_pairs(y, steps)
     is_half = y.dtype not in (torch.float32, torch.float64)
     coefficients = polar_express_coefficients(steps, safety=_HALF_GRAM_SAFETY if pairs and is_half else _SAFETY)
-    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32))
-    divisor = (_SAFETY * norm + floor).clamp(min=_SMALLEST_NORM)  # in float16 both would under- or overflow
+    scale = (_SAFETY, floor, _SMALLEST_NORM)
     if is_supported(y):
-        return symmetric_newton_schulz(y, divisor, coefficients, pairs=pairs).to(x.dtype)
-    return newton_schulz((y / divisor).to(y.dtype), coefficients).to(x.dtype)
+        return symmetric_newton_schulz(y, coefficients, scale=scale, pairs=pairs).to(x.dtype)
+    return newton_schulz(normalized(y, scale), coefficients).to(x.dtype)
+
+
+def normalized(x: Tensor, scale: tuple[float, float, float]) -> Tensor:
+    r"""Matrices over :math:`\max(s\|X\|_F + \epsilon, \delta)`.
+
+    Args:
+        x: Matrices, shape ``(*batch, m, n)``.
+        scale: s, ε and δ.
+    """
+    safety, floor, smallest = scale
+    wide = torch.promote_types(x.dtype, torch.float32)  # in float16 norm and floor would under- or overflow
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
+    scaled: Tensor = x / (safety * norm + floor).clamp(min=smallest)
+    return scaled.to(x.dtype)
 
 
 def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, gram: bool = True) -> Tensor:

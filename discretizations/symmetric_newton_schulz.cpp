@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -194,6 +195,28 @@ __mmask32 first(int64_t count) {  // numbers of a row
   return count >= kBlock ? ~__mmask32(0) : count <= 0 ? __mmask32(0) : (__mmask32(1) << count) - 1;
 }
 
+// The Frobenius norm, summed in one order whatever the number of threads.
+float norm(const Half* x, int64_t count) {
+  __m512 sums[8];
+  for (auto& sum : sums) sum = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 128 <= count; i += 128)
+    for (int k = 0; k < 8; ++k) {
+      __m512 part = widened(x + i + 16 * k);
+      sums[k] = _mm512_fmadd_ps(part, part, sums[k]);
+    }
+  for (; i < count; i += kBlock) {
+    __m512i rest = _mm512_maskz_loadu_epi16(first(count - i), x + i);
+    for (int h = 0; h < 2; ++h) {
+      __m512 part = widened(h ? _mm512_extracti64x4_epi64(rest, 1) : _mm512_castsi512_si256(rest));
+      sums[h] = _mm512_fmadd_ps(part, part, sums[h]);
+    }
+  }
+  for (int k = 4; k > 0; k /= 2)
+    for (int h = 0; h < k; ++h) sums[h] = _mm512_add_ps(sums[h], sums[h + k]);
+  return std::sqrt(_mm512_reduce_add_ps(sums[0]));
+}
+
 // x over the divisor, padded; its transpose where x is tall.
 void load(Team team, Half* y, const Half* x, float divisor, int64_t m, int64_t n, int64_t wide) {
   __m512 by = _mm512_set1_ps(divisor);
@@ -230,12 +253,12 @@ void unload(Team team, Half* out, const Half* y, int64_t m, int64_t n, int64_t w
   team.wait();
 }
 
-void iterate(Team team, Half* out, const Half* x, float divisor, int64_t m, int64_t n, const float* coefficients,
-             int64_t steps, int64_t pairs, Half* work, uint32_t* panel) {
+void iterate(Team team, Half* out, const Half* x, int64_t m, int64_t n, float safety, float floor, float smallest,
+             const float* coefficients, int64_t steps, int64_t pairs, Half* work, uint32_t* panel) {
   int64_t rows = std::min(m, n), columns = std::max(m, n);
   int64_t side = (rows + kBlock - 1) / kBlock * kBlock, wide = (columns + kBlock - 1) / kBlock * kBlock;
   Half *y = work, *g = y + side * wide, *p = g + side * side, *t = p + side * side;
-  load(team, y, x, divisor, m, n, wide);
+  load(team, y, x, std::max(safety * norm(x, m * n) + floor, smallest), m, n, wide);
   auto symmetric = [&](Half* c, const Half* a, const Half* b, Term term = {}) {
     product(team, Kind::symmetric, c, a, b, a, side, side, side, term, panel);
   };
@@ -262,21 +285,22 @@ void iterate(Team team, Half* out, const Half* x, float divisor, int64_t m, int6
 
 }  // namespace
 
-// batch matrices m x n; work holds `parts` matrices' buffers, panels those of `threads`.
-extern "C" void newton_schulz(Half* out, const Half* x, const float* divisors, int64_t batch, int64_t m, int64_t n,
-                              const float* coefficients, int64_t steps, int64_t pairs, Half* work, int64_t work_size,
-                              uint32_t* panels, int64_t panel_size, int64_t threads) {
+// batch matrices m x n, each over max(safety |x| + floor, smallest); work holds `parts` matrices' buffers, panels those
+// of `threads`.
+extern "C" void newton_schulz(Half* out, const Half* x, int64_t batch, int64_t m, int64_t n, float safety, float floor,
+                              float smallest, const float* coefficients, int64_t steps, int64_t pairs, Half* work,
+                              int64_t work_size, uint32_t* panels, int64_t panel_size, int64_t threads) {
 #pragma omp parallel num_threads(int(threads))
   {
     int64_t thread = omp_get_thread_num(), size = omp_get_num_threads(), whole = batch / size * size;
-    uint32_t* panel = panels + thread * panel_size;
-    for (int64_t i = thread; i < whole; i += size)
-      iterate({0, 1}, out + i * m * n, x + i * m * n, divisors[i], m, n, coefficients, steps, pairs,
-              work + thread * work_size, panel);
+    auto matrix = [&](Team team, int64_t i, Half* own) {
+      iterate(team, out + i * m * n, x + i * m * n, m, n, safety, floor, smallest, coefficients, steps, pairs, own,
+              panels + thread * panel_size);
+    };
+    for (int64_t i = thread; i < whole; i += size) matrix({0, 1}, i, work + thread * work_size);
     if (size > 1) {
 #pragma omp barrier
     }
-    for (int64_t i = whole; i < batch; ++i)  // fewer matrices than threads: all work on each
-      iterate({thread, size}, out + i * m * n, x + i * m * n, divisors[i], m, n, coefficients, steps, pairs, work, panel);
+    for (int64_t i = whole; i < batch; ++i) matrix({thread, size}, i, work);  // all threads on each of the rest
   }
 }

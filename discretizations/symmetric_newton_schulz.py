@@ -20,7 +20,7 @@ from torch import Tensor
 _BLOCK = 32  # rows and columns of a block, as in the program
 _SQUARES = 3  # square buffers of a matrix, as in the program
 _FLAGS = ("-O3", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
-_SCHEMA = "(Tensor x, Tensor divisors, float[] coefficients, int pairs) -> Tensor"
+_SCHEMA = "(Tensor x, float[] scale, float[] coefficients, int pairs) -> Tensor"
 
 
 def _is_faster_here() -> bool:
@@ -42,17 +42,21 @@ def is_supported(x: Tensor) -> bool:
 
 
 def symmetric_newton_schulz(
-    x: Tensor, divisors: Tensor, coefficients: Sequence[tuple[float, float, float]], *, pairs: int
+    x: Tensor,
+    coefficients: Sequence[tuple[float, float, float]],
+    *,
+    scale: tuple[float, float, float],
+    pairs: int,
 ) -> Tensor:
-    """Newton–Schulz of x over its divisor, the same polynomial as :func:`discretizations.polar.newton_schulz`.
+    """Newton–Schulz of normalised matrices, the same polynomial as :func:`discretizations.polar.newton_schulz`.
 
     Results do not depend on the number of threads, nor on what else is in the batch. Where no compiler builds the
     program, it is that function.
 
     Args:
         x: Matrices, bfloat16, shape ``(*batch, m, n)``.
-        divisors: One for each matrix, ``batch`` numbers in float32.
         coefficients: (a, b, c) of each step.
+        scale: See :func:`discretizations.polar.normalized`.
         pairs: How many pairs of steps work on the Gram matrix alone, the first ones.
 
     Returns:
@@ -60,18 +64,19 @@ def symmetric_newton_schulz(
     """
     y = x.reshape(-1, *x.shape[-2:]).contiguous()
     numbers = [number for step in coefficients for number in step]
-    result: Tensor = _operator(y, divisors.reshape(-1), numbers, pairs)
+    result: Tensor = _operator(y, list(scale), numbers, pairs)
     return result.reshape(x.shape)
 
 
 @torch.library.custom_op("lite::symmetric_newton_schulz", mutates_args=(), schema=_SCHEMA)
-def _operator(x: Tensor, divisors: Tensor, coefficients: list[float], pairs: int) -> Tensor:
+def _operator(x: Tensor, scale: list[float], coefficients: list[float], pairs: int) -> Tensor:
     program = _program()
     if program is None:
-        from discretizations.polar import newton_schulz  # which has this function as its fast way
+        from discretizations.polar import newton_schulz, normalized  # which has this function as its fast way
 
         steps = [(a, b, c) for a, b, c in zip(*(coefficients[i::3] for i in range(3)), strict=True)]
-        return newton_schulz((x / divisors[:, None, None]).to(x.dtype), steps, gram=pairs > 0)
+        safety, floor, smallest = scale
+        return newton_schulz(normalized(x, (safety, floor, smallest)), steps, gram=pairs > 0)
     batch, m, n = x.shape
     side, wide = _padded(m, n)
     threads = torch.get_num_threads()
@@ -79,7 +84,7 @@ def _operator(x: Tensor, divisors: Tensor, coefficients: list[float], pairs: int
     panels = torch.empty(threads, wide // 2 * _BLOCK, dtype=torch.int32)
     numbers = torch.tensor(coefficients, dtype=torch.float32)
     out = torch.empty_like(x)
-    matrices = (out.data_ptr(), x.data_ptr(), divisors.data_ptr(), batch, m, n)
+    matrices = (out.data_ptr(), x.data_ptr(), batch, m, n, *scale)
     polynomial = (numbers.data_ptr(), len(coefficients) // 3, pairs)
     buffers = (work.data_ptr(), work.size(1), panels.data_ptr(), panels.size(1))
     program(*matrices, *polynomial, *buffers, threads)
@@ -87,7 +92,7 @@ def _operator(x: Tensor, divisors: Tensor, coefficients: list[float], pairs: int
 
 
 @_operator.register_fake
-def _(x: Tensor, divisors: Tensor, coefficients: list[float], pairs: int) -> Tensor:
+def _(x: Tensor, scale: list[float], coefficients: list[float], pairs: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -107,7 +112,7 @@ def operations(shape: Sequence[int], steps: int, pairs: int) -> int:
     return 2 * batch * (pairs * pair + (steps - 2 * pairs) * step)
 
 
-def _flops(x: Sequence[int], divisors: Sequence[int], coefficients: Sequence[float], pairs: int, **_: Any) -> int:
+def _flops(x: Sequence[int], scale: Sequence[float], coefficients: Sequence[float], pairs: int, **_: Any) -> int:
     """The same for torch's flop counter, which passes the shapes of tensors."""
     return operations(x, len(coefficients) // 3, pairs)
 
@@ -131,7 +136,7 @@ def _program() -> Any | None:
         logging.getLogger(__name__).info("Newton–Schulz takes the library's products: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    matrices, polynomial = [pointer] * 3 + [number] * 3, [pointer, number, number]
+    matrices, polynomial = [pointer] * 2 + [number] * 3 + [ctypes.c_float] * 3, [pointer, number, number]
     program.argtypes = [*matrices, *polynomial, pointer, number, pointer, number, number]
     program.restype = None
     return program

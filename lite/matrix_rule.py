@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lite.finiteness import guarded, guarded_state
 from lite.rounding import rounds_stochastically
-from lite.tensor_batches import TensorEntry
+from lite.tensor_batches import TensorBatch, TensorEntry
 
 
 class MatrixRule(ABC):
@@ -98,6 +98,19 @@ class MatrixRule(ABC):
         """
         new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=numbers)
         return guarded(usable, new_w, w), guarded_state(usable, new_state, state)
+
+    def step_in_place(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> bool:
+        """A way of the rule's own to change parameters and state of a batch, for speed.
+
+        Args:
+            group: The batch's parameter group.
+            batch: Parameters, gradients and state.
+            usable: Whether the gradients are finite, 0-dimensional; ``None`` is yes.
+
+        Returns:
+            Whether it took the step, as :meth:`guarded_update` would; else nothing has changed.
+        """
+        return False
 
     def check_rule(self, group: dict[str, Any]) -> None:  # noqa: B027  # a rule may have nothing to refuse
         """Refuse the rule's own hyperparameters where they are out of range."""

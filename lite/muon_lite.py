@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lite import muon_step
 from lite.finiteness import OnNonfinite
 from lite.muon import (
     MASKS,
@@ -25,7 +26,8 @@ from lite.muon import (
     update_scale,
 )
 from lite.optimizer import Exchange, LITEOptimizer
-from lite.tensor_batches import TensorEntry
+from lite.rounding import rounds_stochastically
+from lite.tensor_batches import TensorBatch, TensorEntry
 from lite.tensor_settings import acts
 from riemannian_ode.flow import position_step
 
@@ -163,6 +165,25 @@ class MuonLITE(LITEOptimizer):
         rule = _rule(group)
         w, new = muon_update(rule, w, g, MuonState(**state))
         return w, {key: value for key, value in new._asdict().items() if value is not None}
+
+    def step_in_place(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> bool:
+        if type(self).matrix_update is not MuonLITE.matrix_update:  # a subclass has an update of its own
+            return False
+        rule, entries = _rule(group), batch.entries
+        w, g, momentum = (
+            batch.matrices(tensors)
+            for tensors in (
+                [entry.w for entry in entries],
+                [entry.inputs["g"] for entry in entries],
+                [entry.state["momentum"] for entry in entries],
+            )
+        )
+        if rounds_stochastically(group, w[0]) or not muon_step.is_supported(rule, w, g, momentum):
+            return False
+        has_subspace = "subspace" in entries[0].state
+        subspace = batch.matrices([entry.state["subspace"] for entry in entries]) if has_subspace else None
+        muon_step.muon_step_(rule, w, g, momentum, subspace, usable)
+        return True
 
     def shard_update(
         self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor]

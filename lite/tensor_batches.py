@@ -97,6 +97,12 @@ class TensorBatch:
         """Running number of each matrix."""
         return [number for entry in self.entries for number in entry.numbers]
 
+    def matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """One tensor of each entry, cut into those of its matrices."""
+        if all(entry.stack is None for entry in self.entries):
+            return list(tensors)
+        return [y for x, entry in zip(tensors, self.entries, strict=True) for y in (x if entry.stack else [x])]
+
     def write(self, w: Tensor, state: dict[str, Tensor]) -> None:
         """Copy new parameters and state to where they came from."""
         self._scatter([entry.w for entry in self.entries], w)
