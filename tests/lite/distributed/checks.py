@@ -90,22 +90,37 @@ def equality(rank, world, folder):
     return found
 
 
+def lies_as_parameters(optimizer, parameters, keys):
+    """Whether these states are cut as each parameter is."""
+    return all(
+        isinstance(p, DTensor) and getattr(optimizer.state[p].get(key), "placements", None) == p.placements
+        for p in parameters
+        for key in keys
+    )
+
+
 @check
 def state_lies_once(rank, world, folder):
-    """Numbers of the state that are on this rank, and in one process, by optimizer and mode."""
+    """By optimizer and mode: numbers of matrices' state on this rank, and in one process; and what is in shards."""
     found = {}
     for name in OPTIMIZERS:
         for mode in modes(world):
             optimizer = built(name, mode, rank, world)[2]
             optimizer.init_state()
             matrices = [p for group in optimizer.param_groups if group["rule"] != "adamw" for p in group["params"]]
+            others = [p for group in optimizer.param_groups if group["rule"] == "adamw" for p in group["params"]]
             local = [local_part(x) for p in matrices for x in optimizer.state[p].values()]
             alone = model_for()
             reference = OPTIMIZERS[name](groups_of(alone, name))
             reference.init_state()
-            matrices = [p for group in reference.param_groups if group["rule"] != "adamw" for p in group["params"]]
-            everything = sum(x.numel() for p in matrices for x in reference.state[p].values())
-            found[f"{name}/{mode}"] = sum(x.numel() for x in local), everything
+            all_matrices = [p for group in reference.param_groups if group["rule"] != "adamw" for p in group["params"]]
+            everything = sum(x.numel() for p in all_matrices for x in reference.state[p].values())
+            found[f"{name}/{mode}"] = {
+                "here": sum(x.numel() for x in local),
+                "needed": everything,
+                "sharded": lies_as_parameters(optimizer, matrices, optimizer.elementwise_state),
+                "adamw sharded": lies_as_parameters(optimizer, others, ("first_moment", "second_moment")),
+            }
     return found
 
 
@@ -142,17 +157,7 @@ def sharded_moments(rank, world, folder):
             digests.append(digest(all_state(model, optimizer)))
             train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
             digests.append(digest(all_state(model, optimizer)))
-            like_parameter = [
-                isinstance(state[key], DTensor) and state[key].placements == getattr(p, "placements", None)
-                for p, state in optimizer.state.items()
-                for key in ("m", "v")
-                if key in state and p.ndim > 1
-            ]
-            found[f"{mode}/{name}"] = {
-                "digests": digests,
-                "collectives": counter.get_total_counts(),
-                "sharded": like_parameter,
-            }
+            found[f"{mode}/{name}"] = {"digests": digests, "collectives": counter.get_total_counts()}
         settings = {"process_group": dist.group.WORLD} if mode == "ddp" else {}
         owner = OPTIMIZERS["soap"](groups_of(model, "soap"), **settings)
         owner.load_state_dict(optimizer.state_dict())  # owners alone get whole moments, and must not wait for others
@@ -293,21 +298,26 @@ def none_on_some_ranks(rank, world, folder):
 
 @check
 def frozen_on_all_ranks(rank, world, folder):
-    """Distance to one process with a matrix and a norm frozen for some of the steps."""
+    """Distance to one process with a matrix and a norm frozen for some of the steps; under DDP from the start."""
 
-    def run(model, optimizer, **where):
-        for frozen in (False, True, False):
-            for name, p in model.named_parameters():
-                if name in ("layers.2.weight", "norm.weight"):
-                    p.requires_grad_(not frozen)
+    def freeze(model, frozen):
+        for name, p in model.named_parameters():
+            if name in ("layers.2.weight", "norm.weight"):
+                p.requires_grad_(not frozen)
+
+    def run(model, optimizer, turns, **where):
+        for frozen in turns:
+            freeze(model, frozen)
             train(model, optimizer, range(2), **where)
 
     found = {}
-    alone = model_for()
-    run(alone, muon(groups_of(alone, "muon")))
-    for mode in ("fsdp", "hsdp") if world >= 4 else ("fsdp",):  # DDP forbids it
-        model, forward, optimizer = built("muon", mode, rank, world)
-        run(model, optimizer, forward=forward, rank=rank, world=world)
+    for mode in modes(world):
+        turns = [True] if mode == "ddp" else [False, True, False]  # DDP forbids a change
+        alone, model = model_for(), model_for()
+        run(alone, muon(groups_of(alone, "muon")), turns)
+        freeze(model, turns[0])
+        forward, own = mode_of(model, mode, world)
+        run(model, muon(groups_of(model, "muon"), **own), turns, forward=forward, rank=rank, world=world)
         found[mode] = distance(model, alone)
     return found
 
@@ -378,13 +388,15 @@ def raised_sharp_fraction(rank, world, folder):
 
 @check
 def groups_in_another_order(rank, world, folder):
-    def build(reorder):
+    """Messages at construction, with groups in another order on the last rank and then in the same one."""
+
+    def build(mode, reorder):
         model = model_for()
-        own = mode_of(model, "ddp", world)[1]
+        own = mode_of(model, mode, world)[1]
         groups = groups_of(model, "muon")
         muon(groups[::-1] if reorder and rank == world - 1 else groups, **own)
 
-    return [message_of(lambda: build(True)), message_of(lambda: build(False))]
+    return [[message_of(build, mode, True), message_of(build, mode, False)] for mode in modes(world)]
 
 
 @check
@@ -440,6 +452,24 @@ WAYS = {
 OTHER_LAYOUT = {"soap": "sharded soap", "sharded soap": "soap"}
 
 
+def norms(model):
+    return {key: float(whole(p).norm()) for key, p in model.named_parameters()}
+
+
+def checkpoints_of_one_process(folder):
+    """What :func:`checkpoints` finds of what it saves, without torch.distributed."""
+    found = {}
+    for name in ("muon", "sharded soap"):
+        model = model_for()
+        optimizer = OPTIMIZERS[name](groups_of(model, name))
+        train(model, optimizer, range(4))
+        before = digest(state_of(model, optimizer))
+        dcp.save(saved_state(model, optimizer, "plain"), checkpoint_id=folder / f"{name}-one-0-plain")
+        train(model, optimizer, range(4, 6))
+        found[f"{name}/one/0"] = {"saved": before, "end": norms(model)}
+    return found
+
+
 def saved_by(target):
     """Optimizer, mode, number of ranks and way of a saved folder."""
     name, mode, ranks, way = target.name.split("-")
@@ -463,13 +493,11 @@ def checkpoints(rank, world, folder):
             for way, target in saved.items():
                 dcp.save(saved_state(model, optimizer, way), checkpoint_id=target)
             train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
-            found[f"{name}/{mode}/{world}"] = {
-                "saved": before,
-                "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()},
-            }
+            found[f"{name}/{mode}/{world}"] = {"saved": before, "end": norms(model)}
     for target in sorted(folder.glob("*-*-*-*")):
         name, mode, ranks, way = saved_by(target)
-        others = {1: {1}, 2: {1, 2}, 4: {1, 2}}[world]  # by the state-dict functions from half as many only
+        # 0 is one process without torch.distributed; by the state-dict functions from half as many only.
+        others = {1: {1}, 2: {0, 1, 2}, 4: {1, 2}}[world]
         is_far = 4 * ranks == world  # of these, FSDP's alone
         if ranks not in others or (way != "plain" and 2 * ranks != world) or (is_far and mode != "fsdp"):
             continue
@@ -484,7 +512,7 @@ def loaded_and_trained(target, name, mode, rank, world, mesh=None):
     load(model, optimizer, target, saved_by(target)[-1], group)
     loaded = digest(all_state(model, optimizer, group))
     train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
-    return {"loaded": loaded, "end": {key: float(whole(p).norm()) for key, p in model.named_parameters()}}
+    return {"loaded": loaded, "end": norms(model)}
 
 
 @check
