@@ -19,6 +19,7 @@ from lite.distributed.state import StateShapes, fitted_state, initial_state
 from lite.distributed.step import Step
 from lite.finiteness import NonFiniteError
 from lite.group_checks import parameter_names, sparse_message
+from lite.matrix_rule import MatrixRule
 from lite.parameter_entries import count_gradients, group_views, matrix_state, steps_so_far
 from lite.tensor_batches import RunningNumbers
 
@@ -34,10 +35,12 @@ class Ranks:
         process_group: See :class:`lite.distributed.layout.Layouts`.
 
     Raises:
-        ValueError: for a layout that is not supported, or ranks that build different optimizers.
+        ValueError: for a layout that is not supported, ranks that build different optimizers, or a rule that says two
+            things of where its state lies.
     """
 
     def __init__(self, optimizer: LITEOptimizer, process_group: ProcessGroup | None) -> None:
+        _check_places(optimizer)
         self._optimizer = optimizer
         self._layouts, self._division = Layouts(process_group), Division()
         self.members: dict[Tensor, Member] = {}
@@ -194,6 +197,17 @@ class Ranks:
             f"{member.name} of shape {tuple(member.p.shape)} and {member.p.dtype} in group {member.group} "
             f"(rule {group['rule']}{view}{cut})"
         )
+
+
+def _check_places(rule: MatrixRule) -> None:
+    names = ("travelling_state", "sharded_state", "elementwise_state")
+    keys = [getattr(rule, name) for name in names]
+    for i in range(2):
+        if not set(keys[i]) <= set(keys[i + 1]):
+            raise ValueError(
+                f"{names[i]} {keys[i]} of rule {rule.rule!r} must be among its {names[i + 1]} {keys[i + 1]}; "
+                "name it there, too."
+            )
 
 
 def _refuse_gradient(member: Member) -> None:

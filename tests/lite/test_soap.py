@@ -1,5 +1,7 @@
 """The SOAP-LITE rule against SOAP written from its paper, and what it promises beyond it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -363,3 +365,19 @@ def test_a_phase_with_its_count_is_the_step(shape):
         phased = soap_update_(split, phased[0], g, phased[1], step=split.phase(step), numbers=numbers, count=count)
         for a, b in zip((plain[0], *plain[1]), (phased[0], *phased[1]), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_where_moments_lie_is_chosen_by_name():
+    """A copy keeps the choice; one process, which has no shards, steps the same."""
+    with pytest.raises(ValueError, match=r"moments = 'everywhere' is unknown\. Choose one of: owner, sharded"):
+        SOAPLITE([torch.nn.Parameter(torch.ones(4, 3))], moments="everywhere")
+    ends = []
+    for way, travelling in (("owner", ()), ("sharded", ("m", "v"))):
+        optimizer = copy.deepcopy(SOAPLITE([torch.nn.Parameter(torch.ones(4, 3))], moments=way))
+        assert optimizer.travelling_state == optimizer.sharded_state == travelling
+        (w,) = optimizer.param_groups[0]["params"]
+        for g in gradients((4, 3), 3):
+            w.grad = g.float()
+            optimizer.step()
+        ends.append(w)
+    assert torch.equal(*ends)

@@ -222,7 +222,7 @@ def bfloat16_exchange(rank, world, folder):
 def replicas_stay_alike(rank, world, folder):
     """Digests of bfloat16 parameters rounded at random, though every rank has its own random numbers."""
     found = {}
-    for name in ("muon", "soap"):
+    for name in ("muon", "soap", "sharded soap"):
         for mode in modes(world):
             model = model_for(torch.bfloat16)
             forward, own = mode_of(model, mode, world)
@@ -399,6 +399,12 @@ def groups_in_another_order(rank, world, folder):
     return [[message_of(build, mode, True), message_of(build, mode, False)] for mode in modes(world)]
 
 
+class Travelling(MuonLITE):
+    """A rule whose travelling state does not lie on shards."""
+
+    travelling_state = ("rho",)
+
+
 @check
 def unsupported_layouts(rank, world, folder):
     """Messages for a matrix cut along two axes, a partial sum and FSDP1, and none for the first with AdamW."""
@@ -411,11 +417,13 @@ def unsupported_layouts(rank, world, folder):
     ranks = init_device_mesh("cpu", (world,))
     partial = nn.Parameter(DTensor.from_local(w, ranks, [Partial()], run_check=False))
     conv = nn.Parameter(distribute_tensor(torch.ones(4, 4, 8), ranks, [Shard(2)]))
+    cut_once = nn.Parameter(distribute_tensor(w, ranks, [Shard(0)]))
     return {
         "tensor parallel": message_of(lambda: MuonLITE([("w", cut)])),
         "with adamw": message_of(lambda: MuonLITE([{"params": [("w", cut)], "rule": "adamw"}])),
         "partial": message_of(lambda: MuonLITE([("w", partial)])),
         "kernel": message_of(lambda: MuonLITE([{"params": [("w", conv)], "layout": "conv"}])),
+        "not on shards": message_of(lambda: Travelling([("w", cut_once)], 0.1)),
         "fsdp1": message_of(lambda: MuonLITE([("w", flat)], process_group=dist.group.WORLD)),
     }
 
