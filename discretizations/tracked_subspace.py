@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from discretizations.few_columns import normal_product, projected_gram, serves
+
 OVERSAMPLING = 1.25  # columns carried per column of the mask
 _SHIFT = 10.0  # of Cholesky QR's diagonal, in units of eps·columns: keeps a rank-deficient block factorisable
 _ROTATIONS = 3  # simultaneous Jacobi rotations a call; they converge quadratically near the last solution
@@ -59,14 +61,20 @@ def track_subspace(x: Tensor, basis: Tensor) -> Tensor:
         return basis
     wide = torch.promote_types(x.dtype, torch.float32)
     warm = basis.to(wide)
-    image = _near_one((x @ warm.to(x.dtype)).to(wide))
-    block = _near_one((x.mT @ image.to(x.dtype)).to(wide))
+    if is_fast := serves(x):
+        block = normal_product(x, warm)
+    else:
+        image = _near_one((x @ warm.to(x.dtype)).to(wide))
+        block = _near_one((x.mT @ image.to(x.dtype)).to(wide))
     length = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
     block = block / length.clamp(min=torch.finfo(wide).tiny)
     on_cpu = x.device.type == "cpu"
     columns = torch.linalg.qr(block).Q if on_cpu else cholesky_orthonormalize(block)
-    image = _near_one((x @ columns.to(x.dtype)).to(wide))
-    small = image.mT @ image
+    if is_fast:
+        small = projected_gram(x, columns)
+    else:
+        image = _near_one((x @ columns.to(x.dtype)).to(wide))
+        small = image.mT @ image
     if on_cpu:
         # LAPACK's eigensolver raises for numbers that are not finite; the columns then are not finite either.
         small = torch.where(small.isfinite().all(dim=(-2, -1), keepdim=True), small, 0.0)

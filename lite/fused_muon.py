@@ -11,12 +11,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from discretizations.bfloat16_products import define_operator
 
 _FLAGS = ("-O3", "-fopenmp", "-march=native"), ("-O3", "-fopenmp"), ("-O3",)
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -151,25 +153,22 @@ def _move(w: list[Tensor], u: Tensor, usable: Tensor | None, size: float, decay:
     _program().muon_move(*_matrices(w), *batch, -size, -decay, torch.get_num_threads())
 
 
-# Defined one by one, since ``torch.library.custom_op`` takes four times as long a call.
-_OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+define_operator(
     "muon_covectors(Tensor(a!)[] momentum, Tensor[] g, Tensor? usable, float rate, float nesterov, bool both) -> "
-    "Tensor": (_covectors, _empty_covectors),
-    "lite_directions(Tensor(a!) a, Tensor? d, Tensor[]? w, float[] numbers) -> Tensor": (
-        _directions,
-        lambda a, d, w, numbers: torch.empty_like(a),
-    ),
-    "muon_move(Tensor(a!)[] w, Tensor u, Tensor? usable, float size, float decay) -> ()": (
-        _move,
-        lambda w, u, usable, size, decay: None,
-    ),
-}
-_library: Any = torch.library.Library("lite", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it untyped
-for _schema, (_program_call, _fake) in _OPERATORS.items():
-    _library.define(_schema)
-    _name = _schema.split("(", maxsplit=1)[0]
-    _library.impl(_name, _program_call, "CPU")
-    torch.library.register_fake(f"lite::{_name}", _fake, lib=_library)
+    "Tensor",
+    _covectors,
+    _empty_covectors,
+)
+define_operator(
+    "lite_directions(Tensor(a!) a, Tensor? d, Tensor[]? w, float[] numbers) -> Tensor",
+    _directions,
+    lambda a, d, w, numbers: torch.empty_like(a),
+)
+define_operator(
+    "muon_move(Tensor(a!)[] w, Tensor u, Tensor? usable, float size, float decay) -> ()",
+    _move,
+    lambda w, u, usable, size, decay: None,
+)
 
 
 def _matrices(tensors: list[Tensor]) -> tuple[Any, Any, int]:

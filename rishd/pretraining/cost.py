@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from discretizations.symmetric_newton_schulz import FLOP_FORMULAS
+from discretizations.bfloat16_products import FLOP_FORMULAS
 from lite import LITEOptimizer
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.models import build_model

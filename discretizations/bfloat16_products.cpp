@@ -1,4 +1,5 @@
-// Newton-Schulz iteration in bfloat16 for CPUs with AVX-512 bfloat16 instructions.
+// Matrix products in bfloat16 for CPUs with AVX-512 bfloat16 instructions: Newton-Schulz iteration, and products with few
+// columns.
 //
 // Gram matrices and polynomials in them are symmetric, and only their blocks on and below the diagonal are computed;
 // library products have no such form in bfloat16. Sums are in float32, each result is
@@ -14,12 +15,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
 using Half = uint16_t;  // bits of a bfloat16
 constexpr int64_t kBlock = 32;
 constexpr int64_t kRows = 8;  // rows of a register tile: 8 x 2 vectors of 16 sums hide the latency of the products
+
+int64_t padded(int64_t length) { return (length + kBlock - 1) / kBlock * kBlock; }
 
 struct Team {  // threads that work on one matrix
   int64_t rank, size;
@@ -101,8 +105,8 @@ struct Term {
 
 // Rows x 16 Vectors numbers of C <- alpha A B + beta D, in registers until they are rounded. On a diagonal block, whose
 // row `diagonal` this tile begins with, gamma is added to the diagonal.
-template <int Rows, int Vectors>
-void tile(Half* c, const Half* d, int64_t ld, const Half* a, const uint32_t* panel, int64_t depth, Term term,
+template <int Rows, int Vectors, class Out>
+void tile(Out* c, const Half* d, int64_t ld, const Half* a, const uint32_t* panel, int64_t depth, Term term,
           int diagonal) {
   __m512 sums[Rows][Vectors];
   for (auto& row : sums)
@@ -120,6 +124,10 @@ void tile(Half* c, const Half* d, int64_t ld, const Half* a, const uint32_t* pan
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
+    if constexpr (std::is_same_v<Out, float>) {  // not rounded, A B alone
+      for (int h = 0; h < Vectors; ++h) _mm512_storeu_ps(c + i * ld + 16 * h, sums[i][h]);
+      continue;
+    }
     for (int h = 0; h < Vectors; ++h) {
       __m512 x = _mm512_mul_ps(_mm512_set1_ps(term.alpha), sums[i][h]);
       if (term.beta != 0) x = _mm512_fmadd_ps(_mm512_set1_ps(term.beta), widened(d + i * ld + 16 * h), x);
@@ -130,9 +138,9 @@ void tile(Half* c, const Half* d, int64_t ld, const Half* a, const uint32_t* pan
       sums[i][h] = x;
     }
     if constexpr (Vectors == 2)
-      _mm512_storeu_si512(c + i * ld, (__m512i)_mm512_cvtne2ps_pbh(sums[i][1], sums[i][0]));
+      _mm512_storeu_si512((Half*)c + i * ld, (__m512i)_mm512_cvtne2ps_pbh(sums[i][1], sums[i][0]));
     else
-      narrowed(c + i * ld, sums[i][0]);
+      narrowed((Half*)c + i * ld, sums[i][0]);
   }
 }
 
@@ -217,22 +225,22 @@ float norm(const Half* x, int64_t count) {
   return std::sqrt(_mm512_reduce_add_ps(sums[0]));
 }
 
-// x over the divisor, padded; its transpose where x is tall.
-void load(Team team, Half* y, const Half* x, float divisor, int64_t m, int64_t n, int64_t wide) {
+// x over the divisor, or its transpose, padded.
+void load(Team team, Half* y, const Half* x, float divisor, int64_t m, int64_t n, int64_t wide, bool transposed) {
   __m512 by = _mm512_set1_ps(divisor);
   for (int64_t i = 0; i < m; i += kBlock) {
     if (!team.owns(i / kBlock)) continue;
     for (int64_t j = 0; j < n; j += kBlock) {
       alignas(64) Half block[kBlock * kBlock];
-      Half* to = m > n ? block : y + i * wide + j;
-      int64_t ld = m > n ? kBlock : wide;
+      Half* to = transposed ? block : y + i * wide + j;
+      int64_t ld = transposed ? kBlock : wide;
       for (int64_t r = 0; r < kBlock; ++r) {
         __m512i row = _mm512_maskz_loadu_epi16(i + r < m ? first(n - j) : 0, x + (i + r) * n + j);
         __m512 low = _mm512_div_ps(widened(_mm512_castsi512_si256(row)), by);
         __m512 high = _mm512_div_ps(widened(_mm512_extracti64x4_epi64(row, 1)), by);
         _mm512_storeu_si512(to + r * ld, (__m512i)_mm512_cvtne2ps_pbh(high, low));
       }
-      if (m > n) mirror(y + j * wide + i, wide, block, kBlock);
+      if (transposed) mirror(y + j * wide + i, wide, block, kBlock);
     }
   }
   team.wait();
@@ -256,9 +264,9 @@ void unload(Team team, Half* out, const Half* y, int64_t m, int64_t n, int64_t w
 void iterate(Team team, Half* out, const Half* x, int64_t m, int64_t n, float safety, float floor, float smallest,
              const float* coefficients, int64_t steps, int64_t pairs, Half* work, uint32_t* panel) {
   int64_t rows = std::min(m, n), columns = std::max(m, n);
-  int64_t side = (rows + kBlock - 1) / kBlock * kBlock, wide = (columns + kBlock - 1) / kBlock * kBlock;
+  int64_t side = padded(rows), wide = padded(columns);
   Half *y = work, *g = y + side * wide, *p = g + side * side, *t = p + side * side;
-  load(team, y, x, std::max(safety * norm(x, m * n) + floor, smallest), m, n, wide);
+  load(team, y, x, std::max(safety * norm(x, m * n) + floor, smallest), m, n, wide, m > n);
   auto symmetric = [&](Half* c, const Half* a, const Half* b, Term term = {}) {
     product(team, Kind::symmetric, c, a, b, a, side, side, side, term, panel);
   };
@@ -283,24 +291,90 @@ void iterate(Team team, Half* out, const Half* x, int64_t m, int64_t n, float sa
   unload(team, out, y, m, n, wide);
 }
 
-}  // namespace
+// The transpose of n x k numbers, rounded and padded.
+void load_columns(Team team, Half* y, const float* v, int64_t n, int64_t k, int64_t wide) {
+  for (int64_t i = 0; i < n; i += kBlock) {
+    if (!team.owns(i / kBlock)) continue;
+    for (int64_t j = 0; j < k; j += kBlock) {
+      alignas(64) Half block[kBlock * kBlock];
+      for (int64_t r = 0; r < kBlock; ++r) {
+        __mmask32 mask = i + r < n ? first(k - j) : 0;
+        const float* from = v + (i + r) * k + j;
+        __m512 low = _mm512_maskz_loadu_ps(__mmask16(mask), from);
+        __m512 high = _mm512_maskz_loadu_ps(__mmask16(mask >> 16), from + 16);
+        _mm512_store_si512(block + r * kBlock, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      }
+      mirror(y + j * wide + i, wide, block, kBlock);
+    }
+  }
+  team.wait();
+}
 
-// batch matrices m x n, each over max(safety |x| + floor, smallest); work holds `parts` matrices' buffers, panels those
-// of `threads`.
-extern "C" void newton_schulz(Half* out, const Half* x, int64_t batch, int64_t m, int64_t n, float safety, float floor,
-                              float smallest, const float* coefficients, int64_t steps, int64_t pairs, Half* work,
-                              int64_t work_size, uint32_t* panels, int64_t panel_size, int64_t threads) {
+// C <- A B of few rows; B may be given as its transpose.
+template <class Out>
+void few_rows(Team team, Out* c, const Half* a, const Half* b, bool transposed, int64_t rows, int64_t columns,
+              int64_t depth, uint32_t* panel) {
+  for (int64_t j = 0; j < columns; j += kBlock) {
+    if (!team.owns(j / kBlock)) continue;
+    if (transposed)
+      pack_transposed(panel, b + j * depth, depth, depth);
+    else
+      pack(panel, b + j, columns, depth);
+    for (int64_t i = 0; i < rows; i += kRows)
+      tile<kRows, 2>(c + i * columns + j, (const Half*)nullptr, columns, a + i * depth, panel, depth, {}, -1);
+  }
+  team.wait();
+}
+
+// With x over a power of two near its norm: (x v)^T (x v), or (x^T (x v))^T.
+void project(Team team, float* out, const Half* x, const float* v, int64_t m, int64_t n, int64_t k, bool gram,
+             Half* work, uint32_t* panel) {
+  int64_t tall = padded(m), wide = padded(n), columns = padded(k), rows = (k + kRows - 1) / kRows * kRows;
+  Half *y = work, *vt = y + tall * wide, *image = vt + columns * wide;
+  float size = norm(x, m * n);
+  load(team, y, x, std::isnormal(size) ? std::ldexp(1.0f, std::ilogb(size) + 1) : 1.0f, m, n, wide, false);
+  load_columns(team, vt, v, n, k, wide);
+  if (gram && team.rank == 0) std::memset(image + rows * tall, 0, (columns - rows) * tall * sizeof(Half));
+  few_rows(team, image, vt, y, true, rows, tall, wide, panel);
+  if (gram)
+    few_rows(team, out, image, image, true, columns, columns, tall, panel);
+  else
+    few_rows(team, out, image, y, false, rows, wide, tall, panel);
+}
+
+// Matrices in turn, a whole one for each thread while there are enough, then each by all threads.
+template <class Call>
+void each_matrix(int64_t batch, int64_t threads, Call call) {
 #pragma omp parallel num_threads(int(threads))
   {
     int64_t thread = omp_get_thread_num(), size = omp_get_num_threads(), whole = batch / size * size;
-    auto matrix = [&](Team team, int64_t i, Half* own) {
-      iterate(team, out + i * m * n, x + i * m * n, m, n, safety, floor, smallest, coefficients, steps, pairs, own,
-              panels + thread * panel_size);
-    };
-    for (int64_t i = thread; i < whole; i += size) matrix({0, 1}, i, work + thread * work_size);
+    for (int64_t i = thread; i < whole; i += size) call(Team{0, 1}, i, thread, thread);
     if (size > 1) {
 #pragma omp barrier
     }
-    for (int64_t i = whole; i < batch; ++i) matrix({thread, size}, i, work);  // all threads on each of the rest
+    for (int64_t i = whole; i < batch; ++i) call(Team{thread, size}, i, thread, 0);
   }
+}
+
+}  // namespace
+
+// batch matrices m x n, each over max(safety |x| + floor, smallest). Of `work` each thread has a part for a matrix's
+// buffers (the first one where all work on a matrix), of `panels` each has its own.
+extern "C" void newton_schulz(Half* out, const Half* x, int64_t batch, int64_t m, int64_t n, float safety, float floor,
+                              float smallest, const float* coefficients, int64_t steps, int64_t pairs, Half* work,
+                              int64_t work_size, uint32_t* panels, int64_t panel_size, int64_t threads) {
+  each_matrix(batch, threads, [&](Team team, int64_t i, int64_t thread, int64_t part) {
+    iterate(team, out + i * m * n, x + i * m * n, m, n, safety, floor, smallest, coefficients, steps, pairs,
+            work + part * work_size, panels + thread * panel_size);
+  });
+}
+
+// v is n x k for each of batch matrices m x n; see `project`. Rows and columns of the results are padded.
+extern "C" void few_columns(float* out, int64_t out_size, const Half* x, const float* v, int64_t batch, int64_t m,
+                            int64_t n, int64_t k, int64_t gram, Half* work, int64_t work_size, uint32_t* panels,
+                            int64_t panel_size, int64_t threads) {
+  each_matrix(batch, threads, [&](Team team, int64_t i, int64_t thread, int64_t part) {
+    project(team, out + i * out_size, x + i * m * n, v + i * n * k, m, n, k, gram, work + part * work_size,
+            panels + thread * panel_size);
+  });
 }

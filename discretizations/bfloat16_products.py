@@ -1,0 +1,99 @@
+"""The C++ program of bfloat16 products (``bfloat16_products.cpp``): where it serves, its build, and torch operators.
+
+It is built when first needed, in under a second. What it computes are torch operators, so that fake tensors, dispatch
+modes and torch's flop counter know them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # rows and columns of a block, as in the program
+_FLAGS = ("-O3", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
+
+
+def _is_faster_here() -> bool:
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    has_vectors, has_matrix_units = (test is not None and bool(test()) for test in tests)
+    return has_vectors and not has_matrix_units
+
+
+_IS_FASTER_HERE = _is_faster_here()  # asked once: torch.compile traces no such question
+
+
+def is_supported(x: Tensor) -> bool:
+    """Whether the program takes ``x`` and is faster than the library's products.
+
+    It is not on a CPU with matrix units (AMX), and has no derivative.
+    """
+    is_half = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return _IS_FASTER_HERE and is_half and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def padded(length: int) -> int:
+    """The length in whole blocks."""
+    return -(-length // BLOCK) * BLOCK
+
+
+def buffers(x: Tensor, numbers: int, deepest: int) -> tuple[Tensor, Tensor]:
+    """Memory for the program: buffers of matrices, a row for each that is worked on at a time; panels of threads.
+
+    Args:
+        x: Matrices, shape ``(batch, m, n)``.
+        numbers: Of the buffers of a matrix.
+        deepest: Longest sum of a product, in whole blocks.
+    """
+    threads = torch.get_num_threads()
+    work = x.new_empty(max(1, min(x.size(0), threads)), numbers)
+    return work, torch.empty(threads, deepest // 2 * BLOCK, dtype=torch.int32)
+
+
+@functools.cache
+def program() -> Any | None:
+    """The program, or ``None`` where no compiler builds it."""
+    from riemannian_ode.compiled.compiler import BuildError, shared_library
+
+    source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
+    try:
+        built = shared_library(source, [_FLAGS])
+    except BuildError as error:
+        logging.getLogger(__name__).info("bfloat16 products are the library's: %s", error)
+        return None
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    memory: list[Any] = [pointer, number, pointer, number, number]
+    sizes: list[Any] = [number] * 3
+    built.newton_schulz.argtypes = [pointer, pointer, *sizes, real, real, real, pointer, number, number, *memory]
+    built.few_columns.argtypes = [pointer, number, pointer, pointer, *sizes, number, number, *memory]
+    built.newton_schulz.restype = built.few_columns.restype = None
+    return built
+
+
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {}  # ``custom_mapping`` of torch's FlopCounterMode
+_library: Any = torch.library.Library("lite", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def define_operator(
+    schema: str, call: Callable[..., Any], fake: Callable[..., Any], *, flops: Callable[..., int] | None = None
+) -> None:
+    """An operator ``lite::…`` of torch for CPUs; ``torch.library.custom_op``'s take four times as long a call.
+
+    Args:
+        schema: Its name, arguments and result.
+        call: What it does.
+        fake: The same on tensors without values.
+        flops: Its operations, from its arguments with shapes for tensors.
+    """
+    name = schema.split("(", maxsplit=1)[0]
+    _library.define(schema)
+    _library.impl(name, call, "CPU")
+    torch.library.register_fake(f"lite::{name}", fake, lib=_library)
+    if flops is not None:
+        FLOP_FORMULAS[getattr(torch.ops.lite, name)] = flops
