@@ -135,8 +135,15 @@ def parameters(model: str, dtype: torch.dtype, layers: int) -> list[nn.Parameter
     return found
 
 
-def step_seconds(optimizers: dict[str, torch.optim.Optimizer], repeats: int) -> dict[str, list[float]]:
+def step_seconds(
+    optimizers: dict[str, torch.optim.Optimizer], repeats: int, *, busy: dict[str, list[float]] | None = None
+) -> dict[str, list[float]]:
     """Seconds of every step, one step of each in turn.
+
+    Args:
+        optimizers: By name.
+        repeats: Steps of each.
+        busy: Gets the share of the processors' time that each step had: one far below 1 has waited for other programs.
 
     Raises:
         RuntimeError: if an optimizer drops its gradients, so that its next steps would do nothing.
@@ -144,9 +151,11 @@ def step_seconds(optimizers: dict[str, torch.optim.Optimizer], repeats: int) -> 
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(repeats):
         for name, optimizer in optimizers.items():
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.process_time()
             optimizer.step()
             seconds[name].append(time.perf_counter() - begun)
+            if busy is not None:
+                busy.setdefault(name, []).append((time.process_time() - worked) / seconds[name][-1] / THREADS)
             if any(p.grad is None for group in optimizer.param_groups for p in group["params"]):
                 raise RuntimeError(f"{name} has dropped its gradients; its next steps would be empty.")
     return seconds
@@ -215,12 +224,16 @@ def muon_rows(model: str, dtype: str, layers: int, repeats: int, row: Callable[.
 def soap_rows(model: str, dtype: str, layers: int, steps: int, row: Callable[..., None]) -> None:
     soaps = {name: make(parameters(model, DTYPES[dtype], layers)) for name, make in SOAPS.items()}
     step_seconds(soaps, 2)  # the first gradients set the bases
-    taken = step_seconds(soaps, steps)
+    busy: dict[str, list[float]] = {}
+    taken = step_seconds(soaps, steps, busy=busy)
     mean = {name: statistics.mean(values) for name, values in taken.items()}
     for peer in ("two_sided_soap", "heavyball", "pytorch_optimizer"):
         for name in ("soap", "soaplite"):
             row(f"{name}_vs_{peer}", mean[name] / mean[peer])
-    row("soap_slowest_vs_median", max(taken["soap"]) / statistics.median(taken["soap"]))
+    slowest = taken["soap"].index(max(taken["soap"]))
+    row("soap_slowest_vs_median", taken["soap"][slowest] / statistics.median(taken["soap"]))
+    row("soap_slowest_step", slowest, "step")
+    row("soap_slowest_busy", busy["soap"][slowest])
     row("state_soaplite_vs_soap", state_bytes(soaps["soaplite"]) / state_bytes(soaps["soap"]))
     for name, value in mean.items():
         row(f"milliseconds_{name}", 1e3 * value, "ms")

@@ -143,7 +143,12 @@ class MuonLITE(LITEOptimizer):
             require_state(_rule(group), entry.w, rho=rho, subspace=subspace)
 
     def largest_batch(self, w: Tensor) -> int:
-        return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
+        if w.device.type != "cpu":
+            return super().largest_batch(w)
+        matrix = [w[0] if w.ndim == 3 else w]
+        rules = [_rule(group) for group in self.param_groups if group["rule"] == self.rule]
+        in_place = not self.is_divided and all(muon_step.is_supported(rule, *[matrix] * 3) for rule in rules)
+        return _LARGEST_BATCH_IN_PLACE if in_place else _LARGEST_CPU_BATCH
 
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else group["mask"]
@@ -258,6 +263,7 @@ class Muon(MuonLITE):
 
 
 _LARGEST_CPU_BATCH = 2**20  # numbers; beyond that temporaries leave a CPU's caches (measured)
+_LARGEST_BATCH_IN_PLACE = 2**22  # there they are few, and each thread has matrices of its own (measured)
 _RULE_SETTINGS = (
     "lr",
     "momentum",
