@@ -14,13 +14,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from discretizations.polar import polar_express
+from discretizations import polar
+from discretizations.polar import polar_express, polar_express_coefficients
 from lite import MuonLITE
 from tests.lite.reference import MuonLITEReference
 
@@ -44,6 +46,20 @@ def movement(shape: tuple[int, int], dtype: torch.dtype, gs: list[Tensor], **opt
         p.grad = g.to(dtype)
         optimizer.step()
     return (p.detach().double() - begun.double()).clone()
+
+
+def exact_movement(shape: tuple[int, int], gs: list[Tensor], half: bool, **options: Any) -> Tensor:
+    """Movement in float64, with the coefficients that half precision takes for this shape where asked."""
+    safety = []
+
+    def coefficients(steps: int, **keywords: float) -> list[tuple[float, float, float]]:
+        safety.append(keywords["safety"])
+        return polar_express_coefficients(steps, **(keywords | ({"safety": safety[0]} if half else {})))
+
+    with patch.object(polar, "polar_express_coefficients", coefficients):
+        if half:
+            polar_express(torch.zeros(shape), dtype=torch.bfloat16)
+        return movement(shape, torch.float64, gs, mask="exact", **options)
 
 
 def parity(shape: tuple[int, int]) -> float:
@@ -76,21 +92,22 @@ def main() -> None:
         gs = list(gradients(shape, 20))
         text = "x".join(map(str, shape))
         for label, r in (("k=8", RANK / min(shape)), ("r=0.1", 0.1)):
-            exact = {"mask": "exact", "sharp_fraction": r}
-            reference = movement(shape, torch.float64, gs, **exact)
+            references = {half: exact_movement(shape, gs, half, sharp_fraction=r) for half in (False, True)}
             for name, dtype, ns in (
                 ("fp32", torch.float32, "float32"),
                 ("fp32_bf16_products", torch.float32, "bfloat16"),
                 ("bf16", torch.bfloat16, "bfloat16"),
             ):
-                error = {}
+                error, reference = {}, references[ns == "bfloat16"]
                 for mask in ("subspace", "exact"):
                     moved = movement(shape, dtype, gs, mask=mask, sharp_fraction=r, ns_dtype=ns)
                     error[mask] = float((moved - reference).norm() / reference.norm())
                 row(f"accuracy_20_steps/{text}/{label}/{name}", error["subspace"])
                 row(f"accuracy_20_steps_of_rounding_alone/{text}/{label}/{name}", error["exact"])
-            svd = movement(shape, torch.float64, gs, ns_steps=0, **exact)
-            row(f"distance_of_polynomial_to_svd/{text}/{label}", float((reference - svd).norm() / svd.norm()))
+            svd = movement(shape, torch.float64, gs, mask="exact", sharp_fraction=r, ns_steps=0)
+            for half, reference in references.items():
+                name = "bf16" if half else "fp32"
+                row(f"distance_of_polynomial_to_svd/{text}/{label}/{name}", float((reference - svd).norm() / svd.norm()))
         row(f"parity_threshold_50_steps/{text}", parity(shape))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
