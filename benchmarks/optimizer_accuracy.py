@@ -106,8 +106,8 @@ def main() -> None:
                 row(f"accuracy_20_steps_of_rounding_alone/{text}/{label}/{name}", error["exact"])
             svd = movement(shape, torch.float64, gs, mask="exact", sharp_fraction=r, ns_steps=0)
             for half, reference in references.items():
-                name = "bf16" if half else "fp32"
-                row(f"distance_of_polynomial_to_svd/{text}/{label}/{name}", float((reference - svd).norm() / svd.norm()))
+                distance = float((reference - svd).norm() / svd.norm())
+                row(f"distance_of_polynomial_to_svd/{text}/{label}/{'bf16' if half else 'fp32'}", distance)
         row(f"parity_threshold_50_steps/{text}", parity(shape))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
