@@ -65,15 +65,22 @@ def update_figure(probe: Probe) -> Figure:
 
 
 def certificate_probe_figure(probe: Probe) -> Figure:
-    """Coverage of the top eigenspaces by the masks, and the flat speed-up that C9 certifies.
+    """Coverage of the top eigenspaces by the masks, the flat speed-up that C9 certifies, gradients' noise scale.
 
     Args:
         probe: Of :func:`rishd.probing.probe.probe`.
     """
-    figure = Figure(figsize=(10.5, 1.6 + 0.45 * len(probe.blocks)), layout="constrained")
-    covered, speed = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(14.0, 2.0 + 0.45 * len(probe.blocks)), layout="constrained")
+    covered, speed, noise = figure.subplots(1, 3, sharey=True)
     place = np.arange(len(probe.blocks))
     for offset, optimizer in ((-0.2, "muon-lite"), (0.2, "soap-lite")):
+        scales = [{each.optimizer: each for each in block.noise}.get(optimizer) for block in probe.blocks]
+        flat, sharp = (
+            [probe.noise_tokens / 1e3 * _finite(getattr(scale, part)) if scale else np.nan for scale in scales]
+            for part in ("flat", "sharp")
+        )
+        noise.barh(place + offset, flat, height=0.38, color=_COLOURS[optimizer])
+        noise.plot(sharp, place + offset, "|", color=BLACK, ms=13, mew=2, label="sharp part" if offset < 0 else None)
         for axes, value in ((covered, "coverage"), (speed, "speedup")):
             values = [getattr(split, value) if (split := block.split(optimizer)) else np.nan for block in probe.blocks]
             axes.barh(place + offset, values, height=0.38, color=_COLOURS[optimizer], label=optimizer)
@@ -85,11 +92,20 @@ def certificate_probe_figure(probe: Probe) -> Figure:
     covered.invert_yaxis()
     covered.set(xlabel="coverage score", title="Top Hessian eigenvectors in the mask", xlim=(0, 1))
     speed.set(xlabel="χ(1 + αβ₂)/(1 + αβ₁)", title="Flat speed-up that C9 certifies at the sharp margin")
-    covered.legend(fontsize=8)
-    for axes in (covered, speed):
+    noise.axvline(probe.batch_tokens / 1e3, color=BLACK, lw=1.0, ls=":", label="the run's batch")
+    noise.set(xlabel="thousands of tokens", xlim=(0, None), title="Gradient noise scale in flat directions")
+    handles = [handle for axes in (covered, noise) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    for axes in (covered, speed, noise):
+        axes.title.set_fontsize(10)
         axes.grid(alpha=0.3, axis="x")
         axes.set_axisbelow(True)
     return figure
+
+
+def _finite(value: float) -> float:
+    """NaN, which is not drawn, for what has no size."""
+    return value if math.isfinite(value) else math.nan
 
 
 def _panels(count: int) -> tuple[Figure, Any]:
