@@ -233,10 +233,10 @@ class _Printer(StrPrinter):  # type: ignore[misc]  # SymPy has no types
     def _print_Symbol(self, symbol: sp.Symbol) -> str:  # noqa: N802  # SymPy finds methods by name
         return SYMBOLS[symbol.name]
 
-    def _print_Max(self, maximum: sp.Max) -> str:  # noqa: N802  # as above
+    def _print_Max(self, maximum: sp.Max) -> str:  # noqa: N802  # SymPy finds methods by name
         return f"max({', '.join(self._print(x) for x in sorted(maximum.args, key=str))})"
 
-    def _print_Pow(self, power: sp.Pow, rational: bool = False) -> str:  # noqa: N802  # as above
+    def _print_Pow(self, power: sp.Pow, rational: bool = False) -> str:  # noqa: N802  # SymPy finds methods by name
         base, exponent = power.as_base_exp()
         if exponent == sp.Rational(1, 2):
             return f"√{self._print(base)}"

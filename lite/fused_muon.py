@@ -122,21 +122,14 @@ def _covectors(
     nesterov: float,
     both: bool,
 ) -> Tensor:
-    result = _empty_covectors(momentum, g, usable, rate, nesterov, both)
+    result = _empty_covectors(g, both)
     second = result[1].data_ptr() if both else None
     batch = (result.data_ptr(), second, _flag(usable), len(g), *g[0].shape)
     _program().muon_covectors(*_matrices(momentum), *_matrices(g), *batch, rate, nesterov, torch.get_num_threads())
     return result
 
 
-def _empty_covectors(
-    momentum: list[Tensor],
-    g: list[Tensor],
-    usable: Tensor | None,
-    rate: float,
-    nesterov: float,
-    both: bool,
-) -> Tensor:
+def _empty_covectors(g: list[Tensor], both: bool) -> Tensor:
     return g[0].new_empty(1 + both, len(g), *g[0].shape, dtype=torch.bfloat16)
 
 
@@ -157,7 +150,7 @@ define_operator(
     "muon_covectors(Tensor(a!)[] momentum, Tensor[] g, Tensor? usable, float rate, float nesterov, bool both) -> "
     "Tensor",
     _covectors,
-    _empty_covectors,
+    lambda momentum, g, usable, rate, nesterov, both: _empty_covectors(g, both),
 )
 define_operator(
     "lite_directions(Tensor(a!) a, Tensor? d, Tensor[]? w, float[] numbers) -> Tensor",
