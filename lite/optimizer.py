@@ -16,10 +16,10 @@ from lite.adamw import ADAMW_KEYS, initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
 from lite.checkpoints import check_loadable
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
-from lite.group_checks import check_group
+from lite.group_checks import check_group, parameter_names
 from lite.matrix_rule import MatrixRule
 from lite.parameter_entries import count_gradients, group_views, matrix_state, parameter_entries, steps_so_far
-from lite.tensor_batches import RunningNumbers, TensorBatch, TensorEntry, largest_batch, tensor_batches
+from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, matrix_numbers, tensor_batches
 from lite.tensor_settings import keep_tensors, own_tensors
 
 if TYPE_CHECKING:
@@ -299,9 +299,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         if group["rule"] == "adamw":
             return [TensorEntry(p, {"g": p.grad}, self.state[p]) for p in group["params"] if p.grad is not None]
         entries = []
-        running = RunningNumbers()
-        for p, step in zip(group["params"], steps_so_far(group), strict=True):
-            numbers = [running.take(w) for w in group_views(group, p)]  # also where there is no gradient
+        views = [group_views(group, p) for p in group["params"]]  # also where there is no gradient
+        every = matrix_numbers(parameter_names(group), views)
+        for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
             if p.grad is not None:
                 inputs = {"g": _dense(p)}
                 entries += parameter_entries(self, group, p, inputs, self.state[p], step=step, numbers=numbers)

@@ -50,8 +50,9 @@ class SOAPLITE(LITEOptimizer):
         beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, in theory's units: beside a summed momentum.
         beta_flat: β₂ ≥ β₁, the same for flat coordinates.
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp; r ≤ 1e−6 is plain SOAP.
-        precondition_frequency: Steps between refreshes of a matrix's basis; the matrices take turns in the order of the
-            parameters, so that above 1 a run with another order refreshes at other steps.
+        precondition_frequency: Steps between refreshes of a matrix's basis. The matrices of a group take turns in the
+            order of their names, so that the order of parameters does not matter; of tensors that come without names
+            (``model.parameters()``), in their own order.
         max_precondition_dim: A longer side is not rotated.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of both rules.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class TensorEntry(NamedTuple):
         inputs: What the rule reads beside it, each of the shape of ``w``: its gradient ``g``.
         state: State tensors, or views of them, to be overwritten.
         step: How many gradients it has had before.
-        numbers: Running numbers of its matrices, see :class:`RunningNumbers`; empty where the rule is elementwise.
+        numbers: Running numbers of its matrices, see :func:`matrix_numbers`; empty where the rule is elementwise.
         stack: E where ``w`` is a stack of experts, else ``None``.
     """
 
@@ -40,25 +40,31 @@ class TensorEntry(NamedTuple):
         return self.w.shape if self.stack is None else self.w.shape[1:]
 
 
-class RunningNumbers:
-    """Numbers of a group's matrices: consecutive within each shape, in the order of its parameters.
+def matrix_numbers(names: Sequence[Any], views: Sequence[Sequence[Tensor]]) -> list[list[range]]:
+    """Running numbers of a group's matrices: consecutive within each shape, in the order of the names.
 
     They depend on the model alone, not on batches, gradients or ranks, so that work which matrices do in turn (a
     refresh of a basis) is divided in the same way everywhere. A shape starts with the number of matrices before it.
+
+    Args:
+        names: Of the group's parameters, or what else orders them.
+        views: Matrix views of each, of shape ``(m, n)`` or ``(E, m, n)``.
+
+    Returns:
+        The numbers of the matrices of each view of each parameter.
     """
-
-    def __init__(self) -> None:
-        self._next: dict[tuple[int, ...], int] = {}
-        self._count = 0
-
-    def take(self, w: Tensor) -> range:
-        """Numbers of the next matrices, ``w`` of shape ``(m, n)`` or ``(E, m, n)``."""
-        count = w.size(0) if w.ndim == 3 else 1
-        shape = tuple(w.shape[-2:])
-        first = self._next.get(shape, self._count)
-        self._next[shape] = first + count
-        self._count += count
-        return range(first, first + count)
+    following: dict[tuple[int, ...], int] = {}
+    numbers: list[list[range]] = [[] for _ in names]
+    total = 0
+    for i in sorted(range(len(names)), key=names.__getitem__):
+        for w in views[i]:
+            count = w.size(0) if w.ndim == 3 else 1
+            shape = tuple(w.shape[-2:])
+            first = following.get(shape, total)
+            following[shape] = first + count
+            total += count
+            numbers[i].append(range(first, first + count))
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lite.finiteness import NonFiniteError
 from lite.group_checks import parameter_names, sparse_message
 from lite.matrix_rule import MatrixRule
 from lite.parameter_entries import count_gradients, group_views, matrix_state, steps_so_far
-from lite.tensor_batches import RunningNumbers
+from lite.tensor_batches import matrix_numbers
 
 if TYPE_CHECKING:
     from lite.optimizer import LITEOptimizer
@@ -55,11 +55,11 @@ class Ranks:
         new: list[dict[str, Any]] = []
         jobs: list[Job] = []
         for number, group in enumerate(self._optimizer.param_groups):
-            running = RunningNumbers()
-            for index, (name, p) in enumerate(zip(parameter_names(group), group["params"], strict=True)):
-                is_matrix = group["rule"] != "adamw"
-                views = group_views(group, torch.empty(p.shape, device="meta")) if is_matrix else []
-                numbers = [running.take(view) for view in views]
+            names, is_matrix = parameter_names(group), group["rule"] != "adamw"
+            shapes = [torch.empty(p.shape, device="meta") for p in group["params"]]
+            every = [group_views(group, x) if is_matrix else [] for x in shapes]
+            numbers = matrix_numbers(names, every)
+            for index, (name, p, views) in enumerate(zip(names, group["params"], every, strict=True)):
                 if p in self.members:
                     continue
                 label = name if isinstance(name, str) else f"{name} of group {number}"
@@ -68,7 +68,7 @@ class Ranks:
                 if is_matrix:
                     cost = sum(x.shape[:-2].numel() * self._optimizer.matrix_cost(group, *x.shape[-2:]) for x in views)
                     jobs.append(Job(layout, cost, p.shape[0] if group["layout"] == "experts" else None))
-                    new[-1] |= {"numbers": numbers}
+                    new[-1] |= {"numbers": numbers[index]}
         divided = iter(self._division.divide(jobs))
         for member in new:
             made = Task(**member, units=next(divided)) if "numbers" in member else Member(**member)
