@@ -21,9 +21,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     with _interrupts_later():
-        with partial.open("wb") as stream:
-            np.savez(stream, **arrays)
-        partial.replace(path)
+        try:
+            with partial.open("wb") as stream:
+                np.savez(stream, **arrays)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)  # on a full disk half a file helps nobody
+            raise
 
 
 @contextlib.contextmanager

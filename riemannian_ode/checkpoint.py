@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +12,10 @@ import numpy as np
 
 from riemannian_ode.archive import write_arrays
 from riemannian_ode.arrays import like, to_numpy
-from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
-from riemannian_ode.dynamics import RISHD
-from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.health import Health
-from riemannian_ode.integrators import Integrator, PhaseState
+from riemannian_ode.integrators import PhaseState
 from riemannian_ode.recording import Recorder, Save
-from riemannian_ode.schedule import Schedule
 from riemannian_ode.trajectory import EventRecord, pack_events, unpack_events
 
 
@@ -48,7 +44,7 @@ def write_checkpoint(
 
     Args:
         path: Where.
-        run: What identifies the run, see :func:`fingerprint`.
+        run: What identifies the run, see :func:`riemannian_ode.fingerprint.fingerprint`.
         position: Where the run is.
         recorder: Its saves.
         health: Its lost members.
@@ -73,6 +69,18 @@ def write_checkpoint(
     write_arrays(path, data)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path where no checkpoint can be written, before anything is computed.
+
+    Raises:
+        CheckpointError: if there is no such folder, or the path is one.
+    """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"checkpoint = {str(path)!r}: there is no folder {str(path.parent)!r}; create it first.")
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint = {str(path)!r} is a folder; give a file in it, such as run.npz.")
+
+
 def read_checkpoint(
     path: Path, *, run: Mapping[str, Any], reference: Array, recorder: Recorder, health: Health
 ) -> tuple[Position, list[EventRecord]]:
@@ -92,7 +100,7 @@ def read_checkpoint(
         with np.load(path, allow_pickle=False) as archive:
             saved = {name: archive[name] for name in archive.files}
         there = json.loads(str(saved["run"]))
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
         raise CheckpointError(f"{path} is no checkpoint of a simulation ({problem}); remove it to start.") from None
     differing = [
         f"{key} is {there.get(key)!r} there, {value!r} here" for key, value in run.items() if there.get(key) != value
@@ -111,46 +119,3 @@ def read_checkpoint(
     state = PhaseState(like(saved["state_w"], reference), like(saved["state_m"], reference))
     events = unpack_events(saved)
     return Position(int(saved["step"]), state, len(events)), events
-
-
-def fingerprint(
-    system: RISHD,
-    start: PhaseState,
-    scheme: Integrator,
-    *,
-    schedule: Schedule,
-    recorder: Recorder,
-    events: Sequence[Event],
-) -> dict[str, Any]:
-    """What tells a run from another: settings, kinds of objective and metric, coefficients, and the start.
-
-    Functions (time-dependent coefficients, user metrics, observers, events) are known by name only. The limit on an
-    adaptive scheme's steps is left out: a run that reached it continues with a higher one.
-    """
-
-    def digest(*arrays: Array) -> str:
-        parts = (np.ascontiguousarray(to_numpy(x)).tobytes() for x in arrays)
-        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-
-    coefficients = {
-        name: "varies in time" if isinstance(value := getattr(system, name), TimeDependent) else digest(value)
-        for name in COEFFICIENTS
-    }
-    times = schedule.save_at.times
-    numbers = {k: v for k, v in vars(scheme).items() if isinstance(v, (int, float, str)) and k != "max_steps"}
-    return {
-        "h": schedule.h,
-        "t0": schedule.t0,
-        "save_every": schedule.save_every,
-        "integrator": scheme.name,
-        "integrator's settings": numbers,
-        "objective": type(system.objective).__name__,
-        "metric": type(system.metric).__name__,
-        **coefficients,
-        "start": digest(*start),
-        "shape": list(start.w.shape),
-        "observers": sorted(recorder.observers),
-        "keep_states": recorder.keep_states,
-        "events": [[event.name, event.direction, event.terminal] for event in events],
-        "save_at": f"{len(times)} times ({digest(times)})" if len(times) else "nothing",
-    }

@@ -223,11 +223,16 @@ class RISHD:
         Source: docs/theory, claim C1: α_t = α − η̇/η, β_t = ηβ, γ_t = η(c + αβ + β̇).
 
         Raises:
-            ValueError: for a system with a split, whose coefficients are operators, or where η(t) = 0.
+            ValueError: for a system with a split, whose coefficients are operators, for a metric that depends on
+                history (the form needs F(w)), or where η(t) = 0.
         """
         if self.is_split:
             raise ValueError("With a sharp/flat split the second-order coefficients are operators, not numbers.")
-        alpha, eta, beta, gain = (self.at(name, t) for name in ("alpha", "eta", "nesterov", "gain"))
+        if self.metric.variation == "history":
+            raise ValueError("The metric depends on history: without F(w) there is no second-order form (claim C1).")
+        damping = add(self.nesterov, self.beta_sharp)
+        alpha, eta, gain = (self.at(name, t) for name in ("alpha", "eta", "gain"))
+        beta = coefficient_at(damping, t)
         if (to_numpy(eta) == 0).any():
             raise ValueError(
                 f"eta({t:g}) = 0: the position rests there and α_t = α − η̇/η does not exist; ask at a time with η > 0."
@@ -235,7 +240,7 @@ class RISHD:
         return SecondOrderCoefficients(
             alpha=alpha - self.rate("eta", t) / eta,
             beta=eta * beta,
-            gamma=eta * (gain + alpha * beta + self.rate("nesterov", t)),
+            gamma=eta * (gain + alpha * beta + coefficient_rate(damping, t, name="beta")),
         )
 
     def gamma_over_eta(self, t: float) -> dict[str, Any]:

@@ -2,10 +2,11 @@ r"""Energy of the flow, its dissipation, and how well a trajectory keeps the ide
 
 .. math::
     E = c f + \tfrac{\eta}{2} m^\top A m, \qquad
-    \dot E = -\eta\alpha\, m^\top A m - c\,\eta\, g^\top A B g + \tfrac{\dot\eta}{2} m^\top A m,
-    \qquad A = F^{-1}(P + \chi Q), \quad B = \beta_1 P + \beta_2 Q
+    \dot E = -\eta\alpha\, m^\top A m - c\,\eta\, g^\top A B g + \tfrac{\dot\eta}{2} m^\top A m
+    + \tfrac{\eta\dot\chi}{2} m^\top F^{-1}Qm, \qquad A = F^{-1}(P + \chi Q), \quad B = \beta_1 P + \beta_2 Q
 
-Without split it holds for any metric with R kept (claim C2); with a split for A, B constant and commuting (claim C4).
+Without split it holds for any metric with R kept (claim C2); with a split for Q, F and B constant and
+commuting (claim C4, and χ̇ in time as η̇ there).
 
 Source: derived in docs/theory, claims C2 and C4 (c = 1 there).
 """
@@ -29,7 +30,7 @@ class Dissipation(NamedTuple):
     """−Ė and its parts, each of shape ``(*ensemble,)``, energy per unit time.
 
     ``momentum`` is ηα mᵀAm, ``damping`` is cη gᵀABg (of which ``flat`` falls to flat directions), ``schedule`` is
-    −(η̇/2) mᵀAm.
+    −(η̇/2) mᵀAm − (ηχ̇/2) mᵀF⁻¹Qm.
     """
 
     total: Array
@@ -81,16 +82,18 @@ def dissipation(system: RISHD, t: float, w: Array, m: Array) -> Dissipation:
         m: Momenta, shape ``(*ensemble, p)``.
 
     Raises:
-        ValueError: for a metric that depends on history, or η(t) without derivative.
+        ValueError: for a metric that depends on history, or η(t) or χ(t) without derivative.
 
     Source: docs/theory, claims C2 and C4.
     """
     _require_energy(system)
     system = system.for_arrays(w)
-    form, sharp, flat = _forms(system, t, w, m)
+    form, flat_form, sharp, flat = _forms(system, t, w, m)
     eta, gain = _scalar(system, "eta", t), _scalar(system, "gain", t)
     momentum = eta * _scalar(system, "alpha", t) * form
     schedule = -0.5 * _squeeze(system.rate("eta", t)) * form
+    if system.is_split:
+        schedule = schedule - 0.5 * eta * _squeeze(system.rate("chi", t)) * flat_form
     flat_part = gain * eta * flat
     damping = gain * eta * sharp + flat_part
     return Dissipation(momentum + damping + schedule, momentum, damping, flat_part, schedule)
@@ -132,21 +135,22 @@ def energy_identity_residual(system: RISHD, trajectory: Trajectory) -> EnergyBal
     return EnergyBalance(along, dissipated, drift / np.maximum(scale, np.finfo(np.float64).tiny))
 
 
-def _forms(system: RISHD, t: float, w: Array, m: Array) -> tuple[Array, Array, Array]:
-    """(mᵀAm, sharp part of gᵀABg, flat part of gᵀABg), each of shape ``(*ensemble,)``."""
+def _forms(system: RISHD, t: float, w: Array, m: Array) -> tuple[Array, Array, Array, Array]:
+    """(mᵀAm, mᵀF⁻¹Qm, sharp part of gᵀABg, flat part of gᵀABg), each of shape ``(*ensemble,)``."""
     g = system.objective.gradient(w)
     a, d = system.metric.raise_index(w, m), system.metric.raise_index(w, g)
     nesterov = _scalar(system, "nesterov", t)
     if system.flat is None:
         total = inner(g, d) * (nesterov + _scalar(system, "beta_sharp", t))
-        return inner(m, a), total, 0.0 * total
+        return inner(m, a), 0.0 * total, total, 0.0 * total
     flat = system.flat(PhasePoint(w, m, a))
     chi = _scalar(system, "chi", t)
     flat_a, flat_d = flat(a), flat(d)
-    form = inner(m, a - flat_a) + chi * inner(m, flat_a)
+    flat_form = inner(m, flat_a)
+    form = inner(m, a - flat_a) + chi * flat_form
     sharp_part = (nesterov + _scalar(system, "beta_sharp", t)) * inner(g, d - flat_d)
     flat_part = (nesterov + _scalar(system, "beta_flat", t)) * chi * inner(g, flat_d)
-    return form, sharp_part, flat_part
+    return form, flat_form, sharp_part, flat_part
 
 
 def _scalar(system: RISHD, name: str, t: float) -> Array:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from riemannian_ode.arrays import like
-from riemannian_ode.checkpoint import Position, fingerprint, read_checkpoint, write_checkpoint
+from riemannian_ode.checkpoint import Position, check_place, read_checkpoint, write_checkpoint
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.events import Event, EventWatch
+from riemannian_ode.fingerprint import fingerprint
 from riemannian_ode.health import Health, InvalidSystemError, SystemCheck
 from riemannian_ode.integrators import Integrator, IntegratorError, MemberStates, PhaseState, StepLimitError
 from riemannian_ode.recording import Recorder
@@ -35,7 +37,7 @@ class Run:
         compiled: The scheme's steps, compiled; ``None`` takes them as they are.
 
     Raises:
-        CheckpointError: if the file is of another run.
+        CheckpointError: if the file is of another run, or cannot be written where it is to be.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Run:
         self.members: MemberStates | None = None
         if file is None:
             return
+        check_place(file)
         self.identity = fingerprint(system, start, scheme, schedule=schedule, recorder=recorder, events=events)
         if file.exists():
             self.position, self.events = read_checkpoint(
@@ -169,7 +172,10 @@ class Run:
         return f"{event.name} at t = {event.time:.12g}"
 
     def _write_checkpoint(self) -> None:
-        if self.file is not None:
+        """Write where the run stands; a disk that is full costs the checkpoint, not the run."""
+        if self.file is None:
+            return
+        try:
             write_checkpoint(
                 self.file,
                 run=self.identity,
@@ -178,3 +184,5 @@ class Run:
                 health=self.health,
                 events=self.events,
             )
+        except OSError as problem:
+            warnings.warn(f"checkpoint {self.file} is not written ({problem}); the run goes on without.", stacklevel=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,7 +179,7 @@ class Trajectory:
         """
         try:
             opened = np.load(Path(path), allow_pickle=False)
-        except (ValueError, EOFError):
+        except (ValueError, EOFError, zipfile.BadZipFile):
             raise ValueError(f"{path} is no saved trajectory: it is no .npz file.") from None
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError(f"{path} is no saved trajectory: it is a single array.")

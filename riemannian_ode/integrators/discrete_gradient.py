@@ -27,8 +27,8 @@ class DiscreteGradient(ImplicitScheme):
         w' = w - h(\bar\nabla_m E + \tfrac{\eta\beta}{c} F^{-1}\,\bar\nabla_w E), \qquad
         m' = m + h(\bar\nabla_w E - \tfrac{\alpha}{\eta}\bar F\,\bar\nabla_m E), \qquad \bar F = F((w+w')/2)
 
-    For a constant metric with any β ≥ 0, or a state-dependent one with β = 0; constant coefficients with c, η > 0 and
-    no split.
+    For a constant metric with any β ≥ 0, or a state-dependent one with β = 0; constant coefficients with c, η > 0, of
+    which α alone may vary in time, and no split.
 
     Raises (in ``step``):
         ValueError: where the identity has no discrete form here: β ≠ 0 with F(w), a split, η(t), c = 0, η = 0, or a
@@ -45,7 +45,8 @@ class DiscreteGradient(ImplicitScheme):
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         self._check(system)
-        eta, gain, alpha, beta = (system.at(name, t) for name in ("eta", "gain", "alpha", "nesterov"))
+        eta, gain, beta = (system.at(name, t) for name in ("eta", "gain", "nesterov"))
+        alpha = system.at("alpha", t + h / 2)  # the identity holds for any α; order 2 needs the middle's
         before = total_energy(system, t, *state)
 
         def residual(new: PhaseState) -> PhaseState:

@@ -12,7 +12,7 @@ from riemannian_ode.integrators.base import IntegratorError, Losses, PhaseState
 
 Residual = Callable[[PhaseState], PhaseState]
 _DIRECT_SIZE = 48  # unknowns of a member up to which the Jacobian is built column by column and factorised
-_DIFFERENCE = float(np.sqrt(np.finfo(np.float64).eps))  # relative step of forward differences
+_ROUNDING = 8.0  # units of rounding that a correction may have, whatever accuracy was asked for
 _LARGEST_ITERATION_COUNT = 30
 _HALVINGS = 8  # of a Newton step that overshoots, at most
 
@@ -30,7 +30,7 @@ def solve(
         residual: State ↦ residual, both of shape ``(*ensemble, p)`` twice.
         guess: Where to start.
         tolerance: Largest error accepted, as the corrections' decay foretells it, relative to 1 + the largest entry of
-            the member's state.
+            the member's state; at least eight units of the state's rounding (10⁻⁶ in float32).
         where: Scheme and time, for the error.
         losses: Gets the members that do not converge; their states become NaN.
 
@@ -55,6 +55,7 @@ def solve(
         return pack(residual(unpack(y)))
 
     y = pack(guess)
+    tolerance = max(tolerance, _ROUNDING * float(np.finfo(y.dtype).eps))
     value = evaluate(y)
     active = np.isfinite(y).all(axis=1)
     corrector = (_Factorised if y.shape[1] <= _DIRECT_SIZE else _Krylov)(evaluate)
@@ -113,7 +114,7 @@ def _descend(
     careful: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """y − s·correction and its residual, with s halved for each ``careful`` member whose residual would grow."""
-    share = np.ones((len(y), 1))
+    share = np.ones((len(y), 1), dtype=y.dtype)
     before = _relative(value, y)
     for _ in range(_HALVINGS):
         new = y - share * correction
@@ -134,7 +135,7 @@ class _Factorised:
 
     def correct(self, y: np.ndarray, value: np.ndarray, *, renew: np.ndarray) -> np.ndarray:
         if not self.inverse.size:
-            self.inverse = np.zeros((*y.shape, y.shape[1]))
+            self.inverse = np.zeros((*y.shape, y.shape[1]), dtype=y.dtype)
         if renew.any():
             self.inverse[renew] = _inverted(_jacobian(self.evaluate, y, value)[renew])
         return np.asarray(np.einsum("nij,nj->ni", self.inverse, value))
@@ -159,14 +160,19 @@ class _Krylov:
         def product(x: np.ndarray) -> np.ndarray:
             direction = x.reshape(y.shape)
             largest = np.abs(direction).max(axis=1, keepdims=True)
-            step = _DIFFERENCE * length / np.where(largest > 0, largest, 1.0)
+            step = _difference(y) * length / np.where(largest > 0, largest, 1.0)
             slope = (self.evaluate(self.at + step * direction) - self.there) / step
             return np.where(sound, np.nan_to_num(slope), direction).ravel()
 
         operator = scipy.sparse.linalg.LinearOperator((y.size, y.size), matvec=product, dtype=np.float64)
         right = np.where(sound, value / np.where(sound, norm, 1.0), 0.0)
         solution, _ = scipy.sparse.linalg.gmres(operator, right.ravel(), rtol=1e-4, restart=40, maxiter=5)
-        return np.asarray(np.where(np.isfinite(norm), solution.reshape(y.shape) * norm, np.nan))
+        return np.asarray(np.where(np.isfinite(norm), solution.reshape(y.shape) * norm, np.nan), dtype=y.dtype)
+
+
+def _difference(y: np.ndarray) -> float:
+    """Relative step of forward differences: half the digits of the state's type."""
+    return float(np.sqrt(np.finfo(y.dtype).eps))
 
 
 def _inverted(matrices: np.ndarray) -> np.ndarray:
@@ -182,8 +188,8 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
 def _jacobian(evaluate: Callable[[np.ndarray], np.ndarray], y: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Forward differences, shape ``(members, size, size)``; one evaluation a column for all members."""
     size = y.shape[1]
-    jacobian = np.empty((len(y), size, size))
-    steps = _DIFFERENCE * (1.0 + np.abs(y))
+    jacobian = np.empty((len(y), size, size), dtype=y.dtype)
+    steps = _difference(y) * (1.0 + np.abs(y))
     for j in range(size):
         moved = y.copy()
         moved[:, j] += steps[:, j]

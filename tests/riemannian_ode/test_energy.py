@@ -42,6 +42,14 @@ def test_identity_holds_with_the_correction_and_breaks_without(schedule):
     assert residuals[1].min() > 1e-3
 
 
+def test_identity_with_a_learning_rate_ratio_that_varies():
+    chi = TimeDependent(lambda t: 1.0 + 0.5 * t, lambda t: 0.5)
+    system = RISHD.from_optimizer(
+        Quadratic([2.0, 0.5]), alpha=0.3, eta=0.1, beta_flat=0.5, chi=chi, flat=ConstantSplit(np.eye(2)[:, :1])
+    )
+    assert energy_identity_residual(system, _run(system, np.array([1.0, -2.0]))).residual <= 1e-9
+
+
 def test_identity_with_lite_split():
     """C4: A and B constant and commuting; the flat part of the dissipation carries χβ₂."""
     objective = rippled_quadratics(np.random.default_rng(1), 3, 4)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, StateDependentMetric, TimeDependent, simulate
+from riemannian_ode import (
+    INTEGRATORS,
+    RISHD,
+    ConstantMetric,
+    PreconditionerMetric,
+    StateDependentMetric,
+    TimeDependent,
+    simulate,
+)
 from riemannian_ode.integrators import RK45, EnsembleDormandPrince, PhaseState, integrator
 from toy_landscapes import Quadratic, RiverValley
 
@@ -152,6 +160,12 @@ def test_second_order_coefficients_need_a_learning_rate():
         system = RISHD.from_optimizer(VALLEY, alpha=0.3, eta=eta)
         with pytest.raises(ValueError, match=r"eta\(0\) = 0: .*does not exist"):
             system.second_order_coefficients(0.0)
+
+
+def test_second_order_coefficients_need_a_metric_of_the_position():
+    system = RISHD.from_optimizer(VALLEY, PreconditionerMetric(lambda x: x), alpha=0.1, eta=0.1, beta=2.0)
+    with pytest.raises(ValueError, match="depends on history"):
+        system.second_order_coefficients(0.0)
 
 
 def test_a_metric_that_loses_its_symmetry_ends_the_run():

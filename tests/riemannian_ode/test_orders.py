@@ -1,16 +1,17 @@
 """Every registered integrator reaches its declared order, and its iterates on linear flows are the known ones."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 import scipy.linalg
 
-from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, simulate
+from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, TimeDependent, simulate
 from riemannian_ode.integrators import integrator
 from tests.riemannian_ode.problems import REFERENCE, START, hardest_for, linear, random_metric
-from toy_landscapes import Quadratic
+from toy_landscapes import Quadratic, RiverValley
 
 ROUNDING = 1e-12  # errors below it are no longer the scheme's alone
 HAVE_AN_ORDER = [name for name, cls in INTEGRATORS.items() if "variable-order" not in cls.structure]
@@ -150,3 +151,33 @@ def test_iterates_of_the_other_one_step_schemes_on_a_linear_flow(h, rng):
     push = np.block([[one, zero], [h * hessian, one]])
     y = np.linalg.matrix_power(decay @ half @ push @ half @ decay, 5) @ y0
     np.testing.assert_allclose(end_of("strang", undamped, start, 5 * h, 5), y, rtol=1e-11, atol=1e-12)
+
+
+VALLEY = RiverValley([3.0], floor_curvatures=[0.2], amplitudes=0.8)
+TURNING = RISHD.from_optimizer(VALLEY, alpha=0.3, eta=0.3, chi=3.0, beta_flat=1.0, flat=VALLEY.flat_split)
+FADING = RISHD.from_optimizer(VALLEY, alpha=TimeDependent(lambda t: 0.3 + 0.3 * t), eta=0.5, beta=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "system"),
+    [("exponential-euler", TURNING), ("implicit-midpoint", TURNING), ("discrete-gradient", FADING)],
+)
+def test_second_order_with_a_split_that_turns_and_a_damping_that_varies(name, system):
+    start = np.array([[1.0, 0.5]]), np.zeros((1, 2))
+    exact = end_of("dop853", system, start, 4.0, 400)
+    errors = [np.abs(end_of(name, system, start, 4.0, steps) - exact).max() for steps in (40, 80, 160)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert np.log2(coarse / fine) == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name, cls in INTEGRATORS.items() if cls.implicit and not cls.adaptive])
+@pytest.mark.parametrize("p", [2, 40])
+def test_implicit_schemes_take_float32(name, p, rng):
+    """Newton's method with factors (p = 2) and with GMRES (p = 40)."""
+    objective = Quadratic(np.linspace(2.0, 0.5, p))
+    system = RISHD.from_optimizer(objective, alpha=0.3, eta=0.1, beta=0.5)
+    w0 = rng.normal(size=p)
+    double, single = (simulate(system, x, h=0.5, steps=10, integrator=name) for x in (w0, w0.astype(np.float32)))
+    assert single.ok, single.message
+    assert single.w.dtype == np.float32
+    np.testing.assert_allclose(single.w[-1], double.w[-1], rtol=0, atol=2e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from riemannian_ode import INTEGRATORS, RISHD, Event, TimeDependent, Trajectory, simulate
+from riemannian_ode import INTEGRATORS, RISHD, Event, TimeDependent, Trajectory, VaryingDiagonalMetric, simulate
 from riemannian_ode.checkpoint import CheckpointError
 from riemannian_ode.integrators import OneStepIntegrator
 from toy_landscapes import RiverValley
@@ -220,3 +220,63 @@ def test_memory_stays_flat_when_only_observers_are_asked_for():
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
+
+
+STEEP = RiverValley([30.0], floor_curvatures=[0.2], amplitudes=0.8)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "named"),
+    [
+        ({}, {"correction": False}, "correction"),
+        ({}, {"metric": VaryingDiagonalMetric(lambda w: 2.0 + w**2)}, "metric"),
+        ({}, {"objective": STEEP}, "objective"),
+        ({"chi": 2.0, "flat": VALLEY.flat_split}, {"chi": 2.0, "flat": STEEP.flat_split}, "split"),
+    ],
+)
+def test_a_checkpoint_of_another_system_is_refused(here, there, named, tmp_path):
+    def run(**changes):
+        settings = {"objective": VALLEY, "alpha": 0.3, "eta": 0.1}
+        if "flat" not in changes:
+            settings["metric"] = VaryingDiagonalMetric(one_more)
+        return simulate(RISHD.from_optimizer(**(settings | changes)), W0, h=0.1, steps=4, checkpoint=tmp_path / "a.npz")
+
+    first = run(**here)
+    np.testing.assert_array_equal(run(**here).w, first.w)
+    with pytest.raises(CheckpointError, match=rf"{named} is .* there, .* here"):
+        run(**there)
+
+
+def one_more(w):
+    return 1.0 + w**2
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_is_named_at_once(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        simulate(system(), W0, steps=2, checkpoint=tmp_path / "missing" / "run.npz")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        simulate(system(), W0, steps=2, checkpoint=tmp_path)
+    file = tmp_path / "run.npz"
+    whole = simulate(system(), W0, steps=2, checkpoint=file, save_every=np.int64(2), h=np.float64(0.5))
+    content = file.read_bytes()
+    for broken in (b"", content[: len(content) // 2]):
+        file.write_bytes(broken)
+        with pytest.raises(CheckpointError, match="is no checkpoint of a simulation"):
+            simulate(system(), W0, steps=2, checkpoint=file)
+        with pytest.raises(ValueError, match="is no saved trajectory"):
+            Trajectory.load(file)
+    file.write_bytes(content)
+    again = simulate(system(), W0, steps=2, checkpoint=file, save_every=2, h=0.5)
+    np.testing.assert_array_equal(again.w, whole.w)
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    whole = simulate(system(), W0, steps=6)
+    monkeypatch.setattr("riemannian_ode.checkpoint.write_arrays", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        run = simulate(system(), W0, steps=6, checkpoint=tmp_path / "run.npz", checkpoint_every=2)
+    assert run.status == "finished"
+    np.testing.assert_array_equal(run.w, whole.w)

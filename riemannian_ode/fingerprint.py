@@ -1,0 +1,114 @@
+"""What tells one run from another, so that a checkpoint is continued by its own run only."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from riemannian_ode.arrays import is_torch, to_numpy
+from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
+from riemannian_ode.dynamics import RISHD
+from riemannian_ode.events import Event
+from riemannian_ode.flow import Array
+from riemannian_ode.integrators import Integrator, PhaseState
+from riemannian_ode.recording import Recorder
+from riemannian_ode.schedule import Schedule
+
+_DEEPEST = 4  # objects within objects that are looked into: a split's landscape, its layout, …
+
+
+def fingerprint(
+    system: RISHD,
+    start: PhaseState,
+    scheme: Integrator,
+    *,
+    schedule: Schedule,
+    recorder: Recorder,
+    events: Sequence[Event],
+) -> dict[str, Any]:
+    """Settings, start, coefficients, and the numbers of objective, metric and split.
+
+    Functions (time-dependent coefficients, functions that objects hold, observers, events) are known by name only.
+    Objects are known by their floats, texts, flags and arrays; whole numbers and dictionaries in them are left out,
+    since objects count and cache in them. The limit on an adaptive scheme's steps is left out: a run that reached it
+    continues with a higher one.
+
+    Args:
+        system: The dynamics.
+        start: State at the start.
+        scheme: Integrator with its settings.
+        schedule: Steps and saves.
+        recorder: Has the observers.
+        events: What is watched for.
+
+    Returns:
+        Plain values by name, as JSON can hold them.
+    """
+    coefficients = {
+        name: "varies in time" if isinstance(value := getattr(system, name), TimeDependent) else _digest(value)
+        for name in COEFFICIENTS
+    }
+    times = schedule.save_at.times
+    numbers = {k: v for k, v in vars(scheme).items() if isinstance(v, (int, float, str)) and k != "max_steps"}
+    return {
+        "h": float(schedule.h),
+        "t0": float(schedule.t0),
+        "save_every": int(schedule.save_every),
+        "integrator": scheme.name,
+        "integrator's settings": numbers,
+        "objective": _identity(system.objective),
+        "metric": _identity(system.metric),
+        "split": "none" if system.flat is None else _identity(system.flat),
+        "correction": bool(system.correction),
+        **coefficients,
+        "start": _digest(*start),
+        "shape": list(start.w.shape),
+        "observers": sorted(recorder.observers),
+        "keep_states": recorder.keep_states,
+        "events": [[event.name, event.direction, event.terminal] for event in events],
+        "save_at": f"{len(times)} times ({_digest(times)})" if len(times) else "nothing",
+    }
+
+
+def _digest(*arrays: Array) -> str:
+    parts = (np.ascontiguousarray(to_numpy(x)).tobytes() for x in arrays)
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def _identity(x: Any) -> str:
+    """Name of an object's type, or of a function, and a digest of the numbers in it."""
+    content = hashlib.sha256()
+    for part in _parts(x, depth=0):
+        content.update(part)
+    function = x.func if isinstance(x, functools.partial) else x
+    name = getattr(function, "__qualname__", type(x).__name__)
+    return f"{name} ({content.hexdigest()[:16]})"
+
+
+def _parts(x: Any, *, depth: int) -> Iterator[bytes]:
+    """Bytes of whatever tells an object from another of its type."""
+    if isinstance(x, (bool, float, complex, str, np.floating, np.bool_)):
+        yield repr(x).encode()
+    elif isinstance(x, np.ndarray) or is_torch(x):
+        array = to_numpy(x)
+        yield repr(array.shape).encode()
+        if array.dtype != object:  # whose bytes are addresses
+            yield np.ascontiguousarray(array).tobytes()
+    elif isinstance(x, (tuple, list)):
+        for part in x:
+            yield from _parts(part, depth=depth)
+    elif isinstance(x, functools.partial):
+        yield from _parts([x.func, *x.args, *x.keywords.values()], depth=depth)
+    elif callable(x) and hasattr(x, "__qualname__"):
+        yield x.__qualname__.encode()
+        yield from _parts(getattr(x, "__self__", None), depth=depth + 1)
+    elif hasattr(x, "__dict__") and depth < _DEEPEST:
+        yield type(x).__qualname__.encode()
+        for name, value in sorted(vars(x).items()):
+            if not isinstance(getattr(type(x), name, None), functools.cached_property):
+                yield name.encode()
+                yield from _parts(value, depth=depth + 1)
