@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node=2 examples/several_ranks.py --parallel fsdp2
     torchrun --standalone --nproc-per-node=4 examples/several_ranks.py --parallel ddp
 
-Stop it at any time and run it again, with as many ranks as you like. Needs transformers.
+Stop it at any time and run it again, with another number of ranks up to 16. Needs transformers.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def batch(step, device):
     generator = torch.Generator().manual_seed(step)
     start, stride = (torch.randint(SIZES["vocab_size"], (BATCH, 1), generator=generator) for _ in range(2))
     tokens = (start + stride * torch.arange(LENGTH)) % SIZES["vocab_size"]
-    return tokens.chunk(dist.get_world_size())[dist.get_rank()].to(device)
+    return tokens[dist.get_rank() :: dist.get_world_size()].to(device)
 
 
 def last_checkpoint(folder):
@@ -114,6 +114,8 @@ def main():
     else:
         device = torch.device("cpu")
         dist.init_process_group("gloo")
+    if dist.get_world_size() > BATCH:
+        raise SystemExit(f"{dist.get_world_size()} ranks, but a batch of {BATCH} sequences; start at most {BATCH}.")
     losses = train(arguments, device)
     if dist.get_rank() == 0:
         print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps" if losses else "the run was complete")

@@ -166,7 +166,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
         Raises:
             NonFiniteError: for a gradient of an earlier step, with ``on_nonfinite="raise"``.
+            ValueError: if the parameters were sharded after the first step.
         """
+        self._notice_sharding()
         self.check_gradients(wait=False)
         loss = None
         if closure is not None:
@@ -218,6 +220,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def init_state(self) -> None:
         """Create all state before the first step, e.g. for ``torch.distributed.checkpoint``."""
+        self._notice_sharding()
         for group in self.param_groups:
             if group["rule"] != "adamw":
                 group["steps"] = steps_so_far(group)
@@ -236,7 +239,10 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             ValueError: if groups, rules, parameter names or shapes differ, naming the difference; on all ranks if they
                 do on one.
         """
+        self._notice_sharding()
         ranks = self._ranks
+        if ranks is not None:
+            ranks.settle()  # the step before counts for the groups that go
         if ranks is None:
             check_loadable(state_dict, self.param_groups, self._initial_state)
         else:
@@ -279,6 +285,21 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             if self.capturable:
                 raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
             self._ranks = Ranks(self, process_group)
+
+    @_disable_dynamo
+    def _notice_sharding(self) -> None:
+        """Divide the work if the parameters became DTensors since, as accelerate's ``prepare`` does; a collective then.
+
+        Raises:
+            ValueError: if there is state already, which belongs to tensors that are gone.
+        """
+        if self._ranks is None and any(map(_is_dtensor, self._parameters())):
+            if self._steps_made or self.state:
+                raise ValueError(
+                    f"the parameters were sharded after {self._steps_made} steps of this optimizer, whose state "
+                    "belongs to the tensors before; shard the model first, then load a checkpoint."
+                )
+            self._divide()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -105,19 +105,20 @@ class Agreement:
         members: All parameters of the optimizer; of those that another team holds, or only this rank, nothing but
             whether they are finite is agreed on here.
         watches: Whether gradients are looked at for numbers that are not finite.
+        warned: Names of parameters that a warning was given of; grows.
 
     Attributes:
         members: Those that the team holds, then (if it watches) the others: the order of all flags.
     """
 
-    def __init__(self, team: Team, members: list[Member], *, watches: bool) -> None:
+    def __init__(self, team: Team, members: list[Member], *, watches: bool, warned: set[str]) -> None:
         shared = [member for member in members if member.layout.team is team]
         self.members = shared + [member for member in members if member.layout.team is not team]
         self.team, self._shared, self._watches = team, len(shared), watches
         self._names = [member.name for member in self.members]
         self._pending: tuple[int, Tensor, Any] | None = None
         self._present: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
-        self._warned: set[str] = set()
+        self._warned = warned
 
     def flags(self, finite: Tensor | None, present: Sequence[bool], device: torch.device) -> Tensor:
         """This rank's part, uint8: for each parameter whether it is bad, then for each whether it is there.

@@ -45,6 +45,7 @@ class Ranks:
         self._layouts, self._division = Layouts(process_group), Division()
         self.members: dict[Tensor, Member] = {}
         self._agreements: list[Agreement] = []
+        self._warned: set[str] = set()
         self._active: list[Member] = []
         self._checked = StateShapes(optimizer)
         self._error: NonFiniteError | None = None
@@ -52,6 +53,7 @@ class Ranks:
 
     def extend(self) -> None:
         """Take in parameters that were added to the optimizer's groups; a collective."""
+        self.settle()  # of what the step before was agreed on without them
         new: list[dict[str, Any]] = []
         jobs: list[Job] = []
         for number, group in enumerate(self._optimizer.param_groups):
@@ -183,11 +185,11 @@ class Ranks:
             world = Axis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
             main = Team(Axis(), world, world.group, tuple(range(world.size)))
         watches = self._optimizer.on_nonfinite != "ignore"
-        self._agreements = [Agreement(main, members, watches=watches)]
+        self._agreements = [Agreement(main, members, watches=watches, warned=self._warned)]
         for team in teams:
             if team is not main:
                 shared = [member for member in members if member.layout.team is team]
-                self._agreements.append(Agreement(team, shared, watches=False))
+                self._agreements.append(Agreement(team, shared, watches=False, warned=self._warned))
 
     def _description(self, member: Member) -> str:
         group = self._optimizer.param_groups[member.group]

@@ -45,7 +45,7 @@ def compare(
     plan = load_plan(file)
     folder = folder or Path("runs/compare") / file.stem
     if dry_run:
-        for run in due_runs(plan, read_runs(folder)):
+        for run in due_runs(plan, read_runs(folder), only=only or ())[:limit]:
             out.print(run.label, highlight=False)
         return
     from rishd.comparing.execute import execute
@@ -94,7 +94,8 @@ def report(plan: object, folder: Path, output: Format) -> None:
     if not comparison.results:
         err.print("no run is recorded yet")
         return
-    laws = scaling_laws(comparison)
+    laws, lawless = scaling_laws(comparison)
+    warnings = [*comparison.warnings(), *lawless]
     figures = {
         "losses": comparison_figure(comparison),
         "curves": curve_figure(plan, recorded, comparison),
@@ -104,7 +105,7 @@ def report(plan: object, folder: Path, output: Format) -> None:
     for stem, figure in figures.items():
         if figure is not None:
             figure.savefig(folder / f"{stem}.png", dpi=120)
-    data = comparison.as_dict() | {"scaling": [law.as_dict() for law in laws], "warnings": comparison.warnings()}
+    data = comparison.as_dict() | {"scaling": [law.as_dict() for law in laws], "warnings": warnings}
     text = json.dumps(data, indent=2, allow_nan=False)
     (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
     if output is Format.json:
@@ -113,6 +114,6 @@ def report(plan: object, folder: Path, output: Format) -> None:
     out.print(text_table(comparison.table()))
     for law in laws:
         out.print(law.sentence, highlight=False)
-    for line in comparison.warnings():
+    for line in warnings:
         out.print(line, style="yellow", highlight=False)
     out.print(f"records, data and figures in {folder}")

@@ -43,12 +43,11 @@ def pretrain(
     from rishd.pretraining import require_extra
 
     require_extra()
-    from rishd.pretraining.config_files import load_config, override
+    from rishd.pretraining.config_files import load_config
     from rishd.pretraining.results import CONFIG
 
     if resume and file is None and (folder / CONFIG).exists():
         file = folder / CONFIG
-    config = load_config(file, overrides or ())
     options: dict[str, Any] = {
         "optimizer.name": optimizer,
         "model.preset": preset,
@@ -59,7 +58,8 @@ def pretrain(
         "seed": seed,
         "data.paths": None if data is None else [str(path.resolve()) for path in data],
     }
-    config = override(config, {key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    config = load_config(file, overrides or (), changes=given)
     from rishd.pretraining.ranks import disconnect, leave
     from rishd.pretraining.run import train  # after the settings are checked: transformers loads for seconds
 

@@ -54,14 +54,11 @@ def execute(
     Raises:
         ValueError: for a variant that is unknown.
     """
-    for name in only:
-        if name not in plan.variants:
-            raise ValueError(f"no variant is called {name!r}; there are {', '.join(plan.variants)}.")
     count = cpu_count() if jobs < 0 else jobs
     each = threads or max(1, cpu_count() // count)
     recorded, made = read_runs(results), 0
     while True:
-        due = [run for run in due_runs(plan, recorded) if not only or run.variant in only]
+        due = due_runs(plan, recorded, only=only)
         # As many as run at once, since each result may say what matters next.
         wave = due[: count if limit is None else min(count, limit - made)]
         if not wave:

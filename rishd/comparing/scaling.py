@@ -62,13 +62,17 @@ class PowerLaw(Record):
         return text
 
 
-def scaling_laws(comparison: Comparison) -> list[PowerLaw]:
+def scaling_laws(comparison: Comparison) -> tuple[list[PowerLaw], list[str]]:
     """A law for each variant that has at least two cells which differ in tokens or in parameters, not in both.
 
     Args:
         comparison: Statistics of all runs.
+
+    Returns:
+        The laws, and why some variants have none.
     """
     laws: dict[str, PowerLaw] = {}
+    complaints = []
     for name in dict.fromkeys(row.variant for row in comparison.results):
         rows = [row for row in comparison.results if row.variant == name and row.loss is not None]
         axis = _axis(rows)
@@ -77,16 +81,20 @@ def scaling_laws(comparison: Comparison) -> list[PowerLaw]:
         points = sorted((float(getattr(row, axis)), row.loss.mean) for row in rows if row.loss is not None)
         x, loss = np.array(points).T
         if np.all(np.isfinite(loss)) and np.all(loss > 0):
-            laws[name] = fit_power_law(name, axis, x, loss)
+            try:
+                laws[name] = fit_power_law(name, axis, x, loss)
+            except (ValueError, RuntimeError) as problem:  # the second of a fit that does not converge
+                complaints.append(f"{name} has no scaling law: {problem}")
     base = laws.get(comparison.baseline or "")
     if base is None:
-        return list(laws.values())
-    return [
+        return list(laws.values()), complaints
+    related = [
         law
         if law is base or law.axis != base.axis
         else replace(law, advantage=base.inverse(float(law(law.x[-1]))) / float(law.x[-1]))
         for law in laws.values()
     ]
+    return related, complaints
 
 
 def fit_power_law(variant: str, axis: Axis, x: np.ndarray, loss: np.ndarray) -> PowerLaw:

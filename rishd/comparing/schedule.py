@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rishd.comparing.plan import Plan, PlannedRun
 from rishd.comparing.record import RecordedRun
 
 
-def due_runs(plan: Plan, recorded: Mapping[str, RecordedRun]) -> list[PlannedRun]:
+def due_runs(plan: Plan, recorded: Mapping[str, RecordedRun], *, only: Sequence[str] = ()) -> list[PlannedRun]:
     """Runs that are not recorded and whose settings are known, in the order of the variants.
 
     A grid of learning rates runs with the first seed; when it is complete the other seeds and lengths are due at the
@@ -18,9 +18,16 @@ def due_runs(plan: Plan, recorded: Mapping[str, RecordedRun]) -> list[PlannedRun
     Args:
         plan: The comparison.
         recorded: By key.
+        only: Variants that count; all if empty.
+
+    Raises:
+        ValueError: for a variant that is unknown.
     """
+    for name in only:
+        if name not in plan.variants:
+            raise ValueError(f"no variant is called {name!r}; there are {', '.join(plan.variants)}.")
     due: dict[str, PlannedRun] = {}
-    for name in plan.variants:
+    for name in only or plan.variants:
         for cell in plan.cells_of(name):
             for run in known_runs(plan, recorded, name, cell):
                 if run.key not in recorded:

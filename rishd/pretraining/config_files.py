@@ -30,12 +30,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """The run that a file and overrides describe.
+def load_config(
+    path: Path | None = None, overrides: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None
+) -> PretrainConfig:
+    """The run that a file, overrides and changes describe together; later ones win, and only their sum is checked.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.toml`` file; ``None`` starts from the defaults.
         overrides: ``section.key=value`` with YAML values, e.g. ``optimizer.lr=1e-3`` or ``optimizer.settings.chi=4``.
+        changes: Dotted key ↦ value, as of :func:`override`.
 
     Raises:
         ConfigError: for a file that cannot be read, an unknown key, or a value out of range.
@@ -50,6 +53,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Pret
         except yaml.YAMLError as problem:
             raise ConfigError(f"override {override!r}: the value is not YAML ({_one_line(problem)}).") from None
         mapping = with_value(mapping, key.strip(), value)
+    for key, value in (changes or {}).items():
+        mapping = with_value(mapping, key, value)
     return make_config(mapping, source=str(path) if path is not None else "the overrides")
 
 

@@ -28,14 +28,25 @@ def sharding_ranks(config: PretrainConfig) -> int:
 
 
 def replicas(config: PretrainConfig) -> ProcessGroup | None:
-    """Ranks that have the same model, once they are connected; ``None`` if there is one, or the model is sharded.
-
-    accelerate shards it, if told so, when the optimizer is there already.
-    """
-    by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if config.training.sharding != "none" or by_accelerate or rank_count() == 1:
+    """Ranks that have the same model, once they are connected; ``None`` if there is one, or the model is sharded."""
+    if config.training.sharding != "none" or rank_count() == 1:
         return None
     return dist.group.WORLD
+
+
+def refuse_fsdp_of_accelerate() -> None:
+    """Refuse ``accelerate launch --use_fsdp``.
+
+    transformers' Trainer then builds the optimizer itself and takes none that is given.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError(
+            "accelerate launch --use_fsdp is not for rishd pretrain: transformers takes no optimizer from outside with "
+            "it. Leave --use_fsdp out and give --set training.sharding=fsdp2, which is torch's FSDP2 on any device."
+        )
 
 
 def disconnect() -> bool:

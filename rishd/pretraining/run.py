@@ -21,7 +21,14 @@ from rishd.pretraining.corpus import Corpus, load_corpus
 from rishd.pretraining.cost import StaticCost, estimate, measured_cost, require_memory, static_cost
 from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
-from rishd.pretraining.ranks import rank_count, replicas, shard, sharding_ranks, training_arguments
+from rishd.pretraining.ranks import (
+    rank_count,
+    refuse_fsdp_of_accelerate,
+    replicas,
+    shard,
+    sharding_ranks,
+    training_arguments,
+)
 from rishd.pretraining.recorder import Progress, RunRecorder, tensorboard
 from rishd.pretraining.results import (
     RECORD,
@@ -70,6 +77,7 @@ def train(
     """
     if resume == "auto":
         resume = (out / RECORD).exists()
+    refuse_fsdp_of_accelerate()
     quiet()
     arguments = training_arguments(config, out)
     if not arguments.should_save:  # another rank than the first

@@ -224,13 +224,26 @@ def test_scaling_laws_over_budgets_with_the_baselines_disadvantage():
         return 1.5 + (tokens * (2.0 if run.variant == "lite" else 1.0) / 1e3) ** -0.3
 
     comparison = compare(plan, finish(plan, loss))
-    laws = {law.variant: law for law in scaling_laws(comparison)}
+    found, complaints = scaling_laws(comparison)
+    laws = {law.variant: law for law in found}
+    assert not complaints
     assert laws["muon"].exponent == pytest.approx(0.3, abs=0.01)
     assert laws["lite"].advantage == pytest.approx(2.0, rel=0.02)
     assert "the baseline needs 2.0" in laws["lite"].sentence
     scaling_figure(list(laws.values()))
     with pytest.raises(ValueError, match="do not fall"):
         fit_power_law("a", "tokens", np.array([1.0, 2.0]), np.array([3.0, 3.1]))
+
+
+def test_a_variant_without_scaling_law_does_not_hide_the_others():
+    cells = {f"{steps} steps": {"training.steps": steps} for steps in (50, 100, 200)}
+    plan = make_plan(mapping(cells=cells, seeds=[0]))
+    comparison = compare(
+        plan, finish(plan, lambda run: 2.0 + (1 if run.variant == "lite" else -1) * run.config.steps / 1e3)
+    )
+    laws, complaints = scaling_laws(comparison)
+    assert "lite" not in {law.variant for law in laws} >= {"muon"}
+    assert any("lite has no scaling law: the losses of lite do not fall with its tokens" in line for line in complaints)
 
 
 def test_runs_that_begin_differently_are_said():
@@ -291,6 +304,10 @@ def test_command_runs_what_is_missing_and_reports(tiny):
     dry = CliRunner().invoke(app, ["compare", file, *options, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     assert dry.stdout.splitlines()[0] == "adamw, lr 0.001, seed 0"
+    few = CliRunner().invoke(app, ["compare", file, *options, "--dry-run", "--limit", "1"])
+    assert few.stdout.splitlines() == dry.stdout.splitlines()[:1]
+    none = CliRunner().invoke(app, ["compare", file, *options, "--dry-run", "--only", "nobody"])
+    assert isinstance(none.exception, ValueError)
     one = CliRunner().invoke(app, ["compare", file, *options, "--limit", "1"])
     assert one.exit_code == 0, one.output
     assert len(read_runs(out)) == 1

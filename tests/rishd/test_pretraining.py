@@ -159,6 +159,12 @@ def test_half_precision_stays_near_float32(text, tmp_path, precision):
     assert {p.dtype for p in weights(tmp_path / precision).values()} == {expected}
 
 
+def test_sharding_by_accelerate_is_refused(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"training\.sharding=fsdp2"):
+        run(tiny(text), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -70,6 +70,16 @@ def test_bad_files_are_refused_with_their_name(tmp_path, text, overrides, messag
         load_config(tmp_path / "run.yaml", overrides)
 
 
+def test_settings_that_hold_only_together():
+    """Neither fits the default batch of 8 or the default 200 steps alone."""
+    config = load_config(
+        None,
+        ["training.micro_batch_size=16", "schedule.warmup_steps=300"],
+        changes={"training.batch_size": 64, "training.steps": 2000},
+    )
+    assert (config.training.micro_batch_size, config.warmup_steps) == (16, 300)
+
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if "variants:" not in path.read_text())
 
@@ -79,7 +89,7 @@ def test_the_configurations_that_come_with_the_project(path):
     config = load_config(path)
     assert config.steps > config.warmup_steps > 0
     if path.stem.startswith("published"):  # arXiv:2602.22681: sequences of 1024 tokens, a million tokens a step or two
-        assert config.tokens_per_step == (2 if path.stem.endswith("llama_1b") else 1) * 2**20
+        assert config.tokens_per_step == (2 if path.stem.endswith("_1b") else 1) * 2**20  # both of a billion
         assert config.training.precision == "bfloat16"
 
 

@@ -1,5 +1,6 @@
 """What is checked on several ranks; run by torchrun, one process a rank. Results go to FOLDER/<ranks>-<rank>.json."""
 
+import copy
 import datetime
 import hashlib
 import json
@@ -293,6 +294,57 @@ def none_on_some_ranks(rank, world, folder):
             "warned": sorted(str(each.message) for each in caught if "synchronise" in str(each.message)),
             "again": train(model, optimizer, range(3, 5), forward=forward, rank=rank, world=world),
         }
+    return found
+
+
+@check
+def bookkeeping(rank, world, folder):
+    """Distance to one process and gradients counted where other things than a step follow a step, or come before."""
+
+    def roll_back(model, optimizer, late, **where):
+        train(model, optimizer, range(2), **where)
+        saved = copy.deepcopy(optimizer.state_dict())
+        train(model, optimizer, [2], **where)
+        optimizer.load_state_dict(saved)
+        train(model, optimizer, [3, 4], **where)
+
+    def add_group(model, optimizer, late, **where):
+        train(model, optimizer, [0], **where)
+        optimizer.add_param_group(late)
+        train(model, optimizer, [1, 2], **where)
+
+    def shard_late(model, optimizer, late, **where):
+        train(model, optimizer, range(3), **where)
+
+    def steps(optimizer):
+        return [group["steps"] for group in optimizer.param_groups if group["rule"] != "adamw"]
+
+    found = {}
+    for name in ("muon", "soap"):
+        for way in (roll_back, add_group, shard_late):
+            for mode in modes(world):
+                model, alone = model_for(), model_for()
+                late = [None, None]
+                if way is shard_late:
+                    if mode == "ddp":
+                        continue
+                    divided = OPTIMIZERS[name](groups_of(model, name))
+                    forward, _ = mode_of(model, mode, world)
+                    sharded = dict(model.named_parameters())
+                    for group in divided.param_groups:  # as accelerate does in prepare()
+                        group["params"] = [sharded[key] for key in group["param_names"]]
+                else:
+                    forward, settings = mode_of(model, mode, world)
+                    own = groups_of(model, name)
+                    late[0] = own.pop() if way is add_group else None
+                    divided = OPTIMIZERS[name](own, **settings)
+                kept = groups_of(alone, name)
+                late[1] = kept.pop() if way is add_group else None
+                optimizer = OPTIMIZERS[name](kept)
+                way(alone, optimizer, late[1])
+                way(model, divided, late[0], forward=forward, rank=rank, world=world)
+                divided.state_dict()  # counts the last step
+                found[f"{name}/{mode}/{way.__name__}"] = distance(model, alone), steps(divided) == steps(optimizer)
     return found
 
 

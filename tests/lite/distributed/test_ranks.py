@@ -128,6 +128,16 @@ def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
 
 
 @pytest.mark.parametrize("ranks", SEVERAL)
+def test_what_follows_a_step_finds_it_counted(results, ranks):
+    """Older state loaded, a group added; and an optimizer that was built before its model was sharded."""
+    for found in results.of(ranks, "bookkeeping"):
+        assert {case.split("/")[2] for case in found} == {"roll_back", "add_group", "shard_late"}
+        for case, (distance, counted) in found.items():
+            assert counted, case
+            assert distance <= (1e-6 if "soap" in case else 1e-8), case
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
 def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_once(results, ranks):
     """Also by those that own none of these matrices; nothing moves, and with the old one training goes on."""
     for found in results.of(ranks, "raised_sharp_fraction"):
