@@ -42,6 +42,8 @@ def step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, usab
         batch: Parameters, gradients and state.
         usable: Whether all gradients of the step are finite, 0-dimensional; ``None`` where nobody asks.
     """
+    if usable is not None:
+        usable = usable.to(batch.entries[0].w.device)  # gradients may lie on several devices
     if group["rule"] != "adamw" and rule.step_in_place(group, batch, usable):
         return
     w, g, state = batch.w, batch.inputs["g"], batch.state

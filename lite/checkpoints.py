@@ -14,6 +14,8 @@ def check_loadable(
     groups: list[dict[str, Any]],
     initial_state: Callable[..., dict[str, Tensor]],
     held: Callable[[Tensor], Collection[str]] | None = None,
+    *,
+    spare: Collection[str] = (),
 ) -> None:
     """Refuse a checkpoint of another model, rule or grouping, or of another part of one, naming the difference.
 
@@ -22,6 +24,7 @@ def check_loadable(
         groups: This optimizer's parameter groups.
         initial_state: (group, tensor like a parameter) ↦ its state before the first step.
         held: Parameter ↦ keys of the state that this rank holds; ``None``: all of them.
+        spare: Keys of state that may be there without need, or with more columns: of a sharp fraction since lowered.
 
     Raises:
         ValueError: for the first difference.
@@ -52,13 +55,20 @@ def check_loadable(
             needed = set(expected) if held is None else set(held(p))
             steps = saved.get("steps", [])[place : place + 1]
             if state or (needed and steps and steps[0]):
-                _check_state(_name(own, place, index), p, settings["rule"], expected, needed, state)
+                _check_state(_name(own, place, index), p, settings["rule"], expected, needed, state, spare)
 
 
 def _check_state(
-    name: str, p: Tensor, rule: str, expected: dict[str, Tensor], needed: set[str], saved: dict[str, Any]
+    name: str,
+    p: Tensor,
+    rule: str,
+    expected: dict[str, Tensor],
+    needed: set[str],
+    saved: dict[str, Any],
+    spare: Collection[str],
 ) -> None:
-    if not set(saved) <= set(expected):
+    allowed = set(expected) if rule == "adamw" else {*expected, *spare}
+    if not set(saved) <= allowed:
         raise ValueError(
             f"parameter {name} has state {sorted(saved)} in the checkpoint, but rule {rule!r} needs "
             f"{sorted(expected)}; it was saved by another optimizer."
@@ -70,7 +80,9 @@ def _check_state(
             "torch.distributed.checkpoint."
         )
     for key, value in saved.items():
-        if tuple(value.shape) != tuple(expected[key].shape):
+        here = tuple(expected[key].shape) if key in expected else tuple(value.shape)
+        wider = key in spare and value.ndim >= 2 and value.shape[:-1] == here[:-1] and value.shape[-1] > here[-1]
+        if tuple(value.shape) != here and not wider:
             raise ValueError(
                 f"parameter {name} has shape {tuple(p.shape)}, but its saved {key} has {tuple(value.shape)}; "
                 "the checkpoint is of another model."

@@ -29,12 +29,14 @@ class MatrixRule(ABC):
         elementwise_state: Keys of the state that have the parameter's shape.
         sharded_state: Those of them that lie on the shards.
         travelling_state: Those of the sharded ones that :meth:`whole_update` changes, not :meth:`shard_update`.
+        spare_state: Keys of the state that a lower ``sharp_fraction`` needs less of, in columns, or not at all.
     """
 
     rule: ClassVar[str]
     elementwise_state: ClassVar[tuple[str, ...]] = ("momentum",)
     sharded_state: tuple[str, ...] = ()
     travelling_state: tuple[str, ...] = ()
+    spare_state: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:

@@ -75,6 +75,7 @@ class MuonLITE(LITEOptimizer):
 
     rule = "muon"
     sharded_state = ("momentum",)
+    spare_state = ("rho", "subspace")
 
     def __init__(
         self,
@@ -280,7 +281,9 @@ _RULE_SETTINGS = (
 
 def _rule(group: dict[str, Any]) -> MuonRule:
     settings = {key: group[key] for key in _RULE_SETTINGS}
-    return MuonRule(**settings, mask=None if _is_plain(group) else group["mask"])
+    if _is_plain(group):
+        return MuonRule(**settings | {"chi_sharp": 1.0}, mask=None)
+    return MuonRule(**settings, mask=group["mask"])
 
 
 def _is_plain(group: dict[str, Any]) -> bool:

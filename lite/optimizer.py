@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -243,15 +244,26 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         ranks = self._ranks
         if ranks is not None:
             ranks.settle()  # the step before counts for the groups that go
+        # Hooks run here and not in torch's function, which would see the state before this one has put it back.
+        before, after = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
+        state_dict = state_dict.copy()
+        for pre_hook in before.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        check = partial(check_loadable, state_dict, self.param_groups, self._initial_state, spare=self.spare_state)
         if ranks is None:
-            check_loadable(state_dict, self.param_groups, self._initial_state)
+            check()
         else:
-            ranks.check_together(
-                partial(check_loadable, state_dict, self.param_groups, self._initial_state, ranks.held)
-            )
-        before = self.param_groups
-        super().load_state_dict(state_dict)
-        for own, loaded in zip(before, self.param_groups, strict=True):
+            ranks.check_together(partial(check, ranks.held))
+        own_groups = self.param_groups
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = before
+            self._optimizer_load_state_dict_post_hooks = after
+        for own, loaded in zip(own_groups, self.param_groups, strict=True):
             for name, value in own.items():
                 loaded.setdefault(name, value)  # of settings that the checkpoint did not know
             keep_tensors(own, loaded)
@@ -263,7 +275,10 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
                 self.state[p] = ranks.fitted_state(p, saved) if ranks else _copied(saved, p.device)
         if ranks:
             ranks.note_loaded()
+        self._watch = FinitenessWatch()  # what steps since then have found is undone
         self._steps_made = max((step for group in self.param_groups for step in group.get("steps", [])), default=0)
+        for post_hook in after.values():
+            post_hook(self)
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups; see ``torch.optim.Optimizer.state_dict``.

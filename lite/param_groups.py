@@ -85,7 +85,8 @@ def param_groups(
         defaults ``"matrix"``, ``None`` and −2.
 
     Raises:
-        ValueError: if the model has no trainable parameter, a kind is unknown, or an override does not fit.
+        ValueError: if the model has no trainable parameter, a kind is unknown, the head has no weight of the model, or
+            an override does not fit.
 
     Source: settings of arXiv:2602.22681 (LLaMA); the grouping by type is ours.
     """
@@ -98,6 +99,11 @@ def param_groups(
     fractions = {**PUBLISHED_SHARP_FRACTION, **_by_kind("sharp_fraction", sharp_fraction or {})}
     others = _by_kind("settings", settings or {})
 
+    if head is not None and not any(getattr(head, "weight", None) is p for p in model.parameters()):
+        raise ValueError(
+            f"head is a {type(head).__name__} whose weight is no parameter of the model; give the layer that has it, "
+            "e.g. model.classifier[-1], or name the parameter in kinds."
+        )
     placed = placements(model, head=head if head is not None else _output_head(model), overrides=kinds or {})
     members: dict[Placement, list[tuple[str, Tensor]]] = {}
     for name, p in model.named_parameters():  # each shared parameter comes once

@@ -141,13 +141,18 @@ def initial_soap_state(rule: SOAPRule, w: Tensor) -> SOAPState:
     def square(side: int) -> Tensor | None:
         return w.new_zeros(*batch, side, side, dtype=wide) if side <= rule.max_precondition_dim else None
 
+    def basis(side: int) -> Tensor | None:
+        # Where the first gradient is not usable, the next steps see theirs in no basis of their own: Adam.
+        one = square(side)
+        return None if one is None else one.add_(torch.eye(side, dtype=wide, device=w.device))
+
     return SOAPState(
         m=torch.zeros_like(w, dtype=wide),
         v=torch.zeros_like(w, dtype=wide),
         left=square(rows),
         right=square(columns),
-        left_basis=square(rows),
-        right_basis=square(columns),
+        left_basis=basis(rows),
+        right_basis=basis(columns),
         hi=w.new_full(batch, _INITIAL_HI, dtype=wide),
         lo=w.new_full(batch, _INITIAL_LO, dtype=wide),
     )

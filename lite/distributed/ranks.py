@@ -118,6 +118,7 @@ class Ranks:
                 member in self._checked or steps_so_far(self._optimizer.param_groups[member.group])[member.index]
             ):
                 self._checked.note(member)
+        self._error = None  # of a step that is undone
 
     def step(self, steps_made: int) -> None:
         """One step with the gradients that there are; outcomes of the step before are taken in.

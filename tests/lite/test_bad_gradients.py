@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from lite import MuonLITE, NonFiniteError
+from lite import SOAP, SOAPLITE, MuonLITE, NonFiniteError
 from lite.finiteness import finite_per_tensor
 from tests.lite.optimizers import OPTIMIZERS, build, copies, equal, loss_of, tensors, train
 
@@ -56,6 +57,32 @@ def test_skipped_steps_leave_everything_and_training_goes_on(make, at):
     train(model, optimizer, 25, start=at)
     assert loss_of(model, 50).item() < first
     assert all(x.isfinite().all() for x in tensors(model, optimizer))
+
+
+@pytest.mark.parametrize("rule", [SOAP, SOAPLITE])
+def test_a_bad_first_gradient_does_not_stop_elongated_matrices(rule):
+    """Whose basis is first refreshed once there are as many gradients as make their factors regular, 64 here."""
+    p = nn.Parameter(torch.ones(256, 4))
+    optimizer = rule([p], 0.1, weight_decay=0.0, on_nonfinite="skip")
+    moved = []
+    for k in range(10):
+        p.grad = torch.randn(256, 4, generator=torch.Generator().manual_seed(k))
+        if k == 0:
+            p.grad[3, 1] = NAN
+        before = p.detach().clone()
+        optimizer.step()
+        moved.append(not torch.equal(before, p))
+    assert moved == [False] + 9 * [True]
+
+
+def test_loading_an_earlier_state_takes_the_alarm_back(make):
+    model, optimizer = build(make)
+    train(model, optimizer, 2)
+    saved = optimizer.state_dict()
+    bad_step(model, optimizer, 2, NAN)
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, 2, start=2)
+    optimizer.check_gradients()
 
 
 @pytest.mark.parametrize("mask", ["subspace", "threshold"])

@@ -283,6 +283,41 @@ def test_a_sharp_fraction_raised_beyond_its_state_is_refused_before_anything_mov
     optimizer.check_gradients()
 
 
+@pytest.mark.parametrize("mask", ["subspace", "threshold"])
+@pytest.mark.parametrize("lowered", [0.0, 0.25])
+def test_a_checkpoint_after_a_lower_sharp_fraction_loads_and_goes_on(lowered, mask):
+    ends = []
+    for loads in (False, True):
+        p = nn.Parameter(torch.ones(8, 12))
+        optimizer = MuonLITE([p], 0.01, mask=mask, sharp_fraction=0.5)
+        for k in range(4):
+            if k == 2:
+                optimizer.param_groups[0]["sharp_fraction"] = lowered
+                saved = copy.deepcopy(optimizer.state_dict())
+                if loads:
+                    optimizer = MuonLITE([p], 0.01, mask=mask, sharp_fraction=0.5)
+                    optimizer.load_state_dict(saved)
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))
+            optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+    saved["state"][0]["momentum"] = torch.zeros(8, 13)  # only what a lower fraction leaves may be wider
+    with pytest.raises(ValueError, match="another model"):
+        optimizer.load_state_dict(saved)
+
+
+def test_the_ratio_of_sharp_directions_does_not_act_on_plain_matrices():
+    """They have no sharp directions: routers and matrices of unknown type in an ablation stay as they are."""
+    ends = []
+    for chi_sharp in (0.0, 1.0):
+        p = nn.Parameter(torch.ones(4, 6))
+        optimizer = MuonLITE([{"params": [p], "sharp_fraction": 0.0}], 0.1, chi_sharp=chi_sharp)
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
 def test_float16_zero_gradients_stay_finite():
     p = nn.Parameter(torch.ones(3, 4, dtype=torch.float16))
     optimizer = MuonLITE([p], 0.01)

@@ -293,6 +293,14 @@ def test_names_do_not_decide():
     assert kinds(model, head=model["x"])["x.weight"] == "head"
 
 
+def test_a_head_that_is_none_is_refused():
+    model = nn.ModuleDict({"x": nn.Linear(4, 4), "head": nn.Sequential(nn.Dropout(), nn.Linear(4, 9))})
+    assert kinds(model, head=model["head"][1])["head.1.weight"] == "head"
+    for head in (model["head"], nn.Linear(4, 9)):
+        with pytest.raises(ValueError, match="whose weight is no parameter of the model"):
+            param_groups(model, head=head)
+
+
 def test_the_head_is_found_inside_wrappers():
     class Wrapper(nn.Module):
         def __init__(self, module):

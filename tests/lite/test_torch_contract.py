@@ -191,6 +191,40 @@ def test_a_checkpoint_without_a_setting_keeps_the_optimizers_own(make):
     train(other, other_optimizer, 1, start=2)
 
 
+def test_load_hooks_of_torch_have_their_say(make):
+    """One that changes what is loaded, also its names, and one that sees and changes what was."""
+    model, optimizer = build(make)
+    train(model, optimizer, 2)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        if "param_names" in group:
+            group["param_names"] = [f"module.{name}" for name in group["param_names"]]
+    seen = []
+
+    def before(own, state_dict):
+        changed = copy.deepcopy(state_dict)
+        for group in changed["param_groups"]:
+            if "param_names" in group:
+                group["param_names"] = [name.removeprefix("module.") for name in group["param_names"]]
+        for state in changed["state"].values():
+            for x in state.values():
+                x.zero_()
+        return changed
+
+    def after(own):
+        seen.append([bool(x.any()) for state in own.state.values() for x in state.values()])
+        for state in own.state.values():
+            for x in state.values():
+                x.fill_(1)
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
+    optimizer.load_state_dict(saved)
+    assert seen
+    assert not any(seen[0])
+    assert all(bool((x == 1).all()) for state in optimizer.state.values() for x in state.values())
+
+
 def test_torch_schedulers_reach_every_group(make):
     model, optimizer = build(make)
     warm = LinearLR(optimizer, 0.1, total_iters=2)
