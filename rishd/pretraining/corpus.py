@@ -43,6 +43,10 @@ class Corpus(Protocol):
     warning: str
 
     @property
+    def validation_share(self) -> float:
+        """Share of the documents that are held back."""
+
+    @property
     def skipped(self) -> Sequence[str]:
         """What was left out as corrupt so far, a sentence each."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -39,10 +40,10 @@ class HubCorpus:
         self.skipped: list[str] = []
         self._config = config
         try:
-            self._data: Any = datasets.load_dataset(
+            self._unread: Any = datasets.load_dataset(
                 config.dataset, config.subset, split=config.dataset_split, revision=config.revision, streaming=True
             )
-            first = next(iter(self._data))
+            first = next(iter(self._unread))
         except Exception as problem:  # of the network, of the hub, of any file format
             raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}") from None
         if not isinstance(first.get(config.text_field), str):
@@ -50,13 +51,19 @@ class HubCorpus:
                 f"data set {self.name} has no text in {config.text_field!r}, but columns {', '.join(first)}; set "
                 "data.text_field."
             )
+        self._data = self._unread
         self.content_hash = self._fingerprint(first[config.text_field])
+
+    @property
+    def validation_share(self) -> float:
+        return self._config.validation_share
 
     @property
     def is_streamed(self) -> bool:
         return True
 
     def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
+        self._data = copy.deepcopy(self._unread)  # a position once loaded stays with the object
         if position is not None:
             self._data.load_state_dict(position)
         try:

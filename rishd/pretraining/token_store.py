@@ -67,11 +67,13 @@ class TokenStore:
         self.end = int(tokenizer.eos_token_id)
         file = max(1, _TOKENS_PER_FILE // length)
         vocabulary = sorted(tokenizer.get_vocab().items())
-        key = cache_key(corpus.content_hash, vocabulary, self.end, split, length, self.one_document_a_block, file)
+        content = corpus.content_hash, corpus.validation_share
+        key = cache_key(*content, vocabulary, self.end, split, length, self.one_document_a_block, file)
         self.folder = cache_folder() / f"tokens-{key}"
         self.blocks_per_file = file
         self._dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
         self._open: tuple[int, np.ndarray] | None = None
+        self._writer: threading.Thread | None = None
 
     def state(self) -> dict[str, Any]:
         """How far the writing has come."""
@@ -98,10 +100,13 @@ class TokenStore:
             return state
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            state = {**self.state(), "error": None}
+            before = self.state()
+            state = {**before, "error": None}
             if state["complete"] or state["blocks"] >= wanted:
                 return state
             try:
+                if before["error"] is not None:  # of an earlier process: others would take it for this one's
+                    self._save(state)
                 return self._write(state, wanted, progress)
             except (CorpusError, OSError) as problem:
                 with suppress(OSError):  # the disk may be full
@@ -116,6 +121,7 @@ class TokenStore:
                 self.fill(wanted)
 
         thread = threading.Thread(target=work, name=f"tokens of {self.split}", daemon=True)
+        self._writer = thread
         thread.start()
         return thread
 
@@ -138,10 +144,13 @@ class TokenStore:
         if self._open is None or self._open[0] != number:
             path = self.folder / f"{number:06}.npy"
             while not path.exists():
+                is_writing = (
+                    self._writer is not None and self._writer.is_alive()
+                )  # before the state: then it is its last
                 state = self.state()
                 if state["files"] > number:
                     continue  # written since
-                if state["error"] is not None:
+                if state["error"] is not None and not is_writing:
                     raise CorpusError(f"the {self.split} text of {self.corpus.name} ends early: {state['error']}")
                 if state["complete"]:
                     raise CorpusError(

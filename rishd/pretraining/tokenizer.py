@@ -76,7 +76,8 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Toke
         vocab_size: Number of tokens, at least :data:`rishd.pretraining.config.SMALLEST_VOCABULARY`.
         progress: Called with (what, done, total).
     """
-    path = cache_folder() / f"tokenizer-{cache_key(corpus.content_hash, vocab_size, _CHARACTERS)}.json"
+    key = cache_key(corpus.content_hash, corpus.validation_share, vocab_size, _CHARACTERS)
+    path = cache_folder() / f"tokenizer-{key}.json"
     if path.exists():
         return Tokenizer.from_file(str(path))
     tokenizer = Tokenizer(models.BPE())

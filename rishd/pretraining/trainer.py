@@ -64,6 +64,22 @@ class PretrainTrainer(Trainer):
             logs |= self.updates.read()
         super().log(logs, start_time)
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Loss of one pass; a router's balancing loss is the mean over passes and ranks.
+
+        transformers divides the cross-entropy by the tokens of all passes and ranks, and multiplies the sum with the
+        balancing loss, which it has not divided, by the number of ranks.
+        """
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        aux = outputs.get("aux_loss") if isinstance(outputs, dict) else None
+        if isinstance(aux, torch.Tensor) and num_items_in_batch is not None:
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            excess = ranks - 1.0 / self.current_gradient_accumulation_steps
+            loss = loss - self.model.config.router_aux_loss_coef * excess * aux.to(loss.device)
+        return (loss, outputs) if return_outputs else loss
+
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
         model: Any = self.model
@@ -125,8 +141,10 @@ class PretrainTrainer(Trainer):
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         batches = list(dataloader)
         # Ranks of a sharded model must make equally many passes: those with fewer repeat one, which counts nothing.
+        data: Any = self.eval_dataset
+        spare = batches[-1] if batches else self.data_collator([data[0]])
         for i in range(self._most_passes(len(batches))):
-            inputs = self._prepare_inputs(batches[min(i, len(batches) - 1)])
+            inputs = self._prepare_inputs(batches[i] if i < len(batches) else spare)
             if i >= len(batches):
                 inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
             sums += self._loss_sum(model, inputs)

@@ -15,7 +15,9 @@ import torch
 from rishd.pretraining import corpus as corpus_module
 from rishd.pretraining import token_store
 from rishd.pretraining.blocks import IGNORED, TokenBlocks, make_collator, training_blocks, validation_blocks
+from rishd.pretraining.config import DataConfig
 from rishd.pretraining.config_files import override
+from rishd.pretraining.corpus import load_corpus
 from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.token_store import TokenStore
 from rishd.pretraining.tokenizer import END_OF_TEXT, TokenizerError, load_tokenizer, named_tokenizer
@@ -86,6 +88,52 @@ def test_writing_in_parts_gives_the_same_blocks(text, tmp_path, tokenizer, small
             store = TokenStore(corpus_of(folder), "train", tokenizer, length=16, packing="concatenate")
             assert not store.fill(wanted)["complete"]
         assert np.array_equal(whole(store), expected)
+
+
+def test_another_share_held_back_is_another_store(tmp_path, tokenizer):
+    """And another tokenizer, whose text is the training part."""
+    folder = write_c4(tmp_path / "c4", count=400)
+    found = {}
+    for share in (0.02, 0.5):
+        corpus = load_corpus(DataConfig(paths=(str(folder),), validation_share=share))
+        parts = [set(corpus.texts(split)) for split in ("train", "validation")]
+        stores = [
+            TokenStore(corpus, split, tokenizer, length=64, packing="truncate") for split in ("train", "validation")
+        ]
+        assert [len(whole(store)) for store in stores] == [len(part) for part in parts]
+        found[share] = {store.folder for store in stores}
+    assert not found[0.02] & found[0.5]
+
+
+def test_a_writer_that_failed_may_try_again(text, tokenizer, small_files, monkeypatch, tmp_path):
+    """In a new process the first block is waited for, though the state still tells of the old failure."""
+    monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
+    broken = corpus_of(text)
+    read = broken.texts
+    broken.texts = lambda split, position=None: raising(read(split, position), after=3)
+    store = TokenStore(broken, "train", tokenizer, length=16, packing="concatenate")
+    store.fill_in_background(10).join()
+    with pytest.raises(CorpusError, match="ends early: the network is gone"):
+        store.block(0)
+    again = TokenStore(corpus_of(text), "train", tokenizer, length=16, packing="concatenate")
+    encode, seen = again._encode, []
+
+    def slow(texts):
+        seen.append(again.state()["error"])
+        time.sleep(0.2)
+        return encode(texts)
+
+    monkeypatch.setattr(again, "_encode", slow)
+    again.fill_in_background(10)
+    assert again.block(0).shape == (16,)
+    assert seen[0] is None  # nor do other ranks take the old failure for a new one
+
+
+def raising(texts, after):
+    for i, text in enumerate(texts):
+        if i == after:
+            raise CorpusError("the network is gone")
+        yield text
 
 
 WRITER = """

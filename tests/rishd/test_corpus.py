@@ -97,7 +97,9 @@ def test_data_sets_by_name_are_streamed_and_continued(tmp_path):
     texts = corpus.texts("train")
     first = [next(texts) for _ in range(130)]
     position = json.loads(json.dumps(corpus.position()))
-    assert first + list(load_corpus(config).texts("train", position)) == train
+    continued = load_corpus(config)
+    assert first + list(continued.texts("train", position)) == train
+    assert list(continued.texts("validation")) == validation  # from its beginning, whatever was continued before
 
 
 def test_data_sets_that_cannot_be_used_are_refused(tmp_path):

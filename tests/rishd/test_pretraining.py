@@ -150,6 +150,17 @@ def test_gradient_accumulation_makes_the_same_steps(text, tmp_path):
     assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-5)
 
 
+def test_the_balancing_loss_of_routers_does_not_grow_with_the_passes(text, tmp_path):
+    """It is not linear in the tokens, so that a mean over passes is near that of the batch, not equal."""
+    changes = {"model": {"preset": "moe-tiny"}, "optimizer.name": "adamw", "training": {"steps": 1, "batch_size": 8}}
+    config = tiny(text, {**changes, "schedule.warmup_steps": 0, "evaluation.every": 1, "checkpoints.every": 1})
+    losses = [
+        run(override(config, {"training.micro_batch_size": size}), tmp_path / str(size))[0].series("loss")[0][1]
+        for size in (8, 2, 1)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=4e-3)  # the coefficient is 0.01, and the loss near 2
+
+
 @pytest.mark.parametrize("precision", ["bfloat16-mixed", "bfloat16"])
 def test_half_precision_stays_near_float32(text, tmp_path, precision):
     (half, _), (full, _) = (run(tiny(text, {"training.precision": p}), tmp_path / p) for p in (precision, "float32"))
