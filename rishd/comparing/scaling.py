@@ -83,7 +83,7 @@ def scaling_laws(comparison: Comparison) -> tuple[list[PowerLaw], list[str]]:
         if np.all(np.isfinite(loss)) and np.all(loss > 0):
             try:
                 laws[name] = fit_power_law(name, axis, x, loss)
-            except (ValueError, RuntimeError) as problem:  # the second of a fit that does not converge
+            except (ValueError, ArithmeticError, RuntimeError) as problem:  # no fall, almost none, no convergence
                 complaints.append(f"{name} has no scaling law: {problem}")
     base = laws.get(comparison.baseline or "")
     if base is None:

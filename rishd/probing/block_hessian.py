@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rishd.probing.checkpoint import Inputs, loss_and_count
 from rishd.probing.lanczos import Product
 
 
@@ -19,14 +20,14 @@ class BlockHessian:
 
     Args:
         model: A causal language model whose attention can be differentiated twice (``attn_implementation="eager"``).
-        batches: Token ids, each of shape ``(sequences, length)`` and of equal size; the loss is their mean.
+        batches: Inputs of the model's passes; the loss is the mean over all tokens that count.
         names: Parameters to keep graphs for.
 
     Raises:
         ValueError: for an unknown parameter.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor], names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Inputs], names: Sequence[str]) -> None:
         known = dict(model.named_parameters())
         missing = [name for name in names if name not in known]
         if missing:
@@ -34,29 +35,33 @@ class BlockHessian:
         self.parameters: Mapping[str, Tensor] = {name: known[name] for name in names}
         self.loss = 0.0
         self._gradients: list[dict[str, Tensor]] = []
-        self._share = 1.0 / len(batches)
+        counts = []
         was_training = model.training
         model.eval()  # no dropout: one function
-        for ids in batches:
-            loss = model(input_ids=ids, labels=ids).loss
+        for inputs in batches:
+            loss, count = loss_and_count(model, inputs)
             gradients = torch.autograd.grad(loss, list(self.parameters.values()), create_graph=True)
             self._gradients.append(dict(zip(self.parameters, gradients, strict=True)))
-            self.loss += self._share * float(loss.detach())
+            self.loss += count * float(loss.detach())
+            counts.append(count)
         model.train(was_training)
+        self.loss /= sum(counts)
+        self._shares = [count / sum(counts) for count in counts]
 
     def gradient(self, name: str) -> Tensor:
         """Gradient of the mean loss, shape of the parameter."""
-        return self._share * torch.stack([part[name].detach() for part in self._gradients]).sum(0)
+        parts = zip(self._shares, self._gradients, strict=True)
+        return torch.stack([share * part[name].detach() for share, part in parts]).sum(0)
 
     def times(self, name: str, direction: Tensor) -> Tensor:
         """H v for one parameter's block, shape of the parameter."""
         parameter = self.parameters[name]
         total = torch.zeros_like(parameter)
-        for part in self._gradients:
+        for share, part in zip(self._shares, self._gradients, strict=True):
             (product,) = torch.autograd.grad(
                 part[name], parameter, grad_outputs=direction, retain_graph=True, materialize_grads=True
             )
-            total += self._share * product
+            total += share * product
         return total
 
     def product(self, name: str) -> Product:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rishd.pretraining.blocks import IGNORED, make_collator
 from rishd.pretraining.checkpoints import last_checkpoint
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
@@ -19,6 +20,9 @@ from rishd.pretraining.results import RECORD
 from rishd.pretraining.run import quiet
 from rishd.pretraining.token_store import Progress, TokenStore
 from rishd.pretraining.tokenizer import load_tokenizer
+
+# A model's arguments by name (ids, labels, with some packings positions), each of shape ``(sequences, length)``, int64.
+Inputs: TypeAlias = dict[str, Tensor]
 
 
 class ProbeError(ValueError):
@@ -66,8 +70,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(folder, model, config, step)
 
 
-def training_sequences(config: PretrainConfig, count: int, progress: Progress) -> Tensor:
-    """The first sequences of the run's training split, shape ``(count, length)``, int64.
+def training_sequences(config: PretrainConfig, count: int, progress: Progress) -> Inputs:
+    """The first sequences of the run's training split, packed as in training.
+
+    Args:
+        config: The run.
+        count: Number of sequences.
+        progress: Called with (what, done, total).
 
     Raises:
         ProbeError: if the split has fewer.
@@ -81,4 +90,16 @@ def training_sequences(config: PretrainConfig, count: int, progress: Progress) -
             f"the probe needs {count} sequences of {config.data.sequence_length} tokens, but the training split has "
             f"{blocks}; ask for fewer --tokens or --gradients."
         )
-    return torch.stack([torch.from_numpy(store.block(i).astype(np.int64)) for i in range(count)])
+    return make_collator(config.data.packing, store.end)([store.block(i) for i in range(count)])
+
+
+def passes(inputs: Inputs, start: int, stop: int, size: int) -> list[Inputs]:
+    """Sequences ``start`` to ``stop``, cut into passes of ``size`` or fewer."""
+    cuts = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+    return [{name: values[cut] for name, values in inputs.items()} for cut in cuts]
+
+
+def loss_and_count(model: torch.nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
+    """Mean loss of the tokens that count in training, and how many these are."""
+    count = int((inputs["labels"][..., 1:] != IGNORED).sum())  # labels are shifted by the model
+    return model(**inputs, use_cache=False).loss, count

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.token_store import Progress
 from rishd.probing.block_hessian import BlockHessian
-from rishd.probing.checkpoint import ProbeError, load_checkpoint, training_sequences
+from rishd.probing.checkpoint import (
+    Inputs,
+    ProbeError,
+    load_checkpoint,
+    loss_and_count,
+    passes,
+    training_sequences,
+)
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
 from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
 from rishd.probing.gradient_noise import noise_scale
@@ -86,23 +93,22 @@ def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
     length, batch = config.data.sequence_length, config.training.batch_size
     sequences = max(1, settings.tokens // length)
     observed = sequences + settings.gradients * batch
-    ids = training_sequences(config, observed + settings.noise_batches * _PASS, progress)
+    inputs = training_sequences(config, observed + settings.noise_batches * _PASS, progress)
     memories = frozen_optimizers(model, config.optimizer)
     for k in range(settings.gradients):
         progress("gradients for the optimizers' memories", k, settings.gradients)
         start = sequences + k * batch
-        gradients = mean_gradient(model, torch.split(ids[start : start + batch], _PASS))
+        gradients = mean_gradient(model, passes(inputs, start, start + batch, _PASS))
         for memory in memories.values():
             memory.observe(gradients)
     progress("gradients for the optimizers' memories", settings.gradients, settings.gradients)
     samples: list[Mapping[str, Tensor]] = []
-    for k, part in enumerate(torch.split(ids[observed:], _PASS)):
+    for k, part in enumerate(passes(inputs, observed, observed + settings.noise_batches * _PASS, _PASS)):
         progress("gradients for their noise", k, settings.noise_batches)
         whole = mean_gradient(model, [part])
         samples.append({name: whole[name] for name in names})
     progress("gradients for their noise", settings.noise_batches, settings.noise_batches)
-    size = min(_PASS, sequences)
-    hessian = BlockHessian(model, torch.split(ids[: sequences - sequences % size], size), names)
+    hessian = BlockHessian(model, passes(inputs, 0, sequences, _PASS), names)
     fraction = config.optimizer.settings.get("sharp_fraction", settings.sharp_fraction)
     blocks: list[BlockProbe] = []
     interrupted = False
@@ -162,17 +168,18 @@ def frozen_optimizers(model: nn.Module, run: OptimizerConfig) -> dict[str, Froze
     }
 
 
-def mean_gradient(model: nn.Module, batches: Iterable[Tensor]) -> Mapping[str, Tensor]:
-    """Gradient of the mean loss over sequences, by parameter name."""
+def mean_gradient(model: nn.Module, batches: Iterable[Inputs]) -> Mapping[str, Tensor]:
+    """Gradient of the mean loss over all tokens that count, by parameter name."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
-    count = 0
-    for ids in batches:
-        gradients = torch.autograd.grad(model(input_ids=ids, labels=ids).loss * len(ids), list(named.values()))
-        count += len(ids)
+    tokens = 0
+    for inputs in batches:
+        loss, count = loss_and_count(model, inputs)
+        gradients = torch.autograd.grad(loss * count, list(named.values()))
+        tokens += count
         for name, gradient in zip(named, gradients, strict=True):
             total[name] += gradient
-    return {name: gradient / count for name, gradient in total.items()}
+    return {name: gradient / tokens for name, gradient in total.items()}
 
 
 def _probe_block(

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 from discretizations.certificate import block_curvatures
 from discretizations.stability import descent_limit, stable_limit
 from rishd.cli import app
+from rishd.pretraining.blocks import make_collator
 from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.config_files import load_config
 from rishd.pretraining.optimizers import build_optimizer
 from rishd.pretraining.run import train
 from rishd.probing.block_hessian import BlockHessian
+from rishd.probing.checkpoint import passes
 from rishd.probing.frozen import FrozenOptimizer, adam_geometry, muon_geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
@@ -56,7 +58,11 @@ def ids():
 
 @pytest.fixture(scope="module")
 def hessian(model, ids):
-    return BlockHessian(model, ids.split(2), [TALL, WIDE, NORM])
+    return BlockHessian(model, passes(inputs_of(ids), 0, 6, 4), [TALL, WIDE, NORM])  # of four and two sequences
+
+
+def inputs_of(ids):
+    return {"input_ids": ids, "labels": ids}
 
 
 def dense(model, ids, name):
@@ -74,7 +80,7 @@ def memories(model, ids):
         for name, settings in (("muon", {"ns_steps": 0}), ("soap", {"precondition_frequency": 99}), ("adamw", {}))
     }
     for k in range(4):
-        gradients = mean_gradient(model, [ids[k : k + 2]])
+        gradients = mean_gradient(model, [inputs_of(ids[k : k + 2])])
         for memory in made.values():
             memory.observe(gradients)
     return made
@@ -141,10 +147,25 @@ def test_bad_vectors_and_counts_are_refused():
         top_eigenpairs(lambda v: v, 3, 3)
 
 
+def test_the_loss_is_that_of_training(model):
+    """What fills a truncated document up does not count, and every token that counts weighs the same."""
+    blocks = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0], [4, 3, 0, 0, 0, 0]])
+    inputs = make_collator("truncate", 0)(list(blocks))
+    documents = [torch.tensor([[1, 2, 3, 0]]), torch.tensor([[4, 5, 6, 7, 8, 0]]), torch.tensor([[4, 3, 0]])]
+    counts = [ids.numel() - 1 for ids in documents]
+    losses = [model(input_ids=ids, labels=ids).loss for ids in documents]
+    expected = sum(count * loss for count, loss in zip(counts, losses, strict=True)) / sum(counts)
+    hessian = BlockHessian(model, passes(inputs, 0, 3, 2), [TALL])
+    assert hessian.loss == pytest.approx(float(expected.detach()), rel=1e-6)
+    (gradient,) = torch.autograd.grad(expected, model.get_parameter(TALL))
+    for found in (hessian.gradient(TALL), mean_gradient(model, passes(inputs, 0, 3, 2))[TALL]):
+        torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-8)
+
+
 def test_frozen_optimizers_move_as_real_ones_and_stay(model, ids):
     import copy
 
-    gradients = mean_gradient(model, [ids])
+    gradients = mean_gradient(model, [inputs_of(ids)])
     for name in ("adamw", "muon-lite"):
         frozen = FrozenOptimizer(model, OptimizerConfig(name=name))
         moved = copy.deepcopy(model)
@@ -281,7 +302,7 @@ def test_command_probes_a_run_and_refuses_other_folders(tmp_path, tmp_path_facto
     settings = ("data.vocab_size=320", "data.sequence_length=16", "training.batch_size=2", "training.steps=3")
     config = load_config(None, (*settings, "model.preset=1M", f"data.paths=['{text}']", "checkpoints.every=2"))
     train(config, tmp_path / "run")
-    arguments = ["--block", "*.2.*.k_proj.weight", "--tokens", "32", "--eigenvalues", "2", "--probes", "1"]
+    arguments = ["--block", "*.2.*.k_proj.weight", "--tokens", "320", "--eigenvalues", "2", "--probes", "1"]
     arguments += ["--lanczos-steps", "4", "--gradients", "2", "--noise-batches", "2"]
     run = CliRunner().invoke(app, ["probe", str(tmp_path / "run"), *arguments, "--format", "json"])
     assert run.exit_code == 0, run.output
