@@ -28,8 +28,8 @@ def comparison_figure(comparison: Comparison) -> Figure:
         comparison: Of :func:`rishd.comparing.statistics.compare`.
     """
     styles = _styles(comparison.results)
-    final = [row for row in comparison.results if row.loss is not None and math.isfinite(row.loss.mean)]
-    figure = Figure(figsize=(11.5, max(3.8, 1.4 + 0.36 * len(final))), layout="constrained")
+    final = [row for row in _ends(comparison) if row.loss is not None and math.isfinite(row.loss.mean)]
+    figure = Figure(figsize=(11.5, max(4.4, 2.0 + 0.36 * len(final))), layout="constrained")
     search, ends = figure.subplots(1, 2, width_ratios=(1, 1.15))
     ceiling = _ceiling([loss for row in comparison.results for loss in row.rates.values()])
     for row in comparison.results:
@@ -46,7 +46,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
         title="Search, first seed (▲: worse than drawn)",
     )
     if search.lines:
-        search.legend(fontsize=7.5)
+        figure.legend(*search.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
         tried = sorted({lr for row in comparison.results if len(row.rates) > 1 for lr in row.rates})
         search.set_xticks(tried, [f"{lr:g}" for lr in tried], fontsize=7.5, rotation=45)
         search.minorticks_off()
@@ -66,6 +66,15 @@ def comparison_figure(comparison: Comparison) -> Figure:
     return figure
 
 
+def _ends(comparison: Comparison) -> list[VariantResult]:
+    """Results with different final runs: a variant for shorter runs has those of the variant that it is like."""
+    ends: list[VariantResult] = []
+    for row in comparison.results:
+        if all(row.losses != other.losses for other in ends):
+            ends.append(row)
+    return ends
+
+
 def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Comparison) -> Figure:
     """Validation loss over tokens of every variant at its best learning rate, mean over seeds.
 
@@ -78,7 +87,7 @@ def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Co
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes: Any = figure.subplots()
     lowest: list[float] = []
-    for row in comparison.results:
+    for row in _ends(comparison):
         runs = [run for run in final_runs(plan, recorded, row.variant, row.cell).values() if math.isfinite(run.loss)]
         if not runs:
             continue
