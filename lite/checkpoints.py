@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def check_loadable(
@@ -58,6 +60,37 @@ def check_loadable(
                 _check_state(_name(own, place, index), p, settings["rule"], expected, needed, state, spare)
 
 
+def load_between_hooks(
+    optimizer: Optimizer, state_dict: dict[str, Any], load: Callable[[dict[str, Any]], None]
+) -> None:
+    """Run the hooks of ``load_state_dict`` around all of an optimizer's loading, not around torch's part of it.
+
+    Args:
+        optimizer: Has the hooks, which torch's function finds none of meanwhile.
+        state_dict: What is to be loaded; a hook before may change or replace it.
+        load: Loads what the hooks before give.
+    """
+    before, after = optimizer._optimizer_load_state_dict_pre_hooks, optimizer._optimizer_load_state_dict_post_hooks
+    state_dict = state_dict.copy()
+    for pre_hook in before.values():
+        changed = pre_hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    optimizer._optimizer_load_state_dict_pre_hooks = OrderedDict()
+    optimizer._optimizer_load_state_dict_post_hooks = OrderedDict()
+    try:
+        load(state_dict)
+    finally:
+        optimizer._optimizer_load_state_dict_pre_hooks = before
+        optimizer._optimizer_load_state_dict_post_hooks = after
+    for post_hook in after.values():
+        post_hook(optimizer)
+
+
+def copied(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A parameter's saved state on its device, each tensor in the dtype that it was saved in."""
+    return {key: x.to(device, copy=True) if isinstance(x, Tensor) else x for key, x in state.items()}
+
+
 def _check_state(
     name: str,
     p: Tensor,
@@ -67,8 +100,8 @@ def _check_state(
     saved: dict[str, Any],
     spare: Collection[str],
 ) -> None:
-    allowed = set(expected) if rule == "adamw" else {*expected, *spare}
-    if not set(saved) <= allowed:
+    spared = {key for key in saved if rule != "adamw" and key.split("/", maxsplit=1)[0] in spare}  # "subspace/2"
+    if not set(saved) <= {*expected, *spared}:
         raise ValueError(
             f"parameter {name} has state {sorted(saved)} in the checkpoint, but rule {rule!r} needs "
             f"{sorted(expected)}; it was saved by another optimizer."
@@ -81,7 +114,7 @@ def _check_state(
         )
     for key, value in saved.items():
         here = tuple(expected[key].shape) if key in expected else tuple(value.shape)
-        wider = key in spare and value.ndim >= 2 and value.shape[:-1] == here[:-1] and value.shape[-1] > here[-1]
+        wider = key in spared and value.ndim >= 2 and value.shape[:-1] == here[:-1] and value.shape[-1] > here[-1]
         if tuple(value.shape) != here and not wider:
             raise ValueError(
                 f"parameter {name} has shape {tuple(p.shape)}, but its saved {key} has {tuple(value.shape)}; "

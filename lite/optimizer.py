@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,12 +14,12 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable would load 
 
 from lite.adamw import ADAMW_KEYS, initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
-from lite.checkpoints import check_loadable
+from lite.checkpoints import check_loadable, copied, load_between_hooks
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
-from lite.group_checks import check_group, parameter_names
+from lite.group_checks import check_group
 from lite.matrix_rule import MatrixRule
-from lite.parameter_entries import count_gradients, group_views, matrix_state, parameter_entries, steps_so_far
-from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, matrix_numbers, tensor_batches
+from lite.parameter_entries import count_gradients, matrix_entries, matrix_state, steps_so_far
+from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, tensor_batches
 from lite.tensor_settings import keep_tensors, own_tensors
 
 if TYPE_CHECKING:
@@ -241,29 +240,19 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
                 do on one.
         """
         self._notice_sharding()
-        ranks = self._ranks
-        if ranks is not None:
-            ranks.settle()  # the step before counts for the groups that go
-        # Hooks run here and not in torch's function, which would see the state before this one has put it back.
-        before, after = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
-        state_dict = state_dict.copy()
-        for pre_hook in before.values():
-            changed = pre_hook(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        check = partial(check_loadable, state_dict, self.param_groups, self._initial_state, spare=self.spare_state)
+        if self._ranks is not None:
+            self._ranks.settle()  # the step before counts for the groups that go
+        load_between_hooks(self, state_dict, self._load)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        ranks, before = self._ranks, self.param_groups
+        check = partial(check_loadable, state_dict, before, self._initial_state, spare=self.spare_state)
         if ranks is None:
             check()
         else:
             ranks.check_together(partial(check, ranks.held))
-        own_groups = self.param_groups
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
-        self._optimizer_load_state_dict_post_hooks = OrderedDict()
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = before
-            self._optimizer_load_state_dict_post_hooks = after
-        for own, loaded in zip(own_groups, self.param_groups, strict=True):
+        super().load_state_dict(state_dict)
+        for own, loaded in zip(before, self.param_groups, strict=True):
             for name, value in own.items():
                 loaded.setdefault(name, value)  # of settings that the checkpoint did not know
             keep_tensors(own, loaded)
@@ -272,13 +261,11 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         for index, p in zip(indices, self._parameters(), strict=True):
             saved = state_dict["state"].get(index)
             if saved is not None:
-                self.state[p] = ranks.fitted_state(p, saved) if ranks else _copied(saved, p.device)
+                self.state[p] = ranks.fitted_state(p, saved) if ranks else copied(saved, p.device)
         if ranks:
             ranks.note_loaded()
         self._watch = FinitenessWatch()  # what steps since then have found is undone
         self._steps_made = max((step for group in self.param_groups for step in group.get("steps", [])), default=0)
-        for post_hook in after.values():
-            post_hook(self)
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups; see ``torch.optim.Optimizer.state_dict``.
@@ -334,14 +321,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         self._init_group(group, [p for p in group["params"] if p.grad is not None])
         if group["rule"] == "adamw":
             return [TensorEntry(p, {"g": p.grad}, self.state[p]) for p in group["params"] if p.grad is not None]
-        entries = []
-        views = [group_views(group, p) for p in group["params"]]  # also where there is no gradient
-        every = matrix_numbers(parameter_names(group), views)
-        for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
-            if p.grad is not None:
-                inputs = {"g": _dense(p)}
-                entries += parameter_entries(self, group, p, inputs, self.state[p], step=step, numbers=numbers)
-        return entries
+        return matrix_entries(self, group, self.state)
 
     @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would take for constants
     def _prepared(self, *, traced: bool) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None]:
@@ -372,13 +352,3 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 def _is_dtensor(p: Tensor) -> bool:
     module = sys.modules.get("torch.distributed.tensor")  # takes half a second to load, and whoever has one has it
     return module is not None and isinstance(p, module.DTensor)
-
-
-def _copied(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {key: x.to(device, copy=True) if isinstance(x, Tensor) else x for key, x in state.items()}
-
-
-def _dense(p: Tensor) -> Tensor:
-    g = p.grad
-    assert g is not None
-    return g.contiguous() if g.ndim > 2 else g  # a convolution's gradient may come in another memory format

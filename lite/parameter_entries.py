@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lite.group_checks import parameter_names
 from lite.matrix_rule import MatrixRule
 from lite.matrix_view import matrix_views
-from lite.tensor_batches import TensorEntry
+from lite.tensor_batches import TensorEntry, matrix_numbers
 
 
 def group_views(group: dict[str, Any], tensor: Tensor) -> list[Tensor]:
@@ -83,3 +85,23 @@ def parameter_entries(
         )
         for i, view in enumerate(views)
     ]
+
+
+def matrix_entries(
+    rule: MatrixRule, group: dict[str, Any], state: Mapping[Tensor, dict[str, Tensor]]
+) -> list[TensorEntry]:
+    """One entry for every view of every parameter of a group that has a gradient.
+
+    Args:
+        rule: The rule of matrices.
+        group: Their group.
+        state: Of each parameter with a gradient.
+    """
+    views = [group_views(group, p) for p in group["params"]]  # also where there is no gradient
+    every = matrix_numbers(parameter_names(group), views)
+    entries = []
+    for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
+        if p.grad is not None:
+            g = p.grad.contiguous() if p.ndim > 2 else p.grad  # a convolution's may come in another memory format
+            entries += parameter_entries(rule, group, p, {"g": g}, state[p], step=step, numbers=numbers)
+    return entries

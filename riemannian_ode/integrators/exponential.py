@@ -78,10 +78,13 @@ def _direction_derivatives(system: RISHD, t: float, w: Array, m: Array, g: Array
     is_linear = system.flat is None or isinstance(system.flat, ConstantSplit)
     derivatives = []
     for place, x in enumerate(arguments):
+        if is_linear and place == 0:  # in m and g, whatever w is
+            derivatives.append(np.zeros((*w.shape, p)))
+            continue
         columns = []
         for j in range(p):
             unit = 0.0 * x + like(np.eye(p)[j], x)
-            if is_linear:  # in m and g, whatever w is
+            if is_linear:
                 covectors = [unit if place == k else 0.0 * x for k in (1, 2)]
                 column = to_numpy(system.direction(t, w, *covectors))
             else:

@@ -285,17 +285,19 @@ def test_a_sharp_fraction_raised_beyond_its_state_is_refused_before_anything_mov
 
 @pytest.mark.parametrize("mask", ["subspace", "threshold"])
 @pytest.mark.parametrize("lowered", [0.0, 0.25])
-def test_a_checkpoint_after_a_lower_sharp_fraction_loads_and_goes_on(lowered, mask):
+@pytest.mark.parametrize("blocks", [None, (4, 4)])  # a fused projection, whose parts have state of their own
+def test_a_checkpoint_after_a_lower_sharp_fraction_loads_and_goes_on(lowered, mask, blocks):
     ends = []
     for loads in (False, True):
         p = nn.Parameter(torch.ones(8, 12))
-        optimizer = MuonLITE([p], 0.01, mask=mask, sharp_fraction=0.5)
+        groups = [{"params": [p], "blocks": blocks}]
+        optimizer = MuonLITE(groups, 0.01, mask=mask, sharp_fraction=0.5)
         for k in range(4):
             if k == 2:
                 optimizer.param_groups[0]["sharp_fraction"] = lowered
                 saved = copy.deepcopy(optimizer.state_dict())
                 if loads:
-                    optimizer = MuonLITE([p], 0.01, mask=mask, sharp_fraction=0.5)
+                    optimizer = MuonLITE([{"params": [p], "blocks": blocks}], 0.01, mask=mask, sharp_fraction=0.5)
                     optimizer.load_state_dict(saved)
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))
             optimizer.step()
