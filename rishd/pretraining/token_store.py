@@ -144,9 +144,8 @@ class TokenStore:
         if self._open is None or self._open[0] != number:
             path = self.folder / f"{number:06}.npy"
             while not path.exists():
-                is_writing = (
-                    self._writer is not None and self._writer.is_alive()
-                )  # before the state: then it is its last
+                # Asked before the state is read: if nobody writes any more, the state is the last one.
+                is_writing = self._writer is not None and self._writer.is_alive()
                 state = self.state()
                 if state["files"] > number:
                     continue  # written since
