@@ -75,6 +75,9 @@ class Variant:
             raise ValueError(
                 f"lengths = {list(self.lengths)!r} must lie between 0 and 1: they are shares of the steps."
             )
+        for key, other in (("optimizer.lr", "lr"), ("seed", "seeds")):
+            if key in self.set:
+                raise ValueError(f"set has {key} = {self.set[key]!r}, which {other} decides; give {other} instead.")
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -111,8 +114,9 @@ class Plan:
             for cell in variant.cells or ():
                 require_choice(f"variants.{name}.cells", cell, self.cells)
             self._ancestors(name)
-            for cell in self.cells_of(name):
-                self.config(name, cell)  # every setting is checked before the first run
+            for cell in self.cells_of(name):  # every setting is checked before the first run
+                for length in (1.0, *variant.lengths):
+                    self.config(name, cell, length=length)
 
     def _ancestors(self, name: str) -> list[str]:
         """The variant, what it is like, and so on."""
@@ -136,12 +140,12 @@ class Plan:
         other = self.variants[name].baseline or self.baseline
         return None if other == name else other
 
-    def grid(self, name: str) -> tuple[float, ...] | None:
-        """Its own learning rates; ``None`` where another variant's best one is taken."""
+    def grid(self, name: str, cell: str) -> tuple[float, ...] | None:
+        """Its own learning rates at a cell; ``None`` where another variant's best one is taken."""
         given = self.variants[name].lr
         if given is not None:
             return given if isinstance(given, tuple) else (given,)
-        return None if self.variants[name].like else (self.config(name, self.cells_of(name)[0]).optimizer.lr,)
+        return None if self.variants[name].like else (self.config(name, cell).optimizer.lr,)
 
     def config(
         self, name: str, cell: str, *, lr: float | None = None, seed: int | None = None, length: float = 1.0
@@ -172,6 +176,7 @@ class Plan:
         config = make_config(mapping, source=source)
         if length == 1.0:
             return config
+        source += f" with {length:g} of the steps"
         steps = max(1, round(length * config.steps))
         for key, value in (("training.tokens", None), ("training.steps", steps)):
             mapping = with_value(mapping, key, value)

@@ -38,7 +38,7 @@ def due_runs(plan: Plan, recorded: Mapping[str, RecordedRun], *, only: Sequence[
 def known_runs(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> Iterator[PlannedRun]:
     """Every run of a variant and cell whose settings are known by now, recorded or not."""
     variant, seeds = plan.variants[name], plan.seeds_of(name)
-    rates = plan.grid(name) or ()
+    rates = plan.grid(name, cell) or ()
     for lr in rates:
         for seed in seeds if variant.every_seed else seeds[:1]:
             yield planned(plan, name, cell, lr=lr, seed=seed)
@@ -63,7 +63,7 @@ def best_rate(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: 
     Returns:
         ``None`` while runs of the search are missing, or if all of them diverged.
     """
-    rates = plan.grid(name)
+    rates = plan.grid(name, cell)
     if rates is None:
         other = plan.variants[name].like
         assert other is not None
@@ -80,7 +80,7 @@ def rate_losses(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell
     """Final validation loss by learning rate of the grid, for those whose search is complete; infinite: diverged."""
     seeds = plan.seeds_of(name) if plan.variants[name].every_seed else plan.seeds_of(name)[:1]
     losses: dict[float, float] = {}
-    for lr in plan.grid(name) or ():
+    for lr in plan.grid(name, cell) or ():
         found = [recorded.get(planned(plan, name, cell, lr=lr, seed=seed).key) for seed in seeds]
         if all(found):
             losses[lr] = sum(run.loss for run in found if run) / len(seeds)

@@ -248,7 +248,7 @@ def _variant_result(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, 
         if reached is not None:
             ratios[seed] = reached
     first = next(iter(runs.values()), None)
-    grid = sorted(plan.grid(name) or ())
+    grid = sorted(plan.grid(name, cell) or ())
     return VariantResult(
         name,
         cell,

@@ -92,6 +92,17 @@ def test_settings_of_like_and_cells_and_own_ones_go_on_top_of_each_other():
     assert (config.optimizer.name, config.optimizer.lr, config.seed, config.steps) == ("muon-lite", 0.5, 7, 40)
 
 
+def test_each_cell_has_its_own_learning_rate():
+    plan = make_plan(
+        mapping(
+            cells={"small": {"optimizer.lr": 1e-2}, "large": {"optimizer.lr": 1e-3}},
+            variants={"muon": {"set": {"optimizer.name": "muon"}}},
+            seeds=[0],
+        )
+    )
+    assert [(run.cell, run.lr) for run in due_runs(plan, {})] == [("small", 1e-2), ("large", 1e-3)]
+
+
 def test_keys_depend_on_what_numbers_depend_on():
     plan = make_plan(mapping())
     other = make_plan(mapping(run=mapping()["run"] | {"logging": {"every": 5}}))
@@ -112,6 +123,12 @@ def test_keys_depend_on_what_numbers_depend_on():
         ({"variants": {"muon": {"set": {"optimizer.nam": "muon"}}}}, r"variant muon: optimizer\.nam is no known"),
         ({"variants": {"muon": {"set": {"training.steps": 0}}}}, r"training\.steps = 0"),
         ({"variants": {"muon": {"cells": ["huge"]}}}, "huge"),
+        ({"variants": {"muon": {"set": {"optimizer.lr": 1e-2}}}}, "give lr instead"),
+        ({"variants": {"muon": {"set": {"seed": 3}}}}, "give seeds instead"),
+        (
+            {"variants": {"muon": {"set": {"schedule.warmup_steps": 60}, "lengths": [0.5]}}},
+            r"variant muon with 0\.5 of the steps: .*warmup_steps = 60",
+        ),
         ({"run": {"training": {"steps": "many"}}}, r"training\.steps = 'many'"),
     ],
 )
