@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_POLL = 0.05  # seconds between looks whether another process is done
 
 
 def cache_folder() -> Path:
@@ -20,3 +26,23 @@ def cache_folder() -> Path:
 def cache_key(*parts: Any) -> str:
     """A short name for what plain data describe."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keep the other processes of this machine out until the block ends; the system frees a dead one's lock.
+
+    Args:
+        path: File that stands for what is written; made here.
+        waiting: Called again and again while another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(_POLL)
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -10,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils.logging import disable_progress_bar
+
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.corpus import Position, Split
-from rishd.pretraining.text_files import CorpusError, Document
+from rishd.pretraining.text_files import BROKEN, CorpusError, Document
 
 
 class HubCorpus:
@@ -26,9 +29,6 @@ class HubCorpus:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        import datasets
-        from datasets.utils.logging import disable_progress_bar
-
         disable_progress_bar()
         assert config.dataset is not None
         self.name = "/".join(filter(None, (config.dataset, config.subset, config.dataset_split)))
@@ -39,19 +39,24 @@ class HubCorpus:
         )
         self.skipped: list[str] = []
         self._config = config
+        self._shard = 0
         try:
             self._unread: Any = datasets.load_dataset(
                 config.dataset, config.subset, split=config.dataset_split, revision=config.revision, streaming=True
             )
-            first = next(iter(self._unread))
+            self._shards = int(self._unread.num_shards)
         except Exception as problem:  # of the network, of the hub, of any file format
             raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}") from None
+        self._data = self._unread
+        first = next(self._rows(None), None)
+        self.skipped.clear()  # reading tells again
+        if first is None:
+            raise CorpusError(f"data set {self.name} has no rows; check data.subset and data.dataset_split.")
         if not isinstance(first.get(config.text_field), str):
             raise CorpusError(
                 f"data set {self.name} has no text in {config.text_field!r}, but columns {', '.join(first)}; set "
                 "data.text_field."
             )
-        self._data = self._unread
         self.content_hash = self._fingerprint(first[config.text_field])
 
     @property
@@ -63,31 +68,46 @@ class HubCorpus:
         return True
 
     def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
-        self._data = copy.deepcopy(self._unread)  # a position once loaded stays with the object
-        if position is not None:
-            self._data.load_state_dict(position)
-        try:
-            for row in self._data:
-                text = row[self._config.text_field]
-                if not isinstance(text, str) or not text.strip():
-                    continue
-                text = text.encode("utf-8", "replace").decode()
-                if Document("", text).is_held_back(self._config.validation_share) == (split == "validation"):
-                    yield text
-        except Exception as problem:
-            what = f"data set {self.name} cannot be read further: {_first_line(problem)}"
-            if self._config.on_corrupt == "error":
-                raise CorpusError(f"{what}; try again, or set data.on_corrupt = skip to end there.") from None
-            self.skipped.append(what)
+        for row in self._rows(position):
+            text = row.get(self._config.text_field)
+            if not isinstance(text, str) or not text.strip():
+                continue
+            text = text.encode("utf-8", "replace").decode()
+            if Document("", text).is_held_back(self._config.validation_share) == (split == "validation"):
+                yield text
 
     def position(self) -> Position:
-        return json.loads(json.dumps(self._data.state_dict()))  # the library goes on changing its own
+        # The library goes on changing its own.
+        return [self._shard, json.loads(json.dumps(self._data.state_dict()))]
+
+    def _rows(self, position: Position | None) -> Iterator[dict[str, Any]]:
+        """Rows of one shard after another: one that is corrupt ends early, those behind it are read all the same."""
+        first, state = position or (0, None)
+        for shard in range(first, self._shards):
+            self._shard = shard
+            self._data = self._unread.shard(self._shards, shard)  # a position once loaded stays with the object
+            if state is not None:
+                self._data.load_state_dict(state)
+                state = None
+            try:
+                yield from self._data
+            except (ValueError, DatasetGenerationError, *BROKEN) as problem:
+                what = f"data set {self.name}, shard {shard + 1} of {self._shards}: {_first_line(problem)}"
+                if self._config.on_corrupt == "error":
+                    raise CorpusError(f"{what}; set data.on_corrupt = skip to leave out the rest of it.") from None
+                self.skipped.append(what)
+            except Exception as problem:  # of the network or the hub: nothing is wrong with the text
+                raise CorpusError(
+                    f"data set {self.name} cannot be read further: {_first_line(problem)}; start again, it goes on "
+                    "where it stopped."
+                ) from None
 
     def fraction_read(self) -> float | None:
         return None
 
     def _fingerprint(self, first: str) -> str:
-        digest = hashlib.sha256(repr((self.name, self._config.revision, self._config.text_field, first)).encode())
+        known = self.name, self._shards, self._config.revision, self._config.text_field, first
+        digest = hashlib.sha256(repr(known).encode())
         folder = Path(self._config.dataset or "")
         for path in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ():
             digest.update(repr((path.relative_to(folder).as_posix(), path.stat().st_size)).encode())

@@ -106,7 +106,7 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
             "training.sharding = 'fsdp2' needs ranks to divide the model among; start with torchrun or accelerate "
             "launch, or set training.sharding = none."
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=micro,
@@ -133,6 +133,14 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
+    # A process has one device: the Trainer would put a lone one's passes on all that it sees, each with a whole batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def idle_devices() -> int:
+    """Accelerators that this process sees and does not use, because no launcher has started ranks for them."""
+    return max(0, torch.accelerator.device_count() - 1) if rank_count() == 1 else 0
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:

@@ -22,6 +22,7 @@ from rishd.pretraining.cost import StaticCost, estimate, measured_cost, require_
 from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
 from rishd.pretraining.ranks import (
+    idle_devices,
     rank_count,
     refuse_fsdp_of_accelerate,
     replicas,
@@ -85,6 +86,8 @@ def train(
     corpus = load_corpus(config.data)
     if corpus.warning:
         say(corpus.warning)
+    if unused := idle_devices():
+        say(f"one device of {unused + 1} is used; torchrun --nproc-per-node {unused + 1} -m rishd.cli … takes all")
     made = model_config(
         config.model,
         tokenizer=named_tokenizer(config.data),
@@ -98,12 +101,18 @@ def train(
     if done is not None and done.status == "complete":
         say(f"{out} is complete")
         return RunResult(out, read_metrics(out), done)
-    with arguments.main_process_first():
-        tokenizer = load_tokenizer(config.data, corpus, progress)
-        validation = validation_blocks(config, corpus, tokenizer, progress)
-        training = training_blocks(config, corpus, tokenizer, progress)
-    for left_out in training.store.state()["skipped"]:
-        say(f"left out: {left_out}")
+    # One rank of a machine writes what is missing, the others wait at its lock: no collective, which would time out.
+    tokenizer = load_tokenizer(config.data, corpus, progress)
+    validation = validation_blocks(config, corpus, tokenizer, progress)
+    training = training_blocks(config, corpus, tokenizer, progress)
+    left_out = training.store.state()["skipped"]
+    if left_out and config.data.on_corrupt == "error":
+        raise CorpusError(
+            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
+            "repair the text, or set data.on_corrupt = skip again."
+        )
+    for what in left_out:
+        say(f"left out: {what}")
     set_seed(config.seed)
     model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its types know dtypes only
     if config.training.gradient_checkpointing:
@@ -121,6 +130,7 @@ def train(
         measured = measured_cost(config, model, most=micro)
         require_memory(cost, arguments.device, activation_bytes=measured.activation_bytes * micro)
         say(estimate(config, cost, measured, micro=micro, ranks=rank_count()))
+    arguments.distributed_state.wait_for_everyone()  # until all have found the folder fit
     if arguments.should_save:
         if not (out / RECORD).exists():
             claim_run_folder(out, config, corpus.content_hash, _counts(cost))

@@ -14,7 +14,8 @@ from rishd.pretraining.config_files import dump_yaml, make_config
 from rishd.pretraining.results import CONFIG, FORMAT, RECORD
 from rishd.provenance import git_state, versions
 
-_FREE = ("logging.", "checkpoints.")  # settings that may change when a run is resumed: no number depends on them
+# Settings that may change when a run is resumed: no number depends on them, but on the last for rounding, as on ranks.
+_FREE = ("logging.", "checkpoints.", "training.micro_batch_size")
 _PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
 
 

@@ -47,7 +47,7 @@ OnCorrupt: TypeAlias = Literal["error", "skip"]
 _PIECE_CHARACTERS = 1 << 16  # longer text files are cut here, at a line end, so that a split has pieces to choose from
 _CHUNK = 1 << 18  # bytes
 _LARGEST_WINDOW = 2**31  # of zstd's long mode
-_BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)
+BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)  # what decompressors say of a corrupt file
 
 
 class CorpusError(ValueError):
@@ -109,7 +109,7 @@ class Reader:
                 position(path.stat().st_size)
         except _CorruptError as problem:
             self._leave_out(str(problem))
-        except _BROKEN as problem:
+        except BROKEN as problem:
             self._leave_out(f"{path} is broken ({problem})")
 
     def _shard(self, path: Path, name: str, position: Callable[[int], None]) -> Iterator[Document]:

@@ -8,19 +8,18 @@ number alone, so that a resumed run, every rank and every later run read the sam
 
 from __future__ import annotations
 
-import fcntl
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rishd.atomic import write_json
-from rishd.pretraining.cache import cache_folder, cache_key
+from rishd.pretraining.cache import cache_folder, cache_key, locked
 from rishd.pretraining.config import Packing
 from rishd.pretraining.corpus import Corpus, Split
 from rishd.pretraining.text_files import CorpusError
@@ -98,8 +97,11 @@ class TokenStore:
         state = self.state()
         if state["complete"] or state["blocks"] >= wanted:
             return state
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+
+        def follow() -> None:  # the process that writes
+            progress(f"encoding {self.split} text", min(self.state()["blocks"], wanted), wanted)
+
+        with locked(self.folder / "lock", follow):
             before = self.state()
             state = {**before, "error": None}
             if state["complete"] or state["blocks"] >= wanted:
@@ -217,12 +219,6 @@ class TokenStore:
 
     def _save(self, state: dict[str, Any]) -> None:
         write_json(self.folder / "state.json", {**state, "skipped": sorted({*state["skipped"], *self.corpus.skipped})})
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.folder / "lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # freed by the system when the process ends, however it ends
-            yield
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

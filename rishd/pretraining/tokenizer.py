@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rishd.pretraining.cache import cache_folder, cache_key
+from rishd.pretraining.cache import cache_folder, cache_key, locked
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.corpus import Corpus
 
@@ -78,8 +79,14 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Toke
     """
     key = cache_key(corpus.content_hash, corpus.validation_share, vocab_size, _CHARACTERS)
     path = cache_folder() / f"tokenizer-{key}.json"
-    if path.exists():
-        return Tokenizer.from_file(str(path))
+    if not path.exists():
+        with locked(path.with_suffix(".lock")):  # the ranks of a run all come here
+            if not path.exists():
+                _train(corpus, vocab_size, path, progress)
+    return Tokenizer.from_file(str(path))
+
+
+def _train(corpus: Corpus, vocab_size: int, path: Path, progress: Progress) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -100,11 +107,9 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Toke
             yield text
 
     tokenizer.train_from_iterator(texts(), trainer)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     tokenizer.save(str(partial))
     partial.replace(path)
-    return tokenizer
 
 
 __all__ = ["END_OF_TEXT", "TokenizerError", "load_tokenizer", "named_tokenizer", "train_tokenizer"]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from rishd.pretraining import corpus as corpus_module
 from rishd.pretraining import token_store
 from rishd.pretraining.blocks import IGNORED, TokenBlocks, make_collator, training_blocks, validation_blocks
+from rishd.pretraining.cache import locked
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.config_files import override
 from rishd.pretraining.corpus import load_corpus
@@ -182,6 +184,22 @@ def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_file
         writer.kill()
         writer.wait()
     assert np.array_equal(whole(store), expected)
+
+
+def test_whoever_waits_is_told_how_far_the_writer_is(corpus, tokenizer, small_files):
+    store = TokenStore(corpus, "train", tokenizer, length=40, packing="concatenate")
+    blocks = store.fill(1)["blocks"]
+    told = []
+    thread = threading.Thread(target=store.fill, args=(10**9, lambda *progress: told.append(progress)), daemon=True)
+    with locked(store.folder / "lock"):
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert store.state()["blocks"] == blocks
+    thread.join(60)
+    assert told[0] == ("encoding train text", blocks, 10**9)
+    assert store.state()["complete"]
 
 
 def test_a_seed_orders_the_blocks_and_epochs_repeat_all_of_them(corpus, tokenizer, small_files):

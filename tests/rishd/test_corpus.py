@@ -102,6 +102,45 @@ def test_data_sets_by_name_are_streamed_and_continued(tmp_path):
     assert list(continued.texts("validation")) == validation  # from its beginning, whatever was continued before
 
 
+@pytest.mark.parametrize("number", [1, 2])  # the library itself opens no data set whose first shard is broken
+@pytest.mark.parametrize("how", ["cut", "flipped", "alien"])
+def test_a_broken_shard_of_a_data_set_is_named_and_stops_or_is_left_out(tmp_path, how, number):
+    folder = write_c4(tmp_path / "set")
+    damage(sorted(folder.iterdir())[number], how)
+    with pytest.raises(CorpusError, match=rf"shard {number + 1} of 3: .*data.on_corrupt = skip"):
+        list(load_corpus(DataConfig(dataset=str(folder))).texts("train"))
+    corpus = load_corpus(DataConfig(dataset=str(folder), on_corrupt="skip"))
+    read = {*corpus.texts("train"), *corpus.texts("validation")}
+    whole = {*documents(0, 300)} - {*documents(100 * number, 100)}
+    assert whole <= read
+    assert len(read) < 300
+    assert f"shard {number + 1} of 3" in corpus.skipped[0]
+
+
+def test_a_data_set_out_of_reach_is_no_corrupt_one(tmp_path, monkeypatch):
+    corpus = load_corpus(DataConfig(dataset=str(write_c4(tmp_path / "set")), on_corrupt="skip"))
+    texts = corpus.texts("train")
+    first = [next(texts) for _ in range(130)]
+
+    class OutOfReach:
+        def __iter__(self):
+            raise ConnectionError("no route to host")
+
+        def load_state_dict(self, state):
+            pass
+
+        def state_dict(self):
+            return {}
+
+    position = corpus.position()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(corpus._unread), "shard", lambda self, count, index: OutOfReach())
+        with pytest.raises(CorpusError, match="cannot be read further: ConnectionError: no route to host; start again"):
+            list(corpus.texts("train", position))
+    assert corpus.skipped == []
+    assert first + list(corpus.texts("train", position)) == list(corpus.texts("train"))
+
+
 def test_data_sets_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(CorpusError, match="cannot be read"):
         load_corpus(DataConfig(dataset=str(tmp_path / "missing")))

@@ -5,14 +5,18 @@ import shutil
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from lite import NonFiniteError
 from rishd.pretraining.checkpoints import last_checkpoint
 from rishd.pretraining.config_files import override
+from rishd.pretraining.ranks import training_arguments
 from rishd.pretraining.results import read_metrics, read_summary
 from rishd.pretraining.run_folder import RunFolderError
+from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.trainer import PretrainTrainer
 from tests.rishd.runs import run, tiny, weights
+from tests.rishd.test_corpus import damage, write_c4
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon-lite", "soap", "soap-lite", "torch.optim:SGD"])
@@ -148,6 +152,28 @@ def test_gradient_accumulation_makes_the_same_steps(text, tmp_path):
     ]
     assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
     assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-5)
+
+
+def test_a_process_uses_one_device(text, tmp_path, monkeypatch):
+    """The Trainer would put the passes on every device that it sees, each with a whole one."""
+    made = TrainingArguments.__post_init__
+
+    def see_eight(arguments):
+        made(arguments)
+        arguments._n_gpu = 8
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", see_eight)
+    assert training_arguments(tiny(text), tmp_path).train_batch_size == 2
+
+
+def test_text_left_out_before_is_missed_by_whoever_wants_all(tmp_path):
+    shards = write_c4(tmp_path / "shards")
+    damage(sorted(shards.iterdir())[1], "cut")
+    config = tiny(shards, {"data.on_corrupt": "skip", "training.steps": 20, "data.validation_share": 0.1})
+    _, said = run(config, tmp_path / "run")
+    assert any(line.startswith("left out: ") and "00001-of-00003" in line for line in said)
+    with pytest.raises(CorpusError, match=r"00001-of-00003.*data\.on_corrupt = skip"):
+        run(override(config, {"data.on_corrupt": "error"}), tmp_path / "whole")
 
 
 def test_the_balancing_loss_of_routers_does_not_grow_with_the_passes(text, tmp_path):
