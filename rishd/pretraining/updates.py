@@ -5,8 +5,10 @@ wait for the device until the numbers are logged. For a group with updates :math
 
 - ``update_rms/GROUP`` is :math:`\sqrt{\operatorname{mean} \Delta^2} / \eta`;
 - ``sharp_share/GROUP`` is :math:`\sum \|P\Delta\|^2 / \sum \|\Delta\|^2` with the sharp projector P that the
-  optimizer's own state has: the tracked right subspace of Muon-LITE's matrices, AdamW-LITE's soft mask of coordinates
-  (its sum over coordinates in place of the norm). Parameters whose state has none are left out, sharded ones too.
+  optimizer's own state has: the tracked right subspace of Muon-LITE's matrices, or the soft mask of AdamW-LITE's
+  coordinates and of SOAP-LITE's in its eigenbasis (its sum over coordinates in place of the norm). Left out are
+  parameters whose state has none (Muon-LITE's with the published mask), parts of fused projections, sharded parameters,
+  and groups in which sharp and flat directions are treated alike.
 
 On several ranks the sums are added up in one collective.
 """
@@ -21,7 +23,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from discretizations.flat_split import CoordinateThresholds, coordinate_mask
-from lite.muon import sharp_rank
+from discretizations.preconditioners import to_eigenbasis
+from lite.muon import PLAIN_FRACTION, sharp_rank
 
 
 class UpdateNorms:
@@ -93,6 +96,8 @@ def _local(p: Tensor) -> Tensor:
 
 def _sharp_square(group: dict[str, Any], moved: Tensor, state: dict[str, Any]) -> Tensor | None:
     """Square of the part of an update along its sharp directions; ``None`` where the state knows none."""
+    if not _is_split(group):
+        return None  # nothing moves the thresholds then
     if "subspace" in state and moved.ndim == 2:
         rank = sharp_rank(group["sharp_fraction"], moved)
         basis: Tensor = state["subspace"][..., :rank]
@@ -100,4 +105,15 @@ def _sharp_square(group: dict[str, Any], moved: Tensor, state: dict[str, Any]) -
     if {"second_moment", "hi", "lo"} <= set(state):
         thresholds = CoordinateThresholds(state["hi"], state["lo"])
         return (coordinate_mask(state["second_moment"], thresholds) * moved.square()).sum()
+    if {"v", "hi", "lo"} <= set(state) and moved.ndim == 2:
+        rotated = to_eigenbasis(moved, state.get("left_basis"), state.get("right_basis"))
+        mask = coordinate_mask(state["v"], CoordinateThresholds(state["hi"], state["lo"]), dim=(-2, -1))
+        return (mask * rotated.square()).sum()
     return None
+
+
+def _is_split(group: dict[str, Any]) -> bool:
+    if not PLAIN_FRACTION < group.get("sharp_fraction", 0.0) < 1.0:
+        return False
+    has_betas = group.get("rule") != "adamw" and group.get("beta_flat") != group.get("beta_sharp")
+    return bool(group.get("chi", 1.0) != 1.0 or has_betas)

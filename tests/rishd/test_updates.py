@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lite import MuonLITE, param_groups
+from lite import SOAPLITE, MuonLITE, param_groups
 from lite.muon import sharp_rank
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.models import build_model, model_config
@@ -41,6 +41,32 @@ def test_norms_and_shares_are_those_of_the_step():
         # (1 + β₁)² on a tenth of the directions against χ²(1 + β₂)² on the others, for gradients without structure.
         assert found["sharp_share/matrix"] == pytest.approx(0.1 * 0.75**2 / (0.9 * 16), rel=0.5)
         assert 0.0 < found["sharp_share/embedding"] < 1.0
+
+
+@pytest.mark.parametrize("chi", [1.0, 2.0])
+def test_shares_of_soap_are_those_in_its_eigenbasis(chi):
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.zeros(6, 10))
+    optimizer = SOAPLITE([w], 0.01, weight_decay=0.0, chi=chi, beta_flat=0.0, sharp_fraction=0.2)
+    updates = UpdateNorms(1)
+    scales = torch.logspace(0, -2, 10)
+    for step in range(1, 40):
+        w.grad = torch.randn(6, 10) * scales
+        before = w.detach().clone()
+        updates.before(optimizer, step)
+        optimizer.step()
+        updates.after(optimizer)
+        found = updates.read()
+    if chi == 1.0:  # the thresholds stand still
+        assert not any(name.startswith("sharp_share") for name in found)
+        return
+    state = optimizer.state[w]
+    moved = state["left_basis"].mT @ (w.detach() - before) @ state["right_basis"]
+    level = state["v"] / state["v"].mean()
+    mask = ((level - state["lo"]) / (state["hi"] - state["lo"])).clamp(0, 1)
+    assert 0.1 < mask.mean() < 0.3
+    share = (mask * moved.square()).sum() / moved.square().sum()
+    assert found["sharp_share/matrix"] == pytest.approx(share.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["adamw", "soap-lite"])
