@@ -23,7 +23,7 @@ def compare(
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run this variant; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Make so many runs at most; 0 only reports.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 is one per core.")] = -1,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 is one per core, or a single one on an accelerator.")] = -1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each process; by default its share of the cores.")
     ] = None,

@@ -42,7 +42,7 @@ def execute(
         work: Folder of the runs' own folders; one that was interrupted goes on from its last checkpoint.
         only: Variants to run; all if empty.
         limit: Number of runs to make at most.
-        jobs: Processes; −1 is one per core.
+        jobs: Processes; −1 is one per core, and one where there is an accelerator: all would take the same.
         threads: Of each process; by default the cores divided by the processes.
         keep: Whether models and checkpoints stay after a run is recorded.
         progress: Called with (what, done, total).
@@ -54,7 +54,10 @@ def execute(
     Raises:
         ValueError: for a variant that is unknown.
     """
-    count = cpu_count() if jobs < 0 else jobs
+    import torch
+
+    by_default = 1 if torch.accelerator.is_available() else cpu_count()
+    count = by_default if jobs < 0 else jobs
     each = threads or max(1, cpu_count() // count)
     recorded, made = read_runs(results), 0
     while True:
