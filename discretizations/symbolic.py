@@ -114,16 +114,18 @@ def phase_space_identity_jets(p: int) -> list[Expr]:
     Returns:
         p expanded polynomials.
     """
-    alpha, beta, eta, eta_dot = sp.symbols("alpha beta eta eta_dot")
+    alpha, beta, beta_dot, c, eta, eta_dot = sp.symbols("alpha beta beta_dot c eta eta_dot")
     jet = _jets(p)
     v = -eta * (jet.n + beta * jet.gamma)
     g = jet.metric * jet.gamma
-    m_dot = -alpha * jet.metric * jet.n + g + jet.correction(v)
+    m_dot = -alpha * jet.metric * jet.n + c * g + jet.correction(v)
     # Fẅ from differentiating Fẇ = −η(m + βg); F d(grad f)/dt from differentiating F·grad f = g.
-    acceleration = eta_dot / eta * jet.metric * v - eta * (m_dot + beta * jet.hessian * v) - jet.along(v) * v
+    turned = m_dot + beta_dot * g + beta * jet.hessian * v
+    acceleration = eta_dot / eta * jet.metric * v - eta * turned - jet.along(v) * v
     inertia = acceleration + jet.lowered_christoffel(v, v)
     damping = jet.hessian * v - jet.along(v) * jet.gamma + jet.lowered_christoffel(v, jet.gamma)
-    residual = inertia + (alpha - eta_dot / eta) * jet.metric * v + eta * beta * damping + eta * (1 + alpha * beta) * g
+    damped = inertia + (alpha - eta_dot / eta) * jet.metric * v + eta * beta * damping
+    residual = damped + eta * (c + alpha * beta + beta_dot) * g
     return [sp.expand(x) for x in residual]
 
 

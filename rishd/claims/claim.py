@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,6 +23,24 @@ from rishd.claims.evidence import Bound, Evidence, Identity, Measurement, Panel,
 Gather: TypeAlias = Callable[[np.random.Generator, int], Sequence[Evidence | Panel]]
 
 _HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Finding|Source):\s+", re.MULTILINE)
+
+
+def claim_keys(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Keys of claims by key or by number, in the order of those that are known: C8 is C8 and C8b, C8b itself alone.
+
+    Args:
+        names: Keys and numbers.
+        known: Keys that there are.
+
+    Returns:
+        The keys; a name that is unknown stays, at the end.
+    """
+    ordered, wanted = tuple(known), tuple(names)
+    found = {
+        name: [key for key in ordered if key == name or re.fullmatch(re.escape(name) + "[a-z]", key)] for name in wanted
+    }
+    every = {key for keys in found.values() for key in keys}
+    return (*(key for key in ordered if key in every), *(name for name, keys in found.items() if not keys))
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
 from discretizations import symbolic_lyapunov
-from riemannian_ode import RISHD, ConstantMetric, simulate, total_energy
+from riemannian_ode import RISHD, ConstantMetric, Metric, TimeDependent, simulate, total_energy
 from riemannian_ode.arrays import matvec
 from riemannian_ode.integrators import DOP853
 from riemannian_ode.rates import polyak_lojasiewicz_rate
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.flows import decay_tightness, solve
-from rishd.claims.instances import RippledQuadratic, from_spectrum, random_bases, relative, rotations
+from rishd.claims.instances import (
+    ConformalMetric,
+    RippledQuadratic,
+    curved_metric,
+    from_spectrum,
+    random_bases,
+    relative,
+    rippled_quadratics,
+    rotations,
+)
 from rishd.claims.trial import Box, Inequality, Parameters, Range, try_bounds
 
 _P = 3
@@ -32,6 +42,7 @@ _BOX: Box = {
     "eta": Range(0.1, 1.0, log=True),
     "beta": Range(0.0, 3.0),
 }
+_CONFORMAL_BOX: Box = {**_BOX, "swing": Range(-1.0, 1.0), "wave": Range(-1.5, 1.5, _P)}
 
 
 @dataclass(frozen=True)
@@ -80,18 +91,17 @@ def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
 
     .. math:: E(t) - f_* \le (E(0) - f_*)\,e^{-\rho t}, \qquad \rho = \min(2\alpha,\ 2\mu\eta\beta) .
 
-    And :math:`\gamma = \alpha\beta` with :math:`v(0) = 0` makes RISHD the flow
+    And :math:`\gamma = \alpha\beta + \dot\beta` with :math:`v(0) = 0` makes RISHD the flow
     :math:`\dot w = -\beta\operatorname{grad} f` exactly.
 
-    Hypotheses: any metric with :math:`R`, :math:`\eta` and :math:`\alpha > 0` constant, :math:`\beta \ge 0`; the
-    inequality with :math:`\mu > 0` along the solution. For the exact solution constant :math:`\alpha`, :math:`\beta`
-    and :math:`F`.
+    Hypotheses: any metric with :math:`R`; for the rate constant :math:`\eta`, :math:`\alpha > 0` and
+    :math:`\beta \ge 0`, and the inequality with :math:`\mu > 0` along the solution.
 
     Proof: docs/theory, claim C15; symbolic: what the energy's rate leaves over.
 
-    Check: nonconvex f = ½‖h(Uw)‖² with monotone wiggly h and constant metrics, by DOP853: ρt over the measured exponent
-    log((E(0) − f*)/(E(t) − f*)), the largest over all save times. The exact solution on quadratics against the matrix
-    exponential.
+    Check: nonconvex f = ½‖h(Uw)‖² with monotone wiggly h, constant and conformal metrics, by DOP853: ρt over the
+    measured exponent log((E(0) − f*)/(E(t) − f*)), the largest over all save times. The exact solution on quadratics
+    against the matrix exponential, and with F(w) and β(t) against gradient flow.
 
     Source: derived in docs/theory.
     """
@@ -99,6 +109,8 @@ def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
         Proof("rate of the energy", symbolic_lyapunov.exponential_rate()),
         *try_bounds(_bounds, _BOX, rng, instances, slack=1e-6),
         *_oracle(rng, instances),
+        *try_bounds(_conformal_bounds, _CONFORMAL_BOX, rng, instances, slack=1e-6),
+        *_curved_oracle(rng, instances),
         _panel(),
     ]
 
@@ -120,13 +132,22 @@ def _bounds(parameters: Parameters) -> dict[str, Inequality]:
     }
 
 
+def _conformal_bounds(parameters: Parameters) -> dict[str, Inequality]:
+    return {f"{name}, conformal metrics": tried for name, tried in _bounds(parameters).items()}
+
+
 def _system(parameters: Parameters) -> tuple[RISHD, np.ndarray]:
     objective = WigglyResiduals(rotations(parameters["rotation"], _P), parameters["scales"], parameters["wiggle"])
-    metric = ConstantMetric(from_spectrum(rotations(parameters["axes"], _P), parameters["metric"]))
+    matrix = from_spectrum(rotations(parameters["axes"], _P), parameters["metric"])
+    mu = objective.constant(np.linalg.inv(matrix))
+    metric: Metric = ConstantMetric(matrix)
+    if "swing" in parameters:
+        metric = ConformalMetric(matrix, parameters["swing"], parameters["wave"])
+        mu = mu * np.exp(-np.abs(parameters["swing"]))  # F is at most this much larger
     system = RISHD.from_optimizer(
         objective, metric, alpha=parameters["alpha"], eta=parameters["eta"], beta=parameters["beta"]
     )
-    return system, objective.constant(np.asarray(metric.inverse))
+    return system, mu
 
 
 def _oracle(rng: np.random.Generator, instances: int) -> list[Evidence]:
@@ -151,6 +172,44 @@ def _oracle(rng: np.random.Generator, instances: int) -> list[Evidence]:
         Identity(
             "its momentum, which stays zero", np.abs(flow.m[-1]).max(-1), 1e-14, "αβ − αβ in rounding", (constant,)
         ),
+    ]
+
+
+def _curved_oracle(rng: np.random.Generator, instances: int) -> list[Evidence]:
+    """The exact solution where F depends on w and β on t, against gradient flow of a solver of its own."""
+    p, span = 2, 3.0
+    objective, metric = rippled_quadratics(rng, instances, p), curved_metric(rng, instances, p)
+    alpha, level, swing, pace = (rng.uniform(low, 1.0, instances) for low in (0.1, 0.3, 0.0, 0.2))
+
+    def beta(t: float) -> np.ndarray:
+        return np.asarray(level * (1.0 + 0.9 * swing * np.sin(pace * t)))
+
+    def beta_rate(t: float) -> np.ndarray:
+        return np.asarray(level * 0.9 * swing * pace * np.cos(pace * t))
+
+    system = RISHD.from_coefficients(
+        objective,
+        metric,
+        alpha=alpha,
+        beta=TimeDependent(beta, beta_rate),
+        gamma=TimeDependent(lambda t: alpha * beta(t) + beta_rate(t)),
+    )
+    w0 = rng.normal(size=(instances, p))
+    flow = solve(system, w0, phases=((span, 1),), rtol=1e-10)
+
+    def slope(t: float, x: np.ndarray) -> np.ndarray:
+        w = x.reshape(w0.shape)
+        return np.asarray(-beta(t)[:, None] * metric.raise_index(w, objective.gradient(w))).ravel()
+
+    alone = solve_ivp(slope, (0.0, span), w0.ravel(), method="DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
+    return [
+        Identity(
+            "flow with γ = αβ + β̇ against gradient flow, F(w) and β(t), p = 2",
+            relative(flow.w[-1] - alone.reshape(w0.shape), w0),
+            1e-7,
+            "integrators",
+        ),
+        Identity("its momentum, which stays zero", np.abs(flow.m[-1]).max(-1), 1e-14, "γ − αβ − β̇ in rounding"),
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from discretizations import symbolic
 from riemannian_ode import RISHD, TimeDependent, Trajectory, dissipation, energy_identity_residual, total_energy
 from riemannian_ode.arrays import matvec
+from riemannian_ode.flow import momentum_step, position_step
 from rishd.claims.evidence import Bound, Evidence, Identity, Measurement, Proof
 from rishd.claims.flows import solve, time_integral
 from rishd.claims.geometry import geometry_box, split_geometry
@@ -47,7 +48,7 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
 
     Statement: the phase-space system
 
-    .. math:: \dot w = -\eta F^{-1}(m + \beta g), \qquad \dot m = -\alpha m + g + R
+    .. math:: \dot w = -\eta F^{-1}(m + \beta g), \qquad \dot m = -\alpha m + c\,g + R
 
     is RISHD,
 
@@ -57,12 +58,13 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
        + \gamma_t\operatorname{grad} f = 0,
 
     with :math:`\alpha_t = \alpha - \dot\eta/\eta`, :math:`\beta_t = \eta\beta` and
-    :math:`\gamma_t = \eta(1 + \alpha\beta)`.
+    :math:`\gamma_t = \eta(c + \alpha\beta + \dot\beta)`.
 
     Hypotheses: :math:`F(w)` symmetric positive definite and differentiable, :math:`f` twice differentiable,
-    :math:`\alpha` and :math:`\beta` constant.
+    :math:`\eta > 0` and :math:`\beta` differentiable in time.
 
-    Proof: docs/theory, claim C1; symbolic in dimension 2 from the definitions and in dimension 3 from jets.
+    Proof: docs/theory, claim C1; symbolic in dimension 2 from the definitions (c = 1, β constant) and in dimension 3
+    from jets.
 
     Check: on random points, the residual of RISHD for this package's own right-hand side, with the full array of
     Christoffel symbols and derivatives by forward-mode differentiation.
@@ -75,7 +77,15 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
     p = 3
     objective, metric = rippled_quadratics(rng, instances, p), curved_metric(rng, instances, p)
     alpha, beta, eta0, decay = (rng.uniform(low, high, instances) for low, high in ((0.1, 2), (0, 2), (0.1, 2), (0, 1)))
-    system = RISHD.from_optimizer(objective, metric, alpha=alpha, beta=beta, eta=_decaying(eta0, decay))
+    slope, gain = rng.uniform(-1, 1, instances), rng.uniform(0, 2, instances)
+    system = RISHD.from_optimizer(
+        objective,
+        metric,
+        alpha=alpha,
+        gain=gain,
+        beta=TimeDependent(lambda t: beta + slope * t, lambda t: slope),
+        eta=_decaying(eta0, decay),
+    )
     w, m = (torch.as_tensor(rng.normal(size=(instances, p))) for _ in range(2))
     system = system.for_arrays(w)
     at_zero = system.second_order_coefficients(0.0)
@@ -83,7 +93,9 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
     velocity, force = system.rates(0.0, w, m)
     eta, eta_dot = (torch.as_tensor(x)[:, None] for x in (eta0, -decay * eta0))
     moved = jvp(lambda w, m: system.direction(0.0, w, m, objective.gradient(w)), (w, m), (velocity, force))[1]
-    acceleration = -eta * moved + eta_dot / eta * velocity  # ∂_t of ẇ = −η(t)(…)
+    raised = metric.raise_index(w, objective.gradient(w))
+    # With ∂_t of ẇ = −η(t)F⁻¹(m + β(t)g).
+    acceleration = -eta * (moved + torch.as_tensor(slope)[:, None] * raised) + eta_dot / eta * velocity
 
     parameters = [torch.as_tensor(x) for x in metric.parameters]
     slopes = vmap(jacfwd(metric.function))(w, *parameters)  # ∂_k F_ij as [i, j, k]
@@ -185,13 +197,18 @@ def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     .. math:: z_{k+1} = z_k - \eta A\left(B + \frac{1}{\alpha}\right)g_k .
 
-    Hypotheses: :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q` constant and commuting, :math:`\eta`
-    constant; any :math:`f`.
+    With steps of size :math:`h`, :math:`m_k = m_{k-1} + h(-\alpha m_{k-1} + g_k)` and
+    :math:`w_{k+1} = w_k - h\eta A(m_k + Bg_k)`, the same holds for
+    :math:`z_k = w_k - \frac{\eta(1 - \alpha h)}{\alpha}Am_{k-1}` and :math:`h\eta` in place of :math:`\eta`.
+
+    Hypotheses: :math:`A`, :math:`B` and :math:`\eta` constant; any :math:`f` or sequence :math:`g_k`. LITE's
+    :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q` commute, which is not needed.
 
     Proof: docs/theory, claim C7; symbolic in one block, which commuting reduces to.
 
     Check: random metrics and splits with a common eigenbasis, nonconvex f in another basis: the flow by DOP853, the
-    update rule over 50 steps.
+    update rule over 50 steps. Random matrices A and B that neither commute nor are symmetric, random g_k and h: 50
+    steps of the semi-implicit scheme.
 
     Source: derived in docs/theory.
     """
@@ -219,7 +236,24 @@ def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
         Proof("one block, flow and update rule", symbolic.shadow_identity()),
         Identity("flow (DOP853), p = 5", continuous, 1e-9, "integrator and quadrature"),
         Identity("update rule, worst of 50 steps, p = 5", worst, 1e-13, "rounding"),
+        Identity("any A, B, g_k and h, worst of 50 steps, p = 5", _general_shadow(rng, instances), 1e-12, "rounding"),
     ]
+
+
+def _general_shadow(rng: np.random.Generator, n: int, p: int = 5, steps: int = 50) -> np.ndarray:
+    a, b = rng.normal(size=(2, n, p, p))
+    alpha, eta, h = (rng.uniform(low, 1.0, (n, 1)) for low in (0.05, 0.01, 0.1))
+    w, m = rng.normal(size=(2, n, p))
+    weight, worst = eta * (1.0 - alpha * h) / alpha, np.zeros(n)
+    for _ in range(steps):
+        g = rng.normal(size=(n, p))
+        before = w - weight * matvec(a, m)
+        m = momentum_step(m, g, alpha=alpha, h=h)
+        w = position_step(w, matvec(a, m + matvec(b, g)), eta=eta, h=h)
+        after = w - weight * matvec(a, m)
+        pull = h * eta * matvec(a, matvec(b, g) + g / alpha)
+        worst = np.maximum(worst, relative(after - before + pull, after, before, pull, weight * matvec(a, m)))
+    return worst
 
 
 def _dissipated(system: RISHD, trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rishd.atomic import write_text
-from rishd.claims.claim import ClaimResult
+from rishd.claims.claim import ClaimResult, claim_keys
 from rishd.claims.evidence import Bound, Curve, Hypothesis, Identity, Measurement, Panel, Proof, WorstCase
 from rishd.provenance import git_state, versions
 
@@ -78,15 +78,16 @@ class Validation:
         """Some of the claims, in the order that they have.
 
         Args:
-            keys: Which.
+            keys: Which, by key or number.
 
         Raises:
             SavedResultsError: for a claim that was not asked for.
         """
-        for key in keys:
+        chosen = claim_keys(keys, self.asked)
+        for key in chosen:
             if key not in self.asked:
                 raise SavedResultsError(f"claim = {key!r} is not among the results: {', '.join(self.asked)}.")
-        return replace(self, asked=tuple(key for key in self.asked if key in keys))._holding(self.results)
+        return replace(self, asked=chosen)._holding(self.results)
 
     def _holding(self, results: Sequence[ClaimResult]) -> Validation:
         """The results of claims that were asked for, in that order."""

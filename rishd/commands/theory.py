@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 _STUDIES = Path("runs/studies")  # where `rishd study` writes
 
-Claims = Annotated[list[str] | None, typer.Option("--claim", help="A claim, e.g. C8; may be repeated. All by default.")]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option("--claim", help="A claim, e.g. C8 or C11a; C11 is all of its parts. May be repeated; all by default."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under a minute.")]
 Instances = Annotated[
     int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 64 with --quick.")
@@ -117,7 +120,7 @@ def run_claims(
     """Results of the claims with a progress bar; Ctrl-C keeps those that are done.
 
     Args:
-        keys: Which claims; all if ``None`` or empty.
+        keys: Which claims, by key or number; all if ``None`` or empty.
         seed: Random seed.
         instances: Random instances per numerical part; by default the registry's number, or its quick one.
         quick: See ``instances``.
@@ -128,13 +131,13 @@ def run_claims(
     Raises:
         ValueError: for an unknown claim, numbers out of range, or a ``save`` file that ``resume`` cannot go on with.
     """
-    from rishd.claims import CLAIMS, INSTANCES, QUICK_INSTANCES
+    from rishd.claims import CLAIMS, INSTANCES, QUICK_INSTANCES, claim_keys
     from rishd.claims import validate as results_of
     from rishd.claims.validation import Validation
 
     if instances is None:
         instances = QUICK_INSTANCES if quick else INSTANCES
-    chosen = tuple(key for key in CLAIMS if key in keys) if keys else tuple(CLAIMS)
+    chosen = claim_keys(keys, CLAIMS) if keys else tuple(CLAIMS)
     results_of(list(keys or ()), seed=seed, instances=instances, jobs=jobs)  # refuses what is out of range
     validation = Validation.begin(chosen, seed=seed, instances=instances)
     if resume and save is not None and save.exists():

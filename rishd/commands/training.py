@@ -21,7 +21,9 @@ def pretrain(
     optimizer: Annotated[
         str | None, typer.Option(help="adamw, muon, muon-lite, soap, soap-lite, or module:Class of any other.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Model: 1M, 9M, 60M, 130M, 250M, 350M, 500M, 1B, moe-tiny, moe-1B.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Model: 1M, 9M, 60M, 130M, 250M, 350M, 500M, 1B, moe-tiny, moe-1B.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per step, over all ranks.")] = None,

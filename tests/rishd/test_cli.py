@@ -65,13 +65,30 @@ def test_interrupt_keeps_the_claims_that_are_done(monkeypatch):
     def interrupted(rng, instances):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(CLAIMS, "C8", Claim("C8", "interrupted", interrupted))
-    chosen = [word for key in ("C6", "C8", "C10") for word in ("--claim", key)]
+    monkeypatch.setitem(CLAIMS, "C8b", Claim("C8b", "interrupted", interrupted))
+    chosen = [word for key in ("C6", "C8b", "C10") for word in ("--claim", key)]
     run = CliRunner().invoke(app, ["validate", *chosen, "--instances", "5", "--jobs", "1"])
     assert run.exit_code == 130
     assert "C6" in run.output
     assert "C10" not in run.output
     assert "interrupted after 1 of 3 claims" in run.output
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["C8"], ("C8", "C8b")),
+        (["C8b"], ("C8b",)),
+        (["C16a", "C1"], ("C1", "C16a")),
+        (["C11"], ("C11a", "C11b", "C11c", "C11d")),
+        (["C99", "C6"], ("C6", "C99")),
+        (["C.", "("], ("C.", "(")),
+    ],
+)
+def test_a_number_is_a_claim_with_all_of_its_parts(names, keys):
+    from rishd.claims import CLAIMS, claim_keys
+
+    assert claim_keys(names, CLAIMS) == keys
 
 
 @pytest.mark.parametrize(
