@@ -84,8 +84,9 @@ def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     .. math:: n^\top R = \frac{1}{2}n^\top(D_{\dot w}F)n .
 
     For a metric of :math:`\nabla f(w)` and :math:`\epsilon` that is homogeneous of degree one in both,
-    :math:`f \to af`, :math:`w \to bw`, :math:`\epsilon \to ab\epsilon`, :math:`\eta \to b\eta` leave the flow in
-    units of :math:`w`, and :math:`\lVert R\rVert/\lVert-\alpha m + g\rVert`, as they are. As
+    :math:`f(w) \to ab^2f(w/b)` (:math:`af` on quadratics), :math:`w \to bw`, :math:`\epsilon \to ab\epsilon`,
+    :math:`\eta \to b\eta` leave the flow in units of :math:`w`, and
+    :math:`\lVert R\rVert/\lVert-\alpha m + g\rVert`, as they are. As
     :math:`\epsilon \to \infty`, that share falls as :math:`\epsilon^{-3}` for Adam's, Muon's and SOAP's metrics.
 
     Hypotheses: :math:`F` positive definite and differentiable; for the scaling, metrics of the gradient as in C13.

@@ -40,8 +40,8 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     Finding: not in every training: of 400 with random settings Muon's update was the more isotropic in 15 (at
     :math:`\eta = 0.0051` by 28%), SGD's in 2; the mask covered more than chance in all. Muon and SOAP are not nearly
-    isotropic here, Muon hardly more than AdamW; it is LITE that comes near. And a seventh of the matrices is covered
-    less than by chance.
+    isotropic here, Muon hardly more than AdamW; it is LITE that comes near. And some of the matrices are covered less
+    than by chance.
 
     Source: motivation and Fig. 2 of arXiv:2602.22681; measured here.
     """

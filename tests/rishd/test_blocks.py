@@ -1,5 +1,6 @@
 """From text to blocks: tokenizers, the store that is written ahead, packing, and corpora that are too small."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,14 +17,14 @@ import torch
 from rishd.pretraining import corpus as corpus_module
 from rishd.pretraining import token_store
 from rishd.pretraining.blocks import IGNORED, TokenBlocks, make_collator, training_blocks, validation_blocks
-from rishd.pretraining.cache import locked
+from rishd.pretraining.cache import FORMAT, locked
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.config_files import override
 from rishd.pretraining.corpus import load_corpus
 from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.token_store import TokenStore
 from rishd.pretraining.tokenizer import END_OF_TEXT, TokenizerError, load_tokenizer, named_tokenizer
-from tests.rishd.runs import tiny
+from tests.rishd.runs import tiny, write_text
 from tests.rishd.test_corpus import corpus_of, write_c4
 
 
@@ -79,6 +80,19 @@ def test_a_tokenizer_and_a_store_are_made_once(text, corpus, tokenizer, cache, m
     load_tokenizer(tiny(text).data, corpus, again)
     TokenStore(corpus, "train", tokenizer, length=48, packing="concatenate").fill(10, again)
     assert files == {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+
+
+def test_a_cache_is_left_behind_by_whoever_changes_what_it_would_have(tmp_path, small_files):
+    """If this fails, corpora are split, ordered or encoded in another way: raise the cache's format with the digest."""
+    digest = hashlib.sha256()
+    for folder in (write_text(tmp_path / "text"), write_c4(tmp_path / "c4")):  # held in memory, and streamed
+        corpus = corpus_of(folder, validation_share=0.1)
+        for part in ("train", "validation"):
+            digest.update(json.dumps(list(corpus.texts(part))).encode())
+        tokenizer = load_tokenizer(tiny(folder).data, corpus, silent)
+        for packing in ("concatenate", "truncate"):
+            digest.update(whole(TokenStore(corpus, "train", tokenizer, length=16, packing=packing)).tobytes())
+    assert (FORMAT, digest.hexdigest()[:16]) == (2, "fb041611e560f130")
 
 
 def test_writing_in_parts_gives_the_same_blocks(text, tmp_path, tokenizer, small_files, monkeypatch):
@@ -143,7 +157,7 @@ import sys
 from rishd.pretraining import corpus as corpus_module
 from rishd.pretraining import token_store
 from rishd.pretraining.tokenizer import load_tokenizer
-from tests.rishd.runs import tiny
+from tests.rishd.runs import tiny, write_text
 from tests.rishd.test_corpus import corpus_of
 token_store._TOKENS_PER_FILE = 1 << 12
 config = tiny(sys.argv[1])
