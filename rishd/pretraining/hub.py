@@ -91,16 +91,16 @@ class HubCorpus:
                 state = None
             try:
                 yield from self._data
-            except (ValueError, DatasetGenerationError, *BROKEN) as problem:
+            except Exception as problem:
+                if not _is_corrupt(problem):
+                    raise CorpusError(
+                        f"data set {self.name} cannot be read further: {_first_line(problem)}; start again, it goes on "
+                        "where it stopped."
+                    ) from None
                 what = f"data set {self.name}, shard {shard + 1} of {self._shards}: {_first_line(problem)}"
                 if self._config.on_corrupt == "error":
                     raise CorpusError(f"{what}; set data.on_corrupt = skip to leave out the rest of it.") from None
                 self.skipped.append(what)
-            except Exception as problem:  # of the network or the hub: nothing is wrong with the text
-                raise CorpusError(
-                    f"data set {self.name} cannot be read further: {_first_line(problem)}; start again, it goes on "
-                    "where it stopped."
-                ) from None
 
     def fraction_read(self) -> float | None:
         return None
@@ -112,6 +112,13 @@ class HubCorpus:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ():
             digest.update(repr((path.relative_to(folder).as_posix(), path.stat().st_size)).encode())
         return digest.hexdigest()
+
+
+def _is_corrupt(problem: Exception) -> bool:
+    """Whether an error says that the text is broken, not that it is out of reach (some of the hub's are ValueErrors)."""
+    problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
+    of_text = isinstance(problem, (ValueError, DatasetGenerationError)) and not isinstance(problem, OSError)
+    return of_text or isinstance(problem, BROKEN)
 
 
 def _first_line(problem: Exception) -> str:

@@ -105,7 +105,7 @@ def train(
     tokenizer = load_tokenizer(config.data, corpus, progress)
     validation = validation_blocks(config, corpus, tokenizer, progress)
     training = training_blocks(config, corpus, tokenizer, progress)
-    left_out = training.store.state()["skipped"]
+    left_out = sorted({what for blocks in (training, validation) for what in blocks.store.state()["skipped"]})
     if left_out and config.data.on_corrupt == "error":
         raise CorpusError(
             f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
