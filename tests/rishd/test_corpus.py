@@ -117,11 +117,11 @@ def test_a_broken_shard_of_a_data_set_is_named_and_stops_or_is_left_out(tmp_path
     assert f"shard {number + 1} of 3" in corpus.skipped[0]
 
 
-class NotInCache(FileNotFoundError, ValueError):
+class NotInCacheError(FileNotFoundError, ValueError):
     """Like huggingface_hub's LocalEntryNotFoundError, raised when the network is gone."""
 
 
-@pytest.mark.parametrize("problem", [ConnectionError("no route to host"), NotInCache("no route to host")])
+@pytest.mark.parametrize("problem", [ConnectionError("no route to host"), NotInCacheError("no route to host")])
 def test_a_data_set_out_of_reach_is_no_corrupt_one(tmp_path, monkeypatch, problem):
     corpus = load_corpus(DataConfig(dataset=str(write_c4(tmp_path / "set")), on_corrupt="skip"))
     texts = corpus.texts("train")
@@ -140,7 +140,7 @@ def test_a_data_set_out_of_reach_is_no_corrupt_one(tmp_path, monkeypatch, proble
     position = corpus.position()
     with monkeypatch.context() as patch:
         patch.setattr(type(corpus._unread), "shard", lambda self, count, index: OutOfReach())
-        with pytest.raises(CorpusError, match="cannot be read further: .*: no route to host; start again"):
+        with pytest.raises(CorpusError, match=r"cannot be read further: .*: no route to host; start again"):
             list(corpus.texts("train", position))
     assert corpus.skipped == []
     assert first + list(corpus.texts("train", position)) == list(corpus.texts("train"))
