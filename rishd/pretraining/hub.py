@@ -115,7 +115,7 @@ class HubCorpus:
 
 
 def _is_corrupt(problem: Exception) -> bool:
-    """Whether an error says that the text is broken, not that it is out of reach (some of those are ValueErrors, too)."""
+    """Whether an error speaks of the text, not of the way to it (some of the latter are ValueErrors, too)."""
     problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
     of_text = isinstance(problem, (ValueError, DatasetGenerationError)) and not isinstance(problem, OSError)
     return of_text or isinstance(problem, BROKEN)
