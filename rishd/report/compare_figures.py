@@ -18,6 +18,7 @@ from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMIL
 
 _PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _LINES = ("-", "--", ":")
+_MARKS = ("o", "s", "^", "D", "v")
 _HEADROOM = 1.5  # losses further above the best one than this many times the spread of the finals are of runs gone bad
 
 
@@ -84,7 +85,7 @@ def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Co
         comparison: Their statistics.
     """
     styles = _styles(comparison.results)
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     axes: Any = figure.subplots()
     lowest: list[float] = []
     for row in _ends(comparison):
@@ -105,7 +106,7 @@ def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Co
     axes.set(xlabel="tokens", ylabel="validation loss (nats per token)", title="Means over seeds, best learning rates")
     axes.grid(alpha=0.3)
     if lowest:
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
@@ -115,20 +116,22 @@ def length_figure(comparison: Comparison) -> Figure:
     Args:
         comparison: Of :func:`rishd.comparing.statistics.compare`.
     """
-    styles = _styles(comparison.results)
+    shown = [row for row in comparison.results if row.lengths and row.loss is not None]
+    bases = [base for row in shown if row.baseline and (base := comparison.result(row.baseline, row.cell))]
+    styles = _styles([*shown, *bases])
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes: Any = figure.subplots()
     drawn: set[tuple[str, str]] = set()
-    for row in comparison.results:
-        if not row.lengths or row.loss is None:
-            continue
-        colour, line = styles[row.variant, row.cell]
+    for place, row in enumerate(shown):
+        colour, _ = styles[row.variant, row.cell]
+        mark = _MARKS[place % len(_MARKS)]
         points = {**row.lengths, 1.0: row.losses}
         lengths = sorted(points)
         for length in lengths:
-            axes.plot(np.full(len(points[length]), length), list(points[length].values()), ".", color=colour, alpha=0.5)
+            losses = list(points[length].values())
+            axes.plot(np.full(len(losses), length), losses, mark, color=colour, ms=4, mfc="none")
         means = [float(np.mean(list(points[length].values()))) for length in lengths]
-        axes.plot(lengths, means, ls=line, color=colour, label=_name(row))
+        axes.plot(lengths, means, f"{mark}-", color=colour, ms=4, label=f"{_name(row)}: mean and runs")
         base = comparison.result(row.baseline, row.cell) if row.baseline else None
         if base is not None and base.loss is not None and (base.variant, base.cell) not in drawn:
             drawn.add((base.variant, base.cell))
