@@ -20,6 +20,15 @@ def is_torch(x: Any) -> bool:
     return bool(array_api_compat.is_torch_array(x))
 
 
+def tracks(x: Any) -> bool:
+    """Whether torch's autograd records what is computed from ``x``: it requires gradients, and they are enabled."""
+    if not getattr(x, "requires_grad", False):
+        return False
+    import torch
+
+    return torch.is_grad_enabled()
+
+
 def to_numpy(x: Array) -> np.ndarray:
     """``x`` as a numpy array on the CPU, without a copy where possible."""
     return x.detach().cpu().numpy() if is_torch(x) else np.asarray(x)

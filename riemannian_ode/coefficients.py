@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.arrays import is_torch, like, to_numpy, tracks
 from riemannian_ode.flow import Array
 
 
@@ -67,7 +67,9 @@ def _expanded(value: Any) -> Any:
             raise ValueError(
                 f"a coefficient is {value!r}; give a number, one value per member, or TimeDependent."
             ) from None
-    return value[..., None] if value.ndim else float(value)
+    if value.ndim:
+        return value[..., None]
+    return value if getattr(value, "requires_grad", False) else float(value)
 
 
 def add(x: Any, y: Any) -> Any:
@@ -108,10 +110,19 @@ def fitted(name: str, value: Any, *, reference: Array) -> Any:
     """An expanded value as an array of the kind, dtype and device of ``reference``; a float stays one.
 
     Raises:
-        ValueError: if its ensemble axes do not fit those of ``reference``.
+        ValueError: if its ensemble axes do not fit those of ``reference``, or it requires gradients and ``reference``
+            is a numpy array.
     """
     if isinstance(value, float):
         return value
+    if tracks(value):
+        if not is_torch(reference):
+            raise ValueError(
+                f"{name} requires gradients, which a numpy w0 cannot carry; pass w0 as a torch tensor, or "
+                f"{name}.detach()."
+            )
+    elif value.ndim == 0:
+        return float(value)
     array = like(value, reference)
     try:
         fits = np.broadcast_shapes(tuple(array.shape), tuple(reference.shape)) == tuple(reference.shape)

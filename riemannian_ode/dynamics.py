@@ -278,7 +278,10 @@ class RISHD:
 
     def rates(self, t: float, w: Array, m: Array) -> tuple[Array, Array]:
         """Right-hand side (ẇ, ṁ), each of shape ``(*ensemble, p)``."""
-        g = self.objective.gradient(w)
+        return self.rates_with(t, w, m, self.objective.gradient(w))
+
+    def rates_with(self, t: float, w: Array, m: Array, g: Array) -> tuple[Array, Array]:
+        """The right-hand side with g in the place of ∇f(w); linear in (m, g) where F is constant and no split moves."""
         velocity = -self.at("eta", t) * self.direction(t, w, m, g)
         return velocity, momentum_rate(
             m,

@@ -159,7 +159,7 @@ def _scalar(system: RISHD, name: str, t: float) -> Array:
 
 def _squeeze(value: Array) -> Array:
     """Per-member coefficients carry a trailing axis against ``w``; energies have none."""
-    return value if isinstance(value, float) else value[..., 0]
+    return value if isinstance(value, float) or value.ndim == 0 else value[..., 0]
 
 
 def _require_energy(system: RISHD) -> None:

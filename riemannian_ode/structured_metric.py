@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from riemannian_ode.arrays import like, matvec, namespace, to_numpy
+from riemannian_ode.arrays import as_float_array, is_torch, like, matvec, namespace, to_numpy
 from riemannian_ode.flow import Array
 from riemannian_ode.metric import Metric, check_fits, check_positive_definite
 
@@ -68,12 +68,17 @@ class LowRankPlusDiagonalMetric(Metric):
                 f"diagonal has smallest entry {d.min():.3g}, a lower bound of F's smallest eigenvalue; a metric needs "
                 "it positive and all entries finite."
             )
+        diagonal, factor = as_float_array("diagonal", diagonal), as_float_array("factor", factor)
+        if is_torch(diagonal):
+            factor = like(factor, diagonal)
+        elif is_torch(factor):
+            diagonal = like(diagonal, factor)
         self.diagonal, self.factor = diagonal, factor
-        scaled = u / d[..., None]
-        capacitance = np.eye(u.shape[-1]) + np.swapaxes(u, -1, -2) @ scaled
+        xp, scaled = namespace(factor), factor / diagonal[..., None]
+        capacitance = like(np.eye(u.shape[-1]), factor) + xp.matrix_transpose(factor) @ scaled
         # F⁻¹ = D⁻¹ − (D⁻¹U)(I + UᵀD⁻¹U)⁻¹(D⁻¹U)ᵀ, and the middle factor is split evenly over both sides.
-        root = np.linalg.inv(np.linalg.cholesky(capacitance))
-        self._inverse_factor = scaled @ np.swapaxes(root, -1, -2)
+        root = xp.linalg.inv(xp.linalg.cholesky(capacitance))
+        self._inverse_factor = scaled @ xp.matrix_transpose(root)
 
     def raise_index(self, w: Array, covector: Array) -> Array:
         factor = like(self._inverse_factor, covector)

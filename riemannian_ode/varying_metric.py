@@ -47,20 +47,31 @@ class VaryingMetric(Metric):
 
     def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:
         x, v, m = _flattened(w, velocity, momentum)
-        n = self.inverse(x, w)(m).detach()
+        n = self.inverse(x, w)(m)
+        # Derivatives of R are asked for if anything that enters it requires gradients, F's own parameters included.
+        is_tracked = is_torch(w) and torch.is_grad_enabled() and (n.requires_grad or v.requires_grad)
         with torch.enable_grad():
             # Reverse mode only: D_vF n is linear in v, so it is the gradient in y of (∇_w yᵀF n)·v. One evaluation of F
             # and four small backward passes are several times quicker than torch.func's forward mode.
-            x = x.detach().requires_grad_()
+            # A copy of x: v and n depend on x too, and R takes its derivatives at fixed v and n.
+            x = x.clone() if is_tracked else x.detach()
+            if not x.requires_grad:
+                x.requires_grad_()
+            if not is_tracked:
+                n = n.detach()
             y = torch.zeros_like(x, requires_grad=True)
             lower = self.action(x, w)
             along_n = lower(n)
             if not along_n.requires_grad:  # a function that does not use w: the metric is constant
                 return None
-            slope = torch.autograd.grad((v * along_n).sum(), x, retain_graph=True)[0]
+            slope = torch.autograd.grad(
+                (v * along_n).sum(), x, retain_graph=True, create_graph=is_tracked, allow_unused=True
+            )[0]
+            if slope is None:
+                return None
             toward_n = torch.autograd.grad((y * along_n).sum(), x, create_graph=True)[0]
             toward_v = torch.autograd.grad((y * lower(v)).sum(), x, create_graph=True)[0]
-            turning = torch.autograd.grad((toward_n * v - toward_v * n).sum(), y)[0]
+            turning = torch.autograd.grad((toward_n * v - toward_v * n).sum(), y, create_graph=is_tracked)[0]
         return _restored(0.5 * (turning + slope), w)
 
     def matrix(self, w: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from riemannian_ode.arrays import eigh, namespace
+from riemannian_ode.arrays import eigh, namespace, tracks
 from riemannian_ode.flow import Array, Projector
 from riemannian_ode.split import PhasePoint, complement
 
@@ -38,7 +38,12 @@ class Landscape(ABC):
 
     def sharp_basis(self, w: Array) -> Array:
         """Orthonormal top-d_s eigenvectors of ∇²f(w), by descending eigenvalue, shape ``(*ensemble, p, d_s)``."""
-        vectors = eigh(self.hessian(w))[1]  # ascending eigenvalues
+        hessian = self.hessian(w)
+        if tracks(hessian):
+            from riemannian_ode.leading_eigenvectors import leading_eigenvectors  # loads torch
+
+            return leading_eigenvectors(hessian, self.sharp_rank)
+        vectors = eigh(hessian)[1]  # ascending eigenvalues
         return namespace(w).flip(vectors, axis=-1)[..., : self.sharp_rank]
 
     def flat_projector(self, w: Array) -> Projector:

@@ -11,6 +11,8 @@ Robidoux (1999); the form for RISHD is derived in docs/theory, claim C12.
 
 from __future__ import annotations
 
+from functools import partial
+
 from riemannian_ode.arrays import inner, namespace, to_numpy
 from riemannian_ode.coefficients import TimeDependent
 from riemannian_ode.dynamics import RISHD
@@ -18,6 +20,8 @@ from riemannian_ode.energy import total_energy
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.integrators.base import PhaseState
 from riemannian_ode.integrators.implicit import ImplicitScheme
+from riemannian_ode.integrators.linearisation import hessian_product
+from riemannian_ode.integrators.newton import Equations
 
 
 class DiscreteGradient(ImplicitScheme):
@@ -63,29 +67,26 @@ class DiscreteGradient(ImplicitScheme):
 
         # At a step of no length the quotient in ∇̄E is 0/0 and its differences are noise: start a little ahead.
         guess = PhaseState(*(x + 0.1 * h * rate for x, rate in zip(state, system.rates(t, *state), strict=True)))
-        return self.solved(residual, guess, t)
+        if system.metric.variation != "constant":
+            return self.solved(Equations(residual), guess, t)
+        bound = partial(_ConstantMetricStep, system, t, state, before, h)
+        return self.solved(
+            Equations(residual, lambda new: bound(new).derivative, lambda new: bound(new).terms()), guess, t
+        )
 
     @staticmethod
     def _discrete_gradient(
         system: RISHD, t: float, state: PhaseState, new: PhaseState, before: Array
     ) -> tuple[Array, Array]:
         """∇E at the middle, corrected along the step so that its product with the step is E(y') − E(y)."""
-        w, m = 0.5 * (state.w + new.w), 0.5 * (state.m + new.m)
-        eta, gain = system.at("eta", t), system.at("gain", t)
-        along_m = eta * system.metric.raise_index(w, m)
-        along_w = gain * system.objective.gradient(w)
-        correction = system.riemannian_correction(w, -along_m, m)  # at β = 0 it is ∂_w of (η/2)mᵀF⁻¹m
-        if correction is not None:
-            along_w = along_w + correction
+        along_w, along_m, correction = _middle_gradient(system, t, state, new)
         step_w, step_m = new.w - state.w, new.m - state.m
         missing = total_energy(system, t, *new) - before - inner(along_w, step_w) - inner(along_m, step_m)
         # With F constant the middle is exact in m (the energy is quadratic there): only w is corrected.
         length = inner(step_w, step_w)
         if correction is not None:
             length = length + inner(step_m, step_m)
-        # For a step of no length the middle's gradient is the discrete gradient.
-        moved, xp = length > 0, namespace(w)
-        share = xp.where(moved, missing / xp.where(moved, length, 1.0), 0.0)[..., None]
+        share = _over_length(missing, length)
         return along_w + share * step_w, along_m if correction is None else along_m + share * step_m
 
     def _check(self, system: RISHD) -> None:
@@ -107,3 +108,68 @@ class DiscreteGradient(ImplicitScheme):
                 f"{self.name} keeps the identity of a state-dependent metric only at β = 0 with the correction R kept; "
                 "take 'implicit-midpoint' instead."
             )
+
+
+class _ConstantMetricStep:
+    """The equations of a step at one new state, with F constant: the midpoint rule's, and the share of the step.
+
+    Args:
+        system: The dynamics.
+        t: Time.
+        state: State at t.
+        before: Its energy.
+        h: Step size.
+        new: New state.
+    """
+
+    def __init__(
+        self, system: RISHD, t: float, state: PhaseState, before: Array, h: float, new: PhaseState
+    ) -> None:
+        self.system, self.t, self.h = system, t, h
+        self.gain, self.energies = system.at("gain", t), (before, total_energy(system, t, *new))
+        self.middle = PhaseState(0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
+        self.step = PhaseState(new.w - state.w, new.m - state.m)
+        self.length = inner(self.step.w, self.step.w)
+        self.along = _middle_gradient(system, t, state, new)[:2]
+        self.works = [inner(x, y) for x, y in zip(self.along, self.step, strict=True)]
+        self.share = _over_length(self.energies[1] - before - sum(self.works), self.length)
+        self.bend = hessian_product(system.objective, self.middle.w)
+        # ∂/∂w' of what the middle's gradient misses: it vanishes for a quadratic.
+        self.slope = self.gain * (system.objective.gradient(new.w) - 0.5 * self.bend(self.step.w)) - self.along[0]
+
+    def derivative(self, change: PhaseState) -> PhaseState:
+        """Derivative of the residual along a change of the new state."""
+        of_missing = inner(self.slope, change.w) - 2.0 * self.share[..., 0] * inner(self.step.w, change.w)
+        of_share = _over_length(of_missing, self.length)
+        along_w = 0.5 * self.gain * self.bend(change.w) + self.share * change.w + of_share * self.step.w
+        return self._less_rates(change, 0.5 * change.m, along_w)
+
+    def terms(self) -> PhaseState:
+        """What a difference of energies over the step's length leaves of rounding, in units of it."""
+        size = sum(abs(x) for x in (*self.energies, *self.works))
+        noise = self._less_rates(PhaseState(0.0, 0.0), 0.0 * self.middle.m, _over_length(size, self.length) * self.step.w)
+        return PhaseState(abs(noise.w), abs(noise.m))
+
+    def _less_rates(self, change: PhaseState, m: Array, along_w: Array) -> PhaseState:
+        w_dot, m_dot = self.system.rates_with(self.t + self.h / 2, self.middle.w, m, along_w / self.gain)
+        return PhaseState(change.w - self.h * w_dot, change.m - self.h * m_dot)
+
+
+def _middle_gradient(
+    system: RISHD, t: float, state: PhaseState, new: PhaseState
+) -> tuple[Array, Array, Array | None]:
+    """∇E at the middle of a step in w and in m, and what F(w) adds to the former (``None`` for a constant metric)."""
+    w, m = 0.5 * (state.w + new.w), 0.5 * (state.m + new.m)
+    along_m = system.at("eta", t) * system.metric.raise_index(w, m)
+    along_w = system.at("gain", t) * system.objective.gradient(w)
+    correction = system.riemannian_correction(w, -along_m, m)  # at β = 0 it is ∂_w of (η/2)mᵀF⁻¹m
+    return (along_w if correction is None else along_w + correction), along_m, correction
+
+
+def _over_length(x: Array, length: Array) -> Array:
+    """x over the squared length of the step, shape ``(*ensemble, 1)``; 0 where it has none.
+
+    For a step of no length the middle's gradient is the discrete gradient.
+    """
+    moved, xp = length > 0, namespace(length)
+    return xp.where(moved, x / xp.where(moved, length, 1.0), 0.0)[..., None]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import scipy.linalg
 
-from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.arrays import like, matvec, namespace, to_numpy, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState
-from riemannian_ode.split import ConstantSplit
+from riemannian_ode.integrators.linearisation import rates_jacobian
 
 
 class ExponentialEuler(OneStepIntegrator):
@@ -39,61 +36,19 @@ class ExponentialEuler(OneStepIntegrator):
                 f"{type(system.objective).__name__} and {type(system.metric).__name__}: take 'implicit-midpoint' or "
                 "'radau' instead."
             )
-        shape = tuple(state.w.shape)
-        p, members = shape[-1], int(np.prod(shape[:-1]))
-        middle = t + h / 2
-        h_matrix = np.broadcast_to(to_numpy(hessian(state.w)), (*shape, p)).reshape(members, p, p)
-
-        g = system.objective.gradient(state.w)
-        by_w, by_m, by_g = (
-            x.reshape(members, p, p) for x in _direction_derivatives(system, middle, state.w, state.m, g)
-        )
-        eta, gain, alpha = (self._column(system.at(name, middle), members) for name in ("eta", "gain", "alpha"))
-        jacobian = np.zeros((members, 2 * p, 2 * p))
-        jacobian[:, :p, :p] = -eta * (by_w + by_g @ h_matrix)
-        jacobian[:, :p, p:] = -eta * by_m
-        jacobian[:, p:, :p] = gain * h_matrix
-        jacobian[:, p:, p:] = -alpha * np.eye(p)
-        rate = np.concatenate([to_numpy(x).reshape(members, p) for x in system.rates(middle, *state)], axis=1)
+        middle, matrix = t + h / 2, hessian(state.w)
+        jacobian = rates_jacobian(system, middle, *state, hessian=lambda v: matvec(matrix, v), central=True)
+        rate = namespace(state.w).concat(system.rates(middle, *state), axis=-1)
         # exp of [[hJ, h f], [0, 0]] has φ₁(hJ)·h f in its last column: no division by a singular J.
-        augmented = np.zeros((members, 2 * p + 1, 2 * p + 1))
-        augmented[:, :-1, :-1] = h * jacobian
-        augmented[:, :-1, -1] = h * rate
-        increment = scipy.linalg.expm(augmented)[:, :-1, -1]
-        return PhaseState(
-            state.w + like(increment[:, :p].reshape(shape), state.w),
-            state.m + like(increment[:, p:].reshape(shape), state.m),
-        )
-
-    @staticmethod
-    def _column(value: Any, members: int) -> np.ndarray:
-        """A coefficient as shape ``(members, 1, 1)``."""
-        array = to_numpy(value)
-        return np.broadcast_to(array.reshape(-1) if array.ndim else array, (members,))[:, None, None]
+        xp = namespace(rate)
+        upper = h * xp.concat([jacobian, rate[..., None]], axis=-1)
+        increment = _exponential(xp.concat([upper, xp.zeros_like(upper[..., :1, :])], axis=-2))[..., :-1, -1]
+        p = state.w.shape[-1]
+        return PhaseState(state.w + increment[..., :p], state.m + increment[..., p:])
 
 
-def _direction_derivatives(system: RISHD, t: float, w: Array, m: Array, g: Array) -> list[np.ndarray]:
-    """∂u/∂w at fixed m and g, ∂u/∂m and ∂u/∂g, each of shape ``(*ensemble, p, p)``."""
-    arguments, p = (w, m, g), w.shape[-1]
-    is_linear = system.flat is None or isinstance(system.flat, ConstantSplit)
-    derivatives = []
-    for place, x in enumerate(arguments):
-        if is_linear and place == 0:  # in m and g, whatever w is
-            derivatives.append(np.zeros((*w.shape, p)))
-            continue
-        columns = []
-        for j in range(p):
-            unit = 0.0 * x + like(np.eye(p)[j], x)
-            if is_linear:
-                covectors = [unit if place == k else 0.0 * x for k in (1, 2)]
-                column = to_numpy(system.direction(t, w, *covectors))
-            else:
-                step = np.cbrt(np.finfo(to_numpy(x).dtype).eps) * (1.0 + np.abs(to_numpy(x)).max())
-                ahead, behind = (
-                    system.direction(t, *(y + s * unit if k == place else y for k, y in enumerate(arguments)))
-                    for s in (step, -step)
-                )
-                column = to_numpy(ahead - behind) / (2.0 * step)
-            columns.append(column)
-        derivatives.append(np.stack(columns, axis=-1))
-    return derivatives
+def _exponential(matrices: Array) -> Array:
+    """Matrix exponentials: SciPy's, and torch's where their derivatives are asked for."""
+    if tracks(matrices):
+        return namespace(matrices).linalg.matrix_exp(matrices)
+    return like(scipy.linalg.expm(to_numpy(matrices)), matrices)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
+from riemannian_ode.flow import Array
 from riemannian_ode.integrators.base import Losses, MemberStates, OneStepIntegrator, PhaseState
-from riemannian_ode.integrators.newton import Residual, solve
+from riemannian_ode.integrators.linearisation import linearised
+from riemannian_ode.integrators.newton import Equations, solve
 
 
 class ImplicitScheme(OneStepIntegrator):
@@ -39,16 +41,16 @@ class ImplicitScheme(OneStepIntegrator):
         one_by_one = super(ImplicitScheme, scheme).states(system, state, t0=t0, h=h, steps=steps, first=first)
         return _Solved(one_by_one, losses)
 
-    def solved(self, residual: Residual, guess: PhaseState, t: float) -> PhaseState:
-        """The state at which a residual vanishes.
+    def solved(self, equations: Equations, guess: PhaseState, t: float) -> PhaseState:
+        """The state that solves a step's equations.
 
         Args:
-            residual: State ↦ residual.
+            equations: Residual and derivative.
             guess: Where Newton's method starts.
             t: Time, for messages.
         """
         where = f"{self.name} at t = {t:.6g}"
-        return solve(residual, guess, tolerance=self.tolerance, where=where, losses=self._losses)
+        return solve(equations, guess, tolerance=self.tolerance, where=where, losses=self._losses)
 
     def midpoint(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         """One step of the implicit midpoint rule for ``system``.
@@ -60,11 +62,27 @@ class ImplicitScheme(OneStepIntegrator):
             h: Step size; may be negative (composition schemes).
         """
 
+        def middle(new: PhaseState) -> PhaseState:
+            return PhaseState(0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
+
         def residual(new: PhaseState) -> PhaseState:
-            w_dot, m_dot = system.rates(t + h / 2, 0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
+            w_dot, m_dot = system.rates(t + h / 2, *middle(new))
             return PhaseState(new.w - state.w - h * w_dot, new.m - state.m - h * m_dot)
 
-        return self.solved(residual, state, t)
+        def derivative(new: PhaseState) -> Callable[[PhaseState], PhaseState]:
+            return less_rates(linearised(system, t + h / 2, *middle(new)), 0.5 * h)
+
+        return self.solved(Equations(residual, derivative), state, t)
+
+
+def less_rates(derivative: Callable[[Array, Array], tuple[Array, Array]], h: float) -> Callable[[PhaseState], PhaseState]:
+    """δ ↦ δ − h × the derivative of the rates along δ."""
+
+    def product(change: PhaseState) -> PhaseState:
+        w_dot, m_dot = derivative(*change)
+        return PhaseState(change.w - h * w_dot, change.m - h * m_dot)
+
+    return product
 
 
 class _Solved(MemberStates):
@@ -92,7 +110,10 @@ class ImplicitEuler(ImplicitScheme):
             w_dot, m_dot = system.rates(t + h, *new)
             return PhaseState(new.w - state.w - h * w_dot, new.m - state.m - h * m_dot)
 
-        return self.solved(residual, state, t)
+        def derivative(new: PhaseState) -> Callable[[PhaseState], PhaseState]:
+            return less_rates(linearised(system, t + h, *new), h)
+
+        return self.solved(Equations(residual, derivative), state, t)
 
 
 class ImplicitMidpoint(ImplicitScheme):

@@ -3,69 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse.linalg
 
-from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.arrays import is_torch, like, to_numpy
 from riemannian_ode.integrators.base import IntegratorError, Losses, PhaseState
 
-Residual = Callable[[PhaseState], PhaseState]
 _DIRECT_SIZE = 48  # unknowns of a member up to which the Jacobian is built column by column and factorised
+_EXACT_SIZE, _ENTRIES = 512, 2**22  # the same for a known derivative, and entries of all members' Jacobians
 _ROUNDING = 8.0  # units of rounding that a correction may have, whatever accuracy was asked for
+_POOREST = 1e-3  # relative error that rounding may leave at most
 _LARGEST_ITERATION_COUNT = 30
 _HALVINGS = 8  # of a Newton step that overshoots, at most
 
 
-def solve(
-    residual: Residual, guess: PhaseState, *, tolerance: float, where: str, losses: Losses | None = None
-) -> PhaseState:
-    """Find the state at which a residual vanishes, member by member.
-
-    The Jacobian is differenced once at the guess and kept while it works (simplified Newton), then renewed. Up to 48
-    unknowns a member it is factorised, and a member's iterates are those that it has alone; beyond that each correction
-    is one GMRES solve for all members. Members that are not finite at the guess stay as they are.
+class Equations(NamedTuple):
+    """What an implicit step solves.
 
     Args:
         residual: State ↦ residual, both of shape ``(*ensemble, p)`` twice.
-        guess: Where to start.
+        derivative: State ↦ (δ ↦ derivative of the residual along δ); forward differences where it is ``None``.
+        terms: State ↦ absolute size of terms that cancel in the residual beyond those of Jy; ``None`` where J y has
+            them all.
+    """
+
+    residual: Callable[[PhaseState], PhaseState]
+    derivative: Callable[[PhaseState], Callable[[PhaseState], PhaseState]] | None = None
+    terms: Callable[[PhaseState], PhaseState] | None = None
+
+
+def solve(
+    equations: Equations, guess: PhaseState, *, tolerance: float, where: str, losses: Losses | None = None
+) -> PhaseState:
+    r"""Find the state at which a residual vanishes, member by member.
+
+    The Jacobian J is built once at the guess and kept while it works (simplified Newton), then renewed. Up to 48
+    unknowns a member it is factorised, and a member's iterates are those that it has alone; beyond that each correction
+    is one GMRES solve for all members. A known derivative is factorised up to 512 unknowns a member, as long as all
+    Jacobians together have at most 4 million entries. Members that are not finite at the guess stay as they are.
+
+    A correction within the rounding of its own equations is accepted, whatever the tolerance (not with GMRES):
+
+    .. math:: |\delta y| \le 8\varepsilon\,|J^{-1}|\left(|J||y| + |y_0| + |\mathrm{terms}|\right)
+
+    Args:
+        equations: What is solved.
+        guess: y₀, where to start.
         tolerance: Largest error accepted, as the corrections' decay foretells it, relative to 1 + the largest entry of
             the member's state; at least eight units of the state's rounding (10⁻⁶ in float32).
         where: Scheme and time, for the error.
         losses: Gets the members that do not converge; their states become NaN.
 
     Returns:
-        The state.
+        The state. Where torch records gradients, it is differentiable in all that the residual depends on.
 
     Raises:
         IntegratorError: if some member does not converge and there is no ``losses``, naming the worst one and its
             correction.
+
+    Source: Hairer and Wanner, *Solving ODEs II*, IV.8; Higham, *Accuracy and Stability of Numerical Algorithms*, 7.2.
     """
-    shape = tuple(guess.w.shape)
-    members, p = int(np.prod(shape[:-1])), shape[-1]
+    if not is_torch(guess.w):
+        return _iterate(equations, guess, tolerance=tolerance, where=where, losses=losses)
+    import torch
 
-    def pack(state: PhaseState) -> np.ndarray:
-        parts = [to_numpy(part).reshape(members, p) for part in state]
-        return np.concatenate(parts, axis=1)
+    with torch.no_grad():
+        solution = _iterate(equations, guess, tolerance=tolerance, where=where, losses=losses)
+    if not torch.is_grad_enabled():
+        return solution
+    from riemannian_ode.integrators.implicit_function import attached
 
-    def unpack(y: np.ndarray) -> PhaseState:
-        return PhaseState(like(y[:, :p].reshape(shape), guess.w), like(y[:, p:].reshape(shape), guess.m))
+    return attached(equations.residual, solution)
 
-    def evaluate(y: np.ndarray) -> np.ndarray:
-        return pack(residual(unpack(y)))
 
-    y = pack(guess)
+def _iterate(
+    equations: Equations, guess: PhaseState, *, tolerance: float, where: str, losses: Losses | None
+) -> PhaseState:
+    packed = _Packed(equations, guess)
+    y, members = packed.pack(guess), packed.members
     tolerance = max(tolerance, _ROUNDING * float(np.finfo(y.dtype).eps))
-    value = evaluate(y)
+    value = packed.evaluate(y)
     active = np.isfinite(y).all(axis=1)
-    corrector = (_Factorised if y.shape[1] <= _DIRECT_SIZE else _Krylov)(evaluate)
+    size_limit = _DIRECT_SIZE
+    if equations.derivative is not None and members * y.shape[1] ** 2 <= _ENTRIES:
+        size_limit = _EXACT_SIZE
+    corrector = (_Factorised if y.shape[1] <= size_limit else _Krylov)(packed, y)
     failed = np.zeros(members, dtype=bool)
     last = np.zeros(members)  # so that every Jacobian is built at first
     for _ in range(_LARGEST_ITERATION_COUNT):
         # A kept Jacobian that stops paying is renewed.
         correction = np.where(active[:, None], corrector.correct(y, value, renew=active & (last == 0.0)), 0.0)
         size = _relative(correction, y)
-        slow = active & (last > 0.0) & (size > 0.3 * last)
+        slow = active & (last > 0.0) & (size > 0.3 * last) & ~corrector.is_rounding(correction, y)
         if slow.any():
             renewed = corrector.correct(y, value, renew=slow)
             correction = np.where(slow[:, None], renewed, correction)
@@ -74,20 +105,49 @@ def solve(
         shrink = np.where(last > 0.0, np.minimum(size / np.where(last > 0.0, last, 1.0), 0.5), 0.5)
         last = np.where(active, size, last)
         hopeless = active & ~np.isfinite(size)
-        failed, active = failed | hopeless, active & ~(hopeless | (size * shrink / (1.0 - shrink) <= tolerance))
+        settled = (size * shrink / (1.0 - shrink) <= tolerance) | corrector.is_rounding(correction, y)
+        failed, active = failed | hopeless, active & ~(hopeless | settled)
         correction = np.where(hopeless[:, None], 0.0, correction)
         if not active.any():
             y = y - correction
             break
-        y, value = _descend(evaluate, y, value, correction, careful=active)
+        y, value = _descend(packed.evaluate, y, value, correction, careful=active)
     failed |= active
     if failed.any():
-        message = _complaint(where, np.where(failed, last, 0.0).reshape(shape[:-1]), tolerance)
+        message = _complaint(where, np.where(failed, last, 0.0).reshape(packed.shape[:-1]), tolerance)
         if losses is None:
             raise IntegratorError(message)
-        losses.add(failed.reshape(shape[:-1]), "integrator-failed", message)
+        losses.add(failed.reshape(packed.shape[:-1]), "integrator-failed", message)
         y[failed] = np.nan
-    return unpack(y)
+    return packed.unpack(y)
+
+
+class _Packed:
+    """Equations for one row a member, w beside m, in numpy."""
+
+    def __init__(self, equations: Equations, guess: PhaseState) -> None:
+        self.equations, self.like, self.shape = equations, guess, tuple(guess.w.shape)
+        self.members, self.p = int(np.prod(self.shape[:-1])), self.shape[-1]
+
+    def pack(self, state: PhaseState) -> np.ndarray:
+        return np.concatenate([to_numpy(part).reshape(self.members, self.p) for part in state], axis=1)
+
+    def unpack(self, y: np.ndarray) -> PhaseState:
+        halves = zip((y[:, : self.p], y[:, self.p :]), self.like, strict=True)
+        return PhaseState(*(like(half.reshape(self.shape), part) for half, part in halves))
+
+    def evaluate(self, y: np.ndarray) -> np.ndarray:
+        return self.pack(self.equations.residual(self.unpack(y)))
+
+    def product(self, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+        """x ↦ J(y)x, ``None`` where the derivative is not known."""
+        if self.equations.derivative is None:
+            return None
+        along = self.equations.derivative(self.unpack(y))
+        return lambda x: self.pack(along(self.unpack(x)))
+
+    def terms(self, y: np.ndarray) -> np.ndarray | float:
+        return 0.0 if self.equations.terms is None else self.pack(self.equations.terms(self.unpack(y)))
 
 
 def _complaint(where: str, corrections: np.ndarray, tolerance: float) -> str:
@@ -129,45 +189,59 @@ def _descend(
 class _Factorised:
     """J⁻¹ × residual with the Jacobian of each member as it was when it was last renewed."""
 
-    def __init__(self, evaluate: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.evaluate = evaluate
-        self.inverse = np.empty(0)
+    def __init__(self, packed: _Packed, start: np.ndarray) -> None:
+        self.packed, self.start = packed, np.abs(start)
+        self.jacobian = np.zeros((*start.shape, start.shape[1]), dtype=start.dtype)
+        self.inverse = np.zeros_like(self.jacobian)
 
     def correct(self, y: np.ndarray, value: np.ndarray, *, renew: np.ndarray) -> np.ndarray:
-        if not self.inverse.size:
-            self.inverse = np.zeros((*y.shape, y.shape[1]), dtype=y.dtype)
         if renew.any():
-            self.inverse[renew] = _inverted(_jacobian(self.evaluate, y, value)[renew])
+            self.jacobian[renew] = _jacobian(self.packed, y, value)[renew]
+            self.inverse[renew] = _inverted(self.jacobian[renew])
         return np.asarray(np.einsum("nij,nj->ni", self.inverse, value))
+
+    def is_rounding(self, correction: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Whether a member's correction is within what rounding makes of its equations."""
+        terms = np.einsum("nij,nj->ni", np.abs(self.jacobian), np.abs(y)) + self.start + self.packed.terms(y)
+        noise = _ROUNDING * np.finfo(y.dtype).eps * np.einsum("nij,nj->ni", np.abs(self.inverse), terms)
+        largest = _POOREST * (1.0 + np.abs(y).max(axis=1, keepdims=True))
+        return np.asarray((np.abs(correction) <= np.minimum(noise, largest)).all(axis=1))
 
 
 class _Krylov:
-    """J⁻¹ × residual by GMRES with differences for products, all members in one system."""
+    """J⁻¹ × residual by GMRES, all members in one system."""
 
-    def __init__(self, evaluate: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.evaluate = evaluate
+    def __init__(self, packed: _Packed, start: np.ndarray) -> None:
+        self.packed = packed
         self.at, self.there = np.empty(0), np.empty(0)  # state of the Jacobian, and the residual there
 
     def correct(self, y: np.ndarray, value: np.ndarray, *, renew: np.ndarray) -> np.ndarray:
         if not self.at.size or renew.any():
             self.at, self.there = y, value
-        length = 1.0 + np.abs(self.at).max(axis=1, keepdims=True)
+            self.slope = self.packed.product(y) or self._differenced
         # Every member's equations are scaled to a right-hand side of length 1, so that none drowns the others'; those
         # without finite numbers, or without a residual, are left out.
         norm = np.linalg.norm(value, axis=1, keepdims=True)
-        sound = np.isfinite(norm) & (norm > 0.0) & np.isfinite(length)
+        sound = np.isfinite(norm) & (norm > 0.0) & np.isfinite(np.abs(self.at).max(axis=1, keepdims=True))
 
         def product(x: np.ndarray) -> np.ndarray:
             direction = x.reshape(y.shape)
-            largest = np.abs(direction).max(axis=1, keepdims=True)
-            step = _difference(y) * length / np.where(largest > 0, largest, 1.0)
-            slope = (self.evaluate(self.at + step * direction) - self.there) / step
-            return np.where(sound, np.nan_to_num(slope), direction).ravel()
+            return np.where(sound, np.nan_to_num(self.slope(direction)), direction).ravel()
 
         operator = scipy.sparse.linalg.LinearOperator((y.size, y.size), matvec=product, dtype=np.float64)
         right = np.where(sound, value / np.where(sound, norm, 1.0), 0.0)
         solution, _ = scipy.sparse.linalg.gmres(operator, right.ravel(), rtol=1e-4, restart=40, maxiter=5)
         return np.asarray(np.where(np.isfinite(norm), solution.reshape(y.shape) * norm, np.nan), dtype=y.dtype)
+
+    def _differenced(self, direction: np.ndarray) -> np.ndarray:
+        largest = np.abs(direction).max(axis=1, keepdims=True)
+        length = 1.0 + np.abs(self.at).max(axis=1, keepdims=True)
+        step = _difference(self.at) * length / np.where(largest > 0, largest, 1.0)
+        return np.asarray((self.packed.evaluate(self.at + step * direction) - self.there) / step)
+
+    def is_rounding(self, correction: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Never: no bound of the inverse is known."""
+        return np.zeros(len(y), dtype=bool)
 
 
 def _difference(y: np.ndarray) -> float:
@@ -185,13 +259,18 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
         return np.concatenate([_inverted(matrix[None]) for matrix in matrices])
 
 
-def _jacobian(evaluate: Callable[[np.ndarray], np.ndarray], y: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Forward differences, shape ``(members, size, size)``; one evaluation a column for all members."""
-    size = y.shape[1]
+def _jacobian(packed: _Packed, y: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Shape ``(members, size, size)``, a column at a time for all members; forward differences if need be."""
+    size, product = y.shape[1], packed.product(y)
     jacobian = np.empty((len(y), size, size), dtype=y.dtype)
     steps = _difference(y) * (1.0 + np.abs(y))
     for j in range(size):
+        if product is not None:
+            unit = np.zeros_like(y)
+            unit[:, j] = 1.0
+            jacobian[:, :, j] = product(unit)
+            continue
         moved = y.copy()
         moved[:, j] += steps[:, j]
-        jacobian[:, :, j] = (evaluate(moved) - value) / (moved[:, j] - y[:, j])[:, None]
+        jacobian[:, :, j] = (packed.evaluate(moved) - value) / (moved[:, j] - y[:, j])[:, None]
     return jacobian

@@ -1,0 +1,92 @@
+r"""Derivatives of the solution of an implicit step, by the implicit function theorem.
+
+With :math:`r(y, \theta) = 0` solved for y, :math:`dy = -J^{-1}\,\partial_\theta r\,d\theta`, :math:`J = \partial_y r`:
+one linear solve with :math:`J^\top` a step, however many iterations Newton's method took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from riemannian_ode.arrays import to_numpy
+from riemannian_ode.integrators.base import PhaseState
+
+_DIRECT_SIZE = 48  # unknowns of a member up to which Jᵀ is built and factorised
+_ACCURACY = 1e-12  # of GMRES beyond that, relative
+
+
+def attached(residual: Callable[[PhaseState], PhaseState], solution: PhaseState) -> PhaseState:
+    """The solution, differentiable in everything that its equations depend on.
+
+    Args:
+        residual: State ↦ residual, zero at the solution.
+        solution: Tensors of shape ``(*ensemble, p)``, without a graph.
+
+    Returns:
+        The same numbers; the solution itself where the residual requires no gradients.
+    """
+    value = residual(solution)
+    if not (value.w.requires_grad or value.m.requires_grad):
+        return solution
+    w, m = _Solution.apply(residual, *solution, *value)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return PhaseState(w, m)
+
+
+class _Solution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, residual: Any, w: Tensor, m: Tensor, *value: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.residual = residual
+        ctx.save_for_backward(w, m)
+        return w.clone(), m.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+        w, m = ctx.saved_tensors
+        shape, p = tuple(w.shape), w.shape[-1]
+        with torch.enable_grad():
+            at = PhaseState(w.detach().requires_grad_(), m.detach().requires_grad_())
+            value = ctx.residual(at)
+
+        def transposed(x: Tensor) -> Tensor:
+            """Jᵀx, shape ``(members, 2p)``."""
+            parts = [part.reshape(shape) for part in (x[:, :p], x[:, p:])]
+            return _packed(torch.autograd.grad(value, at, parts, retain_graph=True, materialize_grads=True))
+
+        right = -_packed(grads)
+        sound = torch.isfinite(_packed((w, m))).all(-1, keepdim=True)
+        solve = _direct if 2 * p <= _DIRECT_SIZE else _by_gmres
+        answer = solve(transposed, right, sound)
+        return None, None, None, answer[:, :p].reshape(shape), answer[:, p:].reshape(shape)
+
+
+def _packed(parts: Any) -> Tensor:
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts], dim=-1)
+
+
+def _direct(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:
+    units = torch.eye(right.shape[-1], dtype=right.dtype, device=right.device)
+    matrix = torch.stack([transposed(unit.expand_as(right)) for unit in units], dim=-1)
+    matrix = torch.where(sound[..., None], matrix, units)  # a lost member has no equations
+    return torch.linalg.solve(matrix, right)
+
+
+def _by_gmres(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:
+    def product(x: np.ndarray) -> np.ndarray:
+        direction = torch.as_tensor(x.reshape(right.shape)).to(right)
+        return to_numpy(torch.where(sound, transposed(direction), direction)).ravel().astype(np.float64)
+
+    operator = scipy.sparse.linalg.LinearOperator((right.numel(),) * 2, matvec=product, dtype=np.float64)
+    accuracy = max(_ACCURACY, 8.0 * torch.finfo(right.dtype).eps)
+    b = to_numpy(right).ravel().astype(np.float64)
+    answer, failed = scipy.sparse.linalg.gmres(operator, b, rtol=accuracy, restart=100, maxiter=20)
+    if failed:  # stiff equations
+        return _direct(transposed, right, sound)
+    return torch.as_tensor(answer).to(right).reshape(right.shape)
