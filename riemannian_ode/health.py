@@ -120,7 +120,7 @@ class Health:
             losses: Which members the scheme gave up, and why; ``None`` if it never does.
         """
         # A sum is finite only if every number is: one cheap reduction while all is well.
-        if not self.any_lost and math.isfinite(float(state.w.sum() + state.m.sum())):
+        if not self.any_lost and math.isfinite(float(to_numpy(state.w.sum() + state.m.sum()))):
             return False
         finite = np.isfinite(to_numpy(state.w)).all(-1) & np.isfinite(to_numpy(state.m)).all(-1)
         if not self.any_lost and finite.all():

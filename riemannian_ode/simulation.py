@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riemannian_ode.arrays import as_float_array, is_torch, namespace
+from riemannian_ode.arrays import as_float_array, is_torch, namespace, tracks
+from riemannian_ode.derivatives import check_attached, check_derivatives
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
 from riemannian_ode.events import Event
@@ -52,6 +53,9 @@ def simulate(
     and the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a metric
     that loses its symmetry, or Ctrl-C end it with the partial trajectory and a status that says so.
 
+    With torch arrays the saved states are differentiable by autograd in w0, m0, the coefficients, and the parameters of
+    objective, metric and split. Observed values and events are numbers.
+
     Args:
         system: The dynamics.
         w0: Start, shape ``(p,)`` or ``(*ensemble, p)``; numpy (float64 by default) or torch.
@@ -83,7 +87,8 @@ def simulate(
         The :class:`~riemannian_ode.Trajectory`; look at its ``status``.
 
     Raises:
-        ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
+        ValueError: for gradients that cannot be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event
+            of a single trajectory, or parts that are cut off from autograd. For an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
             not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`).
     """
     start = _checked_start(w0, m0)
@@ -91,6 +96,9 @@ def simulate(
     for name, value in (("steps", steps), ("save_every", save_every), ("checkpoint_every", checkpoint_every)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
+    for name, time in (("h", h), ("t0", t0)):
+        if tracks(time):
+            raise ValueError(f"{name} requires gradients, but there are none with respect to times; give {name}.item().")
     if not math.isfinite(t0):
         raise ValueError(f"t0 = {t0!r} must be finite: it is the start time.")
     scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
@@ -104,7 +112,12 @@ def simulate(
         save_at=SavePoints(save_at, t0=t0, h=h, steps=steps),
         write_every=None if checkpoint is None else checkpoint_every,
     )
+    if tracks(start.w):
+        check_attached("objective.gradient", system.objective.gradient, start.w)
     checked = _checked_system(system, start.w, t0)
+    check_derivatives(
+        checked, start, t0=t0, scheme=scheme, is_compiled=compile is not False, events=events, checkpoint=checkpoint
+    )
     run = Run(
         system=checked,
         scheme=scheme,

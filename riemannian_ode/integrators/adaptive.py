@@ -42,6 +42,7 @@ class SciPyAdaptive(Integrator):
 
     structure = frozenset({"shared-steps"})
     adaptive = True
+    differentiable = False
     solver: ClassVar[type[scipy.integrate.OdeSolver]]
 
     def __init__(

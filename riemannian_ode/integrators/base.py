@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from riemannian_ode.arrays import namespace, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
 
@@ -76,6 +78,7 @@ class Integrator(ABC):
             step size for all members, so that an ensemble equals its members' runs to the tolerance only.
         implicit: Whether a step solves equations.
         adaptive: Whether the scheme chooses its own steps; ``h`` is then the spacing of its output.
+        differentiable: Whether torch's autograd can record its steps.
     """
 
     name: ClassVar[str]
@@ -83,6 +86,7 @@ class Integrator(ABC):
     structure: ClassVar[frozenset[str]] = frozenset()
     implicit: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
 
     @abstractmethod
     def states(
@@ -117,6 +121,51 @@ class OneStepIntegrator(Integrator):
     def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
+        def step(state: PhaseState) -> PhaseState:
+            return self.step(system, t0 + k * h, state, h)
+
         for k in range(first, steps):
-            state = self.step(system, t0 + k * h, state, h)
+            new = step(state)
+            if is_tracked(new):
+                new = _without_lost_members(step, state, new)
+            elif is_tracked(state):
+                raise ValueError(
+                    f"integrator {self.name!r} returns a state cut off from autograd, but w0 or m0 requires gradients; "
+                    "write its step with torch operations, or call simulate under torch.no_grad()."
+                )
+            state = new
             yield state
+
+
+def is_tracked(state: PhaseState) -> bool:
+    """Whether torch's autograd records what is computed from a state."""
+    return tracks(state.w) or tracks(state.m)
+
+
+def _without_lost_members(
+    step: Callable[[PhaseState], PhaseState], state: PhaseState, new: PhaseState
+) -> PhaseState:
+    """The state after a step, with lost members out of the graph: their zero gradients times ∞ would be NaN.
+
+    They make the step again from where a sound member is, and are NaN after it.
+    """
+    if math.isfinite(float((new.w.detach().sum() + new.m.detach().sum()))):
+        return new
+    xp = namespace(new.w)
+    sound = (xp.isfinite(new.w) & xp.isfinite(new.m)).all(-1)
+    if not bool(sound.any()) or bool(sound.all()):
+        return new
+    again = step(with_stand_ins(state, sound))
+    return PhaseState(*(xp.where(sound[..., None], x, math.nan) for x in again))
+
+
+def with_stand_ins(state: PhaseState, sound: Array) -> PhaseState:
+    """The state with the first sound member's numbers, without a graph, in the place of lost members.
+
+    Args:
+        state: Tensors of shape ``(*ensemble, p)``.
+        sound: Which members are sound, shape ``(*ensemble,)``; at least one.
+    """
+    first = int(sound.reshape(-1).nonzero()[0])
+    rows = (part.detach().reshape(-1, part.shape[-1])[first] for part in state)
+    return PhaseState(*(namespace(x).where(sound[..., None], x, row) for x, row in zip(state, rows, strict=True)))

@@ -10,7 +10,15 @@ import numpy as np
 from riemannian_ode.arrays import like, namespace, to_numpy
 from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.integrators.base import Integrator, Losses, MemberStates, PhaseState, StepLimitError
+from riemannian_ode.integrators.base import (
+    Integrator,
+    Losses,
+    MemberStates,
+    PhaseState,
+    StepLimitError,
+    is_tracked,
+    with_stand_ins,
+)
 from riemannian_ode.integrators.runge_kutta import ButcherTableau, advance
 from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
 
@@ -118,6 +126,9 @@ class _Members(MemberStates):
         step = np.where(active, np.minimum(self.size, target - self.time), 0.0)
         new, slope, error = self._attempt(step)
         accepted = active & (error <= 1.0)
+        if is_tracked(new) and not accepted.all():
+            # Rejected attempts may have overflowed: their zero gradients times ∞ would be NaN.
+            new, slope, _ = self._attempt(np.where(accepted, step, 0.0), sheltered=True)
         # A first non-finite attempt may only mean that the step was too long: shrink it until it underflows.
         dead = active & ~accepted & (step < self.underflow)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -134,17 +145,22 @@ class _Members(MemberStates):
         self.slope = _where(accepted, slope, self.slope)
         self._lose(dead)
 
-    def _attempt(self, step: np.ndarray) -> tuple[PhaseState, PhaseState, np.ndarray]:
-        """New state, its slope, and the error over the tolerance, one per member."""
+    def _attempt(
+        self, step: np.ndarray, *, sheltered: bool = False
+    ) -> tuple[PhaseState, PhaseState, np.ndarray]:
+        """New state, its slope, and the error over the tolerance, one per member; lost ones as a sound one if wanted."""
         length = like(step[..., None], self.state.w)
-        slopes = [self.slope]
-        new = self.state
+        state, slope = self.state, self.slope
+        if sheltered and not self.alive.all() and self.alive.any():
+            sound = like(self.alive, state.w) > 0
+            state, slope = with_stand_ins(state, sound), with_stand_ins(slope, sound)
+        slopes, new = [slope], state
         for row, node in zip(DORMAND_PRINCE.stages[1:], DORMAND_PRINCE.nodes[1:], strict=True):
-            new = advance(self.state, slopes, row, length)
+            new = advance(state, slopes, row, length)
             slopes.append(PhaseState(*self.system.rates(_times(self.system, self.time + node * step), *new)))
         zero = PhaseState(0.0 * length, 0.0 * length)
         errors = []
-        for old, ahead, miss in zip(self.state, new, advance(zero, slopes, ERROR_WEIGHTS, length), strict=True):
+        for old, ahead, miss in zip(state, new, advance(zero, slopes, ERROR_WEIGHTS, length), strict=True):
             xp = namespace(old)
             scale = self.scheme.atol + self.scheme.rtol * xp.maximum(xp.abs(old), xp.abs(ahead))
             errors.append(((miss / scale) ** 2).mean(-1))
