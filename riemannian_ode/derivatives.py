@@ -68,9 +68,7 @@ def check_derivatives(
     if checkpoint is not None:
         raise ValueError(f"{asked}, but a checkpoint cannot hold them; give checkpoint=None, {plain}.")
     if start.w.ndim == 1 and any(event.terminal for event in events):
-        raise ValueError(
-            f"{asked}, but the place of a terminal event has none; give terminal=False, {plain}."
-        )
+        raise ValueError(f"{asked}, but the place of a terminal event has none; give terminal=False, {plain}.")
     _check_parts(system, start)
 
 
@@ -90,7 +88,7 @@ def _check_parts(system: RISHD, start: PhaseState) -> None:
     if flat is not None:
         check_attached("flat", lambda x: flat(PhasePoint(x, covector, velocity))(velocity), w)
         check_attached("flat", lambda x: flat(PhasePoint(w, x, velocity))(velocity), covector)
-        check_attached("flat", lambda x: flat(PhasePoint(w, covector, velocity))(x), velocity)
+        check_attached("flat", flat(PhasePoint(w, covector, velocity)), velocity)
 
 
 def check_attached(name: str, function: Callable[[Array], Any], x: Array) -> None:
@@ -126,7 +124,7 @@ def check_attached(name: str, function: Callable[[Array], Any], x: Array) -> Non
             if value is None or np.allclose(to_numpy(value), to_numpy(moved), rtol=1e-5, atol=0.0, equal_nan=True):
                 return  # a constant
     raise ValueError(
-        f"{name} cannot be differentiated ({reason}), so gradients through the run would be wrong; compute it with torch "
-        "operations and without detach() (torch.autograd.grad needs create_graph=True), or call simulate under "
+        f"{name} cannot be differentiated ({reason}), so gradients through the run would be wrong; compute it with "
+        "torch operations and without detach() (torch.autograd.grad needs create_graph=True), or call simulate under "
         "torch.no_grad()."
     )

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from riemannian_ode.arrays import eigh
 
@@ -39,11 +38,13 @@ class _Leading(torch.autograd.Function):
         values, vectors = (x.flip(-1) for x in eigh(a))
         ctx.rank = rank
         ctx.save_for_backward(values, vectors)
-        return vectors[..., :rank].clone()
+        leading: Tensor = vectors[..., :rank].clone()
+        return leading
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("eigenvectors of a split can be differentiated once only; leave create_graph=False.")
         values, vectors = ctx.saved_tensors
         sharp, flat = vectors[..., : ctx.rank], vectors[..., ctx.rank :]
         gaps = values[..., None, : ctx.rank] - values[..., ctx.rank :, None]

@@ -87,9 +87,10 @@ def simulate(
         The :class:`~riemannian_ode.Trajectory`; look at its ``status``.
 
     Raises:
-        ValueError: for gradients that cannot be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event
-            of a single trajectory, or parts that are cut off from autograd. For an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
-            not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`).
+        ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
+            not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`). Also for
+            gradients that cannot be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event of a
+            single trajectory, or parts that are cut off from autograd.
     """
     start = _checked_start(w0, m0)
     require_positive("h", h, "it is the step size in units of time")
@@ -98,7 +99,9 @@ def simulate(
             raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
     for name, time in (("h", h), ("t0", t0)):
         if tracks(time):
-            raise ValueError(f"{name} requires gradients, but there are none with respect to times; give {name}.item().")
+            raise ValueError(
+                f"{name} requires gradients, but there are none with respect to times; give {name}.item()."
+            )
     if not math.isfinite(t0):
         raise ValueError(f"t0 = {t0!r} must be finite: it is the start time.")
     scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)

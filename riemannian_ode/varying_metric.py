@@ -149,7 +149,7 @@ class VaryingDiagonalMetric(VaryingMetric):
         diagonal = _vectorised(self.function, _flattened(w)[0], self.parameters, w)
         if diagonal.shape[-1] != w.shape[-1]:
             raise ValueError(f"d(w) has {diagonal.shape[-1]} entries, but w has {w.shape[-1]} coordinates.")
-        smallest = float(diagonal.min())
+        smallest = float(to_numpy(diagonal).min())
         if not smallest > 0:
             raise ValueError(
                 f"d(w) at the start has smallest entry {smallest:.6g}, F's smallest eigenvalue; a metric needs it "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -118,16 +119,17 @@ class OneStepIntegrator(Integrator):
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         """State at t + h from the state at t."""
 
+    def _step_of(self, system: RISHD, t: float, h: float, state: PhaseState) -> PhaseState:
+        return self.step(system, t, state, h)
+
     def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
-        def step(state: PhaseState) -> PhaseState:
-            return self.step(system, t0 + k * h, state, h)
-
         for k in range(first, steps):
-            new = step(state)
+            t = t0 + k * h
+            new = self.step(system, t, state, h)
             if is_tracked(new):
-                new = _without_lost_members(step, state, new)
+                new = without_lost_members(partial(self._step_of, system, t, h), state, new)
             elif is_tracked(state):
                 raise ValueError(
                     f"integrator {self.name!r} returns a state cut off from autograd, but w0 or m0 requires gradients; "
@@ -142,14 +144,12 @@ def is_tracked(state: PhaseState) -> bool:
     return tracks(state.w) or tracks(state.m)
 
 
-def _without_lost_members(
-    step: Callable[[PhaseState], PhaseState], state: PhaseState, new: PhaseState
-) -> PhaseState:
+def without_lost_members(step: Callable[[PhaseState], PhaseState], state: PhaseState, new: PhaseState) -> PhaseState:
     """The state after a step, with lost members out of the graph: their zero gradients times ∞ would be NaN.
 
     They make the step again from where a sound member is, and are NaN after it.
     """
-    if math.isfinite(float((new.w.detach().sum() + new.m.detach().sum()))):
+    if math.isfinite(float(new.w.detach().sum() + new.m.detach().sum())):
         return new
     xp = namespace(new.w)
     sound = (xp.isfinite(new.w) & xp.isfinite(new.m)).all(-1)

@@ -122,9 +122,7 @@ class _ConstantMetricStep:
         new: New state.
     """
 
-    def __init__(
-        self, system: RISHD, t: float, state: PhaseState, before: Array, h: float, new: PhaseState
-    ) -> None:
+    def __init__(self, system: RISHD, t: float, state: PhaseState, before: Array, h: float, new: PhaseState) -> None:
         self.system, self.t, self.h = system, t, h
         self.gain, self.energies = system.at("gain", t), (before, total_energy(system, t, *new))
         self.middle = PhaseState(0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
@@ -147,7 +145,9 @@ class _ConstantMetricStep:
     def terms(self) -> PhaseState:
         """What a difference of energies over the step's length leaves of rounding, in units of it."""
         size = sum(abs(x) for x in (*self.energies, *self.works))
-        noise = self._less_rates(PhaseState(0.0, 0.0), 0.0 * self.middle.m, _over_length(size, self.length) * self.step.w)
+        noise = self._less_rates(
+            PhaseState(0.0, 0.0), 0.0 * self.middle.m, _over_length(size, self.length) * self.step.w
+        )
         return PhaseState(abs(noise.w), abs(noise.m))
 
     def _less_rates(self, change: PhaseState, m: Array, along_w: Array) -> PhaseState:
@@ -155,9 +155,7 @@ class _ConstantMetricStep:
         return PhaseState(change.w - self.h * w_dot, change.m - self.h * m_dot)
 
 
-def _middle_gradient(
-    system: RISHD, t: float, state: PhaseState, new: PhaseState
-) -> tuple[Array, Array, Array | None]:
+def _middle_gradient(system: RISHD, t: float, state: PhaseState, new: PhaseState) -> tuple[Array, Array, Array | None]:
     """∇E at the middle of a step in w and in m, and what F(w) adds to the former (``None`` for a constant metric)."""
     w, m = 0.5 * (state.w + new.w), 0.5 * (state.m + new.m)
     along_m = system.at("eta", t) * system.metric.raise_index(w, m)

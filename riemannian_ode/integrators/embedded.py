@@ -18,6 +18,7 @@ from riemannian_ode.integrators.base import (
     StepLimitError,
     is_tracked,
     with_stand_ins,
+    without_lost_members,
 )
 from riemannian_ode.integrators.runge_kutta import ButcherTableau, advance
 from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
@@ -101,7 +102,9 @@ class _Members(MemberStates):
         ensemble = tuple(state.w.shape[:-1])
         self.time = np.full(ensemble, t0 + first * h)
         self.size = np.full(ensemble, min(h / 10, scheme.max_step))
-        self.slope = PhaseState(*system.rates(_times(system, self.time), *state))
+        self.slope = self._rates(state)
+        if is_tracked(self.slope):
+            self.slope = without_lost_members(self._rates, state, self.slope)
         self.alive = np.isfinite(to_numpy(state.w)).all(-1) & np.isfinite(to_numpy(state.m)).all(-1)
         self.losses = Losses(ensemble)
         self.underflow = 1e-14 * max(abs(t0), h * steps)
@@ -145,15 +148,20 @@ class _Members(MemberStates):
         self.slope = _where(accepted, slope, self.slope)
         self._lose(dead)
 
-    def _attempt(
-        self, step: np.ndarray, *, sheltered: bool = False
-    ) -> tuple[PhaseState, PhaseState, np.ndarray]:
-        """New state, its slope, and the error over the tolerance, one per member; lost ones as a sound one if wanted."""
+    def _attempt(self, step: np.ndarray, *, sheltered: bool = False) -> tuple[PhaseState, PhaseState, np.ndarray]:
+        """New state, its slope, and the error over the tolerance, one per member.
+
+        Args:
+            step: Length of each member's step.
+            sheltered: Whether lost members take a sound one's numbers.
+        """
         length = like(step[..., None], self.state.w)
         state, slope = self.state, self.slope
-        if sheltered and not self.alive.all() and self.alive.any():
-            sound = like(self.alive, state.w) > 0
-            state, slope = with_stand_ins(state, sound), with_stand_ins(slope, sound)
+        if sheltered:
+            xp = namespace(state.w)
+            sound = sum(xp.isfinite(x).all(-1) for x in (*state, *slope)) == 4
+            if bool(sound.any()):
+                state, slope = with_stand_ins(state, sound), with_stand_ins(slope, sound)
         slopes, new = [slope], state
         for row, node in zip(DORMAND_PRINCE.stages[1:], DORMAND_PRINCE.nodes[1:], strict=True):
             new = advance(state, slopes, row, length)
@@ -165,6 +173,9 @@ class _Members(MemberStates):
             scale = self.scheme.atol + self.scheme.rtol * xp.maximum(xp.abs(old), xp.abs(ahead))
             errors.append(((miss / scale) ** 2).mean(-1))
         return new, slopes[-1], np.sqrt(to_numpy(0.5 * (errors[0] + errors[1])))
+
+    def _rates(self, state: PhaseState) -> PhaseState:
+        return PhaseState(*self.system.rates(_times(self.system, self.time), *state))
 
     def _give_up(self, members: np.ndarray, target: float) -> None:
         """End members whose steps are used up; an error if nothing else goes on.

@@ -75,7 +75,9 @@ class ImplicitScheme(OneStepIntegrator):
         return self.solved(Equations(residual, derivative), state, t)
 
 
-def less_rates(derivative: Callable[[Array, Array], tuple[Array, Array]], h: float) -> Callable[[PhaseState], PhaseState]:
+def less_rates(
+    derivative: Callable[[Array, Array], tuple[Array, Array]], h: float
+) -> Callable[[PhaseState], PhaseState]:
     """δ ↦ δ − h × the derivative of the rates along δ."""
 
     def product(change: PhaseState) -> PhaseState:

@@ -13,7 +13,6 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from riemannian_ode.arrays import to_numpy
 from riemannian_ode.integrators.base import PhaseState
@@ -47,8 +46,9 @@ class _Solution(torch.autograd.Function):
         return w.clone(), m.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("implicit steps can be differentiated once only; leave create_graph=False.")
         w, m = ctx.saved_tensors
         shape, p = tuple(w.shape), w.shape[-1]
         with torch.enable_grad():
@@ -75,7 +75,8 @@ def _direct(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor
     units = torch.eye(right.shape[-1], dtype=right.dtype, device=right.device)
     matrix = torch.stack([transposed(unit.expand_as(right)) for unit in units], dim=-1)
     matrix = torch.where(sound[..., None], matrix, units)  # a lost member has no equations
-    return torch.linalg.solve(matrix, right)
+    answer: Tensor = torch.linalg.solve(matrix, right)
+    return answer
 
 
 def _by_gmres(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:

