@@ -74,9 +74,9 @@ def check_files(folder: Path, sums: Mapping[str, str]) -> None:
     for name, digest in sums.items():
         path = folder / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing, or its line in {SUMS} is damaged")
+            raise ValueError(f"{path}, of {folder / SUMS}, is missing")
         if _digest(path) != digest:
-            raise ValueError(f"{path} does not have its checksum in {SUMS}: one of the two is damaged")
+            raise ValueError(f"{path} does not match {folder / SUMS}: one of the two is damaged")
 
 
 def _digest(path: Path) -> str:

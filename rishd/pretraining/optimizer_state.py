@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
@@ -25,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from lite import LITEOptimizer
 
 _WHOLE, _SHARDED = "optimizer.pt", "optimizer"
+_HARMLESS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
 
 
 def saved_optimizer(folder: Path) -> str:
@@ -44,7 +48,8 @@ def save_optimizer(
         is_first_rank: Whether this rank writes what all have.
     """
     if _is_divided(optimizer, model):
-        save_sharded(_state(optimizer, model), checkpoint_id=folder / _SHARDED)
+        with _ordinary_errors():
+            save_sharded(_state(optimizer, model), checkpoint_id=folder / _SHARDED)
     elif is_first_rank:
         torch.save(optimizer.state_dict(), folder / _WHOLE)
 
@@ -63,8 +68,11 @@ def load_optimizer(
     if saved_optimizer(folder) == _WHOLE:
         optimizer.load_state_dict(torch.load(folder / _WHOLE, map_location=device, weights_only=True))
         return
+    reader = _PlainReader(folder / _SHARDED)
+    reader.read_metadata()  # torch's own reading of an index that cannot be read logs a traceback
     state = _state(optimizer, model)
-    load_sharded(state, storage_reader=_PlainReader(folder / _SHARDED), planner=_PlainPlanner())
+    with _ordinary_errors():
+        load_sharded(state, storage_reader=reader, planner=_PlainPlanner())
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
 
@@ -80,6 +88,16 @@ def _is_divided(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> boo
     if isinstance(optimizer, LITEOptimizer) and optimizer.is_divided:
         return True
     return isinstance(next(model.parameters()), DTensor)
+
+
+@contextmanager
+def _ordinary_errors() -> Iterator[None]:
+    """Raise the first rank's error in place of torch's own, which is no ``Exception``."""
+    try:
+        yield
+    except CheckpointException as problem:
+        rank, (first, _) = min(problem.failures.items())
+        raise RuntimeError(f"rank {rank}: {first}") from problem
 
 
 class _PlainReader(FileSystemReader):
@@ -104,7 +122,7 @@ class _IndexUnpickler(pickle.Unpickler):
                 return found
         if (module, name) == (_StorageInfo.__module__, _StorageInfo.__name__):
             return _StorageInfo
-        if (module, name) in {("torch", "Size"), ("torch.serialization", "_get_layout")}:
+        if (module, name) in _HARMLESS:
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found

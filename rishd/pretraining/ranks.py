@@ -77,7 +77,7 @@ def naming_lost_ranks(folder: Path) -> Iterator[None]:
             raise
         raise LostRankError(
             f"rank {os.environ.get('RANK', '?')} has lost another rank, which has ended or does not answer "
-            f"({text[-120:]}); its own message says why. {kept(folder)} --resume goes on."
+            f"({text[:120]} …); its own message says why. {kept(folder)}"
         ) from problem
 
 

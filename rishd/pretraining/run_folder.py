@@ -159,7 +159,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         # Settings that were not known yet had today's defaults.
         record["config"] = json.loads(json.dumps(make_config(record["config"]).to_mapping()))
     except (ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{path} is not readable as a run's record; give another --out.") from None
+        raise RunFolderError(f"{path} is not readable as a run's record; name another run's folder.") from None
     return record
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from rishd.cli import app
+from rishd.commands.application import app
 
 
 def rishd(*arguments, **environment):
