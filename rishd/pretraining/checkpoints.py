@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, and rotation that never leaves less than one.
 
-A checkpoint is written to a hidden folder beside its place, brought to the disk with a checksum of every file, and moved
-there in one step; only then are older ones removed. A run that is killed at any moment, or that fills the disk, finds its
-last good one as it was. A checkpoint with a file that is missing or has another checksum is refused.
+A checkpoint is written to a hidden folder beside its place, brought to the disk with a checksum of every file, and
+moved there in one step; only then are older ones removed. A run that is killed at any moment, or that fills the disk,
+finds its last good one as it was. A checkpoint with a file that is missing or has another checksum is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """State of the optimizer in a checkpoint: one file, or of several ranks torch.distributed.checkpoint's folder.
 
-No code of a checkpoint runs: files load with ``weights_only=True``, and the folder's index, a pickle that torch loads as
-it is, may name the classes of such an index only.
+No code of a checkpoint runs: files load with ``weights_only=True``, and the folder's index, a pickle that torch would
+load without a check, may name the classes of such an index only.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -108,8 +108,7 @@ class _PlainReader(FileSystemReader):
             metadata = _IndexUnpickler(stream).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(".metadata is no index of torch.distributed.checkpoint")
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

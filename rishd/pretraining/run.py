@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -133,14 +133,7 @@ def _train(
     tokenizer = load_tokenizer(config.data, corpus, progress)
     validation = validation_blocks(config, corpus, tokenizer, progress)
     training = training_blocks(config, corpus, tokenizer, progress)
-    left_out = sorted({what for blocks in (training, validation) for what in blocks.store.state()["skipped"]})
-    if left_out and config.data.on_corrupt == "error":
-        raise CorpusError(
-            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
-            "repair the text, or set data.on_corrupt = skip again."
-        )
-    for what in left_out:
-        say(f"left out: {what}")
+    _say_left_out(config, corpus, (training, validation), say)
     set_seed(config.seed)
     model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its types know dtypes only
     if config.training.gradient_checkpointing:
@@ -167,6 +160,24 @@ def _train(
         (out / SUMMARY).unlink(missing_ok=True)
         clean(out)
     return _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, rows, progress, say)
+
+
+def _say_left_out(
+    config: PretrainConfig, corpus: Corpus, splits: Iterable[TokenBlocks], say: Callable[[str], None]
+) -> None:
+    """Name text that is not among the tokens.
+
+    Raises:
+        CorpusError: if the run does not allow that.
+    """
+    left_out = sorted({what for blocks in splits for what in blocks.store.state()["skipped"]})
+    if left_out and config.data.on_corrupt == "error":
+        raise CorpusError(
+            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
+            "repair the text, or set data.on_corrupt = skip again."
+        )
+    for what in left_out:
+        say(f"left out: {what}")
 
 
 def _hold_run_folder(out: Path, held: ExitStack, *, is_first_rank: bool) -> None:

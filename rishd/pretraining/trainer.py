@@ -247,7 +247,8 @@ class PretrainTrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:
         trained: tuple[int, int] = super()._init_training_state(max_steps, *arguments)
-        self.state.compute_steps(self.args, max_steps)  # these may change when a run is resumed
+        # Logging and checkpoints may change when a run is resumed.
+        self.state.compute_steps(self.args, max_steps)  # type: ignore[no-untyped-call]
         return trained
 
     @property

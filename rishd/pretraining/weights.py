@@ -75,16 +75,20 @@ def read_model(folder: Path, **settings: Any) -> PreTrainedModel:
         made, dtype=torch.float32, trust_remote_code=False, **settings
     )
     _fill(model, load_file(folder / WEIGHTS), any_dtype=True)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]  # as from_pretrained leaves it
+    return model
 
 
 def _from_transformers(folder: Path, **settings: Any) -> PreTrainedModel:
-    model, info = AutoModelForCausalLM.from_pretrained(
+    # Its annotations do not know that it also returns what it has found.
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **settings
     )
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
     _refuse(info["missing_keys"], info["unexpected_keys"], mismatched)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _fill(model: torch.nn.Module, saved: Mapping[str, Tensor], *, any_dtype: bool = False) -> None:
@@ -98,7 +102,7 @@ def _fill(model: torch.nn.Module, saved: Mapping[str, Tensor], *, any_dtype: boo
     ]
     # transformers' state_dict, of older checkpoints, has shared tensors under each of their names.
     _refuse(stored - saved.keys(), saved.keys() - names.keys(), wrong)
-    whole = {name: saved[names[name]] for name in state}
+    whole: dict[str, Any] = {name: saved[names[name]] for name in state}
     if any(isinstance(value, DTensor) for value in state.values()):
         set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, strict=True))
     else:

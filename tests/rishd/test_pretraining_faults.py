@@ -1,8 +1,10 @@
 """Faults of real life: kill -9, a full disk, a damaged checkpoint; and two ranks against one."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from rishd.pretraining.checkpoints import RunCheckpointError, whole_checkpoints
 from rishd.pretraining.config_files import dump_yaml, override
 from rishd.pretraining.results import METRICS, read_metrics, read_summary, series
 from rishd.pretraining.trainer import PretrainTrainer
-from tests.launches import accelerate_launch, torchrun
+from tests.launches import ROOT, accelerate_launch, torchrun
 from tests.rishd.runs import run, tiny
 
 SMALL = {"model.settings": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}}
@@ -118,3 +120,42 @@ def assert_near(found, expected, rel=1e-5):
     for mine, other in zip(found, expected, strict=True):
         assert [step for step, _ in mine] == [step for step, _ in other]
         assert [number for _, number in mine] == pytest.approx([number for _, number in other], rel=rel)
+
+
+RANK = """
+import os, signal
+from rishd.cli import main
+from rishd.pretraining.trainer import PretrainTrainer
+
+right = PretrainTrainer.training_step
+
+def dying(self, *arguments, **options):
+    if self.state.global_step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return right(self, *arguments, **options)
+
+PretrainTrainer.training_step = dying
+main()
+"""
+
+
+def test_a_dead_rank_is_one_line_of_the_others(text, tmp_path):
+    """Without torchrun, which would end the others before they can say anything."""
+    (tmp_path / "run.yaml").write_text(dump_yaml(tiny(text, SMALL).to_mapping()))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, *pretrain(tmp_path / "run")[2:]],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, -signal.SIGKILL]
+    assert "Traceback" not in told[0]
+    assert re.search(r"^error: rank 0 has lost another rank.*The last good checkpoint is .*checkpoint-2", told[0], re.M)

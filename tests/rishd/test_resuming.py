@@ -13,7 +13,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rishd.pretraining.checkpoints import RunCheckpointError
 from rishd.pretraining.checksums import SUMS
-from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.presets import PRESETS
 from rishd.pretraining.weights import WEIGHTS, read_model
 from rishd.probing.checkpoint import ProbeError, load_checkpoint
@@ -23,7 +22,20 @@ from tests.rishd.runs import back_to, contents, run, short, small_model
 MOE = [name for name in PRESETS if name.startswith("moe")]
 # Families whose tensors transformers renames, splits or merges when it saves and loads.
 RENAMED = ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "gpt_neox", "granitemoe", "ernie4_5_moe", "jamba"]
-KNOWN = [*RENAMED, "llama", "gpt2", "gemma2", "qwen2_moe", "phi3", "olmo2", "bloom", "opt", "mamba", "gpt_oss", "minimax"]
+KNOWN = [
+    *RENAMED,
+    "llama",
+    "gpt2",
+    "gemma2",
+    "qwen2_moe",
+    "phi3",
+    "olmo2",
+    "bloom",
+    "opt",
+    "mamba",
+    "gpt_oss",
+    "minimax",
+]
 KNOWN += ["qwen3_next", "phimoe", "deepseek_v2", "glm4_moe", "hunyuan_v1_moe", "falcon_mamba", "stablelm"]
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
 SMALL |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
@@ -184,7 +196,7 @@ def as_rank(text, folder, models):
     for model in models:
         config = short(text, {**settings(model, folder), "training.sharding": "fsdp2"})
         is_first_rank = os.environ["RANK"] == "0"
-        check_resuming(config, folder / model, barrier=lambda: dist.barrier(), is_first_rank=is_first_rank)
+        check_resuming(config, folder / model, barrier=dist.barrier, is_first_rank=is_first_rank)
     disconnect()
     leave()
 

@@ -157,7 +157,9 @@ def test_damaged_files_of_older_checkpoints_are_named(killed, name, content):
         (checkpoint / name).unlink()
     else:
         (checkpoint / name).write_bytes(content)
-    with pytest.raises(RunCheckpointError, match=rf"checkpoint-3/{re.escape(name)} cannot be loaded .*remove ") as caught:
+    with pytest.raises(
+        RunCheckpointError, match=rf"checkpoint-3/{re.escape(name)} cannot be loaded .*remove "
+    ) as caught:
         run(config, folder, resume=True)
     assert "\n" not in str(caught.value)
 
@@ -209,9 +211,7 @@ def test_no_code_of_a_sharded_optimizer_runs(tmp_path):
         _PlainReader(tmp_path / "saved").read_metadata()
     dcp.save({"lr": Trap(tmp_path / "ran")}, checkpoint_id=tmp_path / "planted", no_dist=True)
     with pytest.raises(CheckpointException, match="mkdir"):
-        dcp.load(
-            {"lr": 0.5}, storage_reader=_PlainReader(tmp_path / "planted"), planner=_PlainPlanner(), no_dist=True
-        )
+        dcp.load({"lr": 0.5}, storage_reader=_PlainReader(tmp_path / "planted"), planner=_PlainPlanner(), no_dist=True)
     assert not (tmp_path / "ran").exists()
 
 
@@ -272,7 +272,9 @@ def test_a_run_folder_is_one_process_s_and_free_when_that_is_killed(killed):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         year = time.strftime("%Y")
         for options in ({"resume": True}, {"resume": "auto"}, {}):
-            with pytest.raises(RunFolderError, match=rf"in use by process {process.pid} on \S+ since {year}-.*wait") as caught:
+            with pytest.raises(
+                RunFolderError, match=rf"in use by process {process.pid} on \S+ since {year}-.*wait"
+            ) as caught:
                 run(config, folder, **options)
             assert "\n" not in str(caught.value)
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
