@@ -2,12 +2,15 @@
 
 A run's folder holds:
 
-``config.yaml``
-    The effective configuration; ``rishd pretrain config.yaml`` repeats the run.
 ``run.json``
-    Written before the first step: ``format`` (1), ``config`` (the same as plain data), ``corpus_hash``, ``seed``,
-    ``versions`` (Python, machine, packages), ``git`` (``commit`` and ``dirty`` of the working directory, or ``null``),
-    ``parameters`` and ``non_embedding_parameters``, and ``flops_per_token``.
+    Written in one step before the first one, and from then on the folder is that run's: ``format`` (1), ``config`` (all
+    settings as plain data), ``corpus_hash``, ``seed``, ``versions`` (Python, machine, packages), ``git`` (``commit`` and
+    ``dirty`` of the working directory, or ``null``), ``parameters`` and ``non_embedding_parameters``, and
+    ``flops_per_token``.
+``config.yaml``
+    The settings again; ``rishd pretrain config.yaml`` repeats the run.
+``run.lock``
+    While a process works in the folder: which, and since when. The lock itself ends with that process.
 ``metrics.jsonl``
     One JSON object a line, in the order of steps, each with ``step`` (optimizer steps made), ``tokens`` (trained on so
     far), ``seconds`` (spent training so far, without evaluations and checkpoints, over all parts of a resumed run),
@@ -23,9 +26,14 @@ A run's folder holds:
     Written at the end, :class:`Summary` as plain data: its presence means that nothing is left to resume but an
     interrupted run (``status``).
 ``checkpoint-N/``
-    To resume from.
+    To resume from: ``weights.safetensors`` (the model's own ``state_dict``, read by
+    :func:`rishd.pretraining.weights.read_model`) with ``config.json``, the states of optimizer, schedule, random numbers
+    and Trainer, and a copy of ``metrics.jsonl``.
 ``model/``
     Model and tokenizer in transformers' format, once the run is complete.
+
+Checkpoints and ``model/`` have ``SHA256SUMS``, which ``sha256sum --check`` reads; a checkpoint that does not match is
+refused.
 """
 
 from __future__ import annotations

@@ -146,9 +146,10 @@ def _train(
         f"embedding and head; {cost.flops_per_token:.3g} FLOPs a token"
     )
     say(_heading(config, corpus, checkpoint))
+    micro = arguments.per_device_train_batch_size
+    # Also when resuming: a first pass may draw random numbers, as BigBird's does for attention to short sequences.
+    measured = measured_cost(config, model, most=micro)
     if checkpoint is None:
-        micro = arguments.per_device_train_batch_size
-        measured = measured_cost(config, model, most=micro)
         require_memory(cost, arguments.device, activation_bytes=measured.activation_bytes * micro)
         say(estimate(config, cost, measured, micro=micro, ranks=rank_count()))
     arguments.distributed_state.wait_for_everyone()  # until all have found the folder fit
