@@ -73,7 +73,10 @@ def check_saved_model(folder):
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     tokens = torch.arange(1, 33).reshape(2, 16)
     with torch.no_grad():
-        assert torch.equal(trained(tokens, use_cache=False).logits, saved(tokens, use_cache=False).logits)
+        # Kernels may round by where tensors lie in memory.
+        torch.testing.assert_close(
+            trained(tokens, use_cache=False).logits, saved(tokens, use_cache=False).logits, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("model", [*MOE, *RENAMED])
