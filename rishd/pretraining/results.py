@@ -3,9 +3,9 @@
 A run's folder holds:
 
 ``run.json``
-    Written in one step before the first one, and from then on the folder is that run's: ``format`` (1), ``config`` (all
-    settings as plain data), ``corpus_hash``, ``seed``, ``versions`` (Python, machine, packages), ``git`` (``commit`` and
-    ``dirty`` of the working directory, or ``null``), ``parameters`` and ``non_embedding_parameters``, and
+    Written at once before the first step, and from then on the folder is that run's: ``format`` (1), ``config`` (all
+    settings as plain data), ``corpus_hash``, ``seed``, ``versions`` (Python, machine, packages), ``git`` (``commit``
+    and ``dirty`` of the working directory, or ``null``), ``parameters`` and ``non_embedding_parameters``, and
     ``flops_per_token``.
 ``config.yaml``
     The settings again; ``rishd pretrain config.yaml`` repeats the run.
@@ -27,8 +27,8 @@ A run's folder holds:
     interrupted run (``status``).
 ``checkpoint-N/``
     To resume from: ``weights.safetensors`` (the model's own ``state_dict``, read by
-    :func:`rishd.pretraining.weights.read_model`) with ``config.json``, the states of optimizer, schedule, random numbers
-    and Trainer, and a copy of ``metrics.jsonl``.
+    :func:`rishd.pretraining.weights.read_model`) with ``config.json``, the states of optimizer, schedule, random
+    numbers and Trainer, and a copy of ``metrics.jsonl``.
 ``model/``
     Model and tokenizer in transformers' format, once the run is complete.
 
