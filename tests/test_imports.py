@@ -55,6 +55,9 @@ def test_numpy_landscapes_do_not_load_torch():
 
 
 def test_help_does_not_load_torch():
-    code = "import sys\nfrom rishd.cli import app\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = (
+        "import sys\nfrom rishd.commands.application import app\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
     result = finished([sys.executable, "-c", code])
     assert result.stdout.split() == ["False", "False"]

@@ -46,10 +46,11 @@ def pretrain(
 
     require_extra()
     from rishd.pretraining.config_files import load_config
-    from rishd.pretraining.results import CONFIG
+    from rishd.pretraining.results import RECORD
+    from rishd.pretraining.run_folder import write_config
 
-    if resume and file is None and (folder / CONFIG).exists():
-        file = folder / CONFIG
+    if resume and file is None and (folder / RECORD).exists():
+        file = write_config(folder)
     options: dict[str, Any] = {
         "optimizer.name": optimizer,
         "model.preset": preset,

@@ -1,20 +1,26 @@
 """Checkpoints that are whole or not there, and rotation that never leaves less than one.
 
-A checkpoint is written to a hidden folder beside its place, brought to the disk, and moved there in one step; only then
-are older ones removed. A run that is killed at any moment, or that fills the disk, finds its last good one as it was.
+A checkpoint is written to a hidden folder beside its place, brought to the disk with a checksum of every file, and
+moved there in one step; only then are older ones removed. A run that is killed at any moment, or that fills the disk,
+finds its last good one as it was. A checkpoint with a file that is missing or has another checksum is refused.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
+from rishd.atomic import to_disk
+from rishd.pretraining.checksums import SUMS, check_files, digests, files_of, read_sums, write_sums
+
 _WHOLE = re.compile(r"checkpoint-(\d+)")
+_LONGEST = 300  # characters of another library's message
 
 
 class RunCheckpointError(OSError):
@@ -44,6 +50,53 @@ def kept(folder: Path) -> str:
     return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
 
 
+def way_out(checkpoint: Path) -> str:
+    """What a message on a damaged checkpoint says to do."""
+    older = [path for path in whole_checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    return f"remove {checkpoint}, then --resume goes on from {older[-1].name if older else 'the first step'}"
+
+
+@contextmanager
+def readable(checkpoint: Path, name: str) -> Iterator[None]:
+    """Turn any error of reading a checkpoint into one that names the file and the way out.
+
+    Args:
+        checkpoint: Its folder.
+        name: File or folder in it that is read.
+
+    Raises:
+        RunCheckpointError: in place of whatever the block raises.
+    """
+    try:
+        yield
+    except Exception as problem:  # safetensors, torch.load and the optimizers have errors of their own
+        raise RunCheckpointError(
+            f"{checkpoint / name} cannot be loaded ({_line(problem)}); {way_out(checkpoint)}."
+        ) from problem
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Compare all files with their checksums; all ranks together, each a share of the files.
+
+    Checkpoints in transformers' format, as before there were checksums, are not checked.
+
+    Args:
+        checkpoint: Its folder.
+
+    Raises:
+        RunCheckpointError: naming the file, on every rank.
+    """
+    problem: Exception | None = None
+    try:
+        if (checkpoint / SUMS).exists() or not (checkpoint / "model.safetensors").exists():
+            sums = read_sums(checkpoint)
+            check_files(checkpoint, {name: sums[name] for name in _share(sorted(sums))})
+    except (OSError, ValueError) as error:
+        problem = error
+    if failed := problems_of_ranks(problem):
+        raise RunCheckpointError(f"{failed[0]}; {way_out(checkpoint)}.") from problem
+
+
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, keep: int, is_first_rank: bool) -> None:
     """Write a checkpoint, all ranks together, and remove old ones.
 
@@ -63,14 +116,24 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
         clean(folder)
         partial.mkdir(parents=True)
     _barrier()
-    # Two stages: before all have written, another rank's files may be temporary ones that vanish under this one.
-    for stage in (write, _all_to_disk):
+    sums: dict[str, str] = {}
+
+    def to_disk_with_sums(partial: Path) -> None:
+        sums.update(digests(partial, _share(files_of(partial))))
+
+    def seal(partial: Path) -> None:
+        shares = _gather(sums)
+        if is_first_rank:
+            write_sums(partial, {name: digest for share in shares for name, digest in share.items()})
+
+    # In stages: before all ranks have written, another rank's files may be temporary ones that vanish under this one.
+    for stage in (write, to_disk_with_sums, seal):
         problem: Exception | None = None
         try:
             stage(partial)
         except Exception as error:  # safetensors and torch.save have errors of their own for a full disk
             problem = error
-        failed = _messages(problem)
+        failed = problems_of_ranks(problem)
         if failed:
             if is_first_rank:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -82,7 +145,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
         if place.exists():  # of a run that was resumed from an earlier one
             _remove(place)
         partial.rename(place)
-        _to_disk(folder)
+        to_disk(folder)
         for old in whole_checkpoints(folder)[:-keep]:
             _remove(old)
     _barrier()
@@ -92,6 +155,8 @@ def clean(folder: Path) -> None:
     """Remove what killed runs left half written or half removed."""
     for path in (*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.old")):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -100,28 +165,35 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _all_to_disk(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _to_disk(path)
+def problems_of_ranks(problem: Exception | None) -> list[str]:
+    """What went wrong on the ranks, the same list on each: all of them call it.
 
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _messages(problem: Exception | None) -> list[str]:
-    """What went wrong on the ranks, the same list on each."""
-    own = None if problem is None else " ".join(str(problem).split()) or type(problem).__name__
+    Args:
+        problem: Of this rank.
+    """
+    own = None if problem is None else _line(problem)
     if not dist.is_initialized():
         return [own] if own else []
-    everyone: list[str | None] = [None] * dist.get_world_size()
+    return [f"rank {rank}: {text}" for rank, text in enumerate(_gather(own)) if text]
+
+
+def _line(problem: Exception) -> str:
+    """An error's message in one line of moderate length."""
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+
+
+def _gather(own: Any) -> list[Any]:
+    if not dist.is_initialized():
+        return [own]
+    everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
-    return [f"rank {rank}: {text}" for rank, text in enumerate(everyone) if text]
+    return everyone
+
+
+def _share(names: list[str]) -> list[str]:
+    """This rank's part of the files."""
+    return names[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else names
 
 
 def _barrier() -> None:

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from discretizations.bfloat16_products import FLOP_FORMULAS
 from lite import LITEOptimizer
 from rishd.pretraining.config import PretrainConfig
-from rishd.pretraining.models import build_model
+from rishd.pretraining.models import build_model, chosen_experts
 from rishd.pretraining.optimizers import build_optimizer, optimizer_class
 
 _CALIBRATION_TOKENS = 4096  # of the measured pass, at most (but one sequence at least)
@@ -232,7 +232,7 @@ def active_parameters(model: PreTrainedModel) -> int:
                 continue
             experts = getattr(module, "num_experts", None)
             if p.ndim == 3 and experts == p.size(0):
-                count += p.numel() * int(model.config.num_experts_per_tok) // experts
+                count += p.numel() * (chosen_experts(model.config) or experts) // experts
             else:
                 count += p.numel()
     return count

@@ -89,8 +89,14 @@ def describe(made: PreTrainedConfig) -> str:
     """One line on the architecture."""
     body = f"{made.num_hidden_layers} layers of width {made.hidden_size}"
     text = f"{made.model_type}, {body}, vocabulary {made.vocab_size:,}"
-    experts = getattr(made, "num_experts", None)
-    return f"{text}, {made.num_experts_per_tok} of {experts} experts a token" if experts else text
+    experts, chosen = getattr(made, "num_experts", None), chosen_experts(made)
+    return f"{text}, {chosen} of {experts} experts a token" if experts and chosen else text
+
+
+def chosen_experts(made: PreTrainedConfig) -> int | None:
+    """Experts that a token meets in a layer, by any of the names that transformers has for it; ``None`` without one."""
+    found = [getattr(made, name) for name in ("num_experts_per_tok", "moe_topk") if hasattr(made, name)]
+    return int(found[0]) if found and found[0] else None
 
 
 def _read(path: Path) -> dict[str, Any]:

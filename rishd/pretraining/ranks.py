@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
+from rishd.pretraining.checkpoints import kept
 from rishd.pretraining.config import PretrainConfig
+
+_LOST = re.compile("gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|TCPStore")
 
 
 def rank_count() -> int:
@@ -49,6 +55,32 @@ def refuse_fsdp_of_accelerate() -> None:
         )
 
 
+class LostRankError(ConnectionError):
+    """Another rank has ended or does not answer."""
+
+
+@contextmanager
+def naming_lost_ranks(folder: Path) -> Iterator[None]:
+    """Turn what gloo and NCCL say when another rank has gone into one line.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        LostRankError: in place of their errors.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        text = " ".join(str(problem).split())
+        if rank_count() == 1 or not (isinstance(problem, dist.DistError) or _LOST.search(text)):
+            raise
+        raise LostRankError(
+            f"rank {os.environ.get('RANK', '?')} has lost another rank, which has ended or does not answer "
+            f"({text[:120]} …); its own message says why. {kept(folder)}"
+        ) from problem
+
+
 def disconnect() -> bool:
     """Part from the other ranks, once all work with them is done; whether there were any.
 
@@ -61,16 +93,19 @@ def disconnect() -> bool:
     return True
 
 
-def leave() -> None:
-    """End this process with exit status 0, without Python's shutdown.
+def leave(code: int = 0) -> None:
+    """End this process without Python's shutdown.
 
     While Python shuts down, gloo's threads may still be letting go of the last messages, and C++ then aborts the
     process ("terminate called without an active exception", 4 of 98 runs of two ranks), which torchrun reports as a
     failure of the run. Under DDP they end with the group; under FSDP2 torch keeps a reference to it.
+
+    Args:
+        code: Exit status.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def micro_batch_size(config: PretrainConfig) -> int:

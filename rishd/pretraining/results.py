@@ -2,12 +2,15 @@
 
 A run's folder holds:
 
-``config.yaml``
-    The effective configuration; ``rishd pretrain config.yaml`` repeats the run.
 ``run.json``
-    Written before the first step: ``format`` (1), ``config`` (the same as plain data), ``corpus_hash``, ``seed``,
-    ``versions`` (Python, machine, packages), ``git`` (``commit`` and ``dirty`` of the working directory, or ``null``),
-    ``parameters`` and ``non_embedding_parameters``, and ``flops_per_token``.
+    Written at once before the first step, and from then on the folder is that run's: ``format`` (1), ``config`` (all
+    settings as plain data), ``corpus_hash``, ``seed``, ``versions`` (Python, machine, packages), ``git`` (``commit``
+    and ``dirty`` of the working directory, or ``null``), ``parameters`` and ``non_embedding_parameters``, and
+    ``flops_per_token``.
+``config.yaml``
+    The settings again; ``rishd pretrain config.yaml`` repeats the run.
+``run.lock``
+    While a process works in the folder: which, and since when. The lock itself ends with that process.
 ``metrics.jsonl``
     One JSON object a line, in the order of steps, each with ``step`` (optimizer steps made), ``tokens`` (trained on so
     far), ``seconds`` (spent training so far, without evaluations and checkpoints, over all parts of a resumed run),
@@ -23,9 +26,14 @@ A run's folder holds:
     Written at the end, :class:`Summary` as plain data: its presence means that nothing is left to resume but an
     interrupted run (``status``).
 ``checkpoint-N/``
-    To resume from.
+    To resume from: ``weights.safetensors`` (the model's own ``state_dict``, read by
+    :func:`rishd.pretraining.weights.read_model`) with ``config.json``, the states of optimizer, schedule, random
+    numbers and Trainer, and a copy of ``metrics.jsonl``.
 ``model/``
     Model and tokenizer in transformers' format, once the run is complete.
+
+Checkpoints and ``model/`` have ``SHA256SUMS``, which ``sha256sum --check`` reads; a checkpoint that does not match is
+refused.
 """
 
 from __future__ import annotations
@@ -35,7 +43,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rishd.atomic import write_json, write_text
 
@@ -134,9 +142,14 @@ def read_summary(folder: Path) -> Summary | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Summary(**{field.name: data[field.name] for field in fields(Summary)})
-    except (json.JSONDecodeError, KeyError, TypeError) as problem:
-        raise ResultsError(f"{path} is not readable as a run's summary ({problem!r}).") from None
+        summary = Summary(**{field.name: data[field.name] for field in fields(Summary)})
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ResultsError(
+            f"{path} is not readable as a run's summary ({problem!r}); remove it, then --resume."
+        ) from None
+    if summary.status not in get_args(Status):
+        raise ResultsError(f"{path}: status is {summary.status!r}; remove the file, then --resume.")
+    return summary
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -154,15 +167,28 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise ResultsError(f"{path}, line {number}: not JSON.") from None
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if _is_row(row):
+            rows.append(row)
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise ResultsError(
+                f"{path}, line {number}: expected a JSON object with step and numbers. The checkpoints have copies of "
+                "the rows up to them."
+            )
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and type(row.get("step")) is int
+        and all(value is None or isinstance(value, int | float) for value in row.values())
+    )
 
 
 def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -176,11 +202,39 @@ def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
         stream.write(json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False) + "\n")
 
 
-def truncate_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Drop rows beyond a step, atomically, and return the others."""
+def rows_at(folder: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """Rows of ``metrics.jsonl`` up to a checkpoint; on disk they are as they were.
+
+    Args:
+        folder: Of the run.
+        checkpoint: To resume from, ``None`` to start.
+
+    Raises:
+        ResultsError: if rows are missing or differ from the checkpoint's copy, or are malformed.
+    """
+    if checkpoint is None:
+        return []
+    path, copy = folder / METRICS, checkpoint / METRICS
+    if copy.exists():
+        if not path.exists() or not path.read_bytes().startswith(copy.read_bytes()):
+            raise ResultsError(
+                f"{path} is missing or differs from what it was at {checkpoint.name}; copy {copy} to its place, then "
+                "--resume."
+            )
+        return read_metrics(checkpoint)
+    step = int(checkpoint.name.split("-")[1])
     rows = [row for row in read_metrics(folder) if row["step"] <= step]
-    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    if not rows or rows[-1]["step"] != step:
+        raise ResultsError(
+            f"{path} has no row of step {step}, where {checkpoint.name} was written; restore it, or start again in "
+            "another --out."
+        )
     return rows
+
+
+def write_metrics(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``metrics.jsonl`` anew, atomically."""
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _finite(value: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,13 @@ from transformers.utils import logging as transformers_logging
 
 from lite import NonFiniteError
 from rishd.pretraining.blocks import TokenBlocks, make_collator, training_blocks, validation_blocks
-from rishd.pretraining.checkpoints import RunCheckpointError, clean, step_of
+from rishd.pretraining.checkpoints import (
+    RunCheckpointError,
+    check_checkpoint,
+    clean,
+    problems_of_ranks,
+    step_of,
+)
 from rishd.pretraining.clock import StepClock, Times, peak_memory_bytes
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.corpus import Corpus, load_corpus
@@ -23,6 +29,7 @@ from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
 from rishd.pretraining.ranks import (
     idle_devices,
+    naming_lost_ranks,
     rank_count,
     refuse_fsdp_of_accelerate,
     replicas,
@@ -39,11 +46,12 @@ from rishd.pretraining.results import (
     Summary,
     read_metrics,
     read_summary,
+    rows_at,
     series,
-    truncate_metrics,
+    write_metrics,
     write_summary,
 )
-from rishd.pretraining.run_folder import check_run_folder, claim_run_folder
+from rishd.pretraining.run_folder import RunFolderError, check_run_folder, claim_run_folder, hold, write_config
 from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.tokenizer import load_tokenizer, named_tokenizer
 from rishd.pretraining.trainer import PretrainTrainer, save_model
@@ -69,18 +77,32 @@ def train(
         say: Called with lines that the user should read.
 
     Raises:
-        RunFolderError: for a folder of another run.
+        RunFolderError: for a folder of another run, or one that another process has.
+        ResultsError: for metrics or a summary that are damaged, or not those of the checkpoint.
+        LostRankError: if another rank has ended.
         ConfigError: for settings that do not fit each other.
         CorpusError: for a corpus that is missing, corrupt or too small.
         DoesNotFitError: for a run that needs more memory than there is.
         RunCheckpointError: for a checkpoint that cannot be written or read; the last good one is kept.
         NonFiniteError: when a gradient or loss becomes non-finite; the last good checkpoint is kept.
     """
-    if resume == "auto":
-        resume = (out / RECORD).exists()
     refuse_fsdp_of_accelerate()
     quiet()
     arguments = training_arguments(config, out)
+    with ExitStack() as held, naming_lost_ranks(out):
+        return _train(config, out, held, arguments, resume, progress, say)
+
+
+def _train(
+    config: PretrainConfig,
+    out: Path,
+    held: ExitStack,
+    arguments: TrainingArguments,
+    resume: bool | Literal["auto"],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> RunResult:
+    """Prepare everything that a run needs; ``held`` gets the lock of its folder."""
     if not arguments.should_save:  # another rank than the first
         progress, say = (lambda what, done, total: None), (lambda line: None)
     corpus = load_corpus(config.data)
@@ -96,23 +118,22 @@ def train(
     )
     cost = static_cost(config, made, ranks=sharding_ranks(config))  # refuses bad settings of the optimizer, too
     require_memory(cost, arguments.device)
+    _hold_run_folder(out, held, is_first_rank=arguments.should_save)
+    if resume == "auto":
+        resume = (out / RECORD).exists()
     checkpoint = check_run_folder(out, config, corpus.content_hash, resume=resume)
     done = read_summary(out)
     if done is not None and done.status == "complete":
         say(f"{out} is complete")
         return RunResult(out, read_metrics(out), done)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+    rows = rows_at(out, checkpoint)
     # One rank of a machine writes what is missing, the others wait at its lock: no collective, which would time out.
     tokenizer = load_tokenizer(config.data, corpus, progress)
     validation = validation_blocks(config, corpus, tokenizer, progress)
     training = training_blocks(config, corpus, tokenizer, progress)
-    left_out = sorted({what for blocks in (training, validation) for what in blocks.store.state()["skipped"]})
-    if left_out and config.data.on_corrupt == "error":
-        raise CorpusError(
-            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
-            "repair the text, or set data.on_corrupt = skip again."
-        )
-    for what in left_out:
-        say(f"left out: {what}")
+    _say_left_out(config, corpus, (training, validation), say)
     set_seed(config.seed)
     model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its types know dtypes only
     if config.training.gradient_checkpointing:
@@ -125,18 +146,55 @@ def train(
         f"embedding and head; {cost.flops_per_token:.3g} FLOPs a token"
     )
     say(_heading(config, corpus, checkpoint))
+    micro = arguments.per_device_train_batch_size
+    # Also when resuming: a first pass may draw random numbers, as BigBird's does for attention to short sequences.
+    measured = measured_cost(config, model, most=micro)
     if checkpoint is None:
-        micro = arguments.per_device_train_batch_size
-        measured = measured_cost(config, model, most=micro)
         require_memory(cost, arguments.device, activation_bytes=measured.activation_bytes * micro)
         say(estimate(config, cost, measured, micro=micro, ranks=rank_count()))
     arguments.distributed_state.wait_for_everyone()  # until all have found the folder fit
     if arguments.should_save:
         if not (out / RECORD).exists():
             claim_run_folder(out, config, corpus.content_hash, _counts(cost))
+        write_config(out)
+        write_metrics(out, rows)
         (out / SUMMARY).unlink(missing_ok=True)
         clean(out)
-    return _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, progress, say)
+    return _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, rows, progress, say)
+
+
+def _say_left_out(
+    config: PretrainConfig, corpus: Corpus, splits: Iterable[TokenBlocks], say: Callable[[str], None]
+) -> None:
+    """Name text that is not among the tokens.
+
+    Raises:
+        CorpusError: if the run does not allow that.
+    """
+    left_out = sorted({what for blocks in splits for what in blocks.store.state()["skipped"]})
+    if left_out and config.data.on_corrupt == "error":
+        raise CorpusError(
+            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
+            "repair the text, or set data.on_corrupt = skip again."
+        )
+    for what in left_out:
+        say(f"left out: {what}")
+
+
+def _hold_run_folder(out: Path, held: ExitStack, *, is_first_rank: bool) -> None:
+    """Lock the folder for all ranks of this run.
+
+    Raises:
+        RunFolderError: on every rank.
+    """
+    problem: RunFolderError | None = None
+    if is_first_rank:
+        try:
+            held.enter_context(hold(out))
+        except RunFolderError as error:
+            problem = error
+    if failed := problems_of_ranks(problem):
+        raise problem or RunFolderError(failed[0])
 
 
 def _fit(
@@ -149,12 +207,12 @@ def _fit(
     training: TokenBlocks,
     validation: TokenBlocks,
     checkpoint: Path | None,
+    rows: list[dict[str, Any]],
     progress: Progress,
     say: Callable[[str], None],
 ) -> RunResult:
     """Train, save the model, and sum up, however it ends."""
     step = step_of(checkpoint)
-    rows = truncate_metrics(out, step) if arguments.should_save else read_metrics(out)
     last = rows[-1] if rows else {}
     clock = StepClock(arguments.device, **{key: last.get(key, 0.0) for key in Times._fields})
     updates = UpdateNorms(config.logging.updates_every)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rishd.atomic import write_json, write_text
 from rishd.pretraining.checkpoints import last_checkpoint
@@ -16,11 +21,66 @@ from rishd.provenance import git_state, versions
 
 # Settings that may change when a run is resumed: no number depends on them, but on the last for rounding, as on ranks.
 _FREE = ("logging.", "checkpoints.", "training.micro_batch_size")
+_LOCK = "run.lock"
 _PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
 
 
 class RunFolderError(ValueError):
     """An output folder that cannot be used; the message says why and what to do."""
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder until the block ends; the system frees a dead one's lock.
+
+    The folder is created if it is missing, and removed if it is empty in the end.
+
+    Args:
+        folder: Output folder.
+
+    Raises:
+        RunFolderError: if another process has it, saying which and since when; or if there is a file in its place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; --out takes a folder.")
+    path = folder / _LOCK
+    stream = _locked(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever opened it before finds that it is gone
+        with suppress(OSError):
+            folder.rmdir()
+        stream.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
+            raise RunFolderError(
+                f"{path.parent} is in use by {holder}; wait until that run ends or stop it, or give another --out."
+            ) from None
+        except OSError as problem:
+            stream.close()
+            raise RunFolderError(
+                f"{path} cannot be locked ({problem.strerror}); give an --out on a file system with locks (flock)."
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                break
+        stream.close()  # the one that held it has removed it meanwhile
+    stream.truncate(0)
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    stream.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+    stream.flush()
+    return stream
 
 
 def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
@@ -38,11 +98,8 @@ def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, 
     Raises:
         RunFolderError: if the folder holds a run and ``resume`` is off, or another run than this one.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder} is a file; --out takes a folder.")
-    record = folder / RECORD
-    if record.exists():
-        there = _read_record(record)
+    if (folder / RECORD).exists():
+        there = read_record(folder)
         if not resume:
             raise RunFolderError(f"{folder} already holds a run; give --resume to continue it, or another --out.")
         differing = _differences(there["config"], json.loads(json.dumps(config.to_mapping())))
@@ -53,7 +110,8 @@ def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, 
                 f"{folder} holds another run ({'; '.join(differing)}); resume with its settings, or give another --out."
             )
         return last_checkpoint(folder)
-    if folder.exists() and any(folder.iterdir()):
+    # A run that was killed before its record was whole leaves the folder free.
+    if folder.exists() and any(path.name != _LOCK and path.suffix != ".partial" for path in folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no run of rishd; give another --out.")
     if resume:
         raise RunFolderError(f"{folder} holds no run to resume; check the path, or leave --resume out to start one.")
@@ -61,7 +119,7 @@ def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, 
 
 
 def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, facts: Mapping[str, Any]) -> None:
-    """Write a new run's configuration and record: from here on the folder is that run's.
+    """Write a new run's record, in one step: from here on the folder is that run's.
 
     Args:
         folder: Output folder, checked by :func:`check_run_folder`.
@@ -69,20 +127,39 @@ def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, fac
         corpus_hash: Content hash of its corpus.
         facts: Further entries of the record.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, dump_yaml(config.to_mapping()))
     record = {"format": FORMAT, "config": config.to_mapping(), "corpus_hash": corpus_hash, "seed": config.seed}
     write_json(folder / RECORD, {**record, "versions": versions(_PACKAGES), "git": git_state(), **facts})
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def write_config(folder: Path) -> Path:
+    """The run's settings as ``config.yaml``, written from its record if the file is missing.
+
+    Args:
+        folder: Of a run.
+
+    Raises:
+        RunFolderError: if the record cannot be read.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        write_text(path, dump_yaml(read_record(folder)["config"]))
+    return path
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run's record, with all settings.
+
+    Raises:
+        RunFolderError: if it cannot be read.
+    """
+    path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record["corpus_hash"]
         # Settings that were not known yet had today's defaults.
         record["config"] = json.loads(json.dumps(make_config(record["config"]).to_mapping()))
     except (ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{path} is not readable as a run's record; give another --out.") from None
+        raise RunFolderError(f"{path} is not readable as a run's record; name another run's folder.") from None
     return record
 
 

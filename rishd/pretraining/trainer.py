@@ -12,28 +12,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
-from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
-from lite import LITEOptimizer, NonFiniteError, check_finite_gradients
+from lite import NonFiniteError, check_finite_gradients
+from rishd.atomic import to_disk
 from rishd.pretraining.blocks import IGNORED
-from rishd.pretraining.checkpoints import RunCheckpointError, kept, write_checkpoint
+from rishd.pretraining.checkpoints import RunCheckpointError, kept, readable, step_of, write_checkpoint
+from rishd.pretraining.checksums import digests, files_of, write_sums
 from rishd.pretraining.clock import StepClock
+from rishd.pretraining.optimizer_state import load_optimizer, save_optimizer, saved_optimizer
+from rishd.pretraining.results import METRICS
 from rishd.pretraining.updates import UpdateNorms
-
-_SHARDED = "optimizer"  # folder of a checkpoint in torch.distributed.checkpoint's format
+from rishd.pretraining.weights import WEIGHTS, load_weights, save_weights
 
 
 class PretrainTrainer(Trainer):
@@ -184,16 +180,19 @@ class PretrainTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.store_flos()
+        step, first = self.state.global_step, self.is_world_process_zero()
 
         def write(folder: Path) -> None:
-            name = str(folder)
-            self.save_model(name, _internal_call=True)
-            self._save_optimizer_and_scheduler(name)
-            self._save_rng_state(name)
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / "trainer_state.json"))
+            save_weights(self.model, folder / WEIGHTS, is_first_rank=first)
+            save_optimizer(self._own_optimizer, self.model, folder, is_first_rank=first)
+            self._save_rng_state(str(folder))
+            if first:
+                self.model.config.save_pretrained(folder)
+                torch.save(self._scheduler.state_dict(), folder / SCHEDULER_NAME)
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                to_disk(self._folder / METRICS)
+                shutil.copyfile(self._folder / METRICS, folder / METRICS)
 
-        step, first = self.state.global_step, self.is_world_process_zero()
         write_checkpoint(self._folder, step, write, keep=self.keep, is_first_rank=first)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -212,52 +211,45 @@ class PretrainTrainer(Trainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output_dir)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._state_is_divided:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        save_sharded(self._sharded_state(), checkpoint_id=Path(output_dir) / _SHARDED)
-        if self.args.should_save:
-            torch.save(self._scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+    # Names of transformers' Trainer, which calls them in this order.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        with self._readable(resume_from_checkpoint):
-            if not self.is_distributed_loading_by_transformers:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-                return
-            saved = AutoModelForCausalLM.from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            whole = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(self.model, saved.state_dict(), options=whole)
+        folder = Path(resume_from_checkpoint)
+        with readable(folder, TRAINER_STATE_NAME):
+            _check_trainer_state(TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)), step_of(folder))
+        with readable(folder, WEIGHTS if (folder / WEIGHTS).exists() else "model.safetensors"):
+            load_weights(self.model, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """State of one process or of any number of ranks, whichever of them is there."""
         if checkpoint is None:
             return
-        folder, device = Path(checkpoint), self.args.device
-        with self._readable(checkpoint):
-            if (folder / _SHARDED).is_dir():
-                state = self._sharded_state()
-                load_sharded(state, checkpoint_id=folder / _SHARDED)
-                set_optimizer_state_dict(self.model, self._own_optimizer, state["optimizer"])
-            else:
-                self._own_optimizer.load_state_dict(
-                    torch.load(folder / OPTIMIZER_NAME, map_location=device, weights_only=True)
-                )
+        folder = Path(checkpoint)
+        with readable(folder, saved_optimizer(folder)):
+            load_optimizer(self._own_optimizer, self.model, folder, device=self.args.device)
+        with readable(folder, SCHEDULER_NAME):
             self._scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
-    def _sharded_state(self) -> dict[str, Any]:
-        """This rank's part of the optimizer's state, made if there is none yet."""
-        if isinstance(self._own_optimizer, LITEOptimizer):
-            self._own_optimizer.init_state()
-        return {"optimizer": get_optimizer_state_dict(self.model, self._own_optimizer)}
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """No precision of a run scales its loss."""
 
-    @property
-    def _state_is_divided(self) -> bool:
-        """Whether ranks have different parts of the optimizer's state."""
-        optimizer = self._own_optimizer
-        return self.is_distributed_loading_by_transformers or (
-            isinstance(optimizer, LITEOptimizer) and optimizer.is_divided
-        )
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder, rank = Path(checkpoint), self.args.process_index
+        name = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if not (folder / name).is_file() and any(folder.glob("rng_state*.pth")):
+            return  # of another number of ranks: this one's random numbers start from the seed
+        with readable(folder, name):
+            if not (folder / name).is_file():
+                raise FileNotFoundError("it is missing")
+            super()._load_rng_state(checkpoint)
+
+    def _init_training_state(self, max_steps: int, *arguments: Any) -> tuple[int, int]:
+        trained: tuple[int, int] = super()._init_training_state(max_steps, *arguments)
+        # Logging and checkpoints may change when a run is resumed.
+        self.state.compute_steps(self.args, max_steps)  # type: ignore[no-untyped-call]
+        return trained
 
     @property
     def _scheduler(self) -> Any:
@@ -268,16 +260,6 @@ class PretrainTrainer(Trainer):
         """The optimizer without accelerate's wrapper."""
         optimizer: Any = self.optimizer
         return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
-
-    @contextmanager
-    def _readable(self, checkpoint: str | None) -> Iterator[None]:
-        try:
-            yield
-        except Exception as problem:  # safetensors, torch.load and the optimizers have errors of their own
-            raise RunCheckpointError(
-                f"{checkpoint} cannot be loaded ({' '.join(str(problem).split())}); if it is damaged, remove that "
-                "folder and resume from the one before."
-            ) from problem
 
     @property
     def _folder(self) -> Path:
@@ -298,8 +280,20 @@ def save_model(trainer: PretrainTrainer, folder: Path) -> None:
     try:
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():
+            write_sums(partial, digests(partial, files_of(partial)))
             shutil.rmtree(place, ignore_errors=True)
             partial.rename(place)
+            to_disk(folder)
     except Exception as problem:  # safetensors has errors of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise RunCheckpointError(f"the model could not be saved ({problem}); make room, then --resume.") from problem
+
+
+def _check_trainer_state(state: TrainerState, step: int) -> None:
+    if state.global_step != step:
+        raise ValueError(f"global_step is {state.global_step!r}, expected {step}")
+    for name in ("epoch", "total_flos", "num_input_tokens_seen"):
+        if not isinstance(getattr(state, name), int | float):
+            raise ValueError(f"{name} is no number")
+    if not isinstance(state.log_history, list) or state.best_model_checkpoint is not None:
+        raise ValueError("log_history is no list, or best_model_checkpoint is set")

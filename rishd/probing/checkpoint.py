@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rishd.pretraining.blocks import IGNORED, make_collator
 from rishd.pretraining.checkpoints import last_checkpoint
+from rishd.pretraining.checksums import SUMS, check_files, read_sums
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.corpus import load_corpus
 from rishd.pretraining.results import RECORD
 from rishd.pretraining.run import quiet
+from rishd.pretraining.run_folder import read_record
 from rishd.pretraining.token_store import Progress, TokenStore
 from rishd.pretraining.tokenizer import load_tokenizer
+from rishd.pretraining.weights import WEIGHTS, read_model
 
 # A model's arguments by name (ids, labels, with some packings positions), each of shape ``(sequences, length)``, int64.
 Inputs: TypeAlias = dict[str, Tensor]
@@ -55,7 +57,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     run = next((folder for folder in (path, path.parent) if (folder / RECORD).exists()), None)
     if run is None:
         raise ProbeError(f"{path} is no run of rishd pretrain: neither it nor the folder above holds {RECORD}.")
-    config = make_config(json.loads((run / RECORD).read_text(encoding="utf-8"))["config"], source=str(run / RECORD))
+    config = make_config(read_record(run)["config"], source=str(run / RECORD))
     folder = path
     if path == run:
         last = run / "model" if (run / "model").is_dir() else last_checkpoint(run)
@@ -65,7 +67,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not (folder / "config.json").exists():
         raise ProbeError(f"{folder} holds no model (config.json is missing); name a run, a checkpoint-N or a model.")
     quiet()
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    try:
+        if (folder / SUMS).exists() or (folder / WEIGHTS).exists():
+            check_files(folder, read_sums(folder))
+        model = read_model(folder, attn_implementation="eager")
+    except Exception as problem:  # transformers and safetensors have errors of their own
+        raise ProbeError(
+            f"{folder} cannot be read ({' '.join(str(problem).split())[:300]}); name another checkpoint of the run."
+        ) from problem
     step = int(folder.name.split("-")[1]) if folder.name.startswith("checkpoint-") else config.steps
     return Checkpoint(folder, model, config, step)
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from rishd.cli import app
+from rishd.commands.application import app
+from tests.launches import finished
 
 
 def rishd(*arguments, **environment):
@@ -173,3 +174,18 @@ def test_tables_in_a_pipe_are_written_whole():
     command = [sys.executable, "-m", "rishd.cli", "correspondence"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "RMSprop with momentum" in result.stdout  # in one line
+
+
+@pytest.mark.parametrize("name", ["typer", "torch", "transformers"])
+def test_ctrl_c_while_libraries_load_is_no_traceback(tmp_path, name):
+    code = (
+        "import os, signal, sys\n"
+        "def interrupt(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == {name!r}:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(interrupt)\n"
+        f"sys.argv = ['rishd', 'pretrain', '--out', {str(tmp_path / 'run')!r}]\n"
+        "from rishd.cli import main\n"
+        "main()\n"
+    )
+    finished([sys.executable, "-c", code], code=130, stderr="" if name == "transformers" else "interrupted\n")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
-from rishd.cli import app
+from rishd.commands.application import app
 from rishd.comparing.execute import execute, run_one
 from rishd.comparing.plan import load_plan, make_plan
 from rishd.comparing.record import RecordedRun, append_run, read_runs

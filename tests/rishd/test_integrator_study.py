@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import rishd.studies.integrators as study_module
 from discretizations.stability import stable_limit
-from rishd.cli import app
+from rishd.commands.application import app
 from rishd.report.integrator_figures import optimizer_step_figure, stable_step_figure, work_precision_figure
 from rishd.report.terminal import integrator_table, optimizer_step_table
 from rishd.studies.integrators import integrator_study, problems

@@ -1,8 +1,10 @@
 """Faults of real life: kill -9, a full disk, a damaged checkpoint; and two ranks against one."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from rishd.pretraining.checkpoints import RunCheckpointError, whole_checkpoints
 from rishd.pretraining.config_files import dump_yaml, override
 from rishd.pretraining.results import METRICS, read_metrics, read_summary, series
 from rishd.pretraining.trainer import PretrainTrainer
-from tests.launches import accelerate_launch, torchrun
+from tests.launches import ROOT, accelerate_launch, torchrun
 from tests.rishd.runs import run, tiny
 
 SMALL = {"model.settings": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}}
@@ -72,19 +74,6 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_is_named(text, tmp_path):
-    config = tiny(text, SMALL)
-    run(config, tmp_path / "run")
-    (tmp_path / "run" / "summary.json").unlink()
-    shutil.rmtree(tmp_path / "run" / "model")
-    model = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
-    model.write_bytes(model.read_bytes()[:100])
-    with pytest.raises(RunCheckpointError, match=r"checkpoint-6 cannot be loaded .*remove that folder"):
-        run(config, tmp_path / "run", resume=True)
-    shutil.rmtree(model.parent)
-    assert run(config, tmp_path / "run", resume=True)[0].summary.status == "complete"
-
-
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("sharding", "optimizer"), [("none", "soap-lite"), ("fsdp2", "muon-lite")])
 def test_two_ranks_make_the_steps_of_one_and_resume_on_any_number(text, tmp_path, sharding, optimizer):
@@ -133,10 +122,40 @@ def assert_near(found, expected, rel=1e-5):
         assert [number for _, number in mine] == pytest.approx([number for _, number in other], rel=rel)
 
 
-def test_a_checkpoint_without_state_of_the_optimizer_is_refused(text, tmp_path):
-    config = tiny(text, SMALL)
-    run(config, tmp_path / "run")
-    (tmp_path / "run" / "summary.json").unlink()
-    (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").unlink()
-    with pytest.raises(RunCheckpointError, match=r"checkpoint-6 cannot be loaded .*optimizer\.pt"):
-        run(config, tmp_path / "run", resume=True)
+RANK = """
+import os, signal
+from rishd.cli import main
+from rishd.pretraining.trainer import PretrainTrainer
+
+right = PretrainTrainer.training_step
+
+def dying(self, *arguments, **options):
+    if self.state.global_step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return right(self, *arguments, **options)
+
+PretrainTrainer.training_step = dying
+main()
+"""
+
+
+def test_a_dead_rank_is_one_line_of_the_others(text, tmp_path):
+    """Without torchrun, which would end the others before they can say anything."""
+    (tmp_path / "run.yaml").write_text(dump_yaml(tiny(text, SMALL).to_mapping()))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, *pretrain(tmp_path / "run")[2:]],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, -signal.SIGKILL]
+    assert "Traceback" not in told[0]
+    assert re.search(r"^error: rank 0 has lost another rank.*The last good checkpoint is .*checkpoint-2", told[0], re.M)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from discretizations.certificate import block_curvatures
 from discretizations.stability import descent_limit, stable_limit
-from rishd.cli import app
+from rishd.commands.application import app
 from rishd.pretraining.blocks import make_collator
 from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.config_files import load_config

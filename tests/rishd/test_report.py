@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from rishd.claims import CLAIMS, Bound, ClaimResult, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.evidence import Curve, WorstCase
 from rishd.claims.validation import SavedResultsError, Validation
-from rishd.cli import app
+from rishd.commands.application import app
 from rishd.report.claim_views import standing
 from rishd.report.page import Report, Section, write_report
 from rishd.report.study_records import StudyFolderError, read_studies, write_study

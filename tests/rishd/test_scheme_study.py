@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import rishd.study
 from discretizations.curvature_schemes import CURVATURE_SCHEMES
 from discretizations.schemes import ONE_GRADIENT_SCHEMES
-from rishd.cli import app
+from rishd.commands.application import app
 from rishd.report.scheme_figures import scheme_figure
 from rishd.report.tables import correspondence_table
 from rishd.studies.schemes import OPTIMIZER, scheme_study

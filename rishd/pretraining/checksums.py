@@ -1,0 +1,84 @@
+"""SHA-256 of every file of a folder, in the format of ``sha256sum``: ``sha256sum --check SHA256SUMS`` reads it, too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rishd.atomic import to_disk, write_text
+
+SUMS = "SHA256SUMS"
+
+
+def files_of(folder: Path) -> list[str]:
+    """Names of all files in a folder and the folders in it, relative to it, sorted; without the checksums."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in names if name != SUMS)
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Bring files to the disk and compute their SHA-256.
+
+    Args:
+        folder: Where they are.
+        names: Files, relative to the folder.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        to_disk(folder / name)
+        found[name] = _digest(folder / name)
+    return found
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write ``SHA256SUMS`` and bring the folder's entries to the disk.
+
+    Args:
+        folder: Where the files are.
+        sums: Of :func:`digests`, of all files.
+    """
+    write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            to_disk(path)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 by file.
+
+    Raises:
+        ValueError: naming the file, if it is missing or damaged.
+    """
+    path = folder / SUMS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is missing or damaged") from None
+    if not sums:
+        raise ValueError(f"{path} is empty")
+    return sums
+
+
+def check_files(folder: Path, sums: Mapping[str, str]) -> None:
+    """Compare files with their checksums.
+
+    Args:
+        folder: Where they are.
+        sums: Of :func:`read_sums`, or some of them.
+
+    Raises:
+        ValueError: naming the first file that differs or is missing.
+    """
+    for name, digest in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path}, of {folder / SUMS}, is missing")
+        if _digest(path) != digest:
+            raise ValueError(f"{path} does not match {folder / SUMS}: one of the two is damaged")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
