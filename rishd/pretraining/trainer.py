@@ -225,7 +225,9 @@ class PretrainTrainer(Trainer):
             if not self.is_distributed_loading_by_transformers:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
                 return
-            saved = AutoModelForCausalLM.from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            saved = AutoModelForCausalLM.from_pretrained(
+                resume_from_checkpoint, dtype=self.model.dtype, trust_remote_code=False
+            )
             whole = StateDictOptions(full_state_dict=True)
             set_model_state_dict(self.model, saved.state_dict(), options=whole)
 

@@ -65,7 +65,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not (folder / "config.json").exists():
         raise ProbeError(f"{folder} holds no model (config.json is missing); name a run, a checkpoint-N or a model.")
     quiet()
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
+    )
     step = int(folder.name.split("-")[1]) if folder.name.startswith("checkpoint-") else config.steps
     return Checkpoint(folder, model, config, step)
 
@@ -81,10 +83,12 @@ def training_sequences(config: PretrainConfig, count: int, progress: Progress) -
     Raises:
         ProbeError: if the split has fewer.
     """
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, progress)
     tokenizer = load_tokenizer(config.data, corpus, progress)
-    store = TokenStore(corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing)
-    blocks = store.fill(count, progress)["blocks"]
+    store = TokenStore(
+        corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing, progress=progress
+    )
+    blocks = store.fill(count)["blocks"]
     if blocks < count:
         raise ProbeError(
             f"the probe needs {count} sequences of {config.data.sequence_length} tokens, but the training split has "
