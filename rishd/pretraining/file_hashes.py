@@ -37,7 +37,7 @@ class HashedFiles:
     """
 
     def __init__(self, paths: Sequence[Path], progress: Advance = lambda what, done, total: None) -> None:
-        self.paths = tuple(path.resolve() for path in paths)
+        self.paths = tuple(path.absolute() for path in paths)
         index = cache_folder() / f"hashes-{cache_key(sorted(map(str, self.paths)))}.json"
         known, self._states = _read(index), [_state(path) for path in self.paths]
         if self._missing(known):

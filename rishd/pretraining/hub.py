@@ -50,7 +50,10 @@ class HubCorpus:
             self._unread: Any = builder.as_streaming_dataset(split=config.dataset_split)
             self._shards = int(self._unread.num_shards)
         except Exception as problem:  # of the network, of the hub, of any file format
-            raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}") from None
+            remedy = (
+                "; text, jsonl and Parquet files may be given as data.paths" if os.path.isdir(config.dataset) else ""
+            )
+            raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}{remedy}") from None
         self._data = self._unread
         first = next(self._rows(None), None)
         self.skipped.clear()  # reading tells again
@@ -116,25 +119,24 @@ class HubCorpus:
         """Set ``content_hash``: local files by their content, those of the hub by the commit they are read at."""
         folder = Path(self._config.dataset or "")
         by_split = builder.config.data_files or {}
-        files = [
-            (str(file), origin)
-            for split in by_split.values()
-            for file, origin in zip(split, split.origin_metadata, strict=True)
-        ]
-        settings = [(str(folder / name), ()) for name in _SETTINGS if (folder / name).is_file()]
-        # An address as "zip://inside.txt::archive.zip" has the file that is read last.
-        paths = {file: Path(file.rsplit("::", 1)[-1]) for file, _ in (*files, *settings)}
+        files = [str(file) for split in by_split.values() for file in split]
+        files += [str(folder / name) for name in _SETTINGS if (folder / name).is_file()]
+        # An address as "zip://inside.txt::archive.zip" ends with the file that is read.
+        paths = {file: Path(file.rsplit("::", 1)[-1]) for file in files}
         paths = {file: path for file, path in paths.items() if path.is_file()}
         self._local = HashedFiles(list(paths.values()), progress)
         digests = dict(zip(paths, self._local.digests, strict=True))
-        content = [
-            (*file.split("::")[:-1], os.path.relpath(paths[file], folder), digests[file])
-            if file in digests
-            else (file, *origin)
-            for file, origin in (*files, *settings)
-        ]
+        content: list[Any] = []
+        for file in files:
+            if path := paths.get(file):
+                place = os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
+                content.append((*file.split("::")[:-1], place, digests[file]))
+            else:
+                content.append(file)
+        if len(digests) < len(files):  # repositories with their commits, or versions of other addresses
+            content.append(sorted({origin for split in by_split.values() for origin in split.origin_metadata}))
         if not by_split:
-            content.append((builder.hash,))
+            content.append(builder.hash)
         known = self._config.subset, self._config.dataset_split, self._config.text_field, content
         self.content_hash = hashlib.sha256(repr(known).encode()).hexdigest()
 
@@ -142,7 +144,9 @@ class HubCorpus:
 def _is_corrupt(problem: Exception) -> bool:
     """Whether an error speaks of the text, not of the way to it (some of the latter are ValueErrors, too)."""
     problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
-    of_text = isinstance(problem, (ValueError, DatasetGenerationError)) and not isinstance(problem, OSError)
+    of_text = isinstance(problem, (ValueError, RecursionError, DatasetGenerationError)) and not isinstance(
+        problem, OSError
+    )
     return of_text or isinstance(problem, BROKEN)
 
 

@@ -27,6 +27,7 @@ SHARD_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", "
 _NAMED_SHARD = ".json"
 OnCorrupt: TypeAlias = Literal["error", "skip"]
 _PIECE_CHARACTERS = 1 << 16  # longer text files are cut here, at a line end, so that a split has pieces to choose from
+_ENCODING = "utf-8-sig"  # some editors begin files with a byte-order mark
 _CHUNK = 1 << 18  # bytes
 _SENTENCES = 10  # on malformed lines of one file
 _ROWS = 256  # of a Parquet file that are decoded at a time
@@ -148,7 +149,7 @@ class Reader:
 
     def _text(self, line: bytes) -> str:
         try:
-            text = json.loads(line.decode())[self.text_field]
+            text = json.loads(line.decode(_ENCODING))[self.text_field]
         except UnicodeDecodeError as problem:
             raise _CorruptError(_not_utf8(problem)) from None
         # Also nesting too deep for the parser, and numbers with more digits than Python converts.
@@ -212,7 +213,7 @@ def text_files(root: Path) -> tuple[list[tuple[Path, str]], str]:
 
 
 def _pieces(path: Path, name: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding=_ENCODING) as stream:
         number = 0
         try:
             while lines := stream.readlines(_PIECE_CHARACTERS):
