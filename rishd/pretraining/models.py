@@ -71,8 +71,13 @@ def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedMod
         made: Of :func:`model_config`.
 
     Raises:
-        ConfigError: if the model refuses the configuration.
+        ConfigError: if the model refuses the configuration, or attention would be code from the Hugging Face hub.
     """
+    if "/" in config.model.attention:
+        raise ConfigError(
+            f"model.attention = {config.model.attention!r} is a kernel of the Hugging Face hub, whose code is not run; "
+            "take sdpa, eager, flash_attention_2 or flex_attention."
+        )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             made, attn_implementation=config.model.attention, dtype=torch.float32, trust_remote_code=False
