@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -141,36 +139,20 @@ def raising(texts, after):
         yield text
 
 
-WRITER = """
-import sys
-from rishd.pretraining import corpus as corpus_module
-from rishd.pretraining import token_store
-from rishd.pretraining.tokenizer import load_tokenizer
-from tests.rishd.runs import tiny, write_text
-from tests.rishd.test_corpus import corpus_of
-token_store._TOKENS_PER_FILE = 1 << 12
-config = tiny(sys.argv[1])
-corpus = corpus_of(sys.argv[1])
-tokenizer = load_tokenizer(config.data, corpus, lambda *_: None)
-store = token_store.TokenStore(corpus, "train", tokenizer, length=16, packing="concatenate")
-encode = store._encode
-def slow(texts):
-    import time
-    time.sleep(0.2)
-    return encode(texts)
-store._encode = slow
-store.fill(10**9)
-"""
-
-
 def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_files, monkeypatch):
-    monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
     tokenizer = load_tokenizer(tiny(text).data, corpus_of(text), silent)
     monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "expected"))
     expected = whole(TokenStore(corpus_of(text), "train", tokenizer, length=16, packing="concatenate"))
     monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
     store = TokenStore(corpus_of(text), "train", tokenizer, length=16, packing="concatenate")
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(text)], env={**os.environ})
+    writer = os.fork()
+    if writer == 0:
+        encode = store._encode
+        store._encode = lambda texts: time.sleep(0.2) or encode(texts)
+        try:
+            store.fill(10**9)
+        finally:
+            os._exit(1)
     try:
         deadline = time.monotonic() + 60
         while store.state()["files"] < 1 and time.monotonic() < deadline:
@@ -179,13 +161,13 @@ def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_file
         thread = store.fill_in_background(10**9)  # waits for the lock
         time.sleep(0.1)
         assert thread.is_alive()
-        os.kill(writer.pid, signal.SIGKILL)
+        os.kill(writer, signal.SIGKILL)
         last = len(expected) - 1
         assert np.array_equal(store.block(last), expected[last])
         thread.join(60)
     finally:
-        writer.kill()
-        writer.wait()
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
     assert np.array_equal(whole(store), expected)
 
 
