@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from copy import copy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rishd.pretraining.cache import cache_folder, cache_key, locked, read_record, warn_of_damage, write_record
+from rishd.pretraining.cache import (
+    CacheError,
+    cache_folder,
+    cache_key,
+    locked,
+    read_record,
+    warn_of_damage,
+    write_record,
+)
 from rishd.pretraining.config import Packing
 from rishd.pretraining.corpus import Corpus
 from rishd.pretraining.text_files import CorpusError, Split
@@ -70,7 +79,9 @@ class TokenStore:
         packing: Packing,
         progress: Progress = _silent,
     ) -> None:
-        self.corpus, self.split, self.tokenizer, self.length = corpus, split, tokenizer, length
+        # A copy has a position of its own: one store may be repaired while another is written in the background.
+        self.corpus = copy(corpus)
+        self.split, self.tokenizer, self.length = split, tokenizer, length
         self.progress = progress
         self.one_document_a_block = packing == "truncate"
         self.end = int(tokenizer.eos_token_id)
@@ -144,18 +155,15 @@ class TokenStore:
             time.sleep(_POLL)
         try:
             state = self.fill(wanted)  # returns at once if it is there; otherwise its writer has died
-        except (CorpusError, OSError) as problem:
+            if state["files"] > number:
+                blocks = self._read(number)
+                return self._repaired(number) if blocks is None else blocks
+        except (CorpusError, CacheError, OSError) as problem:
             raise CorpusError(f"the {self.split} text of {self.corpus.name} ends early: {problem}") from None
-        if state["files"] <= number:
-            raise CorpusError(
-                f"{self.corpus.name} has only {state['blocks'] * self.length:,} tokens for {self.split}; give more "
-                "text, ask for fewer steps, or set data.epochs."
-            )
-        blocks = self._read(number)
-        if blocks is None:
-            warn_of_damage(self._path(number))
-            blocks = self._repaired(number)
-        return blocks
+        raise CorpusError(
+            f"{self.corpus.name} has only {state['blocks'] * self.length:,} tokens for {self.split}; give more text, "
+            "ask for fewer steps, or set data.epochs."
+        )
 
     def _fill(self, wanted: int, progress: Progress) -> dict[str, Any]:
         state = self.state()
@@ -184,12 +192,15 @@ class TokenStore:
 
         The tokens before it have to be encoded again: the state has only the last position in the corpus.
         """
+        warn_of_damage(self._path(number))
         wanted = (number + 1) * self.blocks_per_file
 
         def advance(blocks: int) -> None:
             self.progress(f"repairing {self.split} text", min(blocks, wanted), wanted)
 
         with self._locked(lambda: advance(0)) as alive:
+            if (repaired := self._read(number)) is not None:  # by another process
+                return repaired
             first = 0
             for blocks, state in self._encoded(dict(_START), advance, alive):
                 self.corpus.require_unchanged()

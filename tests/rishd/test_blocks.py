@@ -128,7 +128,7 @@ def test_a_writer_that_failed_may_try_again(text, tokenizer, small_files, monkey
     store.fill_in_background(10).join()
     with pytest.raises(CorpusError, match="ends early: the network is gone"):
         store.block(0)
-    corpus.texts = read
+    store.corpus.texts = read
     assert store.block(0).shape == (16,)
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from rishd.pretraining import cache as cache_module
 from rishd.pretraining import corpus as corpus_module
@@ -27,7 +27,7 @@ from rishd.pretraining.corpus import load_corpus
 from rishd.pretraining.models import model_config
 from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.token_store import TokenStore
-from rishd.pretraining.tokenizer import load_tokenizer, train_tokenizer
+from rishd.pretraining.tokenizer import encoding_hash, load_tokenizer, train_tokenizer
 from tests.rishd.runs import tiny
 
 
@@ -196,6 +196,11 @@ def test_tokenizers_that_encode_differently_share_no_tokens(tmp_path):
     assert len(folders) == 2
 
 
+def test_tokenizers_written_in_python_are_told_apart():
+    assert encoding_hash(ByT5Tokenizer()) == encoding_hash(ByT5Tokenizer())
+    assert encoding_hash(ByT5Tokenizer()) != encoding_hash(ByT5Tokenizer(extra_ids=10))
+
+
 def word_level(vocabulary):
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -297,6 +302,33 @@ def test_a_writer_that_dies_of_anything_is_replaced_by_whoever_waits(shards, pro
     store._encode = fail_once
     store.fill_in_background(10**9).join(60)
     assert np.array_equal(within(60, store.file, 1), blocks)
+
+
+def test_one_store_is_repaired_while_another_is_written(shards):
+    """They read one corpus, each from its own position."""
+    corpus = load(shards, "json.gz")
+    tokenizer = word_level({"<end>": 0, "the": 1, "river": 2})
+    train, validation = (
+        TokenStore(corpus, split, tokenizer, length=16, packing="concatenate") for split in ("train", "validation")
+    )
+    train.fill(10**9)
+    expected = [train.file(i) for i in range(train.state()["files"])]
+    validation.fill(1)
+    shutil.rmtree(train.folder)
+    again = TokenStore(corpus, "train", tokenizer, length=16, packing="concatenate")
+    encode = again._encode
+
+    def damage_and_repair(texts):
+        validation._path(0).write_bytes(b"")
+        validation._open = None
+        validation.file(0)
+        return encode(texts)
+
+    again._encode = damage_and_repair
+    blocks = 0
+    while not again.state()["complete"]:
+        blocks = again.fill(blocks + 1)["blocks"]
+    assert all(np.array_equal(again.file(i), file) for i, file in enumerate(expected))
 
 
 def test_blocks_that_nobody_writes_are_written_by_whoever_reads_them(shards):
