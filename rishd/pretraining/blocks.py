@@ -78,10 +78,12 @@ def training_blocks(
         CorpusError: if the corpus has fewer tokens than the run asks for.
     """
     wanted = config.steps * config.training.batch_size
-    store = TokenStore(corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing)
-    state = store.fill(min(wanted, store.blocks_per_file) if corpus.is_streamed else wanted, progress)
+    store = TokenStore(
+        corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing, progress=progress
+    )
+    state = store.fill(min(wanted, store.blocks_per_file) if corpus.is_streamed else wanted)
     while state["fraction"] == 0.0 and state["blocks"] < wanted:
-        state = store.fill(state["blocks"] + 1, progress)
+        state = store.fill(state["blocks"] + 1)
     if not state["complete"] and state["blocks"] < wanted:
         fraction = state["fraction"]
         # Of unknown size the text is taken to be enough, unless it may be read again: then its end must be known.
@@ -91,7 +93,7 @@ def training_blocks(
         if guess > _DOUBT * wanted:
             store.fill_in_background(wanted)
             return TokenBlocks(store, wanted, config.seed)
-        state = store.fill(wanted, progress)
+        state = store.fill(wanted)
     if state["blocks"] >= wanted:
         return TokenBlocks(store, wanted, config.seed)
     if not state["blocks"] or state["blocks"] * config.data.epochs < wanted:
@@ -113,9 +115,16 @@ def validation_blocks(
     Raises:
         CorpusError: if the held-back documents have fewer tokens than asked for.
     """
-    store = TokenStore(corpus, "validation", tokenizer, length=config.data.sequence_length, packing=config.data.packing)
+    store = TokenStore(
+        corpus,
+        "validation",
+        tokenizer,
+        length=config.data.sequence_length,
+        packing=config.data.packing,
+        progress=progress,
+    )
     wanted = config.evaluation_sequences
-    state = store.fill(wanted, progress)
+    state = store.fill(wanted)
     if state["blocks"] < (1 if config.evaluation.tokens is None else wanted):
         raise CorpusError(
             f"the documents of {corpus.name} that are held back for validation have "
@@ -123,6 +132,18 @@ def validation_blocks(
             f"{wanted * store.length:,}; give more text, a larger data.validation_share, or ask for fewer."
         )
     return TokenBlocks(store, min(wanted, state["blocks"]))
+
+
+def left_out(corpus: Corpus, *parts: TokenBlocks) -> list[str]:
+    """What the tokens so far lack because the text was corrupt, a sentence each.
+
+    Args:
+        corpus: The corpus; one in memory has been read as a whole and knows, of a streamed one the stores know.
+        parts: Of that corpus.
+    """
+    if not corpus.is_streamed:
+        return list(corpus.skipped)
+    return sorted({what for part in parts for what in part.store.state()["skipped"]})
 
 
 def make_collator(

@@ -1,21 +1,32 @@
-"""Where tokenizers and tokens are kept between runs."""
+"""Where tokenizers, tokens and hashes are kept between runs, with checksums: what is damaged is made again."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from rishd.atomic import write_json
 
 # Of what is kept. Raise it whenever the same corpus gives other texts, parts, tokenizers or tokens than before: what a
 # cache has would go on being used, and runs would differ from those of a fresh machine without a word.
-FORMAT = 2
+FORMAT = 3
 _POLL = 0.05  # seconds between looks whether another process is done
+_QUIET = 10.0  # seconds of waiting before a line says so
+_PATIENCE = 600.0  # seconds without a sign of life of the process that is waited for
+_log = logging.getLogger(__name__)
+
+
+class CacheError(ValueError):
+    """The cache cannot be used; the message names the file and says what to do."""
 
 
 def cache_folder() -> Path:
@@ -31,21 +42,86 @@ def cache_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:24]
 
 
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write plain data atomically, with a checksum that :func:`read_record` compares."""
+    write_json(path, {**record, "checksum": _checksum(record)})
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_record` wrote; ``None`` if there is no such file or it is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+        if record.pop("checksum") == _checksum(record):
+            return dict(record)
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    warn_of_damage(path)
+    return None
+
+
+def warn_of_damage(path: Path) -> None:
+    """Say that a file of the cache is damaged; the caller makes it again."""
+    _log.warning("%s is damaged; it is made again", path)
+
+
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(path: Path, purpose: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
     """Keep the other processes of this machine out until the block ends; the system frees a dead one's lock.
 
+    Yields a function that the block calls as it makes progress. A process that waits gives up when the holder has not
+    called it for ten minutes, so that it does not wait for a stopped or hung process forever.
+
     Args:
-        path: File that stands for what is written; made here.
-        waiting: Called again and again while another process has it.
+        path: File that stands for what is written; created if missing.
+        purpose: What the lock is for, as in "to encode the text".
+        waiting: Called again and again while another process holds the lock.
+
+    Raises:
+        CacheError: if the file system has no locks, or the process that holds the lock makes no progress.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiting()
-                time.sleep(_POLL)
-        yield
+    with path.open("a+", encoding="utf-8") as stream:
+        _acquire(stream, path, purpose, waiting)
+        try:
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+            yield lambda: os.utime(stream.fileno())
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked meanwhile
+
+
+def _acquire(stream: TextIO, path: Path, purpose: str, waiting: Callable[[], None]) -> None:
+    start = alive = time.monotonic()
+    seen, said = 0, False
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            raise CacheError(
+                f"{path} cannot be locked ({problem.strerror}); set RISHD_CACHE to a local disk."
+            ) from None
+        now, changed = time.monotonic(), os.fstat(stream.fileno()).st_mtime_ns
+        if changed != seen:
+            alive, seen = now, changed
+        stream.seek(0)
+        holder = stream.read() or "another process"
+        if now - alive > _PATIENCE:
+            raise CacheError(
+                f"{holder} holds {path} {purpose} and has made no progress for {_PATIENCE:.0f} s; end it, then start "
+                "again."
+            )
+        if now - start > _QUIET and not said:
+            _log.warning("waiting for %s, which holds %s %s", holder, path, purpose)
+            said = True
+        waiting()
+        time.sleep(_POLL)
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -51,8 +51,8 @@ class DataConfig:
     """Which text, and how it becomes sequences.
 
     Args:
-        paths: Text files, ``.jsonl`` files and shards (``.json.gz`` as of C4, ``.jsonl.zst`` as of The Pile), or
-            folders of them; with neither ``paths`` nor ``dataset`` it is the default corpus.
+        paths: Text in UTF-8, ``.jsonl`` and Parquet files, shards (``.json.gz`` as of C4, ``.jsonl.zst`` as of The
+            Pile), or folders of them; with neither ``paths`` nor ``dataset`` it is the default corpus.
         dataset: Name of a data set on the Hugging Face hub (``allenai/c4``), or a folder in one of its formats.
         subset: Its configuration (``en``).
         dataset_split: Its split that is read.

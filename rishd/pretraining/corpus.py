@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Protocol
 
 from rishd.pretraining.config import DataConfig
-from rishd.pretraining.text_files import CorpusError, Document, Reader, is_compressed, text_files
+from rishd.pretraining.file_hashes import HashedFiles
+from rishd.pretraining.text_files import (
+    CorpusError,
+    Document,
+    Position,
+    Reader,
+    Split,
+    is_compressed,
+    text_files,
+)
+from rishd.progress import Advance
 
 # The default corpus: sources that the project's own dependencies put on every machine, 116 MB.
 PACKAGES = ("matplotlib", "numpy", "scipy", "sympy", "transformers")
@@ -23,10 +33,6 @@ PINNED_HASH = "acc6d28f9a7f845d26b54cab08557982c36cee3e8514df8fe2d3a716289bdded"
 _BUILD_FILES = ("__config__.py", "_distributor_init.py")  # written at build time: they differ between machines
 _LARGEST_IN_MEMORY = 2**30  # bytes of files; more than that is streamed
 _TELLING = 1 << 22  # bytes: less than that may be what a decompressor has read ahead
-_HASHED = 1 << 16  # bytes of a streamed file's head and tail that go into its fingerprint
-
-Split = Literal["train", "validation"]
-Position: TypeAlias = Any  # of JSON: each corpus has its own
 
 
 class Corpus(Protocol):
@@ -34,7 +40,7 @@ class Corpus(Protocol):
 
     Attributes:
         name: What it is, for people.
-        content_hash: Tells this corpus from others.
+        content_hash: Of all its text; the same wherever its files lie.
         warning: What the user should know about it, or nothing.
     """
 
@@ -62,6 +68,13 @@ class Corpus(Protocol):
 
     def fraction_read(self) -> float | None:
         """How much of it that is: ``None`` if the size is unknown, 0 while too little has been read to tell."""
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on if the text that is read is no longer what ``content_hash`` describes.
+
+        Raises:
+            CorpusError: naming what has changed.
+        """
 
 
 @dataclass
@@ -105,6 +118,9 @@ class CorpusInMemory:
     def fraction_read(self) -> float | None:
         return self._done / len(self.documents)
 
+    def require_unchanged(self) -> None:
+        pass  # its text is in memory
+
 
 @dataclass
 class ShardedCorpus:
@@ -115,6 +131,8 @@ class ShardedCorpus:
         name: What it is, for people.
         reader: Reads them.
         validation_share: Share of the documents that are held back.
+        warning: What the user should know about it.
+        progress: Called with (what, done, total) while the files are hashed.
     """
 
     files: Sequence[tuple[Path, str]]
@@ -122,16 +140,15 @@ class ShardedCorpus:
     reader: Reader
     validation_share: float
     warning: str = ""
+    progress: InitVar[Advance] = lambda what, done, total: None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, progress: Advance) -> None:
         self._sizes = [path.stat().st_size for path, _ in self.files]
         self._file = self._documents = self._bytes = 0
+        self._hashed = HashedFiles([path for path, _ in self.files], progress)
         digest = hashlib.sha256(self.reader.text_field.encode())
-        for (path, key), size in zip(self.files, self._sizes, strict=True):
-            with path.open("rb") as stream:
-                head = stream.read(_HASHED)
-                stream.seek(max(0, size - _HASHED))
-                digest.update(repr((key, size)).encode() + hashlib.sha256(head + stream.read(_HASHED)).digest())
+        for (_, key), content in zip(self.files, self._hashed.digests, strict=True):
+            digest.update(repr((key, content)).encode())
         self.content_hash = digest.hexdigest()
 
     @property
@@ -162,43 +179,49 @@ class ShardedCorpus:
         read = sum(self._sizes[: self._file]) + self._bytes
         return read / sum(self._sizes) if read > _TELLING else 0.0
 
+    def require_unchanged(self) -> None:
+        self._hashed.require_unchanged()
+
     def _note(self, read: int) -> None:
         self._bytes = read
 
 
-def load_corpus(config: DataConfig | None = None) -> Corpus:
+def load_corpus(config: DataConfig | None = None, progress: Advance = lambda what, done, total: None) -> Corpus:
     """The corpus of a run.
 
     Args:
         config: Paths of text files and shards (or folders of them), or the name of a data set; by default the Python
             sources of the installed packages :data:`PACKAGES`. Compressed shards, data sets and more than 1 GiB of
             files are streamed.
+        progress: Called with (what, done, total) while streamed files are hashed.
 
     Raises:
         CorpusError: for a path that is missing or without text, a corrupt file, or too few documents to split.
     """
     config = config or DataConfig()
     if config.dataset is not None:
-        from rishd.pretraining.hub import HubCorpus
+        from rishd.pretraining.hub import HubCorpus  # loads datasets, which takes a second
 
-        return HubCorpus(config)
+        return HubCorpus(config, progress)
     if config.paths is None:
         return _default_corpus(config.validation_share)
-    files = [(root, entry) for root in map(Path, config.paths) for entry in text_files(root)]
-    name = ", ".join(config.paths)
+    roots = list(map(Path, config.paths))
+    found, notes = zip(*map(text_files, roots), strict=True)
+    name, warning = ", ".join(config.paths), "; ".join(filter(None, notes))
+    files = [entry for entries in found for entry in entries]
     reader = Reader(config.text_field, config.on_corrupt)
-    total = sum(path.stat().st_size for _, (path, _) in files)
-    if total > _LARGEST_IN_MEMORY or any(is_compressed(path) for _, (path, _) in files):
-        return ShardedCorpus([entry for _, entry in files], name, reader, config.validation_share)
+    total = sum(path.stat().st_size for path, _ in files)
+    if total > _LARGEST_IN_MEMORY or any(is_compressed(path) for path, _ in files):
+        return ShardedCorpus(files, name, reader, config.validation_share, warning, progress)
     documents: list[Document] = []
-    for root in map(Path, config.paths):
+    for root, entries in zip(roots, found, strict=True):
         before = len(documents)
-        for owner, (path, key) in files:
-            if owner == root:
-                documents += reader.documents(path, key)
+        for path, key in entries:
+            documents += reader.documents(path, key)
         if len(documents) == before:
             raise CorpusError(f"corpus path {root} holds no text: all its files are empty.")
-    return _in_memory(name, documents, config.validation_share, skipped=reader.skipped)
+    corpus = _in_memory(name, documents, config.validation_share, skipped=reader.skipped)
+    return replace(corpus, warning=warning)
 
 
 def _default_corpus(validation_share: float) -> Corpus:
@@ -209,7 +232,7 @@ def _default_corpus(validation_share: float) -> Corpus:
         f"the corpus has content hash {corpus.content_hash[:16]}, not the recorded {PINNED_HASH[:16]}: other package "
         "versions are installed, so losses do not compare to the recorded ones digit by digit"
     )
-    return CorpusInMemory(corpus.name, corpus.documents, corpus.content_hash, validation_share, warning)
+    return replace(corpus, warning=warning)
 
 
 def _in_memory(

@@ -14,8 +14,11 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils.logging import disable_progress_bar
 
 from rishd.pretraining.config import DataConfig
-from rishd.pretraining.corpus import Position, Split
-from rishd.pretraining.text_files import BROKEN, CorpusError, Document
+from rishd.pretraining.file_hashes import HashedFiles
+from rishd.pretraining.text_files import BROKEN, CorpusError, Document, Position, Split
+from rishd.progress import Advance
+
+_SETTINGS = ("README.md", ".huggingface.yaml")  # of a data set's folder: which files are read, and how
 
 
 class HubCorpus:
@@ -23,12 +26,13 @@ class HubCorpus:
 
     Args:
         config: ``dataset``, ``subset``, ``dataset_split``, ``revision`` and ``text_field``.
+        progress: Called with (what, done, total) while local files are hashed.
 
     Raises:
         CorpusError: for a data set that cannot be opened, or without the text field.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, progress: Advance = lambda what, done, total: None) -> None:
         disable_progress_bar()
         assert config.dataset is not None
         self.name = "/".join(filter(None, (config.dataset, config.subset, config.dataset_split)))
@@ -41,12 +45,15 @@ class HubCorpus:
         self._config = config
         self._shard = 0
         try:
-            self._unread: Any = datasets.load_dataset(
-                config.dataset, config.subset, split=config.dataset_split, revision=config.revision, streaming=True
-            )
+            # The library runs no code of a data set (since version 4 it has no trust_remote_code, and refuses scripts).
+            builder = datasets.load_dataset_builder(config.dataset, config.subset, revision=config.revision)
+            self._unread: Any = builder.as_streaming_dataset(split=config.dataset_split)
             self._shards = int(self._unread.num_shards)
         except Exception as problem:  # of the network, of the hub, of any file format
-            raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}") from None
+            remedy = (
+                "; text, jsonl and Parquet files may be given as data.paths" if os.path.isdir(config.dataset) else ""
+            )
+            raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}{remedy}") from None
         self._data = self._unread
         first = next(self._rows(None), None)
         self.skipped.clear()  # reading tells again
@@ -57,7 +64,7 @@ class HubCorpus:
                 f"data set {self.name} has no text in {config.text_field!r}, but columns {', '.join(first)}; set "
                 "data.text_field."
             )
-        self.content_hash = self._fingerprint(first[config.text_field])
+        self._hash(builder, progress)
 
     @property
     def validation_share(self) -> float:
@@ -105,19 +112,41 @@ class HubCorpus:
     def fraction_read(self) -> float | None:
         return None
 
-    def _fingerprint(self, first: str) -> str:
-        known = self.name, self._shards, self._config.revision, self._config.text_field, first
-        digest = hashlib.sha256(repr(known).encode())
+    def require_unchanged(self) -> None:
+        self._local.require_unchanged()
+
+    def _hash(self, builder: Any, progress: Advance) -> None:
+        """Set ``content_hash``: local files by their content, those of the hub by the commit they are read at."""
         folder = Path(self._config.dataset or "")
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ():
-            digest.update(repr((path.relative_to(folder).as_posix(), path.stat().st_size)).encode())
-        return digest.hexdigest()
+        by_split = builder.config.data_files or {}
+        files = [str(file) for split in by_split.values() for file in split]
+        files += [str(folder / name) for name in _SETTINGS if (folder / name).is_file()]
+        # An address as "zip://inside.txt::archive.zip" ends with the file that is read.
+        paths = {file: Path(file.rsplit("::", 1)[-1]) for file in files}
+        paths = {file: path for file, path in paths.items() if path.is_file()}
+        self._local = HashedFiles(list(paths.values()), progress)
+        digests = dict(zip(paths, self._local.digests, strict=True))
+        content: list[Any] = []
+        for file in files:
+            if path := paths.get(file):
+                place = os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
+                content.append((*file.split("::")[:-1], place, digests[file]))
+            else:
+                content.append(file)
+        if len(digests) < len(files):  # repositories with their commits, or versions of other addresses
+            content.append(sorted({origin for split in by_split.values() for origin in split.origin_metadata}))
+        if not by_split:
+            content.append(builder.hash)
+        known = self._config.subset, self._config.dataset_split, self._config.text_field, content
+        self.content_hash = hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def _is_corrupt(problem: Exception) -> bool:
     """Whether an error speaks of the text, not of the way to it (some of the latter are ValueErrors, too)."""
     problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
-    of_text = isinstance(problem, (ValueError, DatasetGenerationError)) and not isinstance(problem, OSError)
+    of_text = isinstance(problem, (ValueError, RecursionError, DatasetGenerationError)) and not isinstance(
+        problem, OSError
+    )
     return of_text or isinstance(problem, BROKEN)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from rishd.pretraining.config import ModelConfig, PretrainConfig
 from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.presets import PRESETS
+from rishd.pretraining.tokenizer import vocabulary_size
 
 
 def model_config(
@@ -30,7 +31,8 @@ def model_config(
         ConfigError: for a file that is no causal language model's, a setting that does not exist, or a vocabulary or
             context that is too small.
     """
-    vocab_size, end_of_text = (vocab_size, 0) if tokenizer is None else (len(tokenizer), int(tokenizer.eos_token_id))
+    end_of_text = 0 if tokenizer is None else int(tokenizer.eos_token_id)
+    vocab_size = vocab_size if tokenizer is None else vocabulary_size(tokenizer)
     where = config.config or f"preset {config.preset}"
     settings = dict(PRESETS[config.preset]) if config.config is None else _read(Path(config.config))
     if config.config is None:
@@ -69,11 +71,16 @@ def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedMod
         made: Of :func:`model_config`.
 
     Raises:
-        ConfigError: if the model refuses the configuration.
+        ConfigError: if the model refuses the configuration, or attention would be code from the Hugging Face hub.
     """
+    if "/" in config.model.attention:
+        raise ConfigError(
+            f"model.attention = {config.model.attention!r} is a kernel of the Hugging Face hub, whose code is not run; "
+            "take sdpa, eager, flash_attention_2 or flex_attention."
+        )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            made, attn_implementation=config.model.attention, dtype=torch.float32
+            made, attn_implementation=config.model.attention, dtype=torch.float32, trust_remote_code=False
         )
     except (ImportError, ValueError) as problem:
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from lite import NonFiniteError
-from rishd.pretraining.blocks import TokenBlocks, make_collator, training_blocks, validation_blocks
+from rishd.pretraining.blocks import TokenBlocks, left_out, make_collator, training_blocks, validation_blocks
 from rishd.pretraining.checkpoints import (
     RunCheckpointError,
     check_checkpoint,
@@ -105,7 +105,7 @@ def _train(
     """Prepare everything that a run needs; ``held`` gets the lock of its folder."""
     if not arguments.should_save:  # another rank than the first
         progress, say = (lambda what, done, total: None), (lambda line: None)
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, progress)
     if corpus.warning:
         say(corpus.warning)
     if unused := idle_devices():
@@ -133,7 +133,7 @@ def _train(
     tokenizer = load_tokenizer(config.data, corpus, progress)
     validation = validation_blocks(config, corpus, tokenizer, progress)
     training = training_blocks(config, corpus, tokenizer, progress)
-    _say_left_out(config, corpus, (training, validation), say)
+    lacking = _say_left_out(config, corpus, (training, validation), say)
     set_seed(config.seed)
     model = build_model(config, made).to(arguments.device)  # type: ignore[arg-type]  # its types know dtypes only
     if config.training.gradient_checkpointing:
@@ -160,25 +160,9 @@ def _train(
         write_metrics(out, rows)
         (out / SUMMARY).unlink(missing_ok=True)
         clean(out)
-    return _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, rows, progress, say)
-
-
-def _say_left_out(
-    config: PretrainConfig, corpus: Corpus, splits: Iterable[TokenBlocks], say: Callable[[str], None]
-) -> None:
-    """Name text that is not among the tokens.
-
-    Raises:
-        CorpusError: if the run does not allow that.
-    """
-    left_out = sorted({what for blocks in splits for what in blocks.store.state()["skipped"]})
-    if left_out and config.data.on_corrupt == "error":
-        raise CorpusError(
-            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(left_out)}; "
-            "repair the text, or set data.on_corrupt = skip again."
-        )
-    for what in left_out:
-        say(f"left out: {what}")
+    result = _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, rows, progress, say)
+    _say_left_out(config, corpus, (training, validation), say, known=lacking)  # while the run read on
+    return result
 
 
 def _hold_run_folder(out: Path, held: ExitStack, *, is_first_rank: bool) -> None:
@@ -262,6 +246,27 @@ def _fit(
         end("interrupted")
         raise
     return end("complete")
+
+
+def _say_left_out(
+    config: PretrainConfig,
+    corpus: Corpus,
+    parts: tuple[TokenBlocks, ...],
+    say: Callable[[str], None],
+    *,
+    known: Sequence[str] = (),
+) -> list[str]:
+    """Say what the tokens lack beyond what is known, and return all of it; an error if nothing may be left out."""
+    found = left_out(corpus, *parts)
+    if found and config.data.on_corrupt == "error":
+        raise CorpusError(
+            f"the tokens of {corpus.name} were written with data.on_corrupt = skip and lack {'; '.join(found)}; "
+            "repair the text, or set data.on_corrupt = skip again."
+        )
+    for what in found:
+        if what not in known:
+            say(f"left out: {what}")
+    return found
 
 
 def quiet() -> None:

@@ -1,4 +1,4 @@
-"""Documents of text files and of jsonl shards, plain or compressed like C4 (``json.gz``), The Pile (``jsonl.zst``)."""
+"""Documents of text, Parquet and jsonl files, plain or compressed: C4 (``json.gz``), The Pile (``jsonl.zst``)."""
 
 from __future__ import annotations
 
@@ -6,48 +6,37 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import zstandard
 
-TEXT_ENDINGS = tuple(
-    [
-        ".txt",
-        ".text",
-        ".md",
-        ".rst",
-        ".tex",
-        ".py",
-        ".pyi",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".cu",
-        ".rs",
-        ".go",
-        ".java",
-        ".kt",
-        ".js",
-        ".ts",
-        ".jl",
-        ".r",
-        ".sh",
-        ".sql",
-    ]
+# fmt: off
+TEXT_ENDINGS = (
+    ".txt", ".text", ".md", ".rst", ".tex", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go",
+    ".java", ".kt", ".js", ".ts", ".jl", ".r", ".sh", ".sql",
 )
-SHARD_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+# fmt: on
+SHARD_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
+# In a folder such files are more often settings than text: one is read only if it is named.
+_NAMED_SHARD = ".json"
 OnCorrupt: TypeAlias = Literal["error", "skip"]
 _PIECE_CHARACTERS = 1 << 16  # longer text files are cut here, at a line end, so that a split has pieces to choose from
+_ENCODING = "utf-8-sig"  # some editors begin files with a byte-order mark
 _CHUNK = 1 << 18  # bytes
+_SENTENCES = 10  # on malformed lines of one file
+_ROWS = 256  # of a Parquet file that are decoded at a time
 _LARGEST_WINDOW = 2**31  # of zstd's long mode
 BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)  # what decompressors say of a corrupt file
+
+
+Split: TypeAlias = Literal["train", "validation"]
+Position: TypeAlias = Any  # where a corpus has been read to, as JSON; each kind of corpus has its own
 
 
 class CorpusError(ValueError):
@@ -81,12 +70,13 @@ class Reader:
             line, or what is left of the file.
 
     Attributes:
-        skipped: What was left out, a sentence each.
+        skipped: What was left out, a sentence each, for ten lines of a file at most.
     """
 
     text_field: str = "text"
     on_corrupt: OnCorrupt = "error"
     skipped: list[str] = field(default_factory=list)
+    _left_out: int = 0  # of the file that is read
 
     def documents(
         self, path: Path, name: str, *, position: Callable[[int], None] = lambda read: None
@@ -101,16 +91,19 @@ class Reader:
         Raises:
             CorpusError: for a file that is corrupt, unless such files are skipped.
         """
+        self._left_out = 0
         try:
-            if is_shard(path):
+            if _ending(path) == ".parquet":
+                yield from self._parquet(path, name, position)
+            elif is_shard(path):
                 yield from self._shard(path, name, position)
             else:
                 yield from _pieces(path, name)
                 position(path.stat().st_size)
         except _CorruptError as problem:
-            self._leave_out(str(problem))
+            self._leave_out(str(problem), path)
         except BROKEN as problem:
-            self._leave_out(f"{path} is broken ({problem})")
+            self._leave_out(f"{path} is broken ({problem})", path)
 
     def _shard(self, path: Path, name: str, position: Callable[[int], None]) -> Iterator[Document]:
         with path.open("rb") as raw, _decompressed(path, raw) as stream:
@@ -121,24 +114,59 @@ class Reader:
                 try:
                     text = self._text(line)
                 except _CorruptError as problem:
-                    self._leave_out(f"{path}, line {number}: {problem}")
+                    remedy = "; give files that are one JSON array as data.dataset" if _ending(path) == ".json" else ""
+                    self._leave_out(f"{path}, line {number}: {problem}{remedy}", path)
                     continue
                 if text.strip():
                     yield Document(f"{name}:{number}", text)
 
+    def _parquet(self, path: Path, name: str, position: Callable[[int], None]) -> Iterator[Document]:
+        import pyarrow as pa  # comes with datasets; loads for half a second
+        import pyarrow.parquet as pq
+
+        size, number = path.stat().st_size, 0
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                columns = file.schema_arrow
+                if self.text_field not in columns.names:
+                    raise _CorruptError(
+                        f"{path} has no column {self.text_field!r}, but {', '.join(columns.names)} (data.text_field)"
+                    )
+                kind = columns.field(self.text_field).type
+                if pa.types.is_dictionary(kind):
+                    kind = kind.value_type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise _CorruptError(f"{path}: column {self.text_field!r} is {kind}, expected strings")
+                for batch in file.iter_batches(_ROWS, columns=[self.text_field]):
+                    position(size * number // file.metadata.num_rows)
+                    for text in batch.column(0).to_pylist():
+                        number += 1
+                        if text is not None and text.strip():
+                            yield Document(f"{name}:{number}", text)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
+            raise _CorruptError(f"{path} is broken after row {number} ({_shortened(problem)})") from None
+        position(size)
+
     def _text(self, line: bytes) -> str:
         try:
-            text = json.loads(line.decode("utf-8", "replace"))[self.text_field]
-        except (json.JSONDecodeError, KeyError, TypeError) as problem:
-            raise _CorruptError(f'expected an object with "{self.text_field}" ({problem})') from None
+            text = json.loads(line.decode(_ENCODING))[self.text_field]
+        except UnicodeDecodeError as problem:
+            raise _CorruptError(_not_utf8(problem)) from None
+        # Also nesting too deep for the parser, and numbers with more digits than Python converts.
+        except (ValueError, LookupError, TypeError, RecursionError) as problem:
+            raise _CorruptError(f'expected an object with "{self.text_field}" ({_shortened(problem)})') from None
         if not isinstance(text, str):
             raise _CorruptError(f'"{self.text_field}" is {type(text).__name__}, expected a string')
         return text.encode("utf-8", "replace").decode()  # a lone surrogate is legal JSON but no text
 
-    def _leave_out(self, what: str) -> None:
+    def _leave_out(self, what: str, path: Path) -> None:
         if self.on_corrupt == "error":
             raise CorpusError(f"{what}; repair or remove it, or set data.on_corrupt = skip.") from None
-        self.skipped.append(what)
+        self._left_out += 1
+        if self._left_out <= _SENTENCES:
+            self.skipped.append(what)
+        elif self._left_out == _SENTENCES + 1:
+            self.skipped.append(f"{path}: more such lines")
 
 
 class _CorruptError(ValueError):
@@ -146,17 +174,20 @@ class _CorruptError(ValueError):
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file has a document a line."""
-    return path.name.endswith(SHARD_ENDINGS)
+    """Whether a file has a document per line or row."""
+    return path.name.lower().endswith((*SHARD_ENDINGS, _NAMED_SHARD))
 
 
 def is_compressed(path: Path) -> bool:
     """Whether a file is a compressed shard."""
-    return path.name.endswith((".gz", ".zst"))
+    return _ending(path) in {".gz", ".zst", ".parquet"}
 
 
-def text_files(root: Path) -> list[tuple[Path, str]]:
-    """Files with text in a folder (or the file itself) in the order of their names, and these names.
+def text_files(root: Path) -> tuple[list[tuple[Path, str]], str]:
+    """Files with text in a folder, or the file itself.
+
+    Returns:
+        The files with their names, in the order of these, and a sentence on files that are ignored, empty if none is.
 
     Raises:
         CorpusError: for a path that is missing or has no such file.
@@ -164,32 +195,59 @@ def text_files(root: Path) -> list[tuple[Path, str]]:
     if not root.exists():
         raise CorpusError(f"corpus path {root} does not exist; give text or jsonl files, or a folder of them.")
     if root.is_file():
-        return [(root, root.name)]
+        return [(root, root.name)], ""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
     wanted = (*TEXT_ENDINGS, *SHARD_ENDINGS)
-    found = sorted(path for path in root.rglob("*") if path.name.endswith(wanted) and path.is_file())
+    found = [path for path in files if path.name.lower().endswith(wanted)]
+    taken = set(found)
+    others = Counter(_ending(path) for path in files if path not in taken and not path.name.startswith("."))
+    remedy = f"; {_NAMED_SHARD} files are read if they are named, or as data.dataset" if others[_NAMED_SHARD] else ""
+    counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in others.most_common(5))
     if not found:
-        raise CorpusError(f"corpus path {root} holds no text; give {', '.join(wanted)} files that are not empty.")
-    return [(path, path.relative_to(root).as_posix()) for path in found]
+        raise CorpusError(
+            f"corpus path {root} holds no text{f' but {counts}' if counts else ''}; give {', '.join(wanted)} files"
+            f"{remedy}."
+        )
+    ignored = f"ignored in {root}: {others.total()} files that are not known as text ({counts}){remedy}"
+    return [(path, path.relative_to(root).as_posix()) for path in found], ignored if counts else ""
 
 
 def _pieces(path: Path, name: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with path.open(encoding=_ENCODING) as stream:
         number = 0
-        while lines := stream.readlines(_PIECE_CHARACTERS):
-            text = "".join(lines)
-            if "\0" in text:
-                raise _CorruptError(f"{path} holds NUL bytes: it is no text file")
-            if text.strip():
-                yield Document(f"{name}#{number}", text)
-            number += 1
+        try:
+            while lines := stream.readlines(_PIECE_CHARACTERS):
+                text = "".join(lines)
+                if "\0" in text:
+                    raise _CorruptError(f"{path} holds NUL bytes: it is no text file")
+                if text.strip():
+                    yield Document(f"{name}#{number}", text)
+                number += 1
+        except UnicodeDecodeError as problem:
+            raise _CorruptError(f"{path}: {_not_utf8(problem)}") from None
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _not_utf8(problem: UnicodeDecodeError) -> str:
+    return (
+        f"byte {problem.object[problem.start]:#04x} is not UTF-8; convert text (iconv -f LATIN1 -t UTF-8), and give "
+        "binary formats as data.dataset"
+    )
+
+
+def _shortened(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:200]
 
 
 @contextmanager
 def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
-    if path.suffix == ".gz":
+    if _ending(path) == ".gz":
         with gzip.open(raw) as stream:
             yield stream  # type: ignore[misc]  # reads like any binary file
-    elif path.suffix == ".zst":
+    elif _ending(path) == ".zst":
         with io.BufferedReader(_ZstdStream(raw), _CHUNK) as stream:
             yield stream
     else:

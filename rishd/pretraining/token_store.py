@@ -3,31 +3,44 @@
 A store is a folder of the cache with files ``000000.npy``, … of about two million tokens each, written in the order of
 the corpus, and ``state.json``: how far the writing has come and where in the corpus it goes on. Every file is written
 atomically, one process at a time writes, and a killed one is replaced by whoever waits. A block is then found by its
-number alone, so that a resumed run, every rank and every later run read the same data.
+number alone, so that a resumed run, every rank and every later run read the same data. A file ends with a checksum of
+its content; one that is missing or damaged is written again when it is read.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from copy import copy
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rishd.atomic import write_json
-from rishd.pretraining.cache import cache_folder, cache_key, locked
+from rishd.pretraining.cache import (
+    CacheError,
+    cache_folder,
+    cache_key,
+    locked,
+    read_record,
+    warn_of_damage,
+    write_record,
+)
 from rishd.pretraining.config import Packing
-from rishd.pretraining.corpus import Corpus, Split
-from rishd.pretraining.text_files import CorpusError
+from rishd.pretraining.corpus import Corpus
+from rishd.pretraining.text_files import CorpusError, Split
+from rishd.pretraining.tokenizer import encoding_hash, vocabulary_size
 
 Progress = Callable[[str, int, int], None]
 _TOKENS_PER_FILE = 1 << 21
 _TEXTS = 64  # encoded at a time, in parallel
-_POLL = 0.05  # seconds between looks for a file that another thread or process writes
+_POLL = 0.05  # seconds between looks for a file that another thread writes
+_CHECKSUM = 32  # bytes at the end of a file: SHA-256 of all before
 _START: dict[str, Any] = {
     "files": 0,
     "blocks": 0,
@@ -36,8 +49,11 @@ _START: dict[str, Any] = {
     "fraction": 0.0,  # of the corpus, if known
     "complete": False,
     "skipped": [],
-    "error": None,
 }
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
 
 
 class TokenStore:
@@ -50,6 +66,7 @@ class TokenStore:
         length: Tokens per block.
         packing: ``"truncate"`` gives every document a block of its own, cut off or filled up with the end-of-text
             token; otherwise documents lie end to end.
+        progress: Called with (what, done, total) while blocks are written or waited for.
     """
 
     def __init__(
@@ -60,67 +77,48 @@ class TokenStore:
         *,
         length: int,
         packing: Packing,
+        progress: Progress = _silent,
     ) -> None:
-        self.corpus, self.split, self.tokenizer, self.length = corpus, split, tokenizer, length
+        # A copy has a position of its own: one store may be repaired while another is written in the background.
+        self.corpus = copy(corpus)
+        self.split, self.tokenizer, self.length = split, tokenizer, length
+        self.progress = progress
         self.one_document_a_block = packing == "truncate"
         self.end = int(tokenizer.eos_token_id)
         file = max(1, _TOKENS_PER_FILE // length)
-        vocabulary = sorted(tokenizer.get_vocab().items())
-        content = corpus.content_hash, corpus.validation_share
-        key = cache_key(*content, vocabulary, self.end, split, length, self.one_document_a_block, file)
+        content = corpus.content_hash, corpus.validation_share, encoding_hash(tokenizer)
+        key = cache_key(*content, self.end, split, length, self.one_document_a_block, file)
         self.folder = cache_folder() / f"tokens-{key}"
         self.blocks_per_file = file
-        self._dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+        self._dtype = np.uint16 if vocabulary_size(tokenizer) <= 1 << 16 else np.uint32
         self._open: tuple[int, np.ndarray] | None = None
         self._writer: threading.Thread | None = None
 
     def state(self) -> dict[str, Any]:
         """How far the writing has come."""
-        try:
-            return {**_START, **json.loads((self.folder / "state.json").read_text(encoding="utf-8"))}
-        except FileNotFoundError:
-            return dict(_START)
+        return {**_START, **(read_record(self.folder / "state.json") or {})}
 
-    def fill(self, wanted: int, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
+    def fill(self, wanted: int) -> dict[str, Any]:
         """Write blocks until there are ``wanted``, or the corpus ends; waits for another process that does.
 
         Args:
             wanted: Number of blocks.
-            progress: Called with (what, done, total).
 
         Returns:
             The state after.
 
         Raises:
-            CorpusError: for a corrupt corpus.
+            CorpusError: for a corpus that is corrupt or has changed.
+            CacheError: if another process holds the store and makes no progress.
         """
-        state = self.state()
-        if state["complete"] or state["blocks"] >= wanted:
-            return state
-
-        def follow() -> None:  # the process that writes
-            progress(f"encoding {self.split} text", min(self.state()["blocks"], wanted), wanted)
-
-        with locked(self.folder / "lock", follow):
-            before = self.state()
-            state = {**before, "error": None}
-            if state["complete"] or state["blocks"] >= wanted:
-                return state
-            try:
-                if before["error"] is not None:  # of an earlier process: others would take it for this one's
-                    self._save(state)
-                return self._write(state, wanted, progress)
-            except (CorpusError, OSError) as problem:
-                with suppress(OSError):  # the disk may be full
-                    self._save({**self.state(), "error": str(problem)})
-                raise
+        return self._fill(wanted, self.progress)
 
     def fill_in_background(self, wanted: int) -> threading.Thread:
-        """:meth:`fill` beside the training; a failure is raised by :meth:`block` where the first block is missing."""
+        """:meth:`fill` beside the training; after a failure :meth:`block` tries again, and raises if that fails too."""
 
         def work() -> None:
-            with suppress(CorpusError, OSError):  # told by the state
-                self.fill(wanted)
+            with suppress(Exception):
+                self._fill(wanted, _silent)
 
         thread = threading.Thread(target=work, name=f"tokens of {self.split}", daemon=True)
         self._writer = thread
@@ -131,50 +129,111 @@ class TokenStore:
         """Token ids of a block, shape ``(length,)``; waits until it is written.
 
         Raises:
-            CorpusError: if it never will be.
+            CorpusError: if it cannot be written.
         """
         file, row = divmod(number, self.blocks_per_file)
         blocks: np.ndarray = self.file(file)[row]
         return blocks
 
     def file(self, number: int) -> np.ndarray:
-        """Blocks of one file, shape ``(blocks, length)``, memory-mapped; waits until it is written.
+        """Blocks of one file, shape ``(blocks, length)``; waits until it is written.
 
         Raises:
-            CorpusError: if it never will be.
+            CorpusError: if it cannot be written.
         """
         if self._open is None or self._open[0] != number:
-            path = self.folder / f"{number:06}.npy"
-            while not path.exists():
-                # Asked before the state is read: if nobody writes any more, the state is the last one.
-                is_writing = self._writer is not None and self._writer.is_alive()
-                state = self.state()
-                if state["files"] > number:
-                    continue  # written since
-                if state["error"] is not None and not is_writing:
-                    raise CorpusError(f"the {self.split} text of {self.corpus.name} ends early: {state['error']}")
-                if state["complete"]:
-                    raise CorpusError(
-                        f"{self.corpus.name} has only {state['blocks'] * self.length:,} tokens for {self.split}; give "
-                        "more text, ask for fewer steps, or set data.epochs."
-                    )
-                time.sleep(_POLL)
-            self._open = (number, np.load(path, mmap_mode="r"))
+            self._open = (number, self._written(number))
         return self._open[1]
 
-    def _write(self, state: dict[str, Any], wanted: int, progress: Progress) -> dict[str, Any]:
+    def _written(self, number: int) -> np.ndarray:
+        wanted = (number + 1) * self.blocks_per_file
+        while self._writer is not None and self._writer.is_alive():
+            state = self.state()
+            if state["files"] > number:
+                break
+            self.progress(f"waiting for {self.split} text", state["blocks"], wanted)
+            time.sleep(_POLL)
+        try:
+            state = self.fill(wanted)  # returns at once if it is there; otherwise its writer has died
+            if state["files"] > number:
+                blocks = self._read(number)
+                return self._repaired(number) if blocks is None else blocks
+        except (CorpusError, CacheError, OSError) as problem:
+            raise CorpusError(f"the {self.split} text of {self.corpus.name} ends early: {problem}") from None
+        raise CorpusError(
+            f"{self.corpus.name} has only {state['blocks'] * self.length:,} tokens for {self.split}; give more text, "
+            "ask for fewer steps, or set data.epochs."
+        )
+
+    def _fill(self, wanted: int, progress: Progress) -> dict[str, Any]:
+        state = self.state()
+        if state["complete"] or state["blocks"] >= wanted:
+            return state
+
+        def advance(blocks: int) -> None:
+            progress(f"encoding {self.split} text", min(blocks, wanted), wanted)
+
+        with self._locked(lambda: advance(self.state()["blocks"])) as alive:
+            state = self.state()
+            if state["complete"] or state["blocks"] >= wanted:
+                return state
+            for blocks, after in self._encoded(state, advance, alive):
+                self.corpus.require_unchanged()
+                for i, file in enumerate(self._cut(blocks), start=state["files"]):
+                    self._write(i, file)
+                state = after
+                self._save(state)
+                if state["blocks"] >= wanted:
+                    break
+            return state
+
+    def _repaired(self, number: int) -> np.ndarray:
+        """A file that is missing or damaged, written again, as are those before it.
+
+        The tokens before it have to be encoded again: the state has only the last position in the corpus.
+        """
+        warn_of_damage(self._path(number))
+        wanted = (number + 1) * self.blocks_per_file
+
+        def advance(blocks: int) -> None:
+            self.progress(f"repairing {self.split} text", min(blocks, wanted), wanted)
+
+        with self._locked(lambda: advance(0)) as alive:
+            if (repaired := self._read(number)) is not None:  # by another process
+                return repaired
+            first = 0
+            for blocks, state in self._encoded(dict(_START), advance, alive):
+                self.corpus.require_unchanged()
+                for i, file in enumerate(self._cut(blocks), start=first):
+                    if self._read(i) is None:
+                        self._write(i, file)
+                    if i == number:
+                        return file
+                first = state["files"]
+        raise CorpusError(
+            f"{self._path(number)} cannot be repaired: {self.corpus.name} has fewer tokens; remove {self.folder} and "
+            "start again."
+        )
+
+    def _locked(self, waiting: Callable[[], None]) -> AbstractContextManager[Callable[[], None]]:
+        return locked(self.folder / "lock", f"to encode {self.split} text", waiting)
+
+    def _encoded(
+        self, state: dict[str, Any], advance: Callable[[int], None], alive: Callable[[], None]
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Blocks of whole files from a state on, each time with the state after; the last file may be short."""
         parts = [np.array(state["rest"], dtype=self._dtype)]
         have, file = parts[0].size, self.blocks_per_file * self.length
         for batch in _batches(self.corpus.texts(self.split, state["position"])):
             ids = self._encode(batch)
             parts.append(ids)
             have += ids.size
-            progress(f"encoding {self.split} text", min(state["blocks"] + have // self.length, wanted), wanted)
+            alive()
+            advance(state["blocks"] + have // self.length)
             if have < file:
                 continue
             joined = np.concatenate(parts)
             whole = have // file
-            self._write_files(state["files"], joined[: whole * file])
             parts, have = [joined[whole * file :]], have % file
             state = state | {
                 "files": state["files"] + whole,
@@ -183,11 +242,8 @@ class TokenStore:
                 "position": self.corpus.position(),
                 "fraction": self.corpus.fraction_read(),
             }
-            self._save(state)
-            if state["blocks"] >= wanted:
-                return state
+            yield joined[: whole * file].reshape(-1, self.length), state
         count = have // self.length
-        self._write_files(state["files"], np.concatenate(parts)[: count * self.length])
         state = state | {
             "files": state["files"] + bool(count),
             "blocks": state["blocks"] + count,
@@ -196,8 +252,7 @@ class TokenStore:
             "fraction": 1.0,
             "complete": True,
         }
-        self._save(state)
-        return state
+        yield np.concatenate(parts)[: count * self.length].reshape(-1, self.length), state
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
@@ -208,17 +263,36 @@ class TokenStore:
             return rows.ravel()
         return np.concatenate([np.array([*ids, self.end], dtype=self._dtype) for ids in encoded])
 
-    def _write_files(self, first: int, ids: np.ndarray) -> None:
-        blocks = ids.reshape(-1, self.length)
-        for i, start in enumerate(range(0, len(blocks), self.blocks_per_file)):
-            path = self.folder / f"{first + i:06}.npy"
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as stream:
-                np.save(stream, blocks[start : start + self.blocks_per_file])
-            partial.replace(path)
+    def _cut(self, blocks: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(blocks), self.blocks_per_file):
+            yield blocks[start : start + self.blocks_per_file]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06}.npy"
+
+    def _write(self, number: int, blocks: np.ndarray) -> None:
+        stream = io.BytesIO()
+        np.save(stream, blocks)
+        stream.write(sha256(stream.getbuffer()).digest())
+        partial = self._path(number).with_suffix(".partial")
+        partial.write_bytes(stream.getbuffer())
+        partial.replace(self._path(number))
+
+    def _read(self, number: int) -> np.ndarray | None:
+        """Blocks of a file; ``None`` if it is missing or damaged."""
+        try:
+            content = memoryview(self._path(number).read_bytes())
+        except FileNotFoundError:
+            return None
+        body = content[:-_CHECKSUM]
+        if sha256(body).digest() != content[-_CHECKSUM:]:
+            return None
+        blocks: np.ndarray = np.load(io.BytesIO(body))
+        return blocks
 
     def _save(self, state: dict[str, Any]) -> None:
-        write_json(self.folder / "state.json", {**state, "skipped": sorted({*state["skipped"], *self.corpus.skipped})})
+        skipped = sorted({*state["skipped"], *self.corpus.skipped})
+        write_record(self.folder / "state.json", {**state, "skipped": skipped})
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rishd.pretraining.cache import cache_folder, cache_key, locked
+from rishd.pretraining.cache import cache_folder, cache_key, locked, read_record, write_record
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.corpus import Corpus
+from rishd.progress import Advance
 
 END_OF_TEXT = "<|endoftext|>"
 _CHARACTERS = 12_000_000  # of training text that the BPE sees: more changes few merges
 _ANY_LENGTH = 1 << 62
-
-Progress = Callable[[str, int, int], None]
 
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be used; the message says why."""
 
 
-def load_tokenizer(config: DataConfig, corpus: Corpus, progress: Progress) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: DataConfig, corpus: Corpus, progress: Advance) -> PreTrainedTokenizerBase:
     """The tokenizer of a run: the named one, or one trained on the corpus's training part.
 
     Args:
@@ -56,7 +56,7 @@ def named_tokenizer(config: DataConfig) -> PreTrainedTokenizerBase | None:
     if config.tokenizer is None:
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.tokenizer)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
     except Exception as problem:  # of the network, the hub, or any tokenizer's own files
         raise TokenizerError(
             f"data.tokenizer = {config.tokenizer!r} cannot be loaded: {' '.join(str(problem).split())}"
@@ -69,7 +69,7 @@ def named_tokenizer(config: DataConfig) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Tokenizer:
+def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Advance) -> Tokenizer:
     """A byte-level BPE of ``vocab_size`` tokens, trained on the corpus's training part, from the cache if it is there.
 
     Args:
@@ -79,14 +79,41 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Progress) -> Toke
     """
     key = cache_key(corpus.content_hash, corpus.validation_share, vocab_size, _CHARACTERS)
     path = cache_folder() / f"tokenizer-{key}.json"
-    if not path.exists():
-        with locked(path.with_suffix(".lock")):  # the ranks of a run all come here
-            if not path.exists():
-                _train(corpus, vocab_size, path, progress)
-    return Tokenizer.from_file(str(path))
+
+    def waiting() -> None:
+        progress("waiting for another process to train the tokenizer", 0, 1)
+
+    record = read_record(path)
+    if record is None:
+        with locked(path.with_suffix(".lock"), "to train the tokenizer", waiting) as alive:  # all ranks come here
+            record = read_record(path)
+            if record is None:
+                tokenizer = _trained(corpus, vocab_size, progress, alive)
+                corpus.require_unchanged()
+                record = {"tokenizer": tokenizer.to_str()}
+                write_record(path, record)
+    return Tokenizer.from_str(record["tokenizer"])
 
 
-def _train(corpus: Corpus, vocab_size: int, path: Path, progress: Progress) -> None:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id; ``len(tokenizer)`` is less if ids are left out."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def encoding_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of everything that decides how text is encoded: vocabulary, merges, normalisation, added tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, Tokenizer):
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    with tempfile.TemporaryDirectory() as folder:  # one that is written in Python
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _trained(corpus: Corpus, vocab_size: int, progress: Advance, alive: Callable[[], None]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -103,13 +130,20 @@ def _train(corpus: Corpus, vocab_size: int, path: Path, progress: Progress) -> N
             if seen >= _CHARACTERS:
                 return
             seen += len(text)
+            alive()
             progress("training the tokenizer", min(seen, _CHARACTERS), _CHARACTERS)
             yield text
 
     tokenizer.train_from_iterator(texts(), trainer)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    tokenizer.save(str(partial))
-    partial.replace(path)
+    return tokenizer
 
 
-__all__ = ["END_OF_TEXT", "TokenizerError", "load_tokenizer", "named_tokenizer", "train_tokenizer"]
+__all__ = [
+    "END_OF_TEXT",
+    "TokenizerError",
+    "encoding_hash",
+    "load_tokenizer",
+    "named_tokenizer",
+    "train_tokenizer",
+    "vocabulary_size",
+]

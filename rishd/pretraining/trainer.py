@@ -206,7 +206,9 @@ class PretrainTrainer(Trainer):
             with torch.device(
                 "meta"
             ):  # a model of the same kind that is not sharded: its saving waits for no other rank
-                plain = AutoModelForCausalLM.from_config(self.model.config)  # type: ignore[no-untyped-call]
+                plain = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    self.model.config, trust_remote_code=False
+                )
             plain.save_pretrained(output_dir, state_dict=whole)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output_dir)

@@ -90,10 +90,12 @@ def training_sequences(config: PretrainConfig, count: int, progress: Progress) -
     Raises:
         ProbeError: if the split has fewer.
     """
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, progress)
     tokenizer = load_tokenizer(config.data, corpus, progress)
-    store = TokenStore(corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing)
-    blocks = store.fill(count, progress)["blocks"]
+    store = TokenStore(
+        corpus, "train", tokenizer, length=config.data.sequence_length, packing=config.data.packing, progress=progress
+    )
+    blocks = store.fill(count)["blocks"]
     if blocks < count:
         raise ProbeError(
             f"the probe needs {count} sequences of {config.data.sequence_length} tokens, but the training split has "

@@ -63,6 +63,13 @@ def report_file(results, as_validation, draw_figure, tmp_path_factory):
     return folder / "report.html"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RISHD_CACHE", str(tmp_path_factory.mktemp("session_cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A cache of this module's own."""

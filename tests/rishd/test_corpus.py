@@ -3,15 +3,22 @@
 import gzip
 import json
 import shutil
+from types import SimpleNamespace
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
+from datasets.data_files import DataFilesList
 
 from rishd.pretraining import corpus as corpus_module
+from rishd.pretraining.blocks import left_out, training_blocks, validation_blocks
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.corpus import CorpusInMemory, load_corpus
 from rishd.pretraining.text_files import CorpusError
-from tests.rishd.runs import write_text
+from rishd.pretraining.tokenizer import load_tokenizer
+from tests.rishd.runs import tiny, write_text
 
 
 def corpus_of(*paths, **settings):
@@ -184,16 +191,148 @@ def test_a_broken_shard_is_named_and_stops_or_is_left_out(tmp_path, write, how):
         ("no json", "expected an object with"),
         ('{"body": 1}', "expected an object with"),
         ('{"text": 3}', "is int, expected a string"),
+        ('{"text": null}', "is NoneType, expected a string"),
+        ("[]", "expected an object with"),
+        ('"text"', "expected an object with"),
+        ('{"text": "x", "meta": ' + "[" * 3000 + "]" * 3000 + "}", "expected an object with"),
+        ('{"text": "x", "meta": ' + '{"a":' * 3000 + "1" + "}" * 3001, "expected an object with"),
+        ('{"text": "x", "number": ' + "9" * 5000 + "}", "expected an object with"),
+        ('{"text": "caf\xe9"}', "byte 0xe9 is not UTF-8"),
+        ("\0\1\2\xff", "is not UTF-8"),
     ],
+    ids=lambda text: text[:20],
 )
-def test_a_malformed_line_is_named_and_stops_or_is_left_out(tmp_path, line, message):
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz", "A.JSONL", "A.JSON.GZ"])  # in memory, and streamed
+def test_a_malformed_line_is_named_and_stops_or_is_left_out(tmp_path, name, line, message):
     body = lines_like_c4(documents(0, 50)) + line + "\n" + lines_like_c4(documents(50, 50))
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(body.encode()))
-    with pytest.raises(CorpusError, match=rf"a\.json\.gz, line 51: .*{message}"):
-        list(corpus_of(tmp_path / "a.json.gz").texts("train"))
-    corpus = corpus_of(tmp_path / "a.json.gz", on_corrupt="skip")
+    data = body.encode("latin1")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
+    with pytest.raises(CorpusError, match=rf"{name}, line 51: .*{message}") as told:
+        list(corpus_of(tmp_path / name).texts("train"))
+    assert len(str(told.value)) < 500
+    corpus = corpus_of(tmp_path / name, on_corrupt="skip")
     assert len(list(corpus.texts("train"))) + len(list(corpus.texts("validation"))) == 100
     assert "line 51" in corpus.skipped[0]
+
+
+def test_many_malformed_lines_are_counted_out_not_listed(tmp_path):
+    (tmp_path / "a.jsonl").write_text("no json\n" * 1000 + lines_like_c4(documents(0, 5)))
+    skipped = corpus_of(tmp_path, on_corrupt="skip").skipped
+    assert len(skipped) == 11
+    assert skipped[-1].endswith("more such lines")
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9 on the river\n", "river".encode("utf-16"), bytes(range(256))])
+def test_text_that_is_not_utf8_is_named_and_stops_or_is_left_out(tmp_path, content):
+    text = write_text(tmp_path / "text", files=5)
+    (text / "odd.txt").write_bytes(content)
+    with pytest.raises(CorpusError, match=r"odd\.txt.*(not UTF-8; convert text|NUL bytes).*data\.on_corrupt = skip"):
+        corpus_of(text)
+    corpus = corpus_of(text, on_corrupt="skip")
+    assert len(corpus.documents) == 5
+    assert "odd.txt" in corpus.skipped[0]
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.txt", str), ("a.jsonl", lambda text: json.dumps({"text": text}))])
+def test_a_byte_order_mark_is_no_text(tmp_path, name, write):
+    (tmp_path / name).write_text(write("the first"), encoding="utf-8-sig")
+    (tmp_path / f"b{name}").write_text(write("the second"))
+    assert sorted(d.text for d in corpus_of(tmp_path).documents) == ["the first", "the second"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "A.PARQUET"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_is_read_row_by_row(tmp_path, name, kind):
+    texts = documents(0, 1000)
+    column = pa.array([None, *texts, "  "], type=kind)
+    pq.write_table(pa.table({"id": range(1002), "text": column}), tmp_path / name, row_group_size=300)
+    for path in (tmp_path, tmp_path / name):
+        corpus = corpus_of(path, validation_share=0.2)
+        train, validation = list(corpus.texts("train")), list(corpus.texts("validation"))
+        assert sorted(train + validation) == sorted(texts)
+        reading = corpus.texts("train")
+        first = [next(reading) for _ in range(500)]
+        assert first + list(corpus_of(path, validation_share=0.2).texts("train", corpus.position())) == train
+
+
+@pytest.mark.parametrize("how", ["cut", "head", "empty", "alien", "field", "type"])
+def test_parquet_that_cannot_be_read_is_named_and_stops_or_is_left_out(tmp_path, how):
+    good, bad = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    pq.write_table(pa.table({"text": documents(0, 50)}), good)
+    bad.write_bytes(good.read_bytes())
+    if how == "cut":
+        bad.write_bytes(good.read_bytes()[:-100])
+    elif how == "head":
+        bad.write_bytes(good.read_bytes()[:4] + bytes(200) + good.read_bytes()[204:])
+    elif how in {"empty", "alien"}:
+        bad.write_bytes(b"" if how == "empty" else b"not Parquet at all")
+    else:
+        pq.write_table(pa.table({"body": ["x"]} if how == "field" else {"text": [1]}), bad)
+    with pytest.raises(
+        CorpusError, match=r"b\.parquet.*(is broken|no column 'text', but body|is int64).*data\.on_corr"
+    ):
+        list(corpus_of(tmp_path).texts("train"))
+    corpus = corpus_of(tmp_path, on_corrupt="skip")
+    assert {*corpus.texts("train"), *corpus.texts("validation")} == {*documents(0, 50)}
+    assert "b.parquet" in corpus.skipped[0]
+
+
+def test_files_of_other_kinds_are_said_to_be_ignored(tmp_path):
+    text = write_text(tmp_path / "text", files=3)
+    assert corpus_of(text).warning == ""
+    for name in ("a.json", "b.JSON", "c.png", "notes", ".hidden"):
+        (text / name).write_text("{}")
+    assert "4 files that are not known as text (2 .json, 1 .png, 1 without ending)" in corpus_of(text).warning
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "a.json").write_text(lines_like_c4(documents(0, 5)))
+    with pytest.raises(CorpusError, match=r"no text but 1 \.json.*read if they are named, or as data\.dataset"):
+        corpus_of(only)
+    assert len(corpus_of(only / "a.json").documents) == 5
+    (only / "a.json").write_text(json.dumps([{"text": text} for text in documents(0, 5)], indent=1))
+    with pytest.raises(CorpusError, match=r"a\.json, line 1: .*one JSON array as data\.dataset"):
+        corpus_of(only / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
+def test_what_is_left_out_is_what_the_text_lacks_now(tmp_path, monkeypatch, name):
+    """Whatever the cache was made of: a line that is repaired is missed no more, one that breaks is."""
+    monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
+
+    def lacking(line):
+        body = (lines_like_c4(documents(0, 50)) + line + "\n" + lines_like_c4(documents(50, 50))).encode()
+        (tmp_path / name).write_bytes(gzip.compress(body) if name.endswith("gz") else body)
+        config = tiny(tmp_path / name, {"data.on_corrupt": "skip", "data.validation_share": 0.2})
+        corpus = load_corpus(config.data)
+        tokenizer = load_tokenizer(config.data, corpus, lambda what, done, total: None)
+        parts = [
+            blocks(config, corpus, tokenizer, lambda what, done, total: None)
+            for blocks in (training_blocks, validation_blocks)
+        ]
+        return left_out(corpus, *parts)
+
+    for _ in range(2):
+        assert lacking("") == []  # the same documents as with a line that is left out
+        for _ in range(2):  # written, and from the cache
+            assert "line 51" in " ".join(lacking("no json"))
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    folder = write_c4(tmp_path / "set")
+    local = datasets.load_dataset_builder(str(folder))
+
+    def hash_at(commit, text_field="text"):
+        files = DataFilesList([f"hf://datasets/a/b@{commit}/train.jsonl"], [("a/b", commit)])
+        builder = SimpleNamespace(
+            config=SimpleNamespace(data_files={"train": files}), as_streaming_dataset=local.as_streaming_dataset
+        )
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+        corpus = load_corpus(DataConfig(dataset="a/b", text_field=text_field))
+        assert "newest revision" in corpus.warning
+        return corpus.content_hash
+
+    assert hash_at("1") == hash_at("1") != hash_at("2")
+    assert hash_at("1", "url") != hash_at("1")
 
 
 def test_content_hash_sees_every_change(tmp_path):
