@@ -153,7 +153,7 @@ def raising(texts, after):
 
 
 WRITER = """
-import sys
+import sys, time
 from rishd.pretraining import corpus as corpus_module
 from rishd.pretraining import token_store
 from rishd.pretraining.tokenizer import load_tokenizer
@@ -166,8 +166,8 @@ tokenizer = load_tokenizer(config.data, corpus, lambda *_: None)
 store = token_store.TokenStore(corpus, "train", tokenizer, length=16, packing="concatenate")
 encode = store._encode
 def slow(texts):
-    import time
-    time.sleep(0.2)
+    while store.state()["files"]:  # until it is killed
+        time.sleep(0.1)
     return encode(texts)
 store._encode = slow
 store.fill(10**9)
@@ -183,7 +183,7 @@ def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_file
     store = TokenStore(corpus_of(text), "train", tokenizer, length=16, packing="concatenate")
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(text)], env={**os.environ})
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while store.state()["files"] < 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not store.state()["complete"]
@@ -193,7 +193,7 @@ def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_file
         os.kill(writer.pid, signal.SIGKILL)
         last = len(expected) - 1
         assert np.array_equal(store.block(last), expected[last])
-        thread.join(60)
+        thread.join(600)
     finally:
         writer.kill()
         writer.wait()
@@ -207,11 +207,11 @@ def test_whoever_waits_is_told_how_far_the_writer_is(corpus, tokenizer, small_fi
     thread = threading.Thread(target=store.fill, args=(10**9, lambda *progress: told.append(progress)), daemon=True)
     with locked(store.folder / "lock"):
         thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not told and time.monotonic() < deadline:
             time.sleep(0.01)
         assert store.state()["blocks"] == blocks
-    thread.join(60)
+    thread.join(600)
     assert told[0] == ("encoding train text", blocks, 10**9)
     assert store.state()["complete"]
 
