@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
+from tests.machines import CHROMIUM, needs_chromium
+
+pytestmark = needs_chromium
 
 FLAGS = (
     "--headless",
