@@ -293,6 +293,7 @@ def test_component_arrays_refuse_what_has_no_counterpart():
         assemble(scalar(1.0), torch.ones(2, 3))
 
 
+@needs_compiler
 def test_compiled_runs_save_off_the_grid_and_check_coefficients():
     system = lite(VALLEY, eta=TimeDependent(lambda t: 0.02 - 0.002 * t))
     compiled = CompiledSteps(system, np.ones(2), steps=2)
