@@ -20,13 +20,14 @@ BLOCK = 32  # rows and columns of a block, as in the program
 _FLAGS = ("-O3", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
 
 
-def _is_faster_here() -> bool:
-    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    has_vectors, has_matrix_units = (test is not None and bool(test()) for test in tests)
-    return has_vectors and not has_matrix_units
+def _cpu_has(name: str) -> bool:
+    test = getattr(torch.cpu, name, None)
+    return test is not None and bool(test())
 
 
-_IS_FASTER_HERE = _is_faster_here()  # asked once: torch.compile traces no such question
+# Asked once, because torch.compile traces no such question.
+HAS_VECTORS, HAS_MATRIX_UNITS = _cpu_has("_is_avx512_bf16_supported"), _cpu_has("_is_amx_tile_supported")
+_IS_FASTER_HERE = HAS_VECTORS and not HAS_MATRIX_UNITS
 
 
 def is_supported(x: Tensor) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from discretizations.bfloat16_products import HAS_MATRIX_UNITS, HAS_VECTORS
 from discretizations.symmetric_newton_schulz import is_supported, symmetric_newton_schulz
 
 # Polar Express (Amsel et al., arXiv:2505.16932, Algorithm 1 and its Appendix), odd quintic a x + b x³ + c x⁵ of each
@@ -32,14 +33,7 @@ _SMALLEST_HALF_GRAM = 128  # rows from which on half precision allows it: roundi
 # matrices so far that the iteration can diverge (measured: norms up to 10⁷ at 16 rows, 1.018 from 96 rows on)
 PUBLISHED_FLOOR = 1e-8  # added to 1.01‖X‖_F by the published code
 _SMALLEST_NORM = 1e-18  # below it squares of float32 underflow; a matrix of such entries counts as zero
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(test is not None and test() for test in tests)
-
-
-_CPU_MULTIPLIES_BFLOAT16 = _cpu_multiplies_bfloat16()  # asked once: torch.compile traces no such question
+_CPU_MULTIPLIES_BFLOAT16 = HAS_VECTORS or HAS_MATRIX_UNITS
 
 
 def polar_express_coefficients(steps: int, *, safety: float = _SAFETY) -> list[tuple[float, float, float]]:

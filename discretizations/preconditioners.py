@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -74,55 +73,56 @@ def factor_step_(factor: Tensor, g: Tensor, *, weight: float | Tensor) -> None:
         factor[..., start:stop, :stop].lerp_(image, weight)
 
 
-def eigenbasis(factor: Tensor) -> Tensor:
-    """Eigenvectors of a positive semi-definite matrix as columns, largest eigenvalue first.
+def first_eigenbases(g: Tensor, *, both: bool = True) -> tuple[Tensor | None, Tensor | None]:
+    r"""Eigenbases Q_L of GGᵀ and Q_R of GᵀG, largest eigenvalue first, computed in float64.
 
-    Eigenvectors of eigenvalues that are zero up to rounding would be rounding's choice, which differs between batches,
-    machines and ranks. They are replaced by the completion that Householder's reflections give for the others.
+    The shorter side's basis comes from an eigendecomposition, the longer side's is :math:`\mathrm{QR}(GQ_R)`, completed
+    by Householder's reflections. Squaring G squares its condition number: in float32, rounding would determine the
+    eigenvectors of all singular values below a few thousandths of the largest. In float64 they change only as much as
+    the singular vectors of G do when its last bits change. Singular vectors that these bits determine are replaced by
+    the completion that the reflections give for the others, because they would differ between batches, machines and
+    ranks.
 
     Args:
-        factor: Lower triangle of the matrix, shape ``(*batch, m, m)``.
+        g: G, shape ``(*batch, m, n)``.
+        both: Whether the longer side's basis is needed.
 
-    Source: Vyas et al., arXiv:2409.11321, the first basis of SOAP; the completion is ours.
+    Returns:
+        Q_L and Q_R, dtype of ``g``; ``None`` for the longer side unless ``both``.
+
+    Source: the first basis of Vyas et al., arXiv:2409.11321; the completion is ours.
     """
-    values, vectors = (x.flip(-1) for x in torch.linalg.eigh(factor, UPLO="L"))
-    return _completed(vectors, values)
+    if g.size(-2) < g.size(-1):
+        right, left = first_eigenbases(g.mT, both=both)
+        return left, right
+    x = g if g.device.type == "mps" else g.double()  # MPS has no double
+    eps = torch.finfo(x.dtype).eps
+    # Rounding G moves its singular values by at most eps·‖G‖_F ≤ eps·√n·σ_max; sums over samples round several times.
+    # Null eigenvalues of GᵀG came out at 0.6 to 2.7 eps times the largest, for 16 to 768 columns (LAPACK, measured).
+    limit = max(4.0 * eps * g.size(-2) ** 0.5, 16.0 * g.size(-2) * torch.finfo(g.dtype).eps ** 2)
+    values, vectors = (y.flip(-1) for y in torch.linalg.eigh(x.mT @ x))
+    shorter = _completed(vectors, values, limit)
+    if not both:
+        return None, shorter.to(g.dtype)
+    image = x @ shorter
+    return _completed(image, image.square().sum(-2), limit).to(g.dtype), shorter.to(g.dtype)
 
 
-def _completed(columns: Tensor, squares: Tensor) -> Tensor:
+def _completed(columns: Tensor, squares: Tensor, limit: float) -> Tensor:
     """Orthonormal basis of the columns, the rest of the space after it.
 
     Args:
         columns: Orthogonal columns up to rounding, shape ``(*batch, m, n)`` with m ≥ n, the largest first.
-        squares: What tells which of them are zero up to rounding: a positive multiple of their squared lengths, or of
-            the eigenvalues that belong to them, shape ``(*batch, n)``.
+        squares: Squared singular values that belong to the columns, shape ``(*batch, n)``.
+        limit: Columns whose square is at most this multiple of the largest count as zero.
 
     Returns:
         Orthogonal matrices, shape ``(*batch, m, m)``; a function of the columns that are not zero.
     """
-    # Null eigenvalues of GᵀG came out at 0.6 to 2.7 eps times the largest, for 16 to 768 columns (LAPACK, measured).
-    limit = 4.0 * math.sqrt(columns.size(-2)) * torch.finfo(columns.dtype).eps
     is_zero = squares <= limit * squares.amax(-1, keepdim=True)
     # A column of exact zeros needs no reflection: its place goes to what the reflections before make of a unit vector.
     q: Tensor = torch.linalg.qr(torch.where(is_zero[..., None, :], 0.0, columns), mode="complete")[0]
     return q
-
-
-def first_eigenbases(g: Tensor, right_factor: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Eigenbases Q_L of GGᵀ and Q_R of GᵀG for a matrix that is not wide, largest eigenvalue first.
-
-    Q_R is that of the shorter side, and :math:`Q_L = \mathrm{QR}(GQ_R)`, completed by Householder's reflections. An
-    eigendecomposition of the singular GGᵀ would cost more. Columns of GQ_R that are zero up to rounding count as zero.
-
-    Args:
-        g: G, shape ``(*batch, m, n)`` with m ≥ n.
-        right_factor: Lower triangle of a multiple of GᵀG, shape ``(*batch, n, n)``.
-
-    Source: the first basis of Vyas et al., arXiv:2409.11321; the way to it is ours.
-    """
-    right = eigenbasis(right_factor)
-    image = g @ right
-    return _completed(image, image.square().sum(-2)), right
 
 
 def refreshed_eigenbasis(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from discretizations.preconditioners import (
-    eigenbasis,
     first_eigenbases,
     from_eigenbasis,
     refreshed_eigenbasis,
@@ -49,14 +48,11 @@ def with_first_bases(state: SOAPState, g: Tensor) -> SOAPState:
         state: State whose factors have seen ``g``.
         g: The gradient, shape ``(m, n)`` or ``(batch, m, n)``, in the state's floating type.
     """
-    left, right = state.left, state.right
-    if left is None or right is None:
-        bases = [None if factor is None else eigenbasis(factor) for factor in (left, right)]
-    elif g.size(-2) >= g.size(-1):
-        bases = list(first_eigenbases(g, right))
-    else:
-        bases = list(reversed(first_eigenbases(g.mT, left)))
-    return state._replace(left_basis=bases[0], right_basis=bases[1])
+    if state.left is None and state.right is None:
+        return state
+    both = state.left is not None and state.right is not None  # the shorter side is always within the limit
+    left, right = first_eigenbases(g, both=both)
+    return state._replace(left_basis=left, right_basis=right)
 
 
 def refreshed_where_regular(state: SOAPState, due: list[int], *, step: int, count: Tensor | None) -> SOAPState:

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def finished(command, *, timeout=300, code=0, **environment):
+def finished(command, *, timeout=1800, code=0, **environment):
     """Run a command to its end; one that ends otherwise than with ``code`` fails the test with all that it said."""
     words = [str(word) for word in command]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}

@@ -1,22 +1,24 @@
 """Every Python snippet of README and docs runs."""
 
-import shutil
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 from mktestdocs import check_md_file
 
+from tests.machines import needs_compiler
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def _page(path):
+    compiles = "compile=" in path.read_text(encoding="utf-8")
+    return pytest.param(path, id=str(path.relative_to(ROOT)), marks=[needs_compiler] if compiles else [])
+
+
+@pytest.mark.parametrize("page", map(_page, PAGES))
 def test_snippets_run(page, tmp_path, monkeypatch):
-    if "_build" in page.parts:
-        pytest.skip("built pages are no sources")
-    if "compile=" in page.read_text(encoding="utf-8") and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        pytest.skip("Inductor needs a C++ compiler")
     monkeypatch.chdir(tmp_path)
     mpl.use("Agg")
     check_md_file(page, memory=True)

@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 
 from discretizations import tracked_subspace
 from discretizations.bfloat16_products import FLOP_FORMULAS
-from discretizations.few_columns import normal_product, projected_gram, serves
+from discretizations.few_columns import normal_product, projected_gram
 
-pytestmark = pytest.mark.skipif(
-    not serves(torch.zeros(1, 1, dtype=torch.bfloat16)), reason="needs AVX-512 bfloat16 and a C++ compiler"
-)
+needs_program = pytest.mark.usefixtures("needs_bfloat16_program")
 HALF = 2.0**-8  # relative error of a number rounded to bfloat16
 
 
@@ -25,6 +23,7 @@ def unit(x):
     return x.double() / torch.linalg.matrix_norm(x.double(), keepdim=True)
 
 
+@needs_program
 @given(
     st.sampled_from([(), (1,), (2,), (3,), (2, 2)]),
     st.integers(1, 100),
@@ -45,6 +44,7 @@ def test_products_are_those_of_the_library(batch, m, n, k, scale, seed):
         assert (unit(ours) - unit(exact)).abs().max() < 4 * HALF
 
 
+@needs_program
 def test_products_do_not_depend_on_threads_or_batch():
     x, v = inputs((3,), 70, 200, 20)
     threads, results = torch.get_num_threads(), []
@@ -59,6 +59,7 @@ def test_products_do_not_depend_on_threads_or_batch():
         assert torch.equal(whole, alone) and any(torch.equal(whole, y) for y, _ in results[:2])
 
 
+@pytest.mark.usefixtures("bfloat16_products")
 @pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf, 1e-30, 3e38])
 def test_a_matrix_without_a_usable_norm_leaves_the_subspace(bad):
     x, v = inputs((2,), 40, 30, 5)
@@ -70,6 +71,7 @@ def test_a_matrix_without_a_usable_norm_leaves_the_subspace(bad):
         assert torch.equal(tracked[1], v[1])
 
 
+@needs_program
 def test_torch_knows_the_operator():
     x, v = inputs((2,), 40, 70, 9)
     operator = torch.ops.lite.few_columns
@@ -80,22 +82,21 @@ def test_torch_knows_the_operator():
     assert FLOP_FORMULAS[operator](x.shape, v.shape, True) == 2 * 2 * (16 * 64 * 96 + 32 * 32 * 64)
 
 
+@pytest.mark.usefixtures("bfloat16_products")
 @pytest.mark.parametrize("shape", [(64, 96), (96, 64), (3, 70, 40)])
-def test_the_subspace_is_that_of_the_library(shape, monkeypatch):
+def test_a_subspace_tracked_in_bfloat16_is_as_near_as_one_in_float64(shape):
     """The tracked space is as near to the exact one, and the columns as orthonormal."""
     source = torch.Generator().manual_seed(0)
     *batch, m, n = shape
     left, right = torch.randn(*batch, m, 6, generator=source), torch.randn(*batch, 6, n, generator=source)
-    matrices = [left @ right + 0.3 * torch.randn(shape, generator=source) for _ in range(12)]
-    exact = torch.linalg.svd(matrices[-1].bfloat16().double()).Vh.mT[..., :6]
+    matrices = [(left @ right + 0.3 * torch.randn(shape, generator=source)).bfloat16() for _ in range(12)]
+    exact = torch.linalg.svd(matrices[-1].double()).Vh.mT[..., :6]
     errors = []
-    for fast in (True, False):
-        with monkeypatch.context() as patch:
-            patch.setattr(tracked_subspace, "serves", lambda x, fast=fast: fast)
-            v = tracked_subspace.initial_subspace(matrices[0], 8)
-            for x in matrices:
-                v = tracked_subspace.track_subspace(x.bfloat16(), v)
+    for dtype in (torch.bfloat16, torch.float64):
+        v = tracked_subspace.initial_subspace(matrices[0].to(torch.promote_types(dtype, torch.float32)), 8)
+        for x in matrices:
+            v = tracked_subspace.track_subspace(x.to(dtype), v)
         assert (v.mT @ v - torch.eye(8)).abs().max() < 1e-5
         top = v[..., :6].double()
         errors.append(float(torch.linalg.matrix_norm(exact - top @ (top.mT @ exact), ord=2).max()))
-    assert errors[0] < 1.2 * errors[1] + 1e-3
+    assert errors[0] < errors[1] + 4 * HALF  # measured: 0.002 apart

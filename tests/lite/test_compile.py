@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lite import SOAP, SOAPLITE, LITESchedule, Muon, MuonLITE, param_groups
 from tests.lite.optimizers import OPTIMIZERS, Net, build, groups, loss_of, tensors, train
+from tests.machines import needs_compiler
 
 LAYOUTS = {  # shapes, and how they are seen
     "matrices": ([(8, 12), (8, 12), (30, 6)], {}),
@@ -143,6 +144,7 @@ def test_a_base_method_stays_one_when_compiled(cls):
     assert calls[0] == calls[1]
 
 
+@needs_compiler
 def test_inductor_compiles_the_step():
     make = OPTIMIZERS["subspace"]
     runs = [build(make, ns_dtype="float32", on_nonfinite="skip") for _ in range(2)]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from riemannian_ode.compiled.native import NativeLoop
 from riemannian_ode.integrators import PhaseState
-from tests.riemannian_ode.test_compiled import HAS_FUSED, loop_of, needs_compiler
+from tests.machines import needs_compiler, needs_fused_products
+from tests.riemannian_ode.test_compiled import loop_of
 
-pytestmark = [needs_compiler, pytest.mark.skipif(not HAS_FUSED, reason="needs fused products")]
+pytestmark = [needs_compiler, needs_fused_products]
 MEMBERS = 1024
 
 

@@ -1,9 +1,5 @@
 """Compiled chunks of steps: the same numbers as plain steps, exact failure times, plain errors where it cannot work."""
 
-import platform
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,13 +12,9 @@ from riemannian_ode.compiled.components import assemble, components, scalar
 from riemannian_ode.compiled.native import NativeLoop
 from riemannian_ode.events import Event
 from riemannian_ode.integrators import OneStepIntegrator, PhaseState
+from tests.machines import needs_compiler, needs_fused_products
 from toy_landscapes import Quadratic, RiverValley, power_law_spectrum
 
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="Inductor needs a C++ compiler"
-)
-CPU = Path("/proc/cpuinfo")
-HAS_FUSED = platform.machine() in ("aarch64", "arm64") or (CPU.exists() and " fma " in CPU.read_text())
 VALLEY = RiverValley([20.0], floor_curvatures=[0.05], floor_width=3.0, amplitudes=1.0, frequency=0.7)
 
 
@@ -118,7 +110,7 @@ def test_members_do_not_depend_on_the_number_of_threads_and_steps_a_call():
 
 
 @needs_compiler
-@pytest.mark.skipif(not HAS_FUSED, reason="sine and cosine are the library's without fused products")
+@needs_fused_products  # else sine and cosine are the library's
 @pytest.mark.parametrize("scheme", ["semi-implicit-euler", "rk4"])
 def test_members_equal_single_compiled_runs_to_the_last_bit(scheme):
     """On the valley, whose formulas are sums, products, quotients, roots, sines and cosines."""
@@ -301,6 +293,7 @@ def test_component_arrays_refuse_what_has_no_counterpart():
         assemble(scalar(1.0), torch.ones(2, 3))
 
 
+@needs_compiler
 def test_compiled_runs_save_off_the_grid_and_check_coefficients():
     system = lite(VALLEY, eta=TimeDependent(lambda t: 0.02 - 0.002 * t))
     compiled = CompiledSteps(system, np.ones(2), steps=2)

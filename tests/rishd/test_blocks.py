@@ -148,13 +148,19 @@ def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_file
     writer = os.fork()
     if writer == 0:
         encode = store._encode
-        store._encode = lambda texts: time.sleep(0.2) or encode(texts)
+
+        def slow(texts):
+            while store.state()["files"]:  # until it is killed
+                time.sleep(0.1)
+            return encode(texts)
+
+        store._encode = slow
         try:
             store.fill(10**9)
         finally:
             os._exit(1)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while store.state()["files"] < 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not store.state()["complete"]
@@ -164,7 +170,7 @@ def test_a_killed_writer_is_replaced_by_a_waiting_one(text, tmp_path, small_file
         os.kill(writer, signal.SIGKILL)
         last = len(expected) - 1
         assert np.array_equal(store.block(last), expected[last])
-        thread.join(60)
+        thread.join(600)
     finally:
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
@@ -181,11 +187,11 @@ def test_whoever_waits_is_told_how_far_the_writer_is(corpus, tokenizer, small_fi
     thread = threading.Thread(target=store.fill, args=(10**9,), daemon=True)
     with locked(store.folder / "lock", "to encode train text"):
         thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not told and time.monotonic() < deadline:
             time.sleep(0.01)
         assert store.state()["blocks"] == blocks
-    thread.join(60)
+    thread.join(600)
     assert told[0] == ("encoding train text", blocks, 10**9)
     assert store.state()["complete"]
 

@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
+from tests.machines import CHROMIUM, needs_chromium
+
+pytestmark = needs_chromium
 
 FLAGS = (
     "--headless",
@@ -77,7 +77,7 @@ class Browser:
         self.events.clear()
         self("Page.navigate", url=url)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self._receive(60)
+            self._receive(600)
         self.evaluate("document.fonts.ready.then(() => true)")
 
     def evaluate(self, expression):
@@ -92,7 +92,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(60)
+            answer = self._receive(600)
             if answer.get("id") == self._sent:
                 assert "error" not in answer, answer
                 return answer["result"]

@@ -38,7 +38,7 @@ def main():
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=10))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(minutes=10))
     model, _, optimizer = built("muon", "fsdp", rank, 2)
     train(model, optimizer, range(2), rank=rank, world=2)
     kept = digest(all_state(model, optimizer))

@@ -143,7 +143,6 @@ def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_onc
     for found in results.of(ranks, "raised_sharp_fraction"):
         for outcome in found.values():
             assert "sharp_fraction = 0.9 needs 5 directions, but 2 are followed" in outcome["message"]
-            assert outcome["seconds"] < 20  # the collectives' timeout is 40
             assert outcome["unchanged"]
 
 

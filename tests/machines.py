@@ -1,0 +1,51 @@
+"""What some tests need of a machine, and which tests are skipped where it is missing.
+
+============================== ============================================ =====================================
+needs                          skipped without it                           tested everywhere instead
+============================== ============================================ =====================================
+a C++ compiler                 ``riemannian_ode/test_compiled.py`` (most),  plain steps: all other tests of
+                               ``test_circular.py``; docs pages with        ``riemannian_ode``; the error that names
+                               ``compile=``; Inductor in                    the compiler; ``lite/test_compile.py``
+                               ``lite/test_compile.py``                     with other backends
+a C++ compiler                 ``lite/test_fused_muon.py``, but for its     the formulas one by one: its test of
+                               test of the formulas                         them, and all of ``lite`` in float32
+AVX-512 bfloat16 and a C++     ``discretizations/test_few_columns.py`` and  the library's products, by the same tests
+compiler                       ``test_polar.py``, the cases "program"       with "library"
+fused multiply-add (any ARM,   ``riemannian_ode/test_circular.py``, one of  the library's sine and cosine:
+x86-64 since 2013)             ``test_compiled.py``                         ``test_compiled.py``
+oneDNN in torch                ``discretizations/test_matrix_products.py``, torch's products, by the same tests with
+                               the cases "oneDNN"; one of                   "torch"
+                               ``lite/test_soap.py``
+Chromium                       ``rishd/test_report_in_browser.py``          the report's file: ``test_report.py``
+============================== ============================================ =====================================
+
+On processors with matrix units (AMX) the library multiplies in bfloat16, because it is faster there; the programs are
+tested there all the same, as they run on any processor with AVX-512 bfloat16. "program" and "library" are the fixture
+``bfloat16_products`` of ``conftest.py``.
+"""
+
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from riemannian_ode.compiled.compiler import BuildError, shared_library
+
+
+def _compiles() -> bool:
+    try:
+        shared_library('extern "C" int answer() { return 42; }', [()])
+    except BuildError:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(not _compiles(), reason="needs a C++ compiler")
+
+_CPU = Path("/proc/cpuinfo")
+HAS_FUSED = platform.machine() in ("aarch64", "arm64") or (_CPU.exists() and " fma " in _CPU.read_text())
+needs_fused_products = pytest.mark.skipif(not HAS_FUSED, reason="needs fused multiply-add")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
