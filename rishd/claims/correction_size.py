@@ -149,7 +149,7 @@ def _typical(runs: CorrectionRuns) -> np.ndarray:
 
 def _panel(rng: np.random.Generator) -> Panel:
     """Median share over ε."""
-    epsilon = np.geomspace(1e-2, 1e2, 13)
+    epsilon = np.geomspace(1e-2, 1e2, 7)
     starts = rng.normal(size=(8, 6))
     curves = [
         Curve(
