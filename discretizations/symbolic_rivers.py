@@ -100,8 +100,8 @@ def normal_offset() -> list[Expr]:
 
     Returns:
         The Jacobian of (u, n) ↦ w times its inverse, less I; ∇f and ∇²f in the frame of tangent and normal, taken
-        from their definitions in the plane, less (h'/J, λn) and ((h'/J)'/J − kλn/J, kh'/J², λ); and the orders ε⁰ and ε¹ of det(∇f, ε∇²f∇f) at
-        n = −kh'²ε².
+        from their definitions in the plane, less (h'/J, λn) and ((h'/J)'/J − kλn/J, kh'/J², λ); and the
+        orders ε⁰ and ε¹ of det(∇f, ε∇²f∇f) at n = −kh'²ε².
     """
     u, n, lam, eps = sp.symbols("u n lambda epsilon", positive=True)
     angle, h = sp.Function("phi")(u), sp.Function("h")(u)
