@@ -10,6 +10,7 @@ import pytest
 from riemannian_ode import RISHD
 from rishd.claims import CLAIMS, Bound, Claim, Hypothesis, Identity, Measurement, Proof, constants, validate, verdict
 from rishd.claims.evidence import Attained, Constant, as_dict
+from rishd.claims.flows import decay_tightness
 from rishd.claims.trial import Inequality, Range, draw, try_bounds
 from rishd.report.claim_figures import claim_figure
 
@@ -355,3 +356,13 @@ def test_claims_run_in_parallel_to_the_same_numbers():
         for row in rows.values():
             del row["seconds"]
     assert alone == together
+
+
+def test_decay_is_tight_to_the_last_time_that_counts():
+    """A decay at exactly its rate has tightness 1, and a value beyond the bound is seen as late as ρt = 26."""
+    times = np.linspace(0.0, 30.0, 31)
+    exact = np.exp(-np.outer(times, [1.0, 0.5]))
+    np.testing.assert_allclose(decay_tightness(times, exact, np.array([1.0, 0.5])), 1.0, rtol=1e-12)
+    late = exact.copy()
+    late[26, 0] *= 2.0
+    assert decay_tightness(times, late, np.array([1.0, 0.5]))[0] > 1.02
