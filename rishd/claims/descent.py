@@ -86,7 +86,8 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
     to the expected change.
 
     Hypotheses: :math:`A`, :math:`B`, :math:`P` constant and commuting; :math:`0 < \alpha \le 1`,
-    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment.
+    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment between iterates, and with lookahead on
+    those from :math:`w_k` to :math:`w_k + c\,\eta Am_{k-1}` and to :math:`w_{k+1} + c\,\eta Am_k`.
 
     Proof: docs/theory, claim C9; symbolic: the change of the energy, the determinant and the sign of the form that
     bounds it.
