@@ -197,9 +197,7 @@ def convex_step() -> list[Expr]:
         ΔΨ at worst minus η²a[(t+1)·form + form₀], with Ψ = ½‖z − w*‖² + ηt(f(y) − f*) + (η²/2)(φt + φ₀)mᵀAm.
     """
     x = _step()
-    kappa, alpha, beta, c, phi, eta, a, m, g = (
-        x[k] for k in ("kappa", "alpha", "beta", "c", "phi", "eta", "a", "m", "g")
-    )
+    kappa, alpha, beta, phi, eta, a, m, g = (x[k] for k in ("kappa", "alpha", "beta", "phi", "eta", "a", "m", "g"))
     t, phi0, offset, gap = sp.symbols("t phi0 offset gap")  # offset = w_k − w*, gap = f(w_k) − f*
     z = offset - eta * (1 - alpha) / alpha * a * m
     new_z = offset + x["new_w"] - eta * (1 - alpha) / alpha * a * x["new_m"]

@@ -46,7 +46,7 @@ def evaluated(expression: Any, **values: Array) -> np.ndarray:
 
 def energy_bound(rng: np.random.Generator) -> list[Evidence]:
     """Of C3: the energy and its loss as the code has them; quadratics spend all of the energy they start with."""
-    settings = {"alpha": rng.uniform(0.1, 1.5, _MEMBERS), "beta": rng.uniform(0.0, 1.0, _MEMBERS)}
+    settings: dict[str, Any] = {"alpha": rng.uniform(0.1, 1.5, _MEMBERS), "beta": rng.uniform(0.0, 1.0, _MEMBERS)}
     metric = np.exp(rng.uniform(-0.7, 0.7, (_MEMBERS, 2)))
     eta = rng.uniform(0.2, 1.0, _MEMBERS)
     system = _quadratic_flow(rng, metric, eta=eta, **settings)
@@ -84,7 +84,7 @@ def split_bound(rng: np.random.Generator) -> list[Evidence]:
     beta_flat = beta + rng.uniform(0.0, 3.0, _MEMBERS)
     eta, alpha = rng.uniform(0.1, 0.5, _MEMBERS), rng.uniform(0.1, 1.5, _MEMBERS)
     metric = np.exp(rng.uniform(-0.7, 0.7, (_MEMBERS, 2)))
-    split = {"beta": beta, "beta_flat": beta_flat, "chi": chi, "flat": ConstantSplit(np.eye(2)[:, :1])}
+    split: dict[str, Any] = {"beta": beta, "beta_flat": beta_flat, "chi": chi, "flat": ConstantSplit(np.eye(2)[:, :1])}
     system = _quadratic_flow(rng, metric, alpha=alpha, eta=eta, **split)
     w, m = rng.normal(size=(2, _MEMBERS, 2))
     g = system.objective.gradient(w)
@@ -300,7 +300,7 @@ def _spent(system: RISHD, w: np.ndarray, m: np.ndarray, part: Callable[[Dissipat
         form[:, i, j] = form[:, j, i] = 0.5 * (pair - 0.25 * (value[i, i] + value[j, j])) if i != j else 0.25 * pair
     state = np.concatenate([w, m], axis=-1)
     solved = [solve_continuous_lyapunov(a.T, -q) for a, q in zip(flow, form, strict=True)]
-    return np.einsum("ni,nij,nj->n", state, np.array(solved), state)
+    return np.asarray(np.einsum("ni,nij,nj->n", state, np.array(solved), state))
 
 
 def _off(value: Array, reference: Array) -> np.ndarray:

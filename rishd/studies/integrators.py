@@ -70,8 +70,9 @@ class IntegratorStudy:
     @property
     def stopped(self) -> list[str]:
         """Schemes that reached the limit of work, and where."""
-        rows = [row for row in (*self.runs, *self.optimizer_steps) if row.status.startswith("work limit")]
-        return list(dict.fromkeys(f"{row.scheme} on {row.problem}" for row in rows))
+        rows: list[Run | OptimizerSteps] = [*self.runs, *self.optimizer_steps]
+        stopped = [row for row in rows if row.status.startswith("work limit")]
+        return list(dict.fromkeys(f"{row.scheme} on {row.problem}" for row in stopped))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what is not finite becomes ``None``."""

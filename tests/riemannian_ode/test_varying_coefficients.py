@@ -65,14 +65,21 @@ def test_order_with_a_coefficient_that_varies(name, coefficient):
             assert np.linalg.norm(still - exact) > 10 * fine
 
 
-# Of y' = y + hf(t, …): where in the step each Euler scheme takes its coefficients.
-PLACES = {"explicit-euler": 0.0, "semi-implicit-euler": 0.0, "position-first-euler": 0.0, "implicit-euler": 1.0}
+# Where in the step a scheme takes all of its coefficients.
+PLACES = {
+    "explicit-euler": 0.0,
+    "semi-implicit-euler": 0.0,
+    "position-first-euler": 0.0,
+    "implicit-euler": 1.0,
+    "implicit-midpoint": 0.5,
+    "exponential-euler": 0.5,
+}
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
 @pytest.mark.parametrize("name", PLACES)
-def test_euler_schemes_take_coefficients_where_they_say(name, coefficient):
-    """The same step with the coefficient constant at its value there; the order does not tell the two ends apart."""
+def test_schemes_take_coefficients_where_they_say(name, coefficient):
+    """The same step with the coefficient constant at its value there; the order does not always tell places apart."""
     h, t = 0.4, 0.7
     system, state = varying(coefficient), PhaseState(np.array([1.0, -0.7]), np.array([0.3, 0.5]))
     frozen = {field: system.at(field, t + PLACES[name] * h) for field in ("alpha", "eta", "nesterov", "beta_sharp")}
