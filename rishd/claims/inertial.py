@@ -91,7 +91,7 @@ def high_resolution_flow(rng: np.random.Generator, instances: int) -> Sequence[E
 
     Check: as in C16a, with the exponents of both bounds; the better one also from any velocity, for sL up to 100.
 
-    Sharpness: as in C16a.
+    Sharpness: as in C16a, no instance is known that attains the better rate for all :math:`t`.
 
     Finding: the published rate ¼ is loose; the same flow has :math:`r \ge \frac{2}{3}`, and needs no smoothness for it.
 
