@@ -9,7 +9,7 @@ Source: the derivations of docs/theory, claims C4, C8, C9, C10, C15 and C16.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy as sp
 
@@ -35,6 +35,35 @@ def split_energy() -> list[Expr]:
     ]
 
 
+class _FlowEnergies(NamedTuple):
+    """V and Ψ of claim C8 in one coordinate, with x = w − w* and gap = f − f*."""
+
+    symbols: tuple[Expr, ...]
+    v: Expr
+    weighted: Expr
+
+
+def _flow_energies() -> _FlowEnergies:
+    symbols = sp.symbols("t eta alpha a b m g x gap")
+    t, eta, alpha, a, b, m, _, x, gap = symbols
+    z = x - eta / alpha * a * m
+    v = z**2 / (2 * a * (b + 1 / alpha)) + eta / alpha * gap
+    energy = gap + eta / 2 * a * m**2
+    return _FlowEnergies(symbols, v, v + (t + 1 / (2 * alpha)) * eta * energy)
+
+
+def convex_flow_bound() -> Expr:
+    """The bound on f(w_t) − f* that Ψ(t) ≤ Ψ(0) gives from rest (claim C8).
+
+    Returns:
+        An expression in t, alpha, eta, gap = f(w₀) − f* and distance = ‖w₀ − w*‖² in the norm of (AC)⁻¹.
+    """
+    (t, _, alpha, a, b, m, _, x, gap), _, weighted = _flow_energies()
+    distance = sp.Symbol("distance", positive=True)
+    start = weighted.subs({t: 0, m: 0}).subs(x, sp.sqrt(distance * a * (b + 1 / alpha)))
+    return sp.simplify(start / sp.diff(weighted, gap))  # the other parts of Ψ(t) are not negative
+
+
 def convex_flow() -> list[Expr]:
     """Lyapunov functions of the flow for convex f (claim C8).
 
@@ -42,17 +71,13 @@ def convex_flow() -> list[Expr]:
         V̇ + η⟨g, w − w*⟩ + (η²/α)gᵀABg; and for Ψ = V + (t + 1/(2α))η(E − f*):
         Ψ̇ − η[(f − f*) − ⟨g, w − w*⟩] + η²[tα mᵀAm + (t + 3/(2α))gᵀABg].
     """
-    t, eta, alpha, a, b, m, g, x, gap = sp.symbols("t eta alpha a b m g x gap")  # x = w − w*, gap = f − f*
+    (t, eta, alpha, a, b, m, g, x, gap), v, weighted = _flow_energies()
     x_dot, m_dot = -eta * a * (m + b * g), -alpha * m + g
 
     def along_flow(expression: Expr) -> Expr:
         moved = sp.diff(expression, x) * x_dot + sp.diff(expression, m) * m_dot
         return moved + sp.diff(expression, gap) * g * x_dot + sp.diff(expression, t)
 
-    z = x - eta / alpha * a * m
-    v = z**2 / (2 * a * (b + 1 / alpha)) + eta / alpha * gap
-    energy = gap + eta / 2 * a * m**2
-    weighted = v + (t + 1 / (2 * alpha)) * eta * energy
     lost = eta**2 * (t * alpha * a * m**2 + (t + sp.Rational(3, 2) / alpha) * a * b * g**2)
     return [
         sp.simplify(along_flow(v) + eta * g * x + eta**2 / alpha * a * b * g**2),
@@ -77,6 +102,28 @@ def _step() -> dict[str, Expr]:
         "descent": descent,
         "momentum": momentum,
     }
+
+
+def descent_form() -> sp.Matrix:
+    """The form that bounds the energy's change, proved by :func:`descent_certificate` (claim C9).
+
+    Returns:
+        The matrix of :func:`discretizations.certificate.descent_form` in kappa, negative, alpha, beta, c and phi.
+    """
+    return _form(_step()) / 2
+
+
+def certified_limit() -> Expr:
+    """The κ at which the form's determinant vanishes for c = 0 and φ = 1 − α, in alpha and beta (claim C9)."""
+    x = _step()
+    (root,) = sp.solve(_form(x).subs({x["c"]: 0, x["phi"]: 1 - x["alpha"]}).det(), x["kappa"])
+    return sp.simplify(root)
+
+
+def noise_part() -> Expr:
+    """What the form gains from white noise in g: its part that is quadratic in the noise (claim C9)."""
+    x = _step()
+    return sp.expand(_form(x)[1, 1] / 2 + (1 - x["c"] + x["beta"]))  # ⟨g, y − w⟩ has the exact gradient, not the noisy
 
 
 def _form(x: dict[str, Expr]) -> sp.Matrix:
@@ -129,6 +176,20 @@ def descent_certificate() -> list[Expr]:
     ]
 
 
+def convex_step_forms() -> tuple[sp.Matrix, sp.Matrix]:
+    """M and M₀, so that tM + M₀ bounds the change of Ψ, proved by :func:`convex_step` (claim C8).
+
+    Returns:
+        Matrices in kappa, alpha, beta, c, phi, and M₀ also in phi0.
+    """
+    x = _step()
+    kappa, alpha, beta, c, phi = (x[k] for k in ("kappa", "alpha", "beta", "c", "phi"))
+    phi0, s = sp.Symbol("phi0"), 1 - alpha
+    mixed = s / alpha + c + phi0 * s
+    rest = [[kappa * c**2 + phi - phi0 * (1 - s**2), mixed], [mixed, beta + 1 / alpha - 1 / kappa + phi0]]
+    return _form(x).subs(x["negative"], 0) / 2, sp.Matrix(rest) / 2
+
+
 def convex_step() -> list[Expr]:
     """The change of the time-weighted Lyapunov function along the update rule, convex f (claim C8).
 
@@ -136,9 +197,7 @@ def convex_step() -> list[Expr]:
         ΔΨ at worst minus η²a[(t+1)·form + form₀], with Ψ = ½‖z − w*‖² + ηt(f(y) − f*) + (η²/2)(φt + φ₀)mᵀAm.
     """
     x = _step()
-    kappa, alpha, beta, c, phi, eta, a, m, g = (
-        x[k] for k in ("kappa", "alpha", "beta", "c", "phi", "eta", "a", "m", "g")
-    )
+    kappa, alpha, beta, phi, eta, a, m, g = (x[k] for k in ("kappa", "alpha", "beta", "phi", "eta", "a", "m", "g"))
     t, phi0, offset, gap = sp.symbols("t phi0 offset gap")  # offset = w_k − w*, gap = f(w_k) − f*
     z = offset - eta * (1 - alpha) / alpha * a * m
     new_z = offset + x["new_w"] - eta * (1 - alpha) / alpha * a * x["new_m"]
@@ -151,15 +210,8 @@ def convex_step() -> list[Expr]:
     momentum = eta * ((phi * (t + 1) + phi0) * x["momentum"] + phi * eta * a / 2 * m**2)
     change = (distance + convexity + values + momentum).subs(x["negative"], 0)
     state = sp.Matrix([m, g])
-    s = 1 - alpha
-    mixed = s / alpha + c + phi0 * s
-    form0 = sp.Matrix(
-        [
-            [kappa * c**2 + phi - phi0 * (1 - s**2), mixed],
-            [mixed, beta + 1 / alpha - 1 / kappa + phi0],
-        ]
-    )
-    form = (t + 1) * _form(x).subs(x["negative"], 0) + form0
+    falling, rest = (2 * part for part in convex_step_forms())
+    form = (t + 1) * falling + rest
     return [sp.simplify(sp.expand(change - eta**2 * a / 2 * (state.T * form * state)[0]))]
 
 
@@ -213,8 +265,32 @@ def exponential_rate() -> list[Expr]:
     """
     alpha, beta, eta, mu, momentum, gradient, gap = sp.symbols("alpha beta eta mu M G gap")  # M = ‖m‖², G = ‖g‖²
     rate = -eta * alpha * momentum - eta * beta * gradient  # claim C2
-    spent = 2 * alpha * eta / 2 * momentum + 2 * mu * eta * beta * gap + eta * beta * (gradient - 2 * mu * gap)
+    of_momentum, of_gap = _decay_rates()
+    spent = of_momentum * eta / 2 * momentum + of_gap * gap + eta * beta * (gradient - 2 * mu * gap)
     return [sp.expand(rate + spent)]
+
+
+def exponential_rate_bound() -> Expr:
+    """ρ, the slower of the rates at which :func:`exponential_rate` proves both parts of the energy to decay (C15)."""
+    return sp.Min(*_decay_rates())
+
+
+def _decay_rates() -> tuple[Expr, Expr]:
+    """Of (η/2)‖m‖² and of f − f*."""
+    alpha, beta, eta, mu = sp.symbols("alpha beta eta mu")
+    return 2 * alpha, 2 * mu * eta * beta
+
+
+def strongly_convex_conditions() -> tuple[Expr, Expr]:
+    """What must not be negative for Ė ≤ −rE in :func:`strongly_convex_flow`, in r, beta and gamma (claim C16).
+
+    Returns:
+        u = γ − rβ − rγ, and what the form's determinant is proportional to.
+    """
+    r, beta, gamma = sp.symbols("r beta gamma")
+    least = (2 * gamma - r * (1 + 2 * beta + gamma)) / 2
+    schur = 4 * gamma - beta - 2 * r * gamma
+    return gamma - r * beta - r * gamma, least * schur - (1 - r) ** 2 * (gamma - r * beta / 2)
 
 
 def strongly_convex_flow() -> list[Expr]:
@@ -234,7 +310,7 @@ def strongly_convex_flow() -> list[Expr]:
     rate = gamma * g * p + y * (p - 2 * p - gamma * g)  # v = ẋ + βg has v̇ = −2ẋ − γg
     energy = gamma * gap + y**2 / 2
     least = (2 * gamma - r * (1 + 2 * beta + gamma)) / 2
-    spare = gamma - r * beta - r * gamma
+    spare, determinant = strongly_convex_conditions()
     schur = 4 * gamma - beta - 2 * r * gamma
     form = (
         least * x**2
@@ -248,7 +324,7 @@ def strongly_convex_flow() -> list[Expr]:
     left = sp.expand(worst + (gamma - r * beta) * sigma + spare * tau + form)
     without_g = (1 - r / 2) * 4 * (gamma - r * beta / 2) - beta * (1 - r) ** 2
     corrected = {gamma: 1 + beta, r: (1 + beta) / (1 + 2 * beta)}
-    margin = (least * schur - (1 - r) ** 2 * (gamma - r * beta / 2)).subs(corrected)
+    margin = determinant.subs(corrected)
     polynomial = beta * (1 + beta) * (2 + 9 * beta + 15 * beta**2 + 8 * beta**3) / (2 * (1 + 2 * beta) ** 3)
     return [
         left,

@@ -39,7 +39,7 @@ def write_conclusion(name: str, conclusion: str) -> None:
 
 
 def draw_integrators() -> None:
-    """The integrator study: three minutes of a processor."""
+    """The integrator study: a minute and a half of a processor."""
     with progress_bar(Console(stderr=True)) as advance:
         study = integrator_study(progress=advance)
     work_precision_figure(study).savefig(IMAGES / "work_precision.png", dpi=80)

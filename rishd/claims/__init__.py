@@ -32,7 +32,7 @@ from rishd.claims.update_isotropy import update_isotropy
 from rishd.claims.vanishing import nesterov_flow, vanishing_damping_flow
 
 INSTANCES = 1200  # of the full trial: at least 1000 are left where a tenth of them misses a hypothesis
-QUICK_INSTANCES = 64
+QUICK_INSTANCES = 24
 
 CLAIMS: dict[str, Claim] = {
     claim.key: claim

@@ -1,8 +1,9 @@
 r"""What a claim is: a statement, and a function that gathers evidence on it.
 
 The statement stands in the docstring of the function, in reStructuredText. After a first line that says what it is come
-sections, each beginning with its heading: *Statement*, *Hypotheses*, *Proof*, *Check*, *Source*, and *Finding* where
-something unexpected came out (a published statement that fails, a better constant). Formulas are written as
+sections, each beginning with its heading: *Statement*, *Hypotheses*, *Proof*, *Check*, *Source*; *Sharpness* where a
+bound is proved (which instances attain it, or that none is known); and *Finding* where something unexpected came out (a
+published statement that fails, a better constant). Formulas are written as
 ``:math:`\dot w = -\eta F^{-1}(m + \beta g)``` within a line, or as a block ``.. math::`` of their own; the docs and the
 report typeset them. Plain Unicode such as β ≥ 0 is shown as it stands.
 """
@@ -18,11 +19,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rishd.claims.evidence import Bound, Evidence, Identity, Measurement, Panel, Verdict, as_dict, verdict
+from rishd.claims.evidence import (
+    Attained,
+    Bound,
+    Constant,
+    Evidence,
+    Identity,
+    Measurement,
+    Panel,
+    Verdict,
+    as_dict,
+    verdict,
+)
 
 Gather: TypeAlias = Callable[[np.random.Generator, int], Sequence[Evidence | Panel]]
 
-_HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Finding|Source):\s+", re.MULTILINE)
+_HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Sharpness|Finding|Source):\s+", re.MULTILINE)
 
 
 def claim_keys(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -77,7 +89,8 @@ class ClaimResult:
     @property
     def instances(self) -> int:
         """Fewest random instances behind any identity or bound (behind a measurement if there is none), else 0."""
-        trials = [part for part in self.evidence if isinstance(part, Identity | Bound)]
+        special = Constant | Attained  # a few chosen instances
+        trials = [p for p in self.evidence if isinstance(p, Identity | Bound) and not isinstance(p, special)]
         measured = [part for part in self.evidence if isinstance(part, Measurement)]
         return min((part.values.size for part in trials or measured), default=0)
 
@@ -90,7 +103,7 @@ class ClaimResult:
     @property
     def closest_identity(self) -> Identity | None:
         """The identity whose residuals are nearest to its tolerance, or farthest beyond it."""
-        identities = [part for part in self.evidence if isinstance(part, Identity) and part.values.size]
+        identities = [p for p in self.evidence if isinstance(p, Identity) and p.values.size]
         return max(identities, key=lambda part: part.strain, default=None)
 
     def as_dict(self) -> dict[str, Any]:

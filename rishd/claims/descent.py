@@ -19,6 +19,7 @@ from discretizations.certificate import (
 from discretizations.stability import descent_limit, stable_limit, step_matrix
 from riemannian_ode import Objective
 from riemannian_ode.arrays import matvec
+from rishd.claims import constants
 from rishd.claims.evidence import Evidence, Identity, Measurement, Panel, Proof
 from rishd.claims.geometry import SplitGeometry, Step, geometry_box, split_geometry
 from rishd.claims.instances import RippledQuadratic, from_spectrum, rotations
@@ -85,7 +86,8 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
     to the expected change.
 
     Hypotheses: :math:`A`, :math:`B`, :math:`P` constant and commuting; :math:`0 < \alpha \le 1`,
-    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment.
+    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment between iterates, and with lookahead on
+    those from :math:`w_k` to :math:`w_k + c\,\eta Am_{k-1}` and to :math:`w_{k+1} + c\,\eta Am_k`.
 
     Proof: docs/theory, claim C9; symbolic: the change of the energy, the determinant and the sign of the form that
     bounds it.
@@ -95,6 +97,9 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
     :math:`L_f = \lambda_{\max}(H_{ff}) + \lVert H_{sf}\rVert/t`, from random momenta, learning rates up to 105% of the
     certified one. The guaranteed decrease, step by step and in total, over the actual one; the effect of noise by
     summing over all signs of Rademacher noise.
+
+    Sharpness: without lookahead, quadratics with :math:`\nabla^2f = L_sP + L_fQ` attain the decrease and the noise, and
+    C9b shows that no larger :math:`\kappa` can be certified. With lookahead no instance is known that attains them.
 
     Finding: the weight :math:`1 - \alpha` of the momentum certifies more than the :math:`(1 - \alpha)^2` that the
     energy of C2 suggests, and without a bound on the negative curvature nothing certifies more than it (C9b).
@@ -111,6 +116,7 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
         ),
         *try_bounds(lambda x: _bounds(_valley(x), x, "river valleys"), _VALLEY_BOX, rng, instances),
         *try_bounds(lambda x: _bounds(_rippled(x), x, "rippled quadratics"), _RIPPLE_BOX, rng, instances),
+        *constants.descent_constants(rng),
         Identity(
             "largest eigenvalue of the form at the limits",
             _worst_eigenvalue(alpha, beta, share),

@@ -134,7 +134,7 @@ def _state_dependent_gap(rng: np.random.Generator) -> float:
 
 
 def _order_gap(rng: np.random.Generator, n: int) -> np.ndarray:
-    p, steps = 2, 512
+    p, steps, span = 2, 128, 0.25
     system = RISHD.from_optimizer(
         rippled_quadratics(rng, n, p),
         curved_metric(rng, n, p),
@@ -143,9 +143,9 @@ def _order_gap(rng: np.random.Generator, n: int) -> np.ndarray:
         eta=rng.uniform(0.2, 1.0, n),
     )
     start = rng.normal(size=(n, p))
-    exact = solve(system, start, phases=((1.0, 1),)).w[-1]
+    exact = solve(system, start, phases=((span, 1),)).w[-1]
     coarse, fine = (
-        simulate(system, start, h=1.0 / k, steps=k, save_every=k, progress=False).checked().w[-1] - exact
+        simulate(system, start, h=span / k, steps=k, save_every=k, progress=False).checked().w[-1] - exact
         for k in (steps, 2 * steps)
     )
     return np.asarray(np.linalg.norm(coarse - 2.0 * fine, axis=-1) / np.linalg.norm(coarse, axis=-1))

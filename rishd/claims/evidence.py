@@ -75,6 +75,16 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Constant(Identity):
+    """A number that the code ships, against the one that the proof derives."""
+
+
+@dataclass(frozen=True)
+class Attained(Identity):
+    """A bound on instances where it is an equality: residuals are 1 − tightness, so that no smaller bound holds."""
+
+
+@dataclass(frozen=True)
 class Bound:
     """An inequality value ≤ limit tried on random instances, and by an adversary.
 

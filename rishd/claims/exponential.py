@@ -14,6 +14,7 @@ from riemannian_ode import RISHD, ConstantMetric, Metric, TimeDependent, simulat
 from riemannian_ode.arrays import matvec
 from riemannian_ode.integrators import DOP853
 from riemannian_ode.rates import polyak_lojasiewicz_rate
+from rishd.claims import constants
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.flows import decay_tightness, solve
 from rishd.claims.instances import (
@@ -103,11 +104,15 @@ def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
     measured exponent log((E(0) − f*)/(E(t) − f*)), the largest over all save times. The exact solution on quadratics
     against the matrix exponential, and with F(w) and β(t) against gradient flow.
 
+    Sharpness: :math:`f = \frac{\mu}{2}\lVert w\rVert_F^2` with :math:`\mu\eta\beta = \alpha` decays at exactly
+    :math:`\rho`.
+
     Source: derived in docs/theory.
     """
     return [
         Proof("rate of the energy", symbolic_lyapunov.exponential_rate()),
         *try_bounds(_bounds, _BOX, rng, instances, slack=1e-6),
+        *constants.exponential_constants(rng),
         *_oracle(rng, instances),
         *try_bounds(_conformal_bounds, _CONFORMAL_BOX, rng, instances, slack=1e-6),
         *_curved_oracle(rng, instances),

@@ -10,7 +10,7 @@ from discretizations import symbolic
 from discretizations.stability import flat_rate, is_overdamped, mode_roots, stable_limit
 from discretizations.update_rule import lite_step
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit
-from rishd.claims.evidence import Evidence, Identity, Proof
+from rishd.claims.evidence import Attained, Evidence, Identity, Proof
 from rishd.claims.instances import RippledQuadratic, from_spectrum, random_bases
 from rishd.claims.trial import Box, Inequality, Parameters, Range, draw, try_bounds
 
@@ -127,6 +127,8 @@ def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evi
     Check: the update rule itself applied to unit vectors gives the step matrix; the κ at which its spectral radius
     crosses 1, by bisection, against the closed form from both sides, and no stable κ beyond it.
 
+    Sharpness: every instance attains the limit.
+
     Source: derived in docs/theory.
     """
     parameters = draw(_STABILITY_BOX, rng, instances)
@@ -137,6 +139,7 @@ def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evi
     return [
         Proof("step polynomial and Jury's conditions", symbolic.stability_region()),
         *try_bounds(_crossings, _STABILITY_BOX, rng, instances, slack=1e-6),  # √ε at double roots
+        _attained(parameters),
         Identity("unstable anywhere inside (share of exceptions)", inside.astype(float), 0.0, "a yes or no"),
         Identity("stable anywhere beyond (share of exceptions)", outside.astype(float), 0.0, "a yes or no"),
     ]
@@ -160,6 +163,14 @@ def _crossings(parameters: Parameters) -> dict[str, Inequality]:
         "closed form over the κ where the update rule loses stability": Inequality(limit, low),
         "the κ where the update rule loses stability over the closed form": Inequality(low, limit),
     }
+
+
+def _attained(parameters: Parameters) -> Attained:
+    (tried, _) = _crossings(parameters).values()
+    residual = np.abs(tried.value / tried.limit - 1.0)
+    return Attained(
+        "closed form over the κ where the update rule loses stability", residual, 1e-6, "√ε at double roots"
+    )
 
 
 def _radius(kappa: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:

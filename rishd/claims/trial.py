@@ -63,7 +63,9 @@ def draw(box: Box, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     return _parameters(box, rng.random((n, _dimension(box))))
 
 
-def try_bounds(trial: Trial, box: Box, rng: np.random.Generator, instances: int, *, slack: float = 1e-9) -> list[Bound]:
+def try_bounds(
+    trial: Trial, box: Box, rng: np.random.Generator, instances: int, *, slack: float = 1e-9, attacked: bool = True
+) -> list[Bound]:
     """Bounds on random instances of a box, each attacked by differential evolution over the same box.
 
     The adversary starts from the tightest random instances and looks at as many more as there were random ones, shared
@@ -75,6 +77,7 @@ def try_bounds(trial: Trial, box: Box, rng: np.random.Generator, instances: int,
         rng: Random generator.
         instances: Random instances.
         slack: See :class:`~rishd.claims.evidence.Bound`.
+        attacked: Whether there is an adversary.
     """
     points = rng.random((instances, _dimension(box)))
     found = trial(_parameters(box, points))
@@ -85,7 +88,7 @@ def try_bounds(trial: Trial, box: Box, rng: np.random.Generator, instances: int,
             tried.limit,
             slack,
             tuple(Hypothesis(condition, met) for condition, met in tried.hypotheses.items()),
-            _worst_case(trial, name, box, points, _scores(tried), instances // len(found), rng),
+            _worst_case(trial, name, box, points, _scores(tried), instances // len(found), rng) if attacked else None,
             {key: str(interval) for key, interval in box.items()},
         )
         for name, tried in found.items()
@@ -102,13 +105,19 @@ def _worst_case(
     rng: np.random.Generator,
 ) -> WorstCase:
     size = min(_POPULATION, len(points))
-    best = points[np.argsort(-scores, kind="stable")[:size]]
+    tightest = np.argsort(-scores, kind="stable")[:size]
     fill = rng.random((max(0, 5 - size), points.shape[1]))  # differential evolution wants at least five members
-    population = np.concatenate([best, fill])
+    population = np.concatenate([points[tightest], fill])
     generations = max(1, round(evaluations / len(population)))
+
+    def tried(units: np.ndarray) -> np.ndarray:
+        return _scores(trial(_parameters(box, units))[name])
+
+    # The search asks for its first members again: a simulation that is known already.
+    known = [np.concatenate([scores[tightest], tried(fill) if len(fill) else []])]
     search: Any = optimize.differential_evolution  # its types do not know vectorised objectives
     result = search(
-        lambda unit: -_scores(trial(_parameters(box, unit.T))[name]),
+        lambda unit: -(known.pop() if known else tried(unit.T)),
         [(0.0, 1.0)] * points.shape[1],
         init=population,
         maxiter=generations,

@@ -11,7 +11,8 @@ from rishd.claims.evidence import Curve, Evidence, Measurement, Panel
 from rishd.claims.trial import Inequality, Parameters, Range, try_bounds
 from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
 
-_SETTINGS = (5, 12)  # fewest (an adversary wants five) and most
+_FULL = 100  # instances from which on there is an adversary; each setting is a second and a half of a processor
+_FEW, _SETTINGS = 2, (5, 12)  # without it; fewest (an adversary wants five) and most with it
 _SEEDS = 2  # trainings of a setting
 _RANDOM = 1.0 / 3.0  # isotropy of a random direction
 _BOX = {
@@ -36,7 +37,7 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     Check: the study `rishd study alignment` with random learning rates, momenta and laws of the corpus, which an
     adversary searches too. An instance is a setting of these, a mean over two trainings with the worst stage
-    counting; so there are at most 12.
+    counting; so there are at most 12, and with fewer than 100 instances (`--quick`) 2 and no adversary.
 
     Finding: not in every training: of 400 with random settings Muon's update was the more isotropic in 15 (at
     :math:`\eta = 0.0051` by 28%), SGD's in 2; the mask covered more than chance in all. Muon and SOAP are not nearly
@@ -45,7 +46,8 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     Source: motivation and Fig. 2 of arXiv:2602.22681; measured here.
     """
-    count = int(np.clip(instances // 100, *_SETTINGS))
+    is_full = instances >= _FULL
+    count = int(np.clip(instances // 100, *_SETTINGS)) if is_full else _FEW
     trainings = _Trainings(rng.integers(0, 2**31, _SEEDS))
     drawn: list[Setting] = []
 
@@ -55,7 +57,7 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
         drawn.extend(settings[: count - len(drawn)])  # the first call is that of the random instances
         return _inequalities(settings)
 
-    bounds = try_bounds(trial, _BOX, rng, count)
+    bounds = try_bounds(trial, _BOX, rng, count, attacked=is_full)
     isotropy = {name: _isotropy(drawn, name) for name in OPTIMIZERS}
     scores = _scores(drawn)
     return [

@@ -13,14 +13,37 @@ import numpy as np
 
 from rishd.atomic import write_text
 from rishd.claims.claim import ClaimResult, claim_keys
-from rishd.claims.evidence import Bound, Curve, Hypothesis, Identity, Measurement, Panel, Proof, WorstCase
+from rishd.claims.evidence import (
+    Attained,
+    Bound,
+    Constant,
+    Curve,
+    Hypothesis,
+    Identity,
+    Measurement,
+    Panel,
+    Proof,
+    WorstCase,
+)
 from rishd.provenance import git_state, versions
 
 _FORMAT = 1  # raised when a file of an earlier version could be misread
 _PACKAGES = ("rishd", "numpy", "scipy", "sympy", "torch", "matplotlib")
 _KINDS = {
     kind.__name__: kind
-    for kind in (ClaimResult, Bound, Identity, Measurement, Proof, Hypothesis, WorstCase, Panel, Curve)
+    for kind in (
+        ClaimResult,
+        Bound,
+        Identity,
+        Constant,
+        Attained,
+        Measurement,
+        Proof,
+        Hypothesis,
+        WorstCase,
+        Panel,
+        Curve,
+    )
 }
 
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from discretizations import symbolic_lyapunov
 from riemannian_ode import RISHD, TimeDependent, Trajectory
-from rishd.claims.convex import SMOOTH_PROFILES, ConvexRidges, convex_ridges, example_ridges, ridge_box
-from rishd.claims.evidence import Curve, Evidence, Measurement, Panel, Proof
+from rishd.claims.convex import PROFILES, SMOOTH_PROFILES, ConvexRidges, convex_ridges, example_ridges, ridge_box
+from rishd.claims.evidence import Attained, Curve, Evidence, Measurement, Panel, Proof
 from rishd.claims.flows import solve, time_integral
 from rishd.claims.trial import Box, Inequality, Parameters, Range, draw, try_bounds
 
 _P = 2
 _PHASES = ((2.0, 48), (17.0, 160))
+_NESTEROV_PHASES = ((20.0, 200),)
 _CONVEX_BOX: Box = {**ridge_box(_P, 2, profiles=SMOOTH_PROFILES), "start": Range(-3.0, 3.0, _P)}
 _EARLY = 1e-3  # start of the flow that begins at rest at t = 0: the state there is known up to its fourth power
 
@@ -47,6 +48,9 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
     or 1 + β/t, a from 2.8 to 8. Where the conditions fail the claim is not applicable; the largest ratios there are
     measured at b = 1 with a = 3 and constant β > 0, and with a < 3.
 
+    Sharpness: C16c's instance attains the first bound; none is known that attains the second. The bounds are formulas
+    of this claim alone: the library ships no function of them.
+
     Finding: a below 3 breaks the bounds many times over. Constant :math:`\beta` at :math:`a = 3`, :math:`b = 1` breaks
     the second condition, but hardly the bounds: they hold with :math:`E(t_0)/(1 - \beta/t_0)` (docs/theory).
 
@@ -67,6 +71,7 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
     return [
         Proof("derivative of the energy", symbolic_lyapunov.vanishing_damping_flow()),
         *try_bounds(_vanishing_bounds, box, rng, instances, slack=1e-6),
+        _attained(),
         *(
             Measurement(f"{name}, where the conditions fail (b = 1, {what})", tried.value / tried.limit)
             for what, beyond in outside.items()
@@ -90,6 +95,8 @@ def nesterov_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence
     Check: convex ridge functions by DOP853 from t = 0.001 on the series x_0 − t²∇f(x_0)/8; the largest ratio over all
     save times.
 
+    Sharpness: Huber functions attain it as their widths vanish; the bound is a formula of this claim alone.
+
     Finding: the constant 2 cannot be improved: :math:`f = c\lvert x\rvert` attains it (docs/theory).
 
     Source: Su, Boyd and Candès, JMLR 17 (2016), Theorem 3.
@@ -97,6 +104,7 @@ def nesterov_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence
     return [
         Proof("derivative of the energy", symbolic_lyapunov.vanishing_damping_flow()),
         *try_bounds(_nesterov_bounds, _CONVEX_BOX, rng, instances, slack=1e-5),
+        _attained(),
         _nesterov_panel(),
     ]
 
@@ -159,9 +167,11 @@ def _vanishing_bounds(parameters: Parameters) -> dict[str, Inequality]:
     }
 
 
-def _nesterov_bounds(parameters: Parameters) -> dict[str, Inequality]:
+def _nesterov_bounds(
+    parameters: Parameters, *, phases: Sequence[tuple[float, int]] = _NESTEROV_PHASES
+) -> dict[str, Inequality]:
     objective, x0 = convex_ridges(parameters, _P), parameters["start"]
-    flow = _nesterov_trajectory(objective, x0)
+    flow = _nesterov_trajectory(objective, x0, phases=phases)
     gap = objective.value(flow.w)
     return {
         "t²(f − f*) over 2‖x_0 − x*‖², at the worst time": Inequality(
@@ -170,11 +180,28 @@ def _nesterov_bounds(parameters: Parameters) -> dict[str, Inequality]:
     }
 
 
-def _nesterov_trajectory(objective: ConvexRidges, x0: np.ndarray) -> Trajectory:
+def _nesterov_trajectory(
+    objective: ConvexRidges, x0: np.ndarray, *, phases: Sequence[tuple[float, int]] = _NESTEROV_PHASES
+) -> Trajectory:
     system = RISHD.from_coefficients(objective, alpha=TimeDependent(lambda t: 3.0 / t), beta=0.0, gamma=1.0)
     g0 = objective.gradient(x0)
     early, velocity = x0 - _EARLY**2 / 8.0 * g0, -_EARLY / 4.0 * g0
-    return solve(system, early, system.momentum_of(early, velocity), phases=((20.0, 200),), t0=_EARLY, rtol=1e-9)
+    return solve(system, early, system.momentum_of(early, velocity), phases=phases, t0=_EARLY, rtol=1e-9)
+
+
+def _attained() -> Attained:
+    """C16c's bound on Huber functions up to the time at which c|x| attains it; then x is at half of its start."""
+    width, x0 = np.array([1e-4, 1e-3]), np.array([[1.0, 0.0], [1.0, 0.0]])
+    parameters = {
+        "directions": x0,
+        "weights": 1.0 / width[:, None],  # slope 1 outside the width
+        "widths": width[:, None],
+        "profile": np.full(2, float(len(PROFILES) - 1)),
+    }
+    (tried,) = _nesterov_bounds({**parameters, "start": x0}, phases=((2.0, 20),)).values()
+    return Attained(
+        "t²(f − f*) over 2‖x_0 − x*‖², Huber functions", np.abs(tried.value / tried.limit - 1.0), 2e-3, "their width"
+    )
 
 
 def _vanishing_panel() -> Panel:

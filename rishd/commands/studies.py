@@ -17,16 +17,26 @@ from rishd.report.terminal import integrator_table, optimizer_step_table, text_t
 def integrators(
     schemes: Annotated[list[str] | None, typer.Argument(help="Integrators; all by default.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder of the figures.")] = Path("runs/integrators"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two of the three flows and coarse settings: under half a minute.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of the starts.")] = 0,
     output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
 ) -> None:
-    """Compare integrators: work against precision, energy drift, stable steps, optimizer steps; tables and figures."""
+    """Compare integrators: work against precision, energy drift, stable steps, optimizer steps; tables and figures.
+
+    A run that needs too many gradients is stopped and named.
+    """
+    import torch
+
     from rishd.report.integrator_figures import optimizer_step_figure, stable_step_figure, work_precision_figure
-    from rishd.studies.integrators import integrator_study
+    from rishd.studies.integrator_problems import WORK_LIMIT
+    from rishd.studies.integrators import QUICK_TEXT, integrator_study
 
     usable_folder("--out", folder)
+    torch.set_num_threads(1)  # on flows as small as these, threads only wait for each other
     with progress_bar(err) as advance:
-        study = integrator_study(schemes, seed=seed, progress=advance)
+        study = integrator_study(schemes, seed=seed, quick=quick, progress=advance)
     work_precision_figure(study).savefig(folder / "work_precision.png", dpi=140)
     stable_step_figure(study).savefig(folder / "stable_steps.png", dpi=140)
     optimizer_step_figure(study).savefig(folder / "optimizer_steps.png", dpi=140)
@@ -35,6 +45,12 @@ def integrators(
     else:
         out.print(integrator_table(study))
         out.print(optimizer_step_table(study))
+        if study.stopped:
+            out.print(
+                f"stopped after {WORK_LIMIT} gradient evaluations a run: {', '.join(study.stopped)}", highlight=False
+            )
+        if quick:
+            out.print(QUICK_TEXT, highlight=False)
         out.print(f"figures in {folder}")
 
 

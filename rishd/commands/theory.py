@@ -22,9 +22,9 @@ Claims = Annotated[
     list[str] | None,
     typer.Option("--claim", help="A claim, e.g. C8 or C11a; C11 is all of its parts. May be repeated; all by default."),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under a minute.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under a minute on one core.")]
 Instances = Annotated[
-    int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 64 with --quick.")
+    int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 24 with --quick.")
 ]
 Seed = Annotated[int, typer.Option(help="Random seed of the instances.")]
 Jobs = Annotated[int, typer.Option(help="Processes; -1 is one per CPU core.")]

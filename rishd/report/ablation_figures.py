@@ -80,10 +80,13 @@ def damping_figure(study: DampingStudy) -> Figure:
         stable.semilogy(study.beta, sweep.predicted, line, lw=1.0, color=colour)
         drawn = np.minimum(sweep.height, _HIGHEST)
         height.semilogy(study.beta, drawn, marker, ls=line, mfc="none", lw=1.2, color=colour, label=sweep.place)
+        unstable = sweep.stable < study.eta
+        height.semilogy(study.beta[unstable], drawn[unstable], "x", color=BLACK, ms=5, zorder=3)
+    height.plot([], [], "x", color=BLACK, ms=5, label="η above the largest stable one")
     stable.set(xlabel="β", ylabel="largest stable η", title="Stability (marks: measured, lines: C6)")
     height.set(
         xlabel="β",
-        ylabel=f"f after {study.steps} steps (top: diverged)",
+        ylabel=f"f after {study.steps} steps",
         title=f"Height at η = {study.eta:.3g}, χ = 1",
     )
     for row in study.ablation:
@@ -98,7 +101,9 @@ def damping_figure(study: DampingStudy) -> Figure:
 
 
 def certificate_figure(study: CertificateStudy) -> Figure:
-    """Heights over χ and β₂ at the best sharp rank, with each method's choice and what each limit allows.
+    """Heights over χ and β₂ at the best sharp rank, what each limit allows there, and each method's choice.
+
+    A choice at another sharp rank is hollow.
 
     Args:
         study: Of :func:`rishd.studies.certificate.certificate_study`.
@@ -128,17 +133,30 @@ def certificate_figure(study: CertificateStudy) -> Figure:
     if mesh is not None:
         figure.colorbar(mesh, ax=panels, label=f"f after {study.steps} steps (brightest: diverged)")
     handles = {line.get_label(): line for line in panels[0].get_lines()}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), fontsize=8)
+    title = "hollow: chosen at another d_s than the colours'"
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+        title=title,
+        title_fontsize=8,
+    )
     return figure
 
 
 def _draw_choices(axes: Any, study: CertificateStudy, case: LearningRateCase) -> None:
     for method, chi in case.allowed.items():
-        axes.plot(study.beta, chi, color=_METHODS[method]["color"], lw=1.6, label=f"largest χ by {method}")
+        axes.plot(
+            study.beta, chi, color=_METHODS[method]["color"], lw=1.6, label=f"largest χ by {method} at the colours' d_s"
+        )
     for choice in case.choices:
         style = _METHODS[choice.method]
         label = f"chosen by {choice.method}"
-        axes.plot(choice.beta_flat, choice.chi, ls="", mec="white", label=label, clip_on=False, **style)
+        is_shown = choice.sharp_rank == case.choice("grid search").sharp_rank  # the colours' d_s
+        face = {"mec": "white"} if is_shown else {"mec": style["color"], "mew": 2, "mfc": "none"}
+        axes.plot(choice.beta_flat, choice.chi, ls="", label=label, clip_on=False, **style, **face)
         is_right = choice.beta_flat > 0.6 * study.beta[-1]
         axes.annotate(
             f"d_s = {choice.sharp_rank}",

@@ -152,7 +152,8 @@ def _draw_losses(axes: Any, rows: dict[str, OptimizerSteps], names: Sequence[str
             else:
                 axes.text(j, i, "×" if outcome == "diverges" else "s", ha="center", va="center", color="0.4", size=9)
         if not rows[name].outcomes:
-            axes.text(len(flow.learning_rates) / 2, i, "not applicable", ha="center", va="center", color="0.4", size=8)
+            reason = rows[name].status.partition(":")[0]
+            axes.text(len(flow.learning_rates) / 2, i, reason, ha="center", va="center", color="0.4", size=8)
     mesh = axes.imshow(table, norm=TwoSlopeNorm(0.0, -2.0, 2.0), cmap="PuOr_r", aspect="auto")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xticks(range(0, len(flow.learning_rates), 2), [f"{eta:.2g}" for eta in flow.learning_rates[::2]])

@@ -13,6 +13,8 @@ from rich.table import Column, Table
 
 from rishd.report.typeset import ratio
 
+_NO_NUMBERS = ("not applicable", "work limit")  # what a scheme's status begins with then
+
 
 def claims_table(results: Sequence[Any]) -> Table:
     """One row a claim: verdict, instances, tightness of its tightest bound, worst residual, seconds."""
@@ -57,8 +59,8 @@ def integrator_table(study: Any) -> Table:
     for run in study.runs:
         rows.setdefault((run.problem, run.scheme), []).append(run)
     for (problem, scheme), runs in rows.items():
-        if runs[0].status.startswith("not applicable"):
-            table.add_row(problem, scheme, "not applicable", "", "", "")
+        if runs[0].status.startswith(_NO_NUMBERS):
+            table.add_row(problem, scheme, runs[0].status.partition(":")[0], "", "", "")
             continue
         good = [run for run in runs if run.error <= 1e-6]
         cheapest = min(good, key=lambda run: run.gradients) if good else None
@@ -82,7 +84,7 @@ def optimizer_step_table(study: Any) -> Table:
     flows = {row.problem: row for row in study.optimizer_steps if math.isnan(row.gradients)}
     for row in study.optimizer_steps:
         if row.status != "finished":
-            table.add_row(row.problem, row.scheme, "not applicable", "", "", "", "")
+            table.add_row(row.problem, row.scheme, row.status.partition(":")[0], "", "", "", "")
             continue
         best = min(range(len(row.losses)), key=lambda i: row.losses[i])
         table.add_row(

@@ -54,7 +54,7 @@ class LearningRateCase:
         base_height: Height of the base method.
         heights: Heights of the grid, shape ``(ranks, chis, betas)``.
         choices: One a method.
-        allowed: Method to the largest χ at its own d_s over ``beta``, shape ``(betas,)``.
+        allowed: Method to the largest χ over ``beta`` at the grid search's d_s, shape ``(betas,)``.
     """
 
     name: str
@@ -169,7 +169,7 @@ def certificate_study(*, quick: bool = False, seed: int = 0) -> CertificateStudy
             rank, ratio, damping = choose(limit, eta, curvatures, bottom)
             height = float(_heights(valley, starts, rank, eta, ratio, damping, steps=steps))
             choices.append(Choice(method, rank, ratio, damping, height))
-            allowed[method] = limit(ALPHA, beta) / (eta * curvatures[rank])
+            allowed[method] = limit(ALPHA, beta) / (eta * curvatures[ranks[r]])
         base = float(_heights(valley, starts, 1, eta, 1.0, 0.0, steps=steps))
         cases.append(LearningRateCase(name, eta, base, heights, tuple(choices), allowed))
     return CertificateStudy(steps, curvatures, ranks, chi, beta, tuple(cases))

@@ -88,13 +88,16 @@ def optimizer_metric(name: str, landscape: Landscape, epsilon: float) -> Metric:
     """Metric of an optimizer as a function of the position.
 
     Args:
-        name: ``"Adam"``, ``"Muon"`` or ``"SOAP"``.
+        name: ``"Adam"`` with √(v + ε²), ``"Muon"``, ``"SOAP"``, or ``"Adam, √v + ε"``, as Adam's code has it: its
+            derivative jumps where a gradient changes its sign.
         landscape: f of a 2×3 matrix.
         epsilon: ε, in units of the gradient.
     """
     inner: VaryingMetric
     if name == "Adam":
         inner = VaryingDiagonalMetric(lambda g: (g**2 + epsilon**2).sqrt())
+    elif name == "Adam, √v + ε":
+        inner = VaryingDiagonalMetric(lambda g: g.abs() + epsilon)
     elif name == "Muon":
         inner = GramRootMetric(_SHAPE, epsilon=epsilon**2)
     else:

@@ -10,27 +10,44 @@ import numpy as np
 from riemannian_ode import RISHD, ConstantMetric, Euclidean, Metric, StateDependentMetric
 from riemannian_ode.coefficients import Coefficient
 from riemannian_ode.flow import Array
+from riemannian_ode.integrators import StepLimitError
 from toy_landscapes import Landscape, Quadratic, RiverValley
 
 ALPHA, ETA, _BETA = 0.5, 0.3, 0.2
 _MEMBERS = 4  # random starts of each problem
+WORK_LIMIT = 10_000  # gradient evaluations of a run: beyond what any scheme needs here, and at most a minute
+
+
+def stopped_text(limit: int) -> str:
+    """Status of a run that was stopped.
+
+    Args:
+        limit: Gradient evaluations.
+    """
+    return f"work limit: stopped after {limit} gradient evaluations"
 
 
 class CountedLandscape(Landscape):
-    """A landscape that counts its gradients and Hessian-vector products (one for a whole ensemble).
+    """A landscape that counts its gradients and Hessian-vector products (one for a whole ensemble), up to a limit.
 
     Args:
         inner: The landscape.
+        limit: Most evaluations.
+
+    Raises:
+        StepLimitError: (in ``gradient``) beyond the limit; ``simulate`` then ends with status ``"step-limit"``.
     """
 
-    def __init__(self, inner: Landscape) -> None:
-        self.inner, self.gradients = inner, 0
+    def __init__(self, inner: Landscape, *, limit: int = WORK_LIMIT) -> None:
+        self.inner, self.gradients, self.limit = inner, 0, limit
         self.dimension, self.sharp_rank = inner.dimension, inner.sharp_rank
 
     def value(self, w: Array) -> Array:
         return self.inner.value(w)
 
     def gradient(self, w: Array) -> Array:
+        if self.gradients == self.limit:
+            raise StepLimitError(stopped_text(self.limit))
         self.gradients += 1
         return self.inner.gradient(w)
 

@@ -12,7 +12,7 @@ import numpy as np
 from riemannian_ode import INTEGRATORS, OneStepIntegrator, energy_identity_residual, simulate
 from riemannian_ode.errors import require_choice
 from riemannian_ode.integrators import DOP853
-from rishd.studies.integrator_problems import CountedLandscape, Problem, problems
+from rishd.studies.integrator_problems import CountedLandscape, Problem, problems, stopped_text
 from rishd.studies.optimizer_steps import OptimizerSteps, optimizer_steps
 from rishd.studies.stable_steps import CURVATURES, StableStep, stable_step
 
@@ -20,6 +20,12 @@ _STEP_COUNTS = (8, 16, 32, 64, 128, 256)
 _IMPLICIT_STEP_COUNTS = (8, 16, 32, 64)  # each step costs a Newton solve
 _DIGITS = (3, 5, 7, 9, 11)  # of an adaptive scheme's relative tolerance
 _IMPLICIT_DIGITS = (3, 5, 7, 9)
+_BETAS = (0.0, 0.5, 2.0)  # of the stable steps
+_QUICK = 3  # settings of a scheme, and curvatures, of a quick study
+QUICK_TEXT = (
+    f"--quick left out: the state-dependent metric, all but the {_QUICK} coarsest settings of each scheme, and all but "
+    f"{_QUICK} curvatures of the stable steps."
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,13 @@ class IntegratorStudy:
     stable_steps: tuple[StableStep, ...]
     optimizer_steps: tuple[OptimizerSteps, ...]
 
+    @property
+    def stopped(self) -> list[str]:
+        """Schemes that reached the limit of work, and where."""
+        rows: list[Run | OptimizerSteps] = [*self.runs, *self.optimizer_steps]
+        stopped = [row for row in rows if row.status.startswith("work limit")]
+        return list(dict.fromkeys(f"{row.scheme} on {row.problem}" for row in stopped))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what is not finite becomes ``None``."""
 
@@ -75,13 +88,18 @@ class IntegratorStudy:
 
 
 def integrator_study(
-    schemes: Sequence[str] | None = None, *, seed: int = 0, progress: Callable[[str, int, int], None]
+    schemes: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    quick: bool = False,
+    progress: Callable[[str, int, int], None],
 ) -> IntegratorStudy:
-    """Run the study.
+    """Run the study; a scheme that needs too many gradients is stopped, and says so in its rows.
 
     Args:
         schemes: Names of integrators; all by default.
         seed: Of the random starts.
+        quick: Less of it, see :data:`QUICK_TEXT`.
         progress: Called with (what, done, total).
 
     Raises:
@@ -90,7 +108,7 @@ def integrator_study(
     names = list(INTEGRATORS) if not schemes else list(schemes)
     for name in names:
         require_choice("integrator", name, INTEGRATORS)
-    all_problems = list(problems().values())
+    all_problems = [problem for problem in problems().values() if not quick or problem.metric.variation == "constant"]
     total, runs = len(all_problems) * len(names), []
     for i, problem in enumerate(all_problems):
         w0 = problem.starts(seed)
@@ -103,7 +121,7 @@ def integrator_study(
             progress=False,
         ).w[-1]
         for j, name in enumerate(names):
-            runs += list(_runs(problem, name, w0, exact))
+            runs += list(_runs(problem, name, w0, exact, most=_QUICK if quick else None))
             progress("work and precision", i * len(names) + j + 1, total)
     one_step = [name for name in names if issubclass(INTEGRATORS[name], OneStepIntegrator)]
     steps: list[OptimizerSteps] = []
@@ -113,18 +131,20 @@ def integrator_study(
             steps.append(row)
             progress("steps of h = 1", i * len(one_step) + j + 1, len(all_problems) * len(one_step))
     limits = []
+    curvatures = CURVATURES[:: -(-len(CURVATURES) // _QUICK)] if quick else CURVATURES
     for j, name in enumerate(one_step):
-        limits += [stable_step(name, kappa, beta) for beta in (0.0, 0.5, 2.0) for kappa in CURVATURES]
+        limits += [stable_step(name, kappa, beta) for beta in _BETAS for kappa in curvatures]
         progress("largest stable steps", j + 1, len(one_step))
     return IntegratorStudy(tuple(runs), tuple(limits), tuple(steps))
 
 
-def _runs(problem: Problem, name: str, w0: np.ndarray, exact: np.ndarray) -> Iterator[Run]:
+def _runs(problem: Problem, name: str, w0: np.ndarray, exact: np.ndarray, *, most: int | None = None) -> Iterator[Run]:
+    """Runs at ever finer settings, at most so many, up to one that reaches the limit of work."""
     adaptive = INTEGRATORS[name].adaptive
     implicit = INTEGRATORS[name].implicit
     counts, digits = (_IMPLICIT_STEP_COUNTS, _IMPLICIT_DIGITS) if implicit else (_STEP_COUNTS, _DIGITS)
     settings = [(1, 10.0**-digit) for digit in digits] if adaptive else [(n, 0.0) for n in counts]
-    for steps, tolerance in settings:
+    for steps, tolerance in settings[:most]:
         build: Any = INTEGRATORS[name]
         scheme = build(rtol=tolerance, atol=0.1 * tolerance) if adaptive else build()
         counted = CountedLandscape(problem.landscape)
@@ -141,4 +161,16 @@ def _runs(problem: Problem, name: str, w0: np.ndarray, exact: np.ndarray) -> Ite
             error = float(np.abs(flow.w[-1] - exact).max() / np.abs(exact).max())
             if len(flow.times) >= 64:  # below that the quadrature's error would be measured, not the scheme's
                 drift = float(energy_identity_residual(problem.system(problem.landscape), flow).residual.max())
-        yield Run(problem.name, name, h, gradients, seconds, error, drift, flow.status)
+        stopped = flow.status == "step-limit"
+        yield Run(
+            problem.name,
+            name,
+            h,
+            gradients,
+            seconds,
+            error,
+            drift,
+            stopped_text(counted.limit) if stopped else flow.status,
+        )
+        if stopped:
+            return

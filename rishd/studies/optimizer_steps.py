@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from riemannian_ode import simulate
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators import DOP853, StepLimitError
 from rishd.studies.integrator_problems import CountedLandscape, Problem
 
 LEARNING_RATES = tuple(float(eta) for eta in np.geomspace(0.03, 9.5, 11))
@@ -32,7 +32,7 @@ class OptimizerSteps:
         outcomes: Whether the mean loss ends below the start's.
         losses: Mean f over the starts at the end; infinite where a member is lost or the scheme's solver failed.
         distances: Largest ‖w − w_flow‖/‖w_0‖ over the starts at the end.
-        status: ``"finished"``, or why the scheme does not apply (the other entries are then empty).
+        status: ``"finished"``, or why the scheme does not apply or was stopped (the other entries are then empty).
     """
 
     problem: str
@@ -81,6 +81,9 @@ def optimizer_steps(problem: Problem, schemes: Sequence[str], w0: np.ndarray) ->
         except ValueError as refusal:  # the scheme says itself what it is not for
             yield OptimizerSteps(problem.name, name, 0.0, status=f"not applicable: {refusal}")
             continue
+        except StepLimitError as stopped:
+            yield OptimizerSteps(problem.name, name, 0.0, status=str(stopped))
+            continue
         yield _row(problem, name, starts, ends, flow.w[-1])
 
 
@@ -97,6 +100,8 @@ def _run(problem: Problem, name: str, starts: np.ndarray, eta: np.ndarray) -> _E
     counted = CountedLandscape(problem.landscape)
     system = problem.system(counted, eta)
     run = simulate(system, starts, h=1.0, steps=STEPS, save_every=STEPS, integrator=name, progress=False)
+    if run.status == "step-limit":
+        raise StepLimitError(run.message)
     gradients = counted.gradients - 1  # one checks the start
     w = np.where(np.isnan(run.failed_at)[..., None], run.w[-1], np.nan)
     return _Ends(w, (run.causes == "integrator-failed").any(-1), gradients / STEPS)

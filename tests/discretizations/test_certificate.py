@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from discretizations.certificate import (
     block_curvatures,
+    circle_gradient,
     convex_offset,
     cycle_curvature,
     descent_form,
@@ -97,3 +98,46 @@ def test_noise_growth_of_plain_gradient_descent():
 def test_outside_the_hypotheses_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         lookahead_certificate(*arguments)
+
+
+@pytest.mark.parametrize("balance", [0.3, 1.0, 4.0])
+def test_coupling_in_the_plane_is_bounded_without_slack(balance):
+    """Two dimensions: majorant − H = [[t|c|, −c], [−c, |c|/t]] is singular, so that no smaller bound would do."""
+    matrix = np.array([[2.0, -0.7], [-0.7, 0.4]])
+    across, along = block_curvatures(matrix, np.eye(2)[:, :1], balance)
+    assert np.linalg.eigvalsh(np.diag([across, along]) - matrix)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("beta", [-0.3, 0.0, 2.0])
+def test_cycles_begin_where_their_condition_is_an_equality(beta, share):
+    """The corner's normal cone (docs/theory, eq-cycle), written out for κ and κ₋ = ωκ."""
+    kappa, corners = cycle_curvature(0.2, beta, share)
+    g, t = circle_gradient(0.2, beta, 2 * np.pi / corners), np.tan(np.pi / corners)
+    negative = share * kappa
+    left = abs(g.imag) * (kappa + negative)
+    right = t * ((g.real + negative) * (kappa - g.real) - g.imag**2)
+    assert left == pytest.approx(right, rel=1e-9)
+
+
+def test_noise_growth_with_lookahead_is_its_formula_number_by_number():
+    """½[φ + κ(1 − c + β)²] with κ = 0.5, β = 0.4, c = 0.4, φ = 0.2."""
+    assert noise_growth(0.5, 0.4, lookahead=0.4, weight=0.2) == pytest.approx(0.5 * (0.2 + 0.5))
+
+
+def test_offset_is_the_least_at_which_the_form_is_negative_semidefinite():
+    """One below, for no constant weight; at it, for the best of them. The form is written out as in docs/theory."""
+    alpha, beta, s = 0.1, 0.5, 0.9
+    certificate = lookahead_certificate(alpha, beta)
+    c, phi, kappa = certificate.lookahead, certificate.weight, 0.6 * certificate.limit
+    falling = descent_form(kappa, alpha, beta, lookahead=c, weight=phi)
+    shifts = np.linspace(-1.5, 1.5, 3001) * phi / alpha
+    rest = np.empty((len(shifts), 2, 2))
+    rest[:, 0, 0] = kappa * c**2 + phi - shifts * (1 - s**2)
+    rest[:, 0, 1] = rest[:, 1, 0] = s / alpha + c + shifts * s
+    rest[:, 1, 1] = beta + 1 / alpha - 1 / kappa + shifts
+    offset = float(convex_offset(kappa, alpha, beta, certificate))
+    for factor, exists in ((0.98, False), (1.001, True)):
+        forms = (factor * offset + 1) * falling + 0.5 * rest
+        kept = (np.linalg.eigvalsh(forms)[:, -1] <= 0) & (phi * factor * offset + shifts >= 0)
+        assert kept.any() == exists

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from discretizations.adaptive_metrics import EigenbasisMemory, EigenbasisMoment
 from discretizations.correspondence_proofs import momentum_units, row_residuals
 from discretizations.known_optimizers import CORRESPONDENCES, correspondence
 from rishd.claims.correspondences import rule_path
@@ -192,3 +193,21 @@ def test_unknown_optimizers_and_shapes_are_refused():
         correspondence("adm")
     with pytest.raises(ValueError, match="muon is made for matrices"):
         correspondence("muon").rule().start(torch.zeros(3))
+
+
+def test_soap_s_moments_move_with_the_columns_of_the_basis():
+    """A refresh that only puts eigenvectors in order leaves the metric as it was."""
+    metric = EigenbasisMoment(0.9, 1e-8, 1)
+    factors = (
+        torch.diag(torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)),
+        torch.diag(torch.tensor([1.0, 5.0], dtype=torch.float64)),
+    )
+    bases = torch.eye(3, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    v = torch.tensor([[1.0, 4.0], [9.0, 16.0], [25.0, 36.0]], dtype=torch.float64)
+    memory = EigenbasisMemory(*factors, *bases, v, 1)
+    # A gradient of zero only ages V, L and R.
+    after = metric.observe(memory, torch.zeros_like(v))
+    x = torch.arange(1.0, 7.0, dtype=torch.float64).reshape(3, 2)
+    direction = x / (0.9 * v / (1 - 0.9**2)).sqrt()
+    torch.testing.assert_close(metric.raise_index(after, x), direction, rtol=1e-6, atol=0.0)
+    assert not torch.equal(after.left_basis, bases[0])

@@ -127,3 +127,17 @@ def test_the_complement_of_a_subspace_broadcasts_over_batches():
     for basis in (bases, bases[0], bases[0, 0]):
         torch.testing.assert_close(subspace_complement(basis)(x), x - x @ (basis @ basis.mT))
     torch.testing.assert_close(subspace_complement(bases[0])(x[0]), x[0] - x[0] @ (bases[0] @ bases[0].mT))
+
+
+def test_thresholds_stay_apart():
+    """lo ≤ 0.95·hi whatever passes."""
+    near = CoordinateThresholds(torch.tensor(1.0), torch.tensor(0.99))
+    passing = CoordinateThresholds(torch.tensor(0.0), torch.tensor(1.0))  # hi falls, lo rises
+    hi, lo = adapt_coordinate_thresholds(near, passing, sharp_fraction=0.1)
+    assert hi == 0.95
+    assert lo == 0.95 * hi
+
+
+def test_threshold_mask_of_a_zero_momentum_is_finite():
+    zero = torch.zeros(3, 4)
+    assert torch.isfinite(threshold_mask(zero, zero, 0.5, orthogonalize=lambda x: x)).all()

@@ -270,3 +270,36 @@ def test_bad_input_is_refused():
         stable_limit("leapfrog", 0.5, -2.0)
     with pytest.raises(ValueError, match="scheme = 'heun' is unknown"):
         step_matrix("heun", 1.0, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("name", ONE_GRADIENT_SCHEMES)
+def test_every_scheme_is_its_formula_with_a_split_and_with_a_metric_that_is_not_linear(name, rng):
+    """w − hη[PF⁻¹(rm + β₁g) + χQF⁻¹(rm + β₂g)] with a linear F⁻¹, w − hηF⁻¹(rm + βg) with any."""
+    scheme, alpha, h, eta, beta, beta_flat, chi = one_gradient_scheme(name), 0.4, 0.7, 0.3, 0.6, 1.3, 2.5
+    w, m, g = rng.normal(size=(3, 4))
+    share, gain, weight = scheme.kick(alpha, h)
+    new_m = (1 - share) * m + gain * g
+    moving = m if scheme.old_momentum else new_m
+    scale, sharp = np.array([1.0, 2.0, 0.5, 1.5]), np.array([1.0, 1.0, 0.0, 0.0])
+    step = scheme.step(
+        w,
+        m,
+        g,
+        eta=eta,
+        alpha=alpha,
+        beta=beta,
+        beta_flat=beta_flat,
+        chi=chi,
+        split=lambda *_: lambda x: (1 - sharp) * x,
+        precondition=lambda x: scale * x,
+        h=h,
+    )
+    u = scale * (sharp * (weight * moving + beta * g) + chi * (1 - sharp) * (weight * moving + beta_flat * g))
+    np.testing.assert_allclose(step.w, w - h * eta * u, rtol=1e-13)
+    np.testing.assert_allclose(step.m, new_m, rtol=1e-13)
+
+    def unit(x):
+        return x / (1.0 + np.linalg.norm(x))
+
+    step = scheme.step(w, m, g, eta=eta, alpha=alpha, beta=beta, precondition=unit, h=h)
+    np.testing.assert_allclose(step.w, w - h * eta * unit(weight * moving + beta * g), rtol=1e-13)

@@ -93,3 +93,8 @@ def test_symbolic_proofs(residuals):
 
 def test_energy_identity_is_false_without_the_correction():
     assert symbolic.energy_identity_jets(2, correction=False) != 0
+
+
+def test_closed_forms_number_by_number():
+    assert asymptotic_speedup(0.1, 5.0, 20.0, 2.0) == pytest.approx(2.0 * 3.0 / 1.5)
+    assert stable_limit(0.05, [-0.25, 0.0, 1.0]) == pytest.approx([0.05 / (0.95 * 0.25), 3.9, 3.9 / 2.95])

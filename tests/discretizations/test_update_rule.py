@@ -57,3 +57,17 @@ def test_split_moves_flat_directions_chi_times_as_far(rng):
     step = lite_step(w, m, g, eta=0.1, alpha=0.1, split=lambda *_: lambda x: x * [0, 0, 1, 1], chi=3.0, beta_flat=0.5)
     np.testing.assert_allclose(step.w[:2], -0.1 * g[:2])
     np.testing.assert_allclose(step.w[2:], -0.1 * 3.0 * 1.5 * g[2:])
+
+
+def test_split_is_asked_at_the_new_momentum_with_the_gradient_ahead(rng):
+    """At m̃ = m_k + νg, not at m_k or m_{k−1}, and at a = F⁻¹m̃."""
+    w, m, g = rng.normal(size=(3, 4))
+    asked = []
+
+    def split(*point):
+        asked.append(point)
+        return lambda x: 0.0 * x
+
+    lite_step(w, m, g, eta=0.1, alpha=0.3, precondition=lambda x: 2.0 * x, split=split, chi=2.0, nesterov=0.6)
+    ahead = 0.7 * m + g + 0.6 * g
+    np.testing.assert_allclose(asked, [(ahead, 2.0 * ahead)], rtol=1e-13)

@@ -50,6 +50,24 @@ def test_identity_with_a_learning_rate_ratio_that_varies():
     assert energy_identity_residual(system, _run(system, np.array([1.0, -2.0]))).residual <= 1e-9
 
 
+@pytest.mark.parametrize("nesterov", [0.0, 0.4])
+def test_identity_with_a_split_and_a_gain(nesterov):
+    """E = cf + (η/2)mᵀAm: the gain multiplies both parts of the damping."""
+    flat = ConstantSplit(np.eye(2)[:, :1])
+    system = RISHD.from_optimizer(
+        Quadratic([2.0, 0.5]),
+        alpha=0.3,
+        eta=0.1,
+        gain=0.3,
+        beta=0.4,
+        beta_flat=1.1,
+        nesterov=nesterov,
+        chi=2.5,
+        flat=flat,
+    )
+    assert energy_identity_residual(system, _run(system, np.array([1.0, -2.0]))).residual <= 1e-9
+
+
 def test_identity_with_lite_split():
     """C4: A and B constant and commuting; the flat part of the dissipation carries χβ₂."""
     objective = rippled_quadratics(np.random.default_rng(1), 3, 4)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from riemannian_ode import RISHD, ConstantMetric, PreconditionerMetric, total_energy
 from riemannian_ode.flow import (
     lite_direction,
     lite_velocity,
@@ -14,6 +15,7 @@ from riemannian_ode.flow import (
     position_step,
     soft_lite_velocity,
 )
+from toy_landscapes import Quadratic
 
 coefficient = st.floats(-1.0, 3.0)
 
@@ -101,3 +103,57 @@ def test_torch_and_numpy_agree_to_the_bit(rng):
     moved_t = momentum_step(tensors[1], tensors[2], alpha=0.05, gain=0.05)
     position_t = position_step(tensors[0], lite_velocity(moved_t, tensors[2], beta_sharp=0.3), eta=0.01)
     assert np.array_equal(position, position_t.numpy())
+
+
+class _Asked:
+    """A split that remembers where it was asked; flat is the second coordinate."""
+
+    def __init__(self):
+        self.points = []
+
+    def __call__(self, *point):
+        self.points.append(point[0] if len(point) == 1 else point)
+        return lambda x: x * np.array([0.0, 1.0])
+
+
+def _raise_index(x):
+    return x / np.array([2.0, 5.0])
+
+
+def test_split_is_asked_at_the_covector_that_the_metric_raises():
+    """Every way to a direction hands over m̃ = m + νg and a = F⁻¹m̃, not m, not m̃ twice."""
+    w, m, g, nesterov = np.array([0.3, 0.4]), np.array([1.0, -2.0]), np.array([0.5, 0.7]), 0.6
+    metric = ConstantMetric(np.diag([2.0, 5.0]))
+    split = _Asked()
+    lite_direction(m, g, raise_index=_raise_index, split=split, beta_flat=0.2, chi=2.0, nesterov=nesterov)
+    np.testing.assert_allclose(split.points, [(m + nesterov * g, _raise_index(m + nesterov * g))], rtol=1e-14)
+
+    flat = _Asked()
+    system = RISHD.from_optimizer(
+        Quadratic([1.0, 0.5]),
+        metric,
+        alpha=0.3,
+        eta=0.1,
+        nesterov=nesterov,
+        beta=0.1,
+        beta_flat=0.2,
+        chi=2.0,
+        flat=flat,
+    )
+    system.direction(0.0, w, m, g)
+    total_energy(system, 0.0, w, m)
+    for (where, covector, raised), expected in zip(flat.points, (m + nesterov * g, m), strict=True):
+        np.testing.assert_array_equal(where, w)
+        np.testing.assert_allclose(covector, expected, rtol=1e-14)
+        np.testing.assert_allclose(raised, _raise_index(expected), rtol=1e-14)
+
+
+def test_hessian_damping_of_a_metric_that_depends_on_the_covector_stays_beside_it():
+    """F⁻¹m + βF⁻¹g is another direction than F⁻¹(m + βg) there: only ν goes into the look-ahead."""
+    metric = PreconditionerMetric(lambda x: x / np.sqrt((x**2).sum(-1, keepdims=True)))
+    w, m, g = np.array([0.3, 0.4]), np.array([1.0, -2.0]), np.array([0.5, 0.7])
+    unit_m, unit_g = m / np.linalg.norm(m), g / np.linalg.norm(g)
+    ahead = (m + 0.6 * g) / np.linalg.norm(m + 0.6 * g)
+    for nesterov, first in ((0.0, unit_m), (0.6, ahead)):
+        system = RISHD.from_optimizer(Quadratic([1.0, 0.5]), metric, alpha=0.3, eta=0.1, beta=0.8, nesterov=nesterov)
+        np.testing.assert_allclose(system.direction(0.0, w, m, g), first + 0.8 * unit_g, rtol=1e-14)

@@ -37,3 +37,13 @@ def test_polyak_lojasiewicz_rate_is_the_slower_of_its_two_parts():
     assert polyak_lojasiewicz_rate(0.5, alpha=0.3, eta=1.0, beta=np.array([0.0, 0.1, 9.0])) == pytest.approx(
         [0.0, 0.1, 0.6]
     )
+
+
+def test_convex_bound_is_its_formula_number_by_number():
+    """[D²/(2η) + 3δ₀/(2α)]/(t + 3/(2α)) with D² = 6, η = 0.1, α = 0.3, δ₀ = 2, t = 5: (30 + 10)/(5 + 5)."""
+    assert convex_value_bound(5.0, distance=6.0, gap=2.0, alpha=0.3, eta=0.1) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("b", "share"), [(0.0, 1.0), (0.5, 0.75), (1.0, 2 / 3), (2.0, 0.6)])
+def test_corrected_rate_is_its_formula_number_by_number(b, share):
+    assert strongly_convex_rate(4.0, b / 2.0, gamma="corrected") == pytest.approx(2.0 * share)

@@ -311,3 +311,15 @@ def test_ensemble_scheme_takes_time_dependent_coefficients():
     ours = simulate(system, w0, h=1.0, steps=3, integrator="ensemble-rk45")
     exact = simulate(system, w0, h=3.0, steps=1, integrator=DOP853(rtol=1e-12))
     np.testing.assert_allclose(ours.w[-1], exact.w[-1], atol=1e-7)
+
+
+def test_strang_splitting_keeps_its_order_where_the_split_turns():
+    """At β = 0 with a split the leapfrog would take Q at the old position: the midpoint rule has to step in."""
+    valley = RiverValley([3.0], floor_curvatures=[0.3], amplitudes=0.8, frequency=0.9)
+    system = RISHD.from_optimizer(valley, alpha=0.3, eta=0.3, chi=3.0, beta_flat=0.0, flat=valley.flat_split)
+    start = np.array([1.5, 0.6])
+    exact = simulate(system, start, h=2.0, steps=1, integrator=DOP853(rtol=1e-12, atol=1e-13)).w[-1]
+    errors = [
+        np.linalg.norm(simulate(system, start, h=2.0 / n, steps=n, integrator="strang").w[-1] - exact) for n in (20, 40)
+    ]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.2)

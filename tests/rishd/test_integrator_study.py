@@ -11,6 +11,7 @@ from discretizations.stability import stable_limit
 from rishd.commands.application import app
 from rishd.report.integrator_figures import optimizer_step_figure, stable_step_figure, work_precision_figure
 from rishd.report.terminal import integrator_table, optimizer_step_table
+from rishd.studies.integrator_problems import CountedLandscape
 from rishd.studies.integrators import integrator_study, problems
 
 
@@ -99,6 +100,34 @@ def test_study_is_json_and_draws(study):
     assert len(optimizer_step_figure(study).axes) == 5  # four panels and the colours' scale
     assert integrator_table(study).row_count == 10
     assert optimizer_step_table(study).row_count == 2 * 5  # four one-step schemes and the flow
+
+
+@pytest.mark.parametrize("name", ["rk4", "implicit-midpoint", "dop853", "radau", "lsoda", "ensemble-rk45"])
+def test_schemes_that_need_too_much_work_are_stopped_and_named(name, monkeypatch):
+    """Every kind of scheme ends at the limit, in work against precision and in steps of h = 1."""
+    few = {"quadratic 1e6": problems()["quadratic 1e6"]}
+    monkeypatch.setattr(study_module, "problems", lambda: few)
+    monkeypatch.setattr(study_module, "CURVATURES", (1.0,))
+    monkeypatch.setattr(CountedLandscape.__init__, "__kwdefaults__", {"limit": 20})
+    study = integrator_study([name], progress=lambda *_: None)
+    assert study.runs[-1].status == "work limit: stopped after 20 gradient evaluations"
+    assert study.runs[-1].gradients == 20
+    assert study.stopped == [f"{name} on quadratic 1e6"]
+    assert [row.status[:10] for row in study.optimizer_steps if row.scheme == name] in ([], ["work limit"])
+    assert integrator_table(study).row_count == 1
+    assert work_precision_figure(study).axes
+    assert optimizer_step_figure(study).axes
+    assert optimizer_step_table(study).row_count == len(study.optimizer_steps)
+
+
+def test_a_quick_study_leaves_out_what_it_says():
+    study = integrator_study(["semi-implicit-euler", "dop853"], quick=True, progress=lambda *_: None)
+    assert {run.problem for run in study.runs} == {"quadratic 1e6", "curved valley"}
+    assert len(study.runs) == 2 * 2 * 3
+    assert len({row.kappa for row in study.stable_steps}) == 3
+    assert not study.stopped
+    assert "state-dependent metric" in study_module.QUICK_TEXT
+    assert "3 coarsest settings" in study_module.QUICK_TEXT
 
 
 def test_unknown_schemes_are_refused():

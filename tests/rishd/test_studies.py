@@ -163,6 +163,39 @@ def test_certified_choice_beats_the_base_method_and_linear_stability_does_not_su
         assert heights["grid search"] <= heights["C9 (descent)"] < case["base_height"] < heights["C6 (stability)"]
 
 
+def test_certificate_figure_draws_limits_and_filled_choices_at_the_colours_sharp_rank(results):
+    result = results["certificate"]
+    (draw,) = result.figures.values()
+    for axes, case in zip(draw().axes[: len(result.data["cases"])], result.data["cases"], strict=True):
+        rank = int(axes.get_title().rpartition("d_s = ")[2])
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        for name, limit in (("C9 (descent)", descent_limit), ("C6 (stability)", stable_limit)):
+            line = lines[f"largest χ by {name} at the colours' d_s"]
+            largest = limit(0.1, np.array(line.get_xdata())) / (case["eta"] * result.data["curvatures"][rank])
+            np.testing.assert_allclose(line.get_ydata(), largest, rtol=1e-9)
+        for choice in case["choices"]:
+            is_hollow = lines[f"chosen by {choice['method']}"].get_markerfacecolor() == "none"
+            assert is_hollow == (choice["sharp_rank"] != rank)
+
+
+def test_damping_figure_crosses_out_exactly_the_unstable_points(results):
+    result = results["damping"]
+    (draw,) = result.figures.values()
+    height = draw().axes[1]
+    crossed = {
+        (x, y) for line in height.get_lines() if line.get_marker() == "x" for x, y in zip(*line.get_data(), strict=True)
+    }
+    expected = {
+        (beta, min(f, 100.0))
+        for sweep in result.data["sweeps"]
+        for beta, f, stable in zip(result.data["beta"], sweep["height"], sweep["stable"], strict=True)
+        if stable is not None and stable < result.data["eta"]
+    }
+    assert expected
+    assert crossed == expected
+    assert "diverged" not in height.get_ylabel()
+
+
 # noise
 
 

@@ -1,0 +1,90 @@
+"""Coefficients that vary in time: every scheme keeps its order, and one step takes each at the right time."""
+
+import math
+
+import numpy as np
+import pytest
+
+from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, ConstantSplit, PhaseState, TimeDependent, simulate
+from riemannian_ode.integrators import OneStepIntegrator, integrator
+from tests.riemannian_ode.problems import REFERENCE
+from toy_landscapes import Quadratic
+
+# Level, swing: far from constant over a step, and within the range of each coefficient.
+COEFFICIENTS = {
+    "alpha": (0.6, 0.5),
+    "eta": (0.5, 0.4),
+    "gain": (1.2, 0.8),
+    "nesterov": (0.5, 0.4),
+    "beta": (0.5, 0.4),
+    "beta_flat": (1.2, 0.5),
+    "chi": (2.0, 0.9),
+}
+ONE_STEP = [name for name, cls in INTEGRATORS.items() if issubclass(cls, OneStepIntegrator)]
+SPLIT = ("beta_flat", "chi")
+SPAN = 2.0
+
+
+def varying(name, *, constant=False, beta=0.3):
+    """A coupled quadratic of which one coefficient varies: 0.8 turns of a sine over the run."""
+    level, swing = COEFFICIENTS[name]
+    coefficients = {"alpha": 0.3, "eta": 0.6, "gain": 1.6, "beta": beta}  # γ > 0
+    split = {"flat": ConstantSplit(np.eye(2)[:, :1]), "chi": 1.5, "beta_flat": 0.8} if name in SPLIT else {}
+    wave = TimeDependent(
+        lambda t: level + swing * math.sin(2.5 * t + 0.4), lambda t: 2.5 * swing * math.cos(2.5 * t + 0.4)
+    )
+    metric = ConstantMetric(np.diag([1.0, 1.6]))
+    return RISHD.from_optimizer(
+        Quadratic.random([1.5, 0.6], seed=2), metric, **{**coefficients, **split, name: level if constant else wave}
+    )
+
+
+def end_of(system, name, steps):
+    run = simulate(system, np.array([1.0, -0.7]), np.array([0.3, 0.5]), h=SPAN / steps, steps=steps, integrator=name)
+    assert run.ok, run.message
+    return np.concatenate([run.w[-1], run.m[-1]])
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_order_with_a_coefficient_that_varies(name, coefficient):
+    # Strang's leapfrog is for β = 0, its midpoint rule for the rest; the discrete gradient takes α(t) alone.
+    betas = (0.0, 0.3) if name.startswith("strang") and coefficient not in ("beta", "nesterov", *SPLIT) else (0.3,)
+    for beta in betas:
+        system = varying(coefficient, beta=beta)
+        if name == "discrete-gradient" and coefficient != "alpha":
+            with pytest.raises(ValueError, match="constant coefficients and no split"):
+                end_of(system, name, 4)
+            return
+        run = simulate(system, np.array([1.0, -0.7]), np.array([0.3, 0.5]), h=SPAN, steps=1, integrator=REFERENCE)
+        exact = np.concatenate([run.w[-1], run.m[-1]])
+        coarse, fine = (np.linalg.norm(end_of(system, name, steps) - exact) for steps in (16, 32))
+        assert np.log2(coarse / fine) > INTEGRATORS[name].order - 0.35
+        if INTEGRATORS[name].order > 1:  # what is measured is the coefficient's motion, not the rest of the error
+            still = end_of(varying(coefficient, constant=True, beta=beta), name, 16)
+            assert np.linalg.norm(still - exact) > 10 * fine
+
+
+# Where in the step a scheme takes all of its coefficients.
+PLACES = {
+    "explicit-euler": 0.0,
+    "semi-implicit-euler": 0.0,
+    "position-first-euler": 0.0,
+    "implicit-euler": 1.0,
+    "implicit-midpoint": 0.5,
+    "exponential-euler": 0.5,
+}
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+@pytest.mark.parametrize("name", PLACES)
+def test_schemes_take_coefficients_where_they_say(name, coefficient):
+    """The same step with the coefficient constant at its value there; the order does not always tell places apart."""
+    h, t = 0.4, 0.7
+    system, state = varying(coefficient), PhaseState(np.array([1.0, -0.7]), np.array([0.3, 0.5]))
+    frozen = {field: system.at(field, t + PLACES[name] * h) for field in ("alpha", "eta", "nesterov", "beta_sharp")}
+    frozen |= {field: system.at(field, t + PLACES[name] * h) for field in ("beta_flat", "chi", "gain")}
+    constant = RISHD(objective=system.objective, metric=system.metric, flat=system.flat, **frozen)
+    moved, expected = (integrator(name).step(flow, t, state, h) for flow in (system, constant))
+    for x, y in zip(moved, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
