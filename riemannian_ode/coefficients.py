@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.errors import require_method
 from riemannian_ode.flow import Array
 
 
@@ -21,11 +22,19 @@ class TimeDependent:
         value: t ↦ coefficient, a float or an array over the ensemble.
         derivative: t ↦ its time derivative; needed by the energy identity (η̇) and the second-order form (β̇).
         lower: Smallest value allowed; RISHD's constructors set it, and ``simulate`` checks it at every step.
+
+    Raises:
+        ValueError: for a value or a derivative that is not a function.
     """
 
     value: Callable[[float], Any]
     derivative: Callable[[float], Any] | None = None
     lower: float = -math.inf
+
+    def __post_init__(self) -> None:
+        require_method("TimeDependent's value", self.value, "of time, t ↦ number")
+        if self.derivative is not None:
+            require_method("TimeDependent's derivative", self.derivative, "of time, t ↦ number")
 
     def __call__(self, t: float) -> Any:
         """Coefficient at time t."""
@@ -38,10 +47,10 @@ class TimeDependent:
         return TimeDependent(lambda t: function(value(t)), slope, self.lower)
 
 
-Coefficient: TypeAlias = float | Array | TimeDependent
+Coefficient: TypeAlias = float | Array | TimeDependent | Callable[[float], Any]
 
 
-# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent.
+# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent; a plain function becomes one.
 COEFFICIENTS = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain")
 
 
@@ -68,6 +77,12 @@ def _expanded(value: Any) -> Any:
                 f"a coefficient is {value!r}; give a number, one value per member, or TimeDependent."
             ) from None
     return value[..., None] if value.ndim else float(value)
+
+
+def as_coefficient(coefficient: Any) -> Any:
+    """A plain function of time as :class:`TimeDependent`, anything else as it is."""
+    is_function = callable(coefficient) and not isinstance(coefficient, TimeDependent)
+    return TimeDependent(coefficient) if is_function else coefficient
 
 
 def add(x: Any, y: Any) -> Any:

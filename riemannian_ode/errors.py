@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class InvalidSystemError(ValueError):
+    """A part of the system is not what the theory asks for; the message names it, its value and the time."""
+
+
 def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: bool = False) -> None:
     """Refuse a scalar that is not finite and positive.
 
@@ -37,3 +41,18 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{name} = {value!r} is unknown. Choose one of: {', '.join(known)}.{hint}")
+
+
+def require_method(name: str, value: Any, signature: str) -> None:
+    """Refuse a value that is not a function.
+
+    Args:
+        name: The argument's name as the caller wrote it.
+        value: The value.
+        signature: What it maps to what, for the message.
+
+    Raises:
+        ValueError: naming the argument and what it is instead.
+    """
+    if not callable(value):
+        raise ValueError(f"{name} is a {type(value).__name__}; give a function {signature}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace
-from riemannian_ode.dynamics import RISHD
+from riemannian_ode.dynamics import RISHD, check_parts
 from riemannian_ode.errors import require_positive
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
@@ -22,6 +22,7 @@ from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run
 from riemannian_ode.schedule import SavePoints, Schedule
 from riemannian_ode.trajectory import Trajectory
+from riemannian_ode.user_functions import check_functions
 
 if TYPE_CHECKING:
     from riemannian_ode.compiled import CompiledSteps
@@ -105,6 +106,8 @@ def simulate(
         write_every=None if checkpoint is None else checkpoint_every,
     )
     checked = _checked_system(system, start.w, t0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        check_functions(checked, start, t0, scheme=scheme, events=events, observers=observers or {})
     run = Run(
         system=checked,
         scheme=scheme,
@@ -149,13 +152,10 @@ def _compiled(
 
 
 def _checked_system(system: RISHD, w0: Array, t0: float) -> RISHD:
+    if not isinstance(system, RISHD):
+        raise ValueError(f"system is a {type(system).__name__}; build one with RISHD.from_optimizer(objective, …).")
+    check_parts(system.objective, system.metric, system.flat)
     system = system.for_arrays(w0)
     system.metric.check(w0)
     SystemCheck(system).coefficients(t0)
-    gradient = system.objective.gradient(w0)
-    if tuple(gradient.shape) != tuple(w0.shape):
-        raise ValueError(
-            f"objective.gradient(w0) has shape {tuple(gradient.shape)} for w0 of shape {tuple(w0.shape)}; it must map "
-            "(*ensemble, p) to (*ensemble, p)."
-        )
     return system

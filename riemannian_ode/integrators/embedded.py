@@ -12,7 +12,13 @@ from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.integrators.base import Integrator, Losses, MemberStates, PhaseState, StepLimitError
 from riemannian_ode.integrators.runge_kutta import ButcherTableau, advance
-from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
+from riemannian_ode.integrators.step_control import (
+    MAX_STEPS,
+    Tolerances,
+    check_step_control,
+    step_limit_message,
+    tolerances,
+)
 
 # Dormand and Prince's pair 5(4) (Hairer, Nørsett, Wanner, Solving ODEs I, table II.5.2). The last row is the
 # fifth-order solution itself, so that its slope is the next step's first.
@@ -32,6 +38,7 @@ DORMAND_PRINCE = ButcherTableau(
 ERROR_WEIGHTS = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0  # step-size controller (Solving ODEs I, II.4)
 _EXPONENT = -1 / 5
+_DEFAULT = Tolerances(1e-8, 1e-10)
 
 
 class EnsembleDormandPrince(Integrator):
@@ -42,13 +49,14 @@ class EnsembleDormandPrince(Integrator):
     of times, one a member.
 
     Args:
-        rtol: Relative tolerance of a step.
-        atol: Absolute tolerance of a step.
+        rtol: Relative tolerance of a step; by default 1e-8 in float64, and 16 units of rounding (1.9e−6) in float32.
+        atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
         max_steps: Most steps that a member tries between two outputs; see :class:`SciPyAdaptive`.
 
     Raises:
-        ValueError: for a tolerance or a limit that is not positive.
+        ValueError: for a tolerance or a limit that is not positive, and (from ``simulate``) for an ``rtol`` that the
+            state's type does not resolve.
 
     Source: Dormand and Prince (1980); Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5.
     """
@@ -60,8 +68,8 @@ class EnsembleDormandPrince(Integrator):
     def __init__(
         self,
         *,
-        rtol: float = 1e-8,
-        atol: float = 1e-10,
+        rtol: float | None = None,
+        atol: float | None = None,
         max_step: float = float("inf"),
         max_steps: int = MAX_STEPS,
     ) -> None:
@@ -89,6 +97,7 @@ class _Members(MemberStates):
         first: int,
     ) -> None:
         self.scheme, self.system, self.state = scheme, system, state
+        self.tolerances = tolerances(scheme.rtol, scheme.atol, state.w, default=_DEFAULT)
         self.t0, self.h, self.steps, self.k = t0, h, steps, first
         ensemble = tuple(state.w.shape[:-1])
         self.time = np.full(ensemble, t0 + first * h)
@@ -146,7 +155,7 @@ class _Members(MemberStates):
         errors = []
         for old, ahead, miss in zip(self.state, new, advance(zero, slopes, ERROR_WEIGHTS, length), strict=True):
             xp = namespace(old)
-            scale = self.scheme.atol + self.scheme.rtol * xp.maximum(xp.abs(old), xp.abs(ahead))
+            scale = self.tolerances.atol + self.tolerances.rtol * xp.maximum(xp.abs(old), xp.abs(ahead))
             errors.append(((miss / scale) ** 2).mean(-1))
         return new, slopes[-1], np.sqrt(to_numpy(0.5 * (errors[0] + errors[1])))
 
