@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import like, to_numpy
-from riemannian_ode.errors import require_method
+from riemannian_ode.errors import require_method, shown
 from riemannian_ode.flow import Array
 
 
@@ -74,15 +74,32 @@ def _expanded(value: Any) -> Any:
             value = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
             raise ValueError(
-                f"a coefficient is {value!r}; give a number, one value per member, or TimeDependent."
+                f"a coefficient is {shown(value)}; give a number, one value per member, or TimeDependent."
             ) from None
     return value[..., None] if value.ndim else float(value)
 
 
-def as_coefficient(coefficient: Any) -> Any:
-    """A plain function of time as :class:`TimeDependent`, anything else as it is."""
-    is_function = callable(coefficient) and not isinstance(coefficient, TimeDependent)
-    return TimeDependent(coefficient) if is_function else coefficient
+def as_coefficient(name: str, coefficient: Any) -> Any:
+    """A coefficient as it is; a plain function of time as :class:`TimeDependent`.
+
+    Raises:
+        ValueError: naming a coefficient that is neither a number, nor numbers, nor a function.
+    """
+    if isinstance(coefficient, (float, int, TimeDependent)):
+        return coefficient
+    if callable(coefficient) and not isinstance(coefficient, type):
+        return TimeDependent(coefficient)
+    try:
+        kind = None if coefficient is None else to_numpy(coefficient).dtype.kind
+        is_numeric = kind is not None and kind in "fiu" and to_numpy(coefficient).size > 0
+    except (TypeError, ValueError):  # a ragged list
+        is_numeric = False
+    if not is_numeric:
+        raise ValueError(
+            f"{name} = {shown(coefficient)} must be a number, one value per member, or a function of time "
+            "(TimeDependent, where its derivative is needed)."
+        )
+    return coefficient
 
 
 def add(x: Any, y: Any) -> Any:
@@ -152,9 +169,11 @@ def check_finite(name: str, value: Coefficient) -> None:
     try:
         finite = bool(np.isfinite(to_numpy(value)).all())
     except TypeError:
-        raise ValueError(f"{name} = {value!r} must be a number, one value per member, or TimeDependent.") from None
+        raise ValueError(
+            f"{name} = {shown(value)} must be a number, one value per member, or TimeDependent."
+        ) from None
     if not finite:
-        raise ValueError(f"{name} = {value!r} must be finite.")
+        raise ValueError(f"{name} = {shown(value)} must be finite.")
 
 
 def check_range(name: str, value: Coefficient, lower: float, reason: str, *, strict: bool) -> None:
@@ -165,4 +184,4 @@ def check_range(name: str, value: Coefficient, lower: float, reason: str, *, str
     smallest = float(to_numpy(value).min())
     if smallest < lower or (strict and smallest == lower):
         sign = ">" if strict else "≥"
-        raise ValueError(f"{name} = {value!r} must be {sign} {lower:g}: {reason}.")
+        raise ValueError(f"{name} = {shown(value)} must be {sign} {lower:g}: {reason}.")

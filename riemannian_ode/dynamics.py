@@ -144,8 +144,9 @@ class RISHD:
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
         check_parts(objective, metric, flat)
-        alpha, eta, beta, chi, nesterov, gain = map(as_coefficient, (alpha, eta, beta, chi, nesterov, gain))
-        beta_flat = as_coefficient(beta_flat)
+        alpha, eta, beta = as_coefficient("alpha", alpha), as_coefficient("eta", eta), as_coefficient("beta", beta)
+        beta_flat = None if beta_flat is None else as_coefficient("beta_flat", beta_flat)
+        chi, nesterov, gain = (as_coefficient(k, v) for k, v in {"chi": chi, "nesterov": nesterov, "gain": gain}.items())
         check_optimizer(alpha, eta, beta, beta_flat, chi, nesterov, gain, has_split=flat is not None)
         damping: dict[str, Any] = {"nesterov": expand(nesterov), "beta_sharp": expand(beta)}
         damping["beta_flat"] = damping["beta_sharp"] if beta_flat is None else expand(beta_flat)
@@ -198,7 +199,7 @@ class RISHD:
         Source: arXiv:2602.22681, eq. (RISHD); the form in v is derived in docs/theory, claim C15.
         """
         check_parts(objective, metric, None)
-        alpha, beta, gamma = map(as_coefficient, (alpha, beta, gamma))
+        alpha, beta, gamma = (as_coefficient(k, v) for k, v in {"alpha": alpha, "beta": beta, "gamma": gamma}.items())
         check_finite("alpha", alpha)
         check_range("beta", beta, 0.0, "the form in v is dissipative for β ≥ 0", strict=False)
         check_finite("gamma", gamma)
@@ -322,7 +323,7 @@ class RISHD:
         """
         converted: dict[str, Any] = {}
         for name in COEFFICIENTS:
-            convert, coefficient = partial(fitted, name, reference=reference), as_coefficient(getattr(self, name))
+            convert, coefficient = partial(fitted, name, reference=reference), as_coefficient(name, getattr(self, name))
             is_function = isinstance(coefficient, TimeDependent)
             converted[name] = coefficient.map(convert) if is_function else convert(coefficient)
         return replace(self, **converted)
@@ -334,10 +335,10 @@ def check_parts(objective: Any, metric: Any, flat: Any) -> None:
     Raises:
         ValueError: naming the argument and what it is instead.
     """
-    kind = f"the class {objective.__name__}" if isinstance(objective, type) else f"a {type(objective).__name__}"
+    kind = f"the class {objective.__name__}" if isinstance(objective, type) else f"of type {type(objective).__name__}"
     if isinstance(objective, type) or not callable(getattr(objective, "gradient", None)):
         raise ValueError(
-            f"objective is {kind}; give an object with methods value(w) and gradient(w), such as a landscape (or "
+            f"objective is {kind}; give an object with the methods value(w) and gradient(w), such as a landscape (or "
             "toy_landscapes.TorchLandscape of a torch function)."
         )
     if metric is not None and not isinstance(metric, Metric):

@@ -106,7 +106,7 @@ class SystemCheck:
 
 _TOLD: dict[str, tuple[str, str]] = {  # by cause: what happened, and the remedy
     "non-finite": ("became non-finite", "take a smaller learning rate or step"),
-    "step-limit": ("reached the step limit", "raise max_steps, or take a scheme for stiff flows"),
+    "step-limit": ("reached the step limit", ""),
     "integrator-failed": ("could not be integrated further", ""),
 }
 

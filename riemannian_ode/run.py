@@ -139,8 +139,7 @@ class Run:
     def _cause(self, message: str, member: tuple[int, ...] = ()) -> str:
         """What a scheme said when it gave up, or what jumps ahead of where it stood: then its own remedy misleads."""
         step, state, _ = self.position
-        with np.errstate(all="ignore"):
-            jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
+        jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
         return f"{message.split('; ')[0]}; {jump}" if jump else message
 
     def _explain_losses(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace
 from riemannian_ode.dynamics import RISHD, check_parts
-from riemannian_ode.errors import require_positive
+from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.health import SystemCheck
@@ -87,15 +87,16 @@ def simulate(
         ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
             not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`).
     """
+    observers = {} if observers is None else observers
     start = _checked_start(w0, m0)
     require_positive("h", h, "it is the step size in units of time")
     for name, value in (("steps", steps), ("save_every", save_every), ("checkpoint_every", checkpoint_every)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
-    if not math.isfinite(t0):
-        raise ValueError(f"t0 = {t0!r} must be finite: it is the start time.")
+            raise ValueError(f"{name} = {shown(value)} must be a whole number of at least 1.")
+    if not is_number(t0) or not math.isfinite(t0):
+        raise ValueError(f"t0 = {shown(t0)} must be finite: it is the start time.")
     scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
-    if events and compile:
+    if compile is not False and events:
         raise ValueError("events are looked for at every step, compiled steps show few; give compile=False.")
     schedule = Schedule(
         t0=t0,
@@ -107,13 +108,13 @@ def simulate(
     )
     checked = _checked_system(system, start.w, t0)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        check_functions(checked, start, t0, scheme=scheme, events=events, observers=observers or {})
+        check_functions(checked, start, t0, scheme=scheme, events=events, observers=observers)
     run = Run(
         system=checked,
         scheme=scheme,
         schedule=schedule,
         start=start,
-        recorder=Recorder(t0, start, observers=observers or {}, keep_states=keep_states),
+        recorder=Recorder(t0, start, observers=observers, keep_states=keep_states),
         events=events,
         file=None if checkpoint is None else Path(checkpoint),
         compiled=_compiled(compile, system, start.w, scheme, schedule),
@@ -126,6 +127,8 @@ def simulate(
 
 def _checked_start(w0: Array, m0: Array | None) -> PhaseState:
     w0 = as_float_array("w0", w0)
+    if "bfloat16" in str(w0.dtype):
+        raise ValueError(f"w0 has dtype {w0.dtype}; start from float32 or float64.")
     m0 = namespace(w0).zeros_like(w0) if m0 is None else as_float_array("m0", m0)
     if tuple(m0.shape) != tuple(w0.shape) or is_torch(m0) != is_torch(w0):
         raise ValueError(
@@ -146,7 +149,7 @@ def _compiled(
         wanted.check_fits(system, w0, scheme, schedule.h)
         return wanted
     if wanted is not True and not (isinstance(wanted, (int, np.integer)) and wanted >= 1):
-        raise ValueError(f"compile = {wanted!r} must be True, False, CompiledSteps or a number of steps of at least 1.")
+        raise ValueError(f"compile = {shown(wanted)} must be True, False, CompiledSteps or a number of steps of at least 1.")
     last = schedule.time(schedule.steps - 1)
     return CompiledSteps(system, w0, integrator=scheme, h=schedule.h, t=last, steps=None if wanted is True else wanted)
 

@@ -13,6 +13,7 @@ _HALVINGS = 40  # of the piece of the way that holds the largest change: 1e−12
 _SHARE = 0.1  # of the change that is left when the piece has shrunk, for a jump
 
 
+@np.errstate(all="ignore")
 def describe_jump(system: RISHD, t: float, state: PhaseState, h: float, member: tuple[int, ...] = ()) -> str:
     """What jumps between a state and the way ahead of it, in words; empty if nothing does.
 
@@ -24,9 +25,9 @@ def describe_jump(system: RISHD, t: float, state: PhaseState, h: float, member: 
         t: Time; coefficients are kept at it.
         state: Where the scheme stood.
         h: How far it wanted to go.
-        member: The ensemble's member in question; the others stay where they are.
+        member: The ensemble's member in question, the others stay where they are; by default all of them move.
     """
-    start = tuple(to_numpy(x)[member] for x in state)
+    start = np.stack([to_numpy(x)[member] for x in state]).astype(np.float64)
     if not np.isfinite(start).all():
         return ""
 
@@ -46,7 +47,7 @@ def describe_jump(system: RISHD, t: float, state: PhaseState, h: float, member: 
     def gradient(point: np.ndarray) -> np.ndarray:
         return np.asarray(to_numpy(system.objective.gradient(placed(point).w))[member])
 
-    points = [np.stack(start).astype(np.float64)]
+    points = [start]
     slopes = [rates(points[0])]
     for _ in range(_LOOKS):
         points.append(points[-1] + h / _LOOKS * slopes[-1])
@@ -65,11 +66,15 @@ def describe_jump(system: RISHD, t: float, state: PhaseState, h: float, member: 
             a, rate_a = middle, rate
     if not np.abs(rate_b - rate_a).max() > _SHARE * first:
         return ""
-    step = gradient(b) - gradient(a)
-    who, where = f" of member {member}" if member else "", np.array2string(b[0][:4], precision=4, separator=", ")
-    if np.abs(step).max() > 0.0:
-        j = int(np.abs(step).argmax())
-        what = f"the gradient{who} jumps by {abs(step[j]):.3g} in coordinate {j}"
+    step, coarse = np.abs(gradient(b) - gradient(a)), np.abs(gradient(points[i + 1]) - gradient(points[i]))
+    of_gradient = step.max() > _SHARE * coarse.max()
+    worst = step if of_gradient else np.abs(rate_b - rate_a).max(0)
+    *inside, coordinate = (int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))
+    member = (*member, *inside)
+    who = f" of member {member}" if member else ""
+    where = np.array2string(b[(0, *inside)][:4], precision=4, separator=", ")
+    if of_gradient:
+        what = f"the gradient{who} jumps by {step.max():.3g} in coordinate {coordinate}"
     else:
         what = f"the metric or the split{who} jumps"
     return (

@@ -45,6 +45,8 @@ def check_functions(
         raise ValueError(f"observers is a {type(observers).__name__}; give a dictionary of name to (t, w, m) ↦ array.")
     for name, observe in observers.items():
         require_method(f"observers[{name!r}]", observe, "(t, w, m) ↦ array")
+    if not isinstance(events, (list, tuple)):
+        raise ValueError(f"events is a {type(events).__name__}; give a list of riemannian_ode.Event.")
     for event in events:
         if not isinstance(event, Event):
             raise ValueError(f"events holds a {type(event).__name__}; give riemannian_ode.Event(name, function).")
@@ -67,12 +69,12 @@ def check_functions(
 def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
     ensemble, p = tuple(w.shape[:-1]), w.shape[-1]
     _checked("objective.gradient(w0)", objective.gradient(w), w, (*ensemble, p))
+    # A noisy gradient differs at every call, and further calls would change the noise that follows.
+    if not _is_random(objective):
+        _check_members("objective.gradient", objective.gradient, (w,))
     if callable(getattr(objective, "value", None)):
         _checked("objective.value(w0)", objective.value(w), w, ensemble)
         _check_members("objective.value", objective.value, (w,))
-    # A noisy gradient differs at every call, and further calls would change the noise that follows.
-    if not getattr(objective, "is_random", False):
-        _check_members("objective.gradient", objective.gradient, (w,))
     if scheme.implicit and callable(getattr(objective, "hvp", None)):
         v = _normal(w)
         _checked("objective.hvp(w0, v)", objective.hvp(w, v), w, (*ensemble, p))
@@ -101,7 +103,8 @@ def _check_metric(metric: Metric, state: PhaseState) -> None:
 
 def _check_split(system: RISHD, state: PhaseState, t: float) -> None:
     flat: Any = system.flat
-    w, g = state.w, system.objective.gradient(state.w) if not _is_random(system) else _normal(state.w, seed=2)
+    w = state.w
+    g = _normal(w, seed=2) if _is_random(system.objective) else system.objective.gradient(w)
     covector = state.m + system.at("nesterov", t) * g
     if not bool((covector != 0).any()):
         covector = g
@@ -118,8 +121,8 @@ def _check_split(system: RISHD, state: PhaseState, t: float) -> None:
         check_self_adjoint(projector, system.metric, w)
 
 
-def _is_random(system: RISHD) -> bool:
-    return bool(getattr(system.objective, "is_random", False))
+def _is_random(objective: Any) -> bool:
+    return bool(getattr(objective, "is_random", False))
 
 
 def _normal(w: Array, *, seed: int = 0) -> Array:

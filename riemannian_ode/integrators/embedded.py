@@ -100,6 +100,7 @@ class _Members(MemberStates):
         self.tolerances = tolerances(scheme.rtol, scheme.atol, state.w, default=_DEFAULT)
         self.t0, self.h, self.steps, self.k = t0, h, steps, first
         ensemble = tuple(state.w.shape[:-1])
+        _check_times(system, ensemble, t0, h)
         self.time = np.full(ensemble, t0 + first * h)
         self.size = np.full(ensemble, min(h / 10, scheme.max_step))
         self.slope = PhaseState(*system.rates(_times(system, self.time), *state))
@@ -190,3 +191,29 @@ def _times(system: RISHD, time: np.ndarray) -> Any:
     if time.ndim and any(isinstance(getattr(system, name), TimeDependent) for name in COEFFICIENTS):
         return time
     return float(time.flat[0])
+
+
+def _check_times(system: RISHD, ensemble: tuple[int, ...], t0: float, h: float) -> None:
+    """Refuse coefficients that do not take the members' times, or mix them up.
+
+    Raises:
+        ValueError: naming the coefficient.
+    """
+    coefficients = {name: getattr(system, name) for name in COEFFICIENTS}
+    varying = {name: c for name, c in coefficients.items() if isinstance(c, TimeDependent)}
+    times = t0 + h * (1.0 + np.arange(int(np.prod(ensemble)))).reshape(ensemble)
+    last = tuple(n - 1 for n in ensemble)
+    for name, coefficient in varying.items() if ensemble else ():
+        wanted = np.broadcast_to(to_numpy(coefficient(float(times[last]))), (*ensemble, 1))[last]
+        try:
+            found = np.broadcast_to(to_numpy(coefficient(times)), (*ensemble, 1))[last]
+        except Exception as problem:
+            raise ValueError(
+                f"{name} does not take an array of times, one a member ({problem}); write it with numpy, e.g. np.where "
+                "for a step, or take an integrator with shared times."
+            ) from None
+        if not np.allclose(found, wanted, rtol=1e-6, atol=0.0, equal_nan=True):
+            raise ValueError(
+                f"{name} at an array of times gives the last member {float(found[0]):.6g}, and at its time alone "
+                f"{float(wanted[0]):.6g}; write it elementwise in t."
+            )
