@@ -18,7 +18,7 @@ from riemannian_ode.trajectory import Status
 
 # Below a bound by this much is rounding: a schedule that falls to 0 reaches it only to the last digits.
 _ROUNDING = 1e-12
-_STEPS_BETWEEN = 32  # checks of a split: one costs about as much as two steps
+_STEPS_BETWEEN = 64  # checks of a split: one costs about as much as three steps
 
 
 class SystemCheck:
@@ -76,7 +76,7 @@ class SystemCheck:
     def geometry(self, k: int, t: float, state: PhaseState, *, last: bool = False) -> None:
         """Refuse a metric that is not symmetric, or a split that no longer fits it.
 
-        A moving split is costly to ask: it is checked at saves that are at least 32 steps apart, and at the last one.
+        A moving split is costly to ask: it is checked at saves that are at least 64 steps apart, and at the last one.
 
         Args:
             k: Steps done.

@@ -36,7 +36,7 @@ class SciPyAdaptive(Integrator):
     ``simulate``, and the solver starts again with the others.
 
     Args:
-        rtol: Relative tolerance of a step; by default 1e-10 in float64, and 16 units of rounding (1.9e−6) in float32.
+        rtol: Relative tolerance of a step; by default 1e-10 in float64, and 64 units of rounding (7.6e−6) in float32.
         atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
         max_steps: Most steps between two outputs; a flow that is stiff for the scheme ends there with status

@@ -49,7 +49,7 @@ class EnsembleDormandPrince(Integrator):
     of times, one a member.
 
     Args:
-        rtol: Relative tolerance of a step; by default 1e-8 in float64, and 16 units of rounding (1.9e−6) in float32.
+        rtol: Relative tolerance of a step; by default 1e-8 in float64, and 64 units of rounding (7.6e−6) in float32.
         atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
         max_steps: Most steps that a member tries between two outputs; see :class:`SciPyAdaptive`.

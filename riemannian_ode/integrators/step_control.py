@@ -11,7 +11,7 @@ from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array
 
 MAX_STEPS = 100_000  # between two outputs: half a minute of a small problem's steps
-_RESOLVED = 16.0  # units of rounding of the state's type that a step's error must exceed to be seen
+_RESOLVED = 64.0  # units of rounding of the state's type that a step's error must exceed to be seen
 
 
 class Tolerances(NamedTuple):
@@ -25,7 +25,7 @@ def tolerances(rtol: float | None, atol: float | None, w: Array, *, default: Tol
     """The tolerances for a state's type: rates in float32 have errors that no step size makes smaller.
 
     Args:
-        rtol: As the user gave it; ``None`` is the default, raised to 16 units of the type's rounding.
+        rtol: As the user gave it; ``None`` is the default, raised to 64 units of the type's rounding.
         atol: The same; its default grows as that of ``rtol`` does.
         w: The state.
         default: In float64.

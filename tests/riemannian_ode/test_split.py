@@ -145,7 +145,7 @@ def test_long_runs_hardly_look_at_the_split():
         calls.clear()
         assert simulate(lite(metric, flat, check_split=check), START, steps=1000).ok
         alone = len(calls) if not check else alone
-    assert len(calls) - alone <= 1000 / 32 + 3
+    assert len(calls) - alone <= 1000 / 64 + 3
 
 
 @pytest.mark.parametrize(
