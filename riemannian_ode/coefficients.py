@@ -50,7 +50,7 @@ class TimeDependent:
 Coefficient: TypeAlias = float | Array | TimeDependent | Callable[[float], Any]
 
 
-# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent; a plain function becomes one.
+# Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent.
 COEFFICIENTS = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "gain")
 
 
@@ -169,9 +169,7 @@ def check_finite(name: str, value: Coefficient) -> None:
     try:
         finite = bool(np.isfinite(to_numpy(value)).all())
     except TypeError:
-        raise ValueError(
-            f"{name} = {shown(value)} must be a number, one value per member, or TimeDependent."
-        ) from None
+        raise ValueError(f"{name} = {shown(value)} must be a number, one value per member, or TimeDependent.") from None
     if not finite:
         raise ValueError(f"{name} = {shown(value)} must be finite.")
 

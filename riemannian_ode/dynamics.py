@@ -19,12 +19,12 @@ from riemannian_ode.coefficients import (
     Coefficient,
     TimeDependent,
     add,
+    as_coefficient,
     check_finite,
     check_range,
     expand,
     fitted,
 )
-from riemannian_ode.coefficients import as_coefficient
 from riemannian_ode.coefficients import at as coefficient_at
 from riemannian_ode.coefficients import rate as coefficient_rate
 from riemannian_ode.errors import require_method
@@ -138,15 +138,18 @@ class RISHD:
                 F(w) to check. Without it such a split runs; claims C4, C8 and C9 then do not hold.
 
         Raises:
-            ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 1, β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of
-                coefficients that vary in time ``simulate`` checks the same at every step.
+            ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 1,
+                β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of coefficients that vary in time ``simulate`` checks
+                the same at every step.
 
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
         check_parts(objective, metric, flat)
         alpha, eta, beta = as_coefficient("alpha", alpha), as_coefficient("eta", eta), as_coefficient("beta", beta)
         beta_flat = None if beta_flat is None else as_coefficient("beta_flat", beta_flat)
-        chi, nesterov, gain = (as_coefficient(k, v) for k, v in {"chi": chi, "nesterov": nesterov, "gain": gain}.items())
+        chi, nesterov, gain = (
+            as_coefficient(k, v) for k, v in {"chi": chi, "nesterov": nesterov, "gain": gain}.items()
+        )
         check_optimizer(alpha, eta, beta, beta_flat, chi, nesterov, gain, has_split=flat is not None)
         damping: dict[str, Any] = {"nesterov": expand(nesterov), "beta_sharp": expand(beta)}
         damping["beta_flat"] = damping["beta_sharp"] if beta_flat is None else expand(beta_flat)
@@ -194,7 +197,8 @@ class RISHD:
             correction: Whether the Riemannian correction R is kept.
 
         Raises:
-            ValueError: for an objective or a metric of a wrong kind, non-finite coefficients, β < 0, or a time-dependent β without derivative.
+            ValueError: for an objective or a metric of a wrong kind, non-finite coefficients, β < 0, or a
+                time-dependent β without derivative.
 
         Source: arXiv:2602.22681, eq. (RISHD); the form in v is derived in docs/theory, claim C15.
         """

@@ -13,9 +13,9 @@ import numpy as np
 from riemannian_ode.arrays import like
 from riemannian_ode.checkpoint import Position, check_place, read_checkpoint, write_checkpoint
 from riemannian_ode.dynamics import RISHD
+from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.events import Event, EventWatch
 from riemannian_ode.fingerprint import fingerprint
-from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.health import Health, SystemCheck
 from riemannian_ode.integrators import Integrator, IntegratorError, MemberStates, PhaseState, StepLimitError
 from riemannian_ode.recording import Recorder
@@ -140,7 +140,7 @@ class Run:
         """What a scheme said when it gave up, or what jumps ahead of where it stood: then its own remedy misleads."""
         step, state, _ = self.position
         jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
-        return f"{message.split('; ')[0]}; {jump}" if jump else message
+        return f"{message.partition('; ')[0]}; {jump}" if jump else message
 
     def _explain_losses(self) -> None:
         """Look for the cause of the first loss of each kind, before the state in front of it is gone."""

@@ -22,7 +22,7 @@ from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run
 from riemannian_ode.schedule import SavePoints, Schedule
 from riemannian_ode.trajectory import Trajectory
-from riemannian_ode.user_functions import check_functions
+from riemannian_ode.user_functions import check_functions, check_observers
 
 if TYPE_CHECKING:
     from riemannian_ode.compiled import CompiledSteps
@@ -107,8 +107,10 @@ def simulate(
         write_every=None if checkpoint is None else checkpoint_every,
     )
     checked = _checked_system(system, start.w, t0)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        check_functions(checked, start, t0, scheme=scheme, events=events, observers=observers)
+    check_observers(observers)
+    if isinstance(compile, (bool, int, np.integer)):  # CompiledSteps has checked what it was made of
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            check_functions(checked, start, t0, scheme=scheme, events=events)
     run = Run(
         system=checked,
         scheme=scheme,
@@ -149,7 +151,9 @@ def _compiled(
         wanted.check_fits(system, w0, scheme, schedule.h)
         return wanted
     if wanted is not True and not (isinstance(wanted, (int, np.integer)) and wanted >= 1):
-        raise ValueError(f"compile = {shown(wanted)} must be True, False, CompiledSteps or a number of steps of at least 1.")
+        raise ValueError(
+            f"compile = {shown(wanted)} must be True, False, CompiledSteps or a number of steps of at least 1."
+        )
     last = schedule.time(schedule.steps - 1)
     return CompiledSteps(system, w0, integrator=scheme, h=schedule.h, t=last, steps=None if wanted is True else wanted)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from riemannian_ode.arrays import like, to_numpy
@@ -52,7 +54,7 @@ def describe_jump(system: RISHD, t: float, state: PhaseState, h: float, member: 
     for _ in range(_LOOKS):
         points.append(points[-1] + h / _LOOKS * slopes[-1])
         slopes.append(rates(points[-1]))
-    changes = np.array([np.abs(b - a).max() for a, b in zip(slopes, slopes[1:], strict=False)])
+    changes = np.array([np.abs(b - a).max() for a, b in pairwise(slopes)])
     if not np.isfinite(changes).all() or changes.max() == 0.0:
         return ""
     i = int(changes.argmax())

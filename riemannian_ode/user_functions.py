@@ -18,15 +18,16 @@ from riemannian_ode.errors import require_method
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
-from riemannian_ode.metric import Metric, PreconditionerMetric
+from riemannian_ode.metric import Euclidean, Metric, PreconditionerMetric
 from riemannian_ode.split import PhasePoint, check_self_adjoint
 
 _Function = Callable[..., Any]
+_SMALL = 16  # members up to which all of them are asked at once
 _JITTER = 0.01  # of 1 + |x|: a start such as w = 0 may hide a difference
 
 
 def check_functions(
-    system: RISHD, state: PhaseState, t: float, *, scheme: Integrator, events: Sequence[Event], observers: Any
+    system: RISHD, state: PhaseState, t: float, *, scheme: Integrator, events: Sequence[Event] = ()
 ) -> None:
     """Refuse user functions of a wrong kind, shape or batching, and a split that does not fit the metric.
 
@@ -36,15 +37,10 @@ def check_functions(
         t: Start time.
         scheme: The integrator; it decides which derivatives are used.
         events: What is watched for.
-        observers: Name to function.
 
     Raises:
         ValueError: naming the function and what is wrong with it.
     """
-    if not isinstance(observers, Mapping):
-        raise ValueError(f"observers is a {type(observers).__name__}; give a dictionary of name to (t, w, m) ↦ array.")
-    for name, observe in observers.items():
-        require_method(f"observers[{name!r}]", observe, "(t, w, m) ↦ array")
     if not isinstance(events, (list, tuple)):
         raise ValueError(f"events is a {type(events).__name__}; give a list of riemannian_ode.Event.")
     for event in events:
@@ -53,7 +49,7 @@ def check_functions(
     _check_objective(system.objective, state.w, scheme)
     _check_metric(system.metric, state)
     if system.flat is not None:
-        _check_split(system, state, t)
+        _check_split(system, state.w)
     ensemble = tuple(state.w.shape[:-1])
     for event in events:
         name = f"event {event.name!r}"
@@ -63,7 +59,19 @@ def check_functions(
 
         values = to_numpy(_checked(name, at_start(*state), state.w, ensemble))
         event.check_values(values, t, state)
-        _check_members(name, at_start, state)
+        _check_members(name, at_start, state, shape=())
+
+
+def check_observers(observers: Any) -> None:
+    """Refuse observers that are not functions by name.
+
+    Raises:
+        ValueError: naming what they are instead.
+    """
+    if not isinstance(observers, Mapping):
+        raise ValueError(f"observers is a {type(observers).__name__}; give a dictionary of name to (t, w, m) ↦ array.")
+    for name, observe in observers.items():
+        require_method(f"observers[{name!r}]", observe, "(t, w, m) ↦ array")
 
 
 def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
@@ -71,14 +79,14 @@ def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
     _checked("objective.gradient(w0)", objective.gradient(w), w, (*ensemble, p))
     # A noisy gradient differs at every call, and further calls would change the noise that follows.
     if not _is_random(objective):
-        _check_members("objective.gradient", objective.gradient, (w,))
-    if callable(getattr(objective, "value", None)):
+        _check_members("objective.gradient", objective.gradient, (w,), shape=(p,))
+    has_value = callable(getattr(objective, "value", None))
+    if has_value and not _check_members("objective.value", objective.value, (w,), shape=()):
         _checked("objective.value(w0)", objective.value(w), w, ensemble)
-        _check_members("objective.value", objective.value, (w,))
     if scheme.implicit and callable(getattr(objective, "hvp", None)):
         v = _normal(w)
-        _checked("objective.hvp(w0, v)", objective.hvp(w, v), w, (*ensemble, p))
-        _check_members("objective.hvp", objective.hvp, (w, v))
+        if not _check_members("objective.hvp", objective.hvp, (w, v), shape=(p,)):
+            _checked("objective.hvp(w0, v)", objective.hvp(w, v), w, (*ensemble, p))
     if "exact-linear" in scheme.structure and callable(getattr(objective, "hessian", None)):
         _check_members("objective.hessian", objective.hessian, (w,))
 
@@ -98,27 +106,28 @@ def _check_metric(metric: Metric, state: PhaseState) -> None:
         result = function(*arguments)
         if result is not None:  # a correction that is zero
             _checked(f"metric.{name}", result, w, shape)
-            _check_members(f"metric.{name}", function, arguments)
+            _check_members(f"metric.{name}", function, arguments, shape=shape[-1:])
 
 
-def _check_split(system: RISHD, state: PhaseState, t: float) -> None:
+def _check_split(system: RISHD, w: Array) -> None:
     flat: Any = system.flat
-    w = state.w
-    g = _normal(w, seed=2) if _is_random(system.objective) else system.objective.gradient(w)
-    covector = state.m + system.at("nesterov", t) * g
-    if not bool((covector != 0).any()):
-        covector = g
+    covector = _normal(w, seed=2)  # not the start's, which may be 0
     point = PhasePoint(w, covector, system.metric.raise_index(w, covector))
-    projector = flat(point)
-    require_method("flat(point)", projector, "x ↦ Qx")
-    _checked("flat(point)(x)", projector(_normal(w)), w, tuple(w.shape))
 
     def project(w: Array, covector: Array, preconditioned: Array, x: Array) -> Any:
-        return flat(PhasePoint(w, covector, preconditioned))(x)
+        projector = flat(PhasePoint(w, covector, preconditioned))
+        require_method("flat(point)", projector, "x ↦ Qx")
+        return projector(x)
 
-    _check_members("flat", project, (*point, _normal(w)), moves=1)
-    if system.check_split and system.metric.variation != "history":
-        check_self_adjoint(projector, system.metric, w)
+    if not _check_members("flat", project, (*point, _normal(w)), shape=(w.shape[-1],), moves=1):
+        _checked("flat(point)(x)", project(*point, _normal(w)), w, tuple(w.shape))
+    if not system.check_split or system.metric.variation == "history":
+        return
+    few = _few(point) if isinstance(system.metric, Euclidean) else None
+    value = None if few is None else _numbers(project, [*few, few[1]])
+    if few is not None and value is not None and value.shape == tuple(few[0].shape):
+        point = PhasePoint(*few)
+    check_self_adjoint(flat(point), system.metric, point.w)
 
 
 def _is_random(objective: Any) -> bool:
@@ -152,24 +161,47 @@ def _checked(name: str, result: Any, w: Array, shape: tuple[int, ...]) -> Array:
     return result
 
 
-def _check_members(name: str, function: _Function, arguments: Sequence[Array], *, moves: int | None = None) -> None:
+def _few(arguments: Sequence[Array]) -> list[Array] | None:
+    """Three members of a large ensemble as a small one, ``None`` of an ensemble that is small."""
+    *ensemble, p = arguments[0].shape
+    size = int(np.prod(ensemble))
+    return None if size <= _SMALL else [x.reshape(size, p)[[0, size // 2, size - 1]] for x in arguments]
+
+
+def _check_members(
+    name: str,
+    function: _Function,
+    arguments: Sequence[Array],
+    *,
+    shape: tuple[int, ...] | None = None,
+    moves: int | None = None,
+) -> bool:
     """Refuse a function that gives an ensemble other numbers than it gives its members one by one.
 
-    It is called near the arguments, not at them, because a special start may hide a difference. A function that holds
-    data of every member is called with one member in all places.
+    It is called near the arguments, not at them, because a special start may hide a difference. Of a large ensemble a
+    function is asked for three members alone and together. One that holds data of every member does not take them: it
+    is asked for the whole, and then with one member in all places.
 
     Args:
         name: What an error calls it.
         function: Arrays of shape ``(*ensemble, n)`` ↦ array with the ensemble's leading axes.
         arguments: The arrays.
+        shape: Of the value for one member, if it is known.
         moves: How many arguments may be moved; all by default.
+
+    Returns:
+        Whether it was found right, of the shape that was given.
 
     Raises:
         ValueError: naming the function, the member and both values.
     """
+    if shape is not None and (few := _few(arguments)) is not None:
+        value = _numbers(function, few)
+        if value is not None and value.shape == (3, *shape):
+            arguments = few
     ensemble = tuple(arguments[0].shape[:-1])
     if not ensemble:
-        return
+        return False
     moved = [
         x + _JITTER * (1.0 + abs(x)) * _normal(x, seed=10 + i) if moves is None or i < moves else x
         for i, x in enumerate(arguments)
@@ -186,12 +218,13 @@ def _check_members(name: str, function: _Function, arguments: Sequence[Array], *
             continue
         again = _numbers(function, moved)
         if again is None or not np.array_equal(again, whole, equal_nan=True):
-            return  # a random function
+            return False  # a random function
         raise ValueError(
             f"{name} gives member {member} of the ensemble {_short(whole[member])}, and alone {_short(alone)}; write "
             "it for leading axes: w[..., 0] for a coordinate, sums over the last axis, A @ w[..., None] for a product "
             "(or map a torch function of one member with toy_landscapes.TorchLandscape)."
         )
+    return whole.shape == (*ensemble, *(() if shape is None else shape))
 
 
 def _alone(

@@ -206,7 +206,8 @@ def _check_times(system: RISHD, ensemble: tuple[int, ...], t0: float, h: float) 
     for name, coefficient in varying.items() if ensemble else ():
         wanted = np.broadcast_to(to_numpy(coefficient(float(times[last]))), (*ensemble, 1))[last]
         try:
-            found = np.broadcast_to(to_numpy(coefficient(times)), (*ensemble, 1))[last]
+            at_times: Any = coefficient
+            found = np.broadcast_to(to_numpy(at_times(times)), (*ensemble, 1))[last]
         except Exception as problem:
             raise ValueError(
                 f"{name} does not take an array of times, one a member ({problem}); write it with numpy, e.g. np.where "

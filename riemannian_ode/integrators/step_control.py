@@ -41,9 +41,7 @@ def tolerances(rtol: float | None, atol: float | None, w: Array, *, default: Tol
             f"out for {_RESOLVED * rounding:.2g}."
         )
     least = max(default.rtol, _RESOLVED * rounding)
-    return Tolerances(
-        least if rtol is None else rtol, default.atol * (least / default.rtol) if atol is None else atol
-    )
+    return Tolerances(least if rtol is None else rtol, default.atol * (least / default.rtol) if atol is None else atol)
 
 
 def check_step_control(rtol: float | None, atol: float | None, max_step: float, max_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Functions that a user gives: written for one member, of a wrong kind, or of a wrong shape, they are refused in words."""
+"""A user's functions are refused in words if they are written for one member, or of a wrong kind or shape."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riemannian_ode import RISHD, Event, Metric, PreconditionerMetric, TimeDependent, simulate
+from riemannian_ode import RISHD, ConstantSplit, Event, Metric, PreconditionerMetric, TimeDependent, simulate
 from riemannian_ode.integrators import EnsembleDormandPrince
 from tests.riemannian_ode.problems import NONLINEAR, START
 from toy_landscapes import GaussianNoise, Quadratic, RiverValley, StochasticGradient
@@ -92,13 +92,33 @@ def test_functions_written_for_one_member_are_refused_on_an_ensemble(name, start
         simulate(flow(**changes), start, steps=2, **run)
 
 
+@pytest.mark.parametrize("members", [3, 40, (5, 8)])
+def test_functions_that_mix_members_are_refused_in_any_ensemble(members):
+    """Normalised over all members, where each has its own norm: no shape gives it away."""
+    start = np.random.default_rng(0).normal(size=(*np.atleast_1d(members), 2))
+    with pytest.raises(ValueError, match=r"objective\.gradient gives member"):
+        simulate(flow(Objective(gradient=lambda w: w / np.linalg.norm(w))), start, steps=2)
+    with pytest.raises(ValueError, match="flat gives member"):
+        flat = {"flat": lambda point: lambda x: x - x.mean(), "chi": 2.0}
+        simulate(flow(**flat, check_split=False), start, steps=2)
+
+
+@pytest.mark.parametrize("members", [3, 40])
+def test_splits_with_data_of_every_member_pass(members):
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(members, 3, 3)))[0][..., :1]
+    scale = np.linspace(1.0, 2.0, members)[:, None]
+    objective = Objective(gradient=lambda w: scale * w, value=lambda w: 0.5 * (scale * w * w).sum(-1))
+    system = flow(objective, flat=ConstantSplit(basis), chi=scale[:, 0], nesterov=scale[:, 0])
+    assert simulate(system, np.ones((members, 3)), steps=3).ok
+
+
 def test_the_zero_start_hides_nothing():
     with pytest.raises(ValueError, match=r"objective\.gradient gives member"):
         simulate(flow(Objective(gradient=lambda w: CURVATURE @ w)), np.zeros((2, 2)), steps=2)
 
 
 @given(
-    axes=st.sampled_from([(2,), (3,), (2, 2), (1,), (5,)]),
+    axes=st.sampled_from([(2,), (3,), (2, 2), (1,), (20,), (5, 4)]),
     p=st.integers(1, 3),
     kind=st.sampled_from([np.float64, np.float32, torch.float64]),
     seed=st.integers(0, 1000),
@@ -115,7 +135,9 @@ def test_functions_for_any_leading_axes_pass(axes, p, kind, seed):
     def gradient(w):
         return scale[..., None] * w
 
-    objective = Objective(gradient=gradient, value=lambda w: 0.5 * scale * (w * w).sum(-1), hvp=lambda w, v: gradient(v))
+    objective = Objective(
+        gradient=gradient, value=lambda w: 0.5 * scale * (w * w).sum(-1), hvp=lambda w, v: gradient(v)
+    )
     event = Event("low", lambda t, w, m: (w * w).sum(-1) - 0.5 * scale)
     for integrator in ("semi-implicit-euler", "implicit-midpoint"):
         assert simulate(flow(objective), w0, h=0.1, steps=2, integrator=integrator, events=[event]).ok
@@ -170,8 +192,10 @@ def test_results_of_a_wrong_kind_are_named(kind):
 
 
 JUNK = st.sampled_from(
-    [None, "text", b"bytes", [], [1.0, "a"], {}, {"a": 1}, object(), Objective, 3, -1.5, float("nan"), True]
-    + [np.eye(2), np.array(None), torch.ones(2), lambda *_: None, lambda *_: "text"]
+    [
+        *(None, "text", b"bytes", [], [1.0, "a"], {}, {"a": 1}, object(), Objective, 3, -1.5, float("nan"), True),
+        *(np.eye(2), np.array(None), torch.ones(2), lambda *_: None, lambda *_: "text"),
+    ]
 )
 ARGUMENTS = ("system", "w0", "m0", "integrator", "h", "steps", "t0", "save_every", "save_at", "observers", "events")
 PARTS = ("objective", "metric", "alpha", "eta", "beta", "beta_flat", "chi", "flat", "nesterov", "gain")
@@ -184,10 +208,7 @@ def test_arguments_of_a_wrong_kind_are_named_or_run(name, junk):
     parts = {"objective": Objective(), "alpha": 0.3, "eta": 0.1, "flat": lambda point: lambda x: 0.0 * x, "chi": 1.5}
     run = {"w0": np.ones(2), "steps": 2, "progress": False}
     try:
-        if name in PARTS:
-            system = RISHD.from_optimizer(**(parts | {name: junk}))
-        else:
-            system = RISHD.from_optimizer(**parts)
+        system = RISHD.from_optimizer(**(parts | ({name: junk} if name in PARTS else {})))
         simulate(**({"system": system} | run | ({name: junk} if name in ARGUMENTS else {})))
     except ValueError as problem:
         assert str(problem)
@@ -202,7 +223,10 @@ def test_arguments_of_a_wrong_kind_are_named_or_run(name, junk):
         (lambda: flow(Objective), "objective is the class Objective"),
         (lambda: flow(Objective(gradient=3)), "objective is of type Objective"),
         (lambda: RISHD.from_coefficients(object(), alpha=1.0, beta=0.0, gamma=1.0), "objective is of type object"),
-        (lambda: RISHD.from_coefficients(Objective(), np.eye(2), alpha=1.0, beta=0.0, gamma=1.0), "metric is a ndarray"),
+        (
+            lambda: RISHD.from_coefficients(Objective(), np.eye(2), alpha=1.0, beta=0.0, gamma=1.0),
+            "metric is a ndarray",
+        ),
         (lambda: flow(flat=Quadratic([1.0, 0.5]), chi=2.0), "flat is a Quadratic; give a function PhasePoint"),
         (lambda: PreconditionerMetric(np.eye(2)), "precondition is a ndarray; give a function"),
         (lambda: TimeDependent(0.1), "TimeDependent's value is a float; give a function of time"),
@@ -254,7 +278,10 @@ def test_a_plain_function_is_a_coefficient_of_the_second_order_form(name):
 TIMES = {
     "a branch": (lambda t: 0.1 if t < 2.0 else 0.05, "eta does not take an array of times"),
     "a sum": (lambda t: 0.1 / (1.0 + np.sum(t)), "eta at an array of times gives the last member"),
-    "another shape": (lambda t: np.array([0.1, 0.2, 0.3]) + 0.0 * np.max(t), "eta does not take|has one value for each"),
+    "another shape": (
+        lambda t: np.array([0.1, 0.2, 0.3]) + 0.0 * np.max(t),
+        "eta does not take|has one value for each",
+    ),
 }
 
 
@@ -263,5 +290,9 @@ def test_coefficients_that_mix_members_times_are_refused_where_members_have_thei
     function, message = TIMES[kind]
     with pytest.raises(ValueError, match=message):
         simulate(flow(eta=function), np.ones((2, 2)), steps=2, integrator="ensemble-rk45")
-    assert simulate(flow(eta=np.vectorize(lambda t: 0.1 if t < 2.0 else 0.05)), np.ones((2, 2)), steps=2,
-                    integrator=EnsembleDormandPrince()).ok
+    assert simulate(
+        flow(eta=np.vectorize(lambda t: 0.1 if t < 2.0 else 0.05)),
+        np.ones((2, 2)),
+        steps=2,
+        integrator=EnsembleDormandPrince(),
+    ).ok
