@@ -49,15 +49,18 @@ def simulate(
 ) -> Trajectory:
     """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
 
-    A member that becomes non-finite, or uses up an adaptive scheme's steps, is named with its time; the others go on,
-    and the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a metric
-    that loses its symmetry, or Ctrl-C end it with the partial trajectory and a status that says so.
+    At the start, a user's functions are compared with their values for single members, and a split with the metric. A
+    member that becomes non-finite, or uses up an adaptive scheme's steps, is named with its time; the others go on, and
+    the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a metric that
+    loses its symmetry, a split that no longer commutes with it, an event function that is NaN, or Ctrl-C end it with the
+    partial trajectory and a status that says so.
 
     Args:
         system: The dynamics.
         w0: Start, shape ``(p,)`` or ``(*ensemble, p)``; numpy (float64 by default) or torch.
         m0: Initial momentum, shape of ``w0``; zero by default.
-        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one.
+        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one. Adaptive ones choose their tolerances by
+            the dtype of ``w0``, unless they are given.
         h: Step size in units of time (an adaptive scheme's output spacing); 1 is an optimizer's step.
         steps: Number of steps.
         t0: Start time.
@@ -84,8 +87,9 @@ def simulate(
         The :class:`~riemannian_ode.Trajectory`; look at its ``status``.
 
     Raises:
-        ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
-            not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`).
+        ValueError: for an unknown integrator, arguments out of range or of a wrong kind, shapes that do not match,
+            functions written for one member, a metric that is not positive definite at the start, a split that does not
+            commute with it, or a checkpoint of another run (:class:`CheckpointError`).
     """
     observers = {} if observers is None else observers
     start = _checked_start(w0, m0)
