@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
     from riemannian_ode.simulation import simulate as simulate
     from riemannian_ode.split import ConstantSplit as ConstantSplit
+    from riemannian_ode.split import MetricSplit as MetricSplit
     from riemannian_ode.split import PhasePoint as PhasePoint
     from riemannian_ode.structured_metric import KroneckerMetric as KroneckerMetric
     from riemannian_ode.structured_metric import LowRankPlusDiagonalMetric as LowRankPlusDiagonalMetric
@@ -80,6 +81,7 @@ _HOME = {
     "VaryingMetric": "varying_metric",
     "simulate": "simulation",
     "ConstantSplit": "split",
+    "MetricSplit": "split",
     "Trajectory": "trajectory",
 }
 __all__ = list(_HOME)

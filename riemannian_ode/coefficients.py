@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, like, to_numpy, tracks
+from riemannian_ode.errors import require_method, shown
 from riemannian_ode.flow import Array
 
 
@@ -21,11 +22,19 @@ class TimeDependent:
         value: t ↦ coefficient, a float or an array over the ensemble.
         derivative: t ↦ its time derivative; needed by the energy identity (η̇) and the second-order form (β̇).
         lower: Smallest value allowed; RISHD's constructors set it, and ``simulate`` checks it at every step.
+
+    Raises:
+        ValueError: for a value or a derivative that is not a function.
     """
 
     value: Callable[[float], Any]
     derivative: Callable[[float], Any] | None = None
     lower: float = -math.inf
+
+    def __post_init__(self) -> None:
+        require_method("TimeDependent's value", self.value, "of time, t ↦ number")
+        if self.derivative is not None:
+            require_method("TimeDependent's derivative", self.derivative, "of time, t ↦ number")
 
     def __call__(self, t: float) -> Any:
         """Coefficient at time t."""
@@ -38,7 +47,7 @@ class TimeDependent:
         return TimeDependent(lambda t: function(value(t)), slope, self.lower)
 
 
-Coefficient: TypeAlias = float | Array | TimeDependent
+Coefficient: TypeAlias = float | Array | TimeDependent | Callable[[float], Any]
 
 
 # Names of RISHD's coefficients, each a float, an array over the ensemble or TimeDependent.
@@ -65,11 +74,34 @@ def _expanded(value: Any) -> Any:
             value = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
             raise ValueError(
-                f"a coefficient is {value!r}; give a number, one value per member, or TimeDependent."
+                f"a coefficient is {shown(value)}; give a number, one value per member, or TimeDependent."
             ) from None
     if value.ndim:
         return value[..., None]
     return value if getattr(value, "requires_grad", False) else float(value)
+
+
+def as_coefficient(name: str, coefficient: Any) -> Any:
+    """A coefficient as it is; a plain function of time as :class:`TimeDependent`.
+
+    Raises:
+        ValueError: naming a coefficient that is neither a number, nor numbers, nor a function.
+    """
+    if isinstance(coefficient, (float, int, TimeDependent)):
+        return coefficient
+    if callable(coefficient) and not isinstance(coefficient, type):
+        return TimeDependent(coefficient)
+    try:
+        kind = None if coefficient is None else to_numpy(coefficient).dtype.kind
+        is_numeric = kind is not None and kind in "fiu" and to_numpy(coefficient).size > 0
+    except (TypeError, ValueError):  # a ragged list
+        is_numeric = False
+    if not is_numeric:
+        raise ValueError(
+            f"{name} = {shown(coefficient)} must be a number, one value per member, or a function of time "
+            "(TimeDependent, where its derivative is needed)."
+        )
+    return coefficient
 
 
 def add(x: Any, y: Any) -> Any:
@@ -148,9 +180,9 @@ def check_finite(name: str, value: Coefficient) -> None:
     try:
         finite = bool(np.isfinite(to_numpy(value)).all())
     except TypeError:
-        raise ValueError(f"{name} = {value!r} must be a number, one value per member, or TimeDependent.") from None
+        raise ValueError(f"{name} = {shown(value)} must be a number, one value per member, or TimeDependent.") from None
     if not finite:
-        raise ValueError(f"{name} = {value!r} must be finite.")
+        raise ValueError(f"{name} = {shown(value)} must be finite.")
 
 
 def check_range(name: str, value: Coefficient, lower: float, reason: str, *, strict: bool) -> None:
@@ -161,4 +193,4 @@ def check_range(name: str, value: Coefficient, lower: float, reason: str, *, str
     smallest = float(to_numpy(value).min())
     if smallest < lower or (strict and smallest == lower):
         sign = ">" if strict else "≥"
-        raise ValueError(f"{name} = {value!r} must be {sign} {lower:g}: {reason}.")
+        raise ValueError(f"{name} = {shown(value)} must be {sign} {lower:g}: {reason}.")

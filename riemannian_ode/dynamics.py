@@ -19,6 +19,7 @@ from riemannian_ode.coefficients import (
     Coefficient,
     TimeDependent,
     add,
+    as_coefficient,
     check_finite,
     check_range,
     expand,
@@ -26,6 +27,7 @@ from riemannian_ode.coefficients import (
 )
 from riemannian_ode.coefficients import at as coefficient_at
 from riemannian_ode.coefficients import rate as coefficient_rate
+from riemannian_ode.errors import require_method
 from riemannian_ode.flow import Array, lite_direction, momentum_rate
 from riemannian_ode.metric import Euclidean, Metric
 from riemannian_ode.optimizer_form import check_optimizer, gain_of
@@ -33,7 +35,11 @@ from riemannian_ode.split import FlatSplit, PhasePoint
 
 
 class Objective(Protocol):
-    """What a flow needs of a landscape; every ``toy_landscapes`` landscape is one."""
+    """What a flow needs of a landscape; every ``toy_landscapes`` landscape is one.
+
+    Methods take any leading axes; ``simulate`` compares an ensemble with some of its members at the start. An objective
+    whose gradient is random sets ``is_random = True``: its gradient is then called once there, and not compared.
+    """
 
     def value(self, w: Array) -> Array:
         """f(w), shape ``(*ensemble,)``."""
@@ -57,7 +63,8 @@ class RISHD:
     r"""Riemannian inertial system with Hessian damping, with LITE's sharp/flat split.
 
     Build it with :meth:`from_optimizer` or :meth:`from_coefficients`, which check their arguments. Coefficients are
-    floats, arrays over the ensemble (one value a member), or :class:`TimeDependent`.
+    floats, arrays over the ensemble (one value a member), :class:`TimeDependent`, or plain functions of time, which
+    become :class:`TimeDependent` without a derivative.
 
     Args:
         objective: Landscape f.
@@ -73,6 +80,7 @@ class RISHD:
         correction: Whether R is kept; the optimizers of the paper drop it.
         downhill: Whether ``simulate`` checks γ > 0 at every step where it varies in time, as :meth:`from_optimizer`
             asks of constants.
+        check_split: Whether ``simulate`` refuses a split that does not commute with F, or is not a projector.
     """
 
     objective: Objective
@@ -87,6 +95,7 @@ class RISHD:
     gain: Coefficient = 1.0
     correction: bool = True
     downhill: bool = False
+    check_split: bool = True
 
     @classmethod
     def from_optimizer(
@@ -103,6 +112,7 @@ class RISHD:
         nesterov: Coefficient = 0.0,
         gain: Coefficient = 1.0,
         correction: bool = True,
+        check_split: bool = True,
     ) -> RISHD:
         r"""System in an optimizer's parameters: state (w, m).
 
@@ -118,19 +128,28 @@ class RISHD:
             beta_flat: β₂ ≥ β₁ of flat directions; ``beta`` by default. Needs ``flat``.
             chi: χ ≥ 1 of flat directions. Needs ``flat``.
             flat: Projector on flat directions at a :class:`PhasePoint`, commuting with F: a landscape's ``flat_split``
-                or :class:`riemannian_ode.split.ConstantSplit`.
+                or :class:`ConstantSplit` with F = I or an F of the same axes, else :class:`MetricSplit` or
+                ``ConstantSplit(basis, metric=F)``.
             nesterov: ν, see :func:`riemannian_ode.flow.lookahead`.
             gain: c, see :func:`riemannian_ode.flow.momentum_rate`.
             correction: Whether the Riemannian correction R is kept.
+            check_split: Whether ``simulate`` refuses a split that does not commute with F, or is not a projector: at
+                the start, and on the way at saves if split or metric may move. A metric that depends on history has no
+                F(w) to check. Without it such a split runs; claims C4, C8 and C9 then do not hold.
 
         Raises:
-            ValueError: for non-finite or negative α or η, χ < 1, β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of
-                coefficients that vary in time ``simulate`` checks the same at every step.
+            ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 1,
+                β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of coefficients that vary in time ``simulate`` checks
+                the same at every step.
 
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
-        if metric is not None and not isinstance(metric, Metric):
-            raise ValueError(f"metric is a {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
+        check_parts(objective, metric, flat)
+        alpha, eta, beta = as_coefficient("alpha", alpha), as_coefficient("eta", eta), as_coefficient("beta", beta)
+        beta_flat = None if beta_flat is None else as_coefficient("beta_flat", beta_flat)
+        chi, nesterov, gain = (
+            as_coefficient(k, v) for k, v in {"chi": chi, "nesterov": nesterov, "gain": gain}.items()
+        )
         check_optimizer(alpha, eta, beta, beta_flat, chi, nesterov, gain, has_split=flat is not None)
         damping: dict[str, Any] = {"nesterov": expand(nesterov), "beta_sharp": expand(beta)}
         damping["beta_flat"] = damping["beta_sharp"] if beta_flat is None else expand(beta_flat)
@@ -147,6 +166,7 @@ class RISHD:
             gain=expand(gain),
             correction=correction,
             downhill=True,
+            check_split=check_split,
         )
 
     @classmethod
@@ -177,10 +197,13 @@ class RISHD:
             correction: Whether the Riemannian correction R is kept.
 
         Raises:
-            ValueError: for non-finite coefficients, β < 0, or a time-dependent β without derivative.
+            ValueError: for an objective or a metric of a wrong kind, non-finite coefficients, β < 0, or a
+                time-dependent β without derivative.
 
         Source: arXiv:2602.22681, eq. (RISHD); the form in v is derived in docs/theory, claim C15.
         """
+        check_parts(objective, metric, None)
+        alpha, beta, gamma = (as_coefficient(k, v) for k, v in {"alpha": alpha, "beta": beta, "gamma": gamma}.items())
         check_finite("alpha", alpha)
         check_range("beta", beta, 0.0, "the form in v is dissipative for β ≥ 0", strict=False)
         check_finite("gamma", gamma)
@@ -307,7 +330,25 @@ class RISHD:
         """
         converted: dict[str, Any] = {}
         for name in COEFFICIENTS:
-            convert, coefficient = partial(fitted, name, reference=reference), getattr(self, name)
+            convert, coefficient = partial(fitted, name, reference=reference), as_coefficient(name, getattr(self, name))
             is_function = isinstance(coefficient, TimeDependent)
             converted[name] = coefficient.map(convert) if is_function else convert(coefficient)
         return replace(self, **converted)
+
+
+def check_parts(objective: Any, metric: Any, flat: Any) -> None:
+    """Refuse an objective, a metric or a split of a wrong kind.
+
+    Raises:
+        ValueError: naming the argument and what it is instead.
+    """
+    kind = f"the class {objective.__name__}" if isinstance(objective, type) else f"of type {type(objective).__name__}"
+    if isinstance(objective, type) or not callable(getattr(objective, "gradient", None)):
+        raise ValueError(
+            f"objective is {kind}; give an object with the methods value(w) and gradient(w), such as a landscape (or "
+            "toy_landscapes.TorchLandscape of a torch function)."
+        )
+    if metric is not None and not isinstance(metric, Metric):
+        raise ValueError(f"metric is a {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
+    if flat is not None:
+        require_method("flat", flat, "PhasePoint ↦ (x ↦ Qx), e.g. landscape.flat_split or ConstantSplit(basis)")

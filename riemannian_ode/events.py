@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from riemannian_ode.arrays import to_numpy
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.errors import require_choice
+from riemannian_ode.errors import InvalidSystemError, require_choice, require_method
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
 from riemannian_ode.interpolation import hermite
@@ -34,7 +34,7 @@ class Event:
         terminal: Whether a trajectory ends there (an ensemble ends when each of its members had a terminal event).
 
     Raises:
-        ValueError: for an unknown direction.
+        ValueError: for a function that is not one, or an unknown direction.
     """
 
     name: str
@@ -43,12 +43,36 @@ class Event:
     terminal: bool = False
 
     def __post_init__(self) -> None:
+        require_method(f"event {self.name!r}", self.function, "(t, w, m) ↦ values of shape (*ensemble,)")
         require_choice("direction", self.direction, ("any", "falling", "rising"))
 
     def crossed(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Whether the values crossed 0 the way that counts; starting on 0 is no crossing."""
         falls, rises = (before > 0) & (after <= 0), (before < 0) & (after >= 0)
         return {"falling": falls, "rising": rises, "any": falls | rises}[self.direction]
+
+    def check_values(self, values: np.ndarray, t: float, state: PhaseState) -> None:
+        """Refuse NaN at a finite state: no comparison would ever find a crossing.
+
+        Args:
+            values: Of the function, shape ``(*ensemble,)``.
+            t: Time.
+            state: The state.
+
+        Raises:
+            InvalidSystemError: naming the event, the time, the member and its position.
+        """
+        bad = np.isnan(values)
+        if not bad.any():
+            return
+        bad &= np.isfinite(to_numpy(state.w)).all(-1) & np.isfinite(to_numpy(state.m)).all(-1)
+        if bad.any():
+            member = _indices(bad)[0]
+            where = np.array2string(to_numpy(state.w)[member][:4], precision=6, separator=", ")
+            raise InvalidSystemError(
+                f"event {self.name!r} is NaN at t = {t:.12g}{f' for member {member}' if member else ''}, where w = "
+                f"{where}; give it a number at every finite state."
+            )
 
 
 class EventWatch:
@@ -83,7 +107,7 @@ class EventWatch:
         found: list[tuple[float, Event, tuple[int, ...]]] = []
         for event in self.events:
             values = [
-                to_numpy(event.function(t + place * h, *state)) for place, state in zip(places, states, strict=True)
+                self._value(event, t, before, place, state, h) for place, state in zip(places, states, strict=True)
             ]
             located: set[tuple[int, ...]] = set()
             for i in range(_LOOKS):
@@ -127,6 +151,17 @@ class EventWatch:
                 continue
             yield PhaseState(*hermite(before, after, slopes, h, s))
 
+    def _value(
+        self, event: Event, t: float, before: PhaseState, place: float, state: PhaseState, h: float
+    ) -> np.ndarray:
+        """Values at a place within the step; where a cubic leaves the function's domain, those of the scheme's path."""
+        values = to_numpy(event.function(t + place * h, *state))
+        if 0.0 < place < 1.0 and np.isnan(values).any():
+            state = self._partial(t, before, place, h)
+            values = to_numpy(event.function(t + place * h, *state))
+        event.check_values(values, t + place * h, state)
+        return values
+
     def _partial(self, t: float, before: PhaseState, place: float, h: float) -> PhaseState:
         if place <= 0.0:
             return before
@@ -144,7 +179,10 @@ class EventWatch:
         """Place of the crossing within the step, from the first bracket that holds one; ``None`` if none does."""
 
         def value(place: float) -> float:
-            return float(to_numpy(event.function(t + place * h, *self._partial(t, before, place, h)))[member])
+            state = self._partial(t, before, place, h)
+            values = to_numpy(event.function(t + place * h, *state))
+            event.check_values(values, t + place * h, state)
+            return float(np.nan_to_num(values[member]))  # an infinite value has a sign, but no secant
 
         for a, b in brackets:
             start, end = value(a), value(b)

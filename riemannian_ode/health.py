@@ -10,16 +10,15 @@ import numpy as np
 from riemannian_ode.arrays import to_numpy
 from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.flow import Array
+from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.integrators import Losses, PhaseState
+from riemannian_ode.metric import Euclidean
+from riemannian_ode.split import ConstantSplit, PhasePoint, check_self_adjoint
 from riemannian_ode.trajectory import Status
 
 # Below a bound by this much is rounding: a schedule that falls to 0 reaches it only to the last digits.
 _ROUNDING = 1e-12
-
-
-class InvalidSystemError(ValueError):
-    """A coefficient or the metric is not what the theory asks for; the message names it, its value and the time."""
+_STEPS_BETWEEN = 64  # checks of a split: one costs about as much as three steps
 
 
 class SystemCheck:
@@ -31,6 +30,10 @@ class SystemCheck:
 
     def __init__(self, system: RISHD) -> None:
         self.metric = system.metric if system.metric.variation == "state" else None
+        still = system.metric.variation == "constant" and isinstance(system.flat, ConstantSplit)
+        fixed = still or isinstance(system.metric, Euclidean) or system.metric.variation == "history"
+        self.split = system if system.flat is not None and system.check_split and not fixed else None
+        self.next_split = 0
         coefficients = {name: getattr(system, name) for name in COEFFICIENTS}
         self.varying = {name: c for name, c in coefficients.items() if isinstance(c, TimeDependent)}
         self.downhill = system if system.downhill and self.varying.keys() - {"eta", "chi"} else None
@@ -70,23 +73,40 @@ class SystemCheck:
                 f"beta_flat({t:.12g}) is below beta by {-gap:.6g}; LITE damps flat directions at least as much."
             )
 
-    def symmetry(self, t: float, w: Array) -> None:
-        """Refuse a metric that is not symmetric at ``w``.
+    def geometry(self, k: int, t: float, state: PhaseState, *, last: bool = False) -> None:
+        """Refuse a metric that is not symmetric, or a split that no longer fits it.
+
+        A moving split is costly to ask: it is checked at saves that are at least 64 steps apart, and at the last one.
+
+        Args:
+            k: Steps done.
+            t: Time.
+            state: State at t.
+            last: Whether it is the last one.
 
         Raises:
-            InvalidSystemError: naming the asymmetry and the time.
+            InvalidSystemError: naming what is wrong and the time.
         """
-        if self.metric is None:
-            return
         try:
-            self.metric.check_symmetry(w)
+            if self.metric is not None:
+                self.metric.check_symmetry(state.w)
+            if self.split is not None and (k >= self.next_split or last):
+                self.next_split = k + _STEPS_BETWEEN
+                self._check_split(self.split, t, state)
         except ValueError as problem:
             raise InvalidSystemError(f"at t = {t:.12g}: {problem}") from None
+
+    @staticmethod
+    def _check_split(system: RISHD, t: float, state: PhaseState) -> None:
+        assert system.flat is not None
+        w, m = state
+        point = PhasePoint(w, m, system.metric.raise_index(w, m))
+        check_self_adjoint(system.flat(point), system.metric, w)
 
 
 _TOLD: dict[str, tuple[str, str]] = {  # by cause: what happened, and the remedy
     "non-finite": ("became non-finite", "take a smaller learning rate or step"),
-    "step-limit": ("reached the step limit", "raise max_steps, or take a scheme for stiff flows"),
+    "step-limit": ("reached the step limit", ""),
     "integrator-failed": ("could not be integrated further", ""),
 }
 

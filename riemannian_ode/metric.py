@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from riemannian_ode.arrays import as_float_array, inner, like, matvec, namespace, to_numpy
+from riemannian_ode.errors import require_method
 from riemannian_ode.flow import Array
 
 Variation = Literal["constant", "state", "history"]
@@ -152,11 +153,15 @@ class PreconditionerMetric(Metric):
 
     Args:
         precondition: Covector ``(*ensemble, p)`` to velocity of the same shape.
+
+    Raises:
+        ValueError: if it is not a function.
     """
 
     variation: ClassVar[Variation] = "history"
 
     def __init__(self, precondition: Callable[[Array], Array]) -> None:
+        require_method("precondition", precondition, "covector ↦ velocity, (*ensemble, p) to (*ensemble, p)")
         self.precondition = precondition
 
     def raise_index(self, w: Array, covector: Array) -> Array:

@@ -18,6 +18,7 @@ from riemannian_ode.coefficients import (
     is_time_dependent,
     rate,
 )
+from riemannian_ode.errors import shown
 
 
 def check_optimizer(
@@ -47,7 +48,8 @@ def check_optimizer(
             )
     elif not is_time_dependent(beta, flat_damping) and np.any(to_numpy(flat_damping) < to_numpy(beta)):
         raise ValueError(
-            f"beta_flat = {flat_damping!r} is below beta = {beta!r}; LITE damps flat directions at least as much."
+            f"beta_flat = {shown(flat_damping)} is below beta = {shown(beta)}; LITE damps flat directions at least as "
+            "much."
         )
 
 
@@ -58,8 +60,8 @@ def check_gamma(name: str, beta: Coefficient, alpha: Coefficient, gain: Coeffici
     gamma = to_numpy(gain) + to_numpy(alpha) * to_numpy(beta)
     if float(np.min(gamma)) <= 0 or not math.isfinite(float(np.min(gamma))):
         raise ValueError(
-            f"{name} = {beta!r} makes γ/η = c + αβ = {float(np.min(gamma)):.3g} non-positive, so the flow would climb "
-            f"the gradient; take {name} > −c/α (c = 1 for a summed momentum)."
+            f"{name} = {shown(beta)} makes γ/η = c + αβ = {float(np.min(gamma)):.3g} non-positive, so the flow would "
+            f"climb the gradient; take {name} > −c/α (c = 1 for a summed momentum)."
         )
 
 

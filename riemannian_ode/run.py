@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from riemannian_ode.arrays import like
 from riemannian_ode.checkpoint import Position, check_place, read_checkpoint, write_checkpoint
 from riemannian_ode.dynamics import RISHD
+from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.events import Event, EventWatch
 from riemannian_ode.fingerprint import fingerprint
-from riemannian_ode.health import Health, InvalidSystemError, SystemCheck
+from riemannian_ode.health import Health, SystemCheck
 from riemannian_ode.integrators import Integrator, IntegratorError, MemberStates, PhaseState, StepLimitError
 from riemannian_ode.recording import Recorder
 from riemannian_ode.schedule import Schedule
+from riemannian_ode.smoothness import describe_jump
 from riemannian_ode.trajectory import EventRecord, Status, Trajectory
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class Run:
         self.position = Position(0, start, 0)
         self.events: list[EventRecord] = []
         self.members: MemberStates | None = None
+        self.explained: set[str] = set()
         if file is None:
             return
         check_place(file)
@@ -75,9 +80,9 @@ class Run:
         try:
             status, message = self._loop(advance)
         except StepLimitError as error:
-            status, message = "step-limit", str(error)
+            status, message = "step-limit", self._cause(str(error))
         except IntegratorError as error:
-            status, message = "integrator-failed", str(error)
+            status, message = "integrator-failed", self._cause(str(error))
         except InvalidSystemError as error:
             status, message = "invalid-system", str(error)
         except KeyboardInterrupt:
@@ -112,7 +117,8 @@ class Run:
             inside = self._inside(step, before, ending) if schedule.save_at.inside(step) else ()
             is_saved = schedule.is_saved(k)
             if is_saved:
-                self.check.symmetry(now, state.w)
+                self.check.geometry(k, now, state, last=k == schedule.steps)
+            self._explain_losses()
             lost = self.health.lost_all(state, now, None if self.members is None else self.members.losses)
             # Records first, the position last: Ctrl-C in between takes them back, see go().
             self.events += found
@@ -129,6 +135,22 @@ class Run:
                 self._write_checkpoint()
             advance(k)
         return "finished", ""
+
+    def _cause(self, message: str, member: tuple[int, ...] = ()) -> str:
+        """What a scheme said when it gave up, or what jumps ahead of where it stood: then its own remedy misleads."""
+        step, state, _ = self.position
+        jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
+        return f"{message.partition('; ')[0]}; {jump}" if jump else message
+
+    def _explain_losses(self) -> None:
+        """Look for the cause of the first loss of each kind, before the state in front of it is gone."""
+        if self.members is None:
+            return
+        losses = self.members.losses
+        for cause in losses.messages.keys() - self.explained:
+            self.explained.add(cause)
+            member = tuple(int(i) for i in np.argwhere(losses.causes == cause)[0])
+            losses.messages[cause] = self._cause(losses.messages[cause], member)
 
     def _states(self) -> Iterator[tuple[int, PhaseState]]:
         """Steps done and the state after them: after every step, or of compiled ones after those that are kept."""

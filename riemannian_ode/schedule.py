@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from riemannian_ode.arrays import to_numpy
+from riemannian_ode.errors import shown
 from riemannian_ode.flow import Array
 
 
@@ -26,9 +27,12 @@ class SavePoints:
     """
 
     def __init__(self, times: Sequence[float] | Array, *, t0: float, h: float, steps: int) -> None:
-        array = np.asarray(to_numpy(times), dtype=np.float64)
+        try:
+            array = np.asarray(to_numpy(times), dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.empty(())
         if array.ndim != 1 or not np.isfinite(array).all():
-            raise ValueError(f"save_at = {times!r} must be a list of finite times.")
+            raise ValueError(f"save_at = {shown(times)} must be a list of finite times.")
         if (np.diff(array) <= 0).any():
             i = int(np.argmax(np.diff(array) <= 0))
             raise ValueError(f"save_at must increase, but {array[i + 1]:.17g} comes after {array[i]:.17g}; sort it.")

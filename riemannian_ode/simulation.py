@@ -11,8 +11,8 @@ import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace, tracks
 from riemannian_ode.derivatives import check_attached, check_derivatives
-from riemannian_ode.dynamics import RISHD
-from riemannian_ode.errors import require_positive
+from riemannian_ode.dynamics import RISHD, check_parts
+from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.health import SystemCheck
@@ -23,6 +23,7 @@ from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run
 from riemannian_ode.schedule import SavePoints, Schedule
 from riemannian_ode.trajectory import Trajectory
+from riemannian_ode.user_functions import check_functions, check_observers
 
 if TYPE_CHECKING:
     from riemannian_ode.compiled import CompiledSteps
@@ -49,9 +50,11 @@ def simulate(
 ) -> Trajectory:
     """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
 
+    At the start, a user's functions are compared with their values for single members, and a split with the metric.
     A member that becomes non-finite, or uses up an adaptive scheme's steps, is named with its time; the others go on,
     and the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a metric
-    that loses its symmetry, or Ctrl-C end it with the partial trajectory and a status that says so.
+    that loses its symmetry, a split that no longer commutes with it, an event function that is NaN, or Ctrl-C end it
+    with the partial trajectory and a status that says so.
 
     With torch arrays the saved states are differentiable by autograd in w0, m0, the coefficients, and the parameters of
     objective, metric and split. Observed values and events are numbers.
@@ -60,7 +63,8 @@ def simulate(
         system: The dynamics.
         w0: Start, shape ``(p,)`` or ``(*ensemble, p)``; numpy (float64 by default) or torch.
         m0: Initial momentum, shape of ``w0``; zero by default.
-        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one.
+        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one. Adaptive ones choose their tolerances by
+            the dtype of ``w0``, unless they are given.
         h: Step size in units of time (an adaptive scheme's output spacing); 1 is an optimizer's step.
         steps: Number of steps.
         t0: Start time.
@@ -87,25 +91,27 @@ def simulate(
         The :class:`~riemannian_ode.Trajectory`; look at its ``status``.
 
     Raises:
-        ValueError: for an unknown integrator, arguments out of range, shapes that do not match, or a metric that is
-            not positive definite at the start, or a checkpoint of another run (:class:`CheckpointError`). Also for
-            gradients that cannot be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event of a
-            single trajectory, or parts that are cut off from autograd.
+        ValueError: for an unknown integrator, arguments out of range or of a wrong kind, shapes that do not match,
+            functions written for one member, a metric that is not positive definite at the start, a split that does not
+            commute with it, or a checkpoint of another run (:class:`CheckpointError`). Also for gradients that cannot
+            be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event of a single trajectory, or parts
+            that are cut off from autograd.
     """
+    observers = {} if observers is None else observers
     start = _checked_start(w0, m0)
     require_positive("h", h, "it is the step size in units of time")
     for name, value in (("steps", steps), ("save_every", save_every), ("checkpoint_every", checkpoint_every)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
+            raise ValueError(f"{name} = {shown(value)} must be a whole number of at least 1.")
     for name, time in (("h", h), ("t0", t0)):
         if tracks(time):
             raise ValueError(
                 f"{name} requires gradients, but there are none with respect to times; give {name}.item()."
             )
-    if not math.isfinite(t0):
-        raise ValueError(f"t0 = {t0!r} must be finite: it is the start time.")
+    if not is_number(t0) or not math.isfinite(t0):
+        raise ValueError(f"t0 = {shown(t0)} must be finite: it is the start time.")
     scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
-    if events and compile:
+    if compile is not False and events:
         raise ValueError("events are looked for at every step, compiled steps show few; give compile=False.")
     schedule = Schedule(
         t0=t0,
@@ -121,12 +127,16 @@ def simulate(
     check_derivatives(
         checked, start, t0=t0, scheme=scheme, is_compiled=compile is not False, events=events, checkpoint=checkpoint
     )
+    check_observers(observers)
+    if isinstance(compile, (bool, int, np.integer)):  # CompiledSteps has checked what it was made of
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            check_functions(checked, start, t0, scheme=scheme, events=events)
     run = Run(
         system=checked,
         scheme=scheme,
         schedule=schedule,
         start=start,
-        recorder=Recorder(t0, start, observers=observers or {}, keep_states=keep_states),
+        recorder=Recorder(t0, start, observers=observers, keep_states=keep_states),
         events=events,
         file=None if checkpoint is None else Path(checkpoint),
         compiled=_compiled(compile, system, start.w, scheme, schedule),
@@ -139,6 +149,8 @@ def simulate(
 
 def _checked_start(w0: Array, m0: Array | None) -> PhaseState:
     w0 = as_float_array("w0", w0)
+    if "bfloat16" in str(w0.dtype):
+        raise ValueError(f"w0 has dtype {w0.dtype}; start from float32 or float64.")
     m0 = namespace(w0).zeros_like(w0) if m0 is None else as_float_array("m0", m0)
     if tuple(m0.shape) != tuple(w0.shape) or is_torch(m0) != is_torch(w0):
         raise ValueError(
@@ -159,19 +171,18 @@ def _compiled(
         wanted.check_fits(system, w0, scheme, schedule.h)
         return wanted
     if wanted is not True and not (isinstance(wanted, (int, np.integer)) and wanted >= 1):
-        raise ValueError(f"compile = {wanted!r} must be True, False, CompiledSteps or a number of steps of at least 1.")
+        raise ValueError(
+            f"compile = {shown(wanted)} must be True, False, CompiledSteps or a number of steps of at least 1."
+        )
     last = schedule.time(schedule.steps - 1)
     return CompiledSteps(system, w0, integrator=scheme, h=schedule.h, t=last, steps=None if wanted is True else wanted)
 
 
 def _checked_system(system: RISHD, w0: Array, t0: float) -> RISHD:
+    if not isinstance(system, RISHD):
+        raise ValueError(f"system is a {type(system).__name__}; build one with RISHD.from_optimizer(objective, …).")
+    check_parts(system.objective, system.metric, system.flat)
     system = system.for_arrays(w0)
     system.metric.check(w0)
     SystemCheck(system).coefficients(t0)
-    gradient = system.objective.gradient(w0)
-    if tuple(gradient.shape) != tuple(w0.shape):
-        raise ValueError(
-            f"objective.gradient(w0) has shape {tuple(gradient.shape)} for w0 of shape {tuple(w0.shape)}; it must map "
-            "(*ensemble, p) to (*ensemble, p)."
-        )
     return system

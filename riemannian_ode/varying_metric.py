@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from riemannian_ode.arrays import is_torch, to_numpy
-from riemannian_ode.errors import require_positive
+from riemannian_ode.errors import require_method, require_positive
 from riemannian_ode.flow import Array
 from riemannian_ode.matrix_root import matrix_root
 from riemannian_ode.metric import Metric, Variation, check_fits, check_positive_definite, check_symmetric
@@ -94,6 +94,7 @@ class StateDependentMetric(VaryingMetric):
     """
 
     def __init__(self, function: Callable[..., Any], parameters: Sequence[Array] = ()) -> None:
+        require_method("function", function, "w ↦ F(w), (p,) to (p, p), written with torch")
         self.function = function
         self.parameters = tuple(parameters)
 
@@ -133,6 +134,7 @@ class VaryingDiagonalMetric(VaryingMetric):
     """
 
     def __init__(self, function: Callable[..., Any], parameters: Sequence[Array] = ()) -> None:
+        require_method("function", function, "w ↦ d(w), (p,) to (p,), written with torch")
         self.function = function
         self.parameters = tuple(parameters)
 

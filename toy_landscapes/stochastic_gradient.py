@@ -126,6 +126,8 @@ class StochasticGradient(Landscape):
         ValueError: for a noise that does not fit the landscape, or no generator.
     """
 
+    is_random = True  # ``simulate`` does not compare an ensemble's gradients with its members'
+
     def __init__(self, landscape: Landscape, noise: NoiseSource, *, generator: Generator) -> None:
         if type(generator).__name__ != "Generator":  # numpy's and torch's; torch is not imported for the question
             raise ValueError(

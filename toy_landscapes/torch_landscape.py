@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from riemannian_ode.arrays import is_torch
+from riemannian_ode.errors import require_method
 from riemannian_ode.flow import Array
 from toy_landscapes.arguments import check_coordinates, checked_sharp_rank
 from toy_landscapes.landscape import Landscape
@@ -31,10 +32,11 @@ class TorchLandscape(Landscape):
         sharp_rank: d_s; a tenth of p by default, at least 1.
 
     Raises:
-        ValueError: for a dimension below 1 or a rank outside 0 … p.
+        ValueError: for a function that is not one, a dimension below 1 or a rank outside 0 … p.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], *, dimension: int, sharp_rank: int | None = None) -> None:
+        require_method("function", function, "w ↦ f(w), (p,) to a scalar tensor, written with torch")
         if dimension < 1:
             raise ValueError(f"dimension = {dimension!r} must be at least 1.")
         self.function, self.dimension = function, dimension

@@ -18,7 +18,15 @@ from riemannian_ode.integrators.base import (
     PhaseState,
     StepLimitError,
 )
-from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
+from riemannian_ode.integrators.step_control import (
+    MAX_STEPS,
+    Tolerances,
+    check_step_control,
+    step_limit_message,
+    tolerances,
+)
+
+_DEFAULT = Tolerances(1e-10, 1e-12)
 
 
 class SciPyAdaptive(Integrator):
@@ -28,14 +36,15 @@ class SciPyAdaptive(Integrator):
     ``simulate``, and the solver starts again with the others.
 
     Args:
-        rtol: Relative tolerance of a step.
-        atol: Absolute tolerance of a step.
+        rtol: Relative tolerance of a step; by default 1e-10 in float64, and 64 units of rounding (7.6e−6) in float32.
+        atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
         max_steps: Most steps between two outputs; a flow that is stiff for the scheme ends there with status
             ``"step-limit"`` instead of hanging.
 
     Raises:
-        ValueError: for a tolerance or a limit that is not positive.
+        ValueError: for a tolerance or a limit that is not positive, and (from ``simulate``) for an ``rtol`` that the
+            state's type does not resolve.
 
     Source: ``scipy.integrate``.
     """
@@ -48,8 +57,8 @@ class SciPyAdaptive(Integrator):
     def __init__(
         self,
         *,
-        rtol: float = 1e-10,
-        atol: float = 1e-12,
+        rtol: float | None = None,
+        atol: float | None = None,
         max_step: float = float("inf"),
         max_steps: int = MAX_STEPS,
     ) -> None:
@@ -77,6 +86,7 @@ class _SharedSteps(MemberStates):
         first: int,
     ) -> None:
         self.scheme, self.system, self.start = scheme, system, state
+        self.tolerances = tolerances(scheme.rtol, scheme.atol, state.w, default=_DEFAULT)
         self.t0, self.h, self.steps, self.given = t0, h, steps, first
         self.shape = tuple(state.w.shape)
         self.losses = Losses(self.shape[:-1])
@@ -105,7 +115,7 @@ class _SharedSteps(MemberStates):
     def _start_solver(self, t: float, y: np.ndarray) -> None:
         scheme, end = self.scheme, self.t0 + self.h * self.steps
         start: Any = scheme.solver  # SciPy types OdeSolver itself, whose signature its subclasses extend
-        limits = {"rtol": scheme.rtol, "atol": scheme.atol, "max_step": scheme.max_step}
+        limits = {**self.tolerances._asdict(), "max_step": scheme.max_step}
         self.solver = start(self._rates, t, y, t_bound=end, **limits)
 
     def _step(self) -> None:
@@ -119,7 +129,7 @@ class _SharedSteps(MemberStates):
         message = f"{self.scheme.name} stopped at t = {t:.6g}: {reason}"
         if np.count_nonzero(self.alive) < 2:
             raise IntegratorError(message)
-        scale = self.scheme.atol + self.scheme.rtol * np.abs(y)
+        scale = self.tolerances.atol + self.tolerances.rtol * np.abs(y)
         speed = np.abs(self._rates(t, y) / scale).reshape(self.layout).max(axis=(0, 2))
         speed = np.where(self.alive, np.nan_to_num(speed, nan=np.inf), -1.0)
         fastest = np.arange(speed.size) == int(speed.argmax())

@@ -21,7 +21,13 @@ from riemannian_ode.integrators.base import (
     without_lost_members,
 )
 from riemannian_ode.integrators.runge_kutta import ButcherTableau, advance
-from riemannian_ode.integrators.step_control import MAX_STEPS, check_step_control, step_limit_message
+from riemannian_ode.integrators.step_control import (
+    MAX_STEPS,
+    Tolerances,
+    check_step_control,
+    step_limit_message,
+    tolerances,
+)
 
 # Dormand and Prince's pair 5(4) (Hairer, Nørsett, Wanner, Solving ODEs I, table II.5.2). The last row is the
 # fifth-order solution itself, so that its slope is the next step's first.
@@ -41,6 +47,7 @@ DORMAND_PRINCE = ButcherTableau(
 ERROR_WEIGHTS = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0  # step-size controller (Solving ODEs I, II.4)
 _EXPONENT = -1 / 5
+_DEFAULT = Tolerances(1e-8, 1e-10)
 
 
 class EnsembleDormandPrince(Integrator):
@@ -51,13 +58,14 @@ class EnsembleDormandPrince(Integrator):
     of times, one a member.
 
     Args:
-        rtol: Relative tolerance of a step.
-        atol: Absolute tolerance of a step.
+        rtol: Relative tolerance of a step; by default 1e-8 in float64, and 64 units of rounding (7.6e−6) in float32.
+        atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
         max_steps: Most steps that a member tries between two outputs; see :class:`SciPyAdaptive`.
 
     Raises:
-        ValueError: for a tolerance or a limit that is not positive.
+        ValueError: for a tolerance or a limit that is not positive, and (from ``simulate``) for an ``rtol`` that the
+            state's type does not resolve.
 
     Source: Dormand and Prince (1980); Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5.
     """
@@ -69,8 +77,8 @@ class EnsembleDormandPrince(Integrator):
     def __init__(
         self,
         *,
-        rtol: float = 1e-8,
-        atol: float = 1e-10,
+        rtol: float | None = None,
+        atol: float | None = None,
         max_step: float = float("inf"),
         max_steps: int = MAX_STEPS,
     ) -> None:
@@ -98,8 +106,10 @@ class _Members(MemberStates):
         first: int,
     ) -> None:
         self.scheme, self.system, self.state = scheme, system, state
+        self.tolerances = tolerances(scheme.rtol, scheme.atol, state.w, default=_DEFAULT)
         self.t0, self.h, self.steps, self.k = t0, h, steps, first
         ensemble = tuple(state.w.shape[:-1])
+        _check_times(system, ensemble, t0, h)
         self.time = np.full(ensemble, t0 + first * h)
         self.size = np.full(ensemble, min(h / 10, scheme.max_step))
         self.slope = self._rates(state)
@@ -170,7 +180,7 @@ class _Members(MemberStates):
         errors = []
         for old, ahead, miss in zip(state, new, advance(zero, slopes, ERROR_WEIGHTS, length), strict=True):
             xp = namespace(old)
-            scale = self.scheme.atol + self.scheme.rtol * xp.maximum(xp.abs(old), xp.abs(ahead))
+            scale = self.tolerances.atol + self.tolerances.rtol * xp.maximum(xp.abs(old), xp.abs(ahead))
             errors.append(((miss / scale) ** 2).mean(-1))
         return new, slopes[-1], np.sqrt(to_numpy(0.5 * (errors[0] + errors[1])))
 
@@ -208,3 +218,30 @@ def _times(system: RISHD, time: np.ndarray) -> Any:
     if time.ndim and any(isinstance(getattr(system, name), TimeDependent) for name in COEFFICIENTS):
         return time
     return float(time.flat[0])
+
+
+def _check_times(system: RISHD, ensemble: tuple[int, ...], t0: float, h: float) -> None:
+    """Refuse coefficients that do not take the members' times, or mix them up.
+
+    Raises:
+        ValueError: naming the coefficient.
+    """
+    coefficients = {name: getattr(system, name) for name in COEFFICIENTS}
+    varying = {name: c for name, c in coefficients.items() if isinstance(c, TimeDependent)}
+    times = t0 + h * (1.0 + np.arange(int(np.prod(ensemble)))).reshape(ensemble)
+    last = tuple(n - 1 for n in ensemble)
+    for name, coefficient in varying.items() if ensemble else ():
+        wanted = np.broadcast_to(to_numpy(coefficient(float(times[last]))), (*ensemble, 1))[last]
+        try:
+            at_times: Any = coefficient
+            found = np.broadcast_to(to_numpy(at_times(times)), (*ensemble, 1))[last]
+        except Exception as problem:
+            raise ValueError(
+                f"{name} does not take an array of times, one a member ({problem}); write it with numpy, e.g. np.where "
+                "for a step, or take an integrator with shared times."
+            ) from None
+        if not np.allclose(found, wanted, rtol=1e-6, atol=0.0, equal_nan=True):
+            raise ValueError(
+                f"{name} at an array of times gives the last member {float(found[0]):.6g}, and at its time alone "
+                f"{float(wanted[0]):.6g}; write it elementwise in t."
+            )

@@ -1,22 +1,58 @@
-"""Limits of adaptive schemes, and their checks."""
+"""Tolerances and limits of adaptive schemes, and their checks."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from riemannian_ode.arrays import to_numpy
 from riemannian_ode.errors import require_positive
+from riemannian_ode.flow import Array
 
 MAX_STEPS = 100_000  # between two outputs: half a minute of a small problem's steps
+_RESOLVED = 64.0  # units of rounding of the state's type that a step's error must exceed to be seen
 
 
-def check_step_control(rtol: float, atol: float, max_step: float, max_steps: int) -> None:
+class Tolerances(NamedTuple):
+    """Relative and absolute tolerance of a step."""
+
+    rtol: float
+    atol: float
+
+
+def tolerances(rtol: float | None, atol: float | None, w: Array, *, default: Tolerances) -> Tolerances:
+    """The tolerances for a state's type: rates in float32 have errors that no step size makes smaller.
+
+    Args:
+        rtol: As the user gave it; ``None`` is the default, raised to 64 units of the type's rounding.
+        atol: The same; its default grows as that of ``rtol`` does.
+        w: The state.
+        default: In float64.
+
+    Raises:
+        ValueError: for an ``rtol`` below the type's rounding.
+    """
+    kind = to_numpy(w).dtype
+    rounding = float(np.finfo(kind).eps)
+    if rtol is not None and rtol < rounding and kind != np.float64:  # float64 is left to the scheme, as ever
+        raise ValueError(
+            f"rtol = {rtol:g} is below the resolution of {kind} ({rounding:.2g}): start from float64, or leave rtol "
+            f"out for {_RESOLVED * rounding:.2g}."
+        )
+    least = max(default.rtol, _RESOLVED * rounding)
+    return Tolerances(least if rtol is None else rtol, default.atol * (least / default.rtol) if atol is None else atol)
+
+
+def check_step_control(rtol: float | None, atol: float | None, max_step: float, max_steps: int) -> None:
     """Refuse settings of an adaptive scheme that are out of range.
 
     Raises:
         ValueError: naming the setting and its value.
     """
-    require_positive("rtol", rtol)
-    require_positive("atol", atol)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None:
+            require_positive(name, value)
     if not max_step > 0:
         raise ValueError(f"max_step = {max_step!r} must be positive; leave it out for no limit.")
     if isinstance(max_steps, bool) or not isinstance(max_steps, (int, np.integer)) or max_steps < 1:

@@ -87,7 +87,7 @@ def _flow(parameters: Parameters, tilted: int = 0) -> tuple[RISHD, Trajectory]:
     system = geometry.flow(objective, alpha=parameters["alpha"], eta=parameters["eta"])
     if tilted:
         basis = np.where(np.arange(len(axes))[:, None, None] < tilted, axes, geometry.basis)
-        system = replace(system, metric=ConstantMetric(from_spectrum(basis, parameters["metric"])))
+        system = replace(system, metric=ConstantMetric(from_spectrum(basis, parameters["metric"])), check_split=False)
     return system, solve(system, parameters["start"], parameters["momentum"], phases=_PHASES)
 
 

@@ -111,7 +111,15 @@ def _valley_runs(rng: np.random.Generator, n: int, *, varying: bool) -> _Runs:
     beta_sharp = rng.uniform(0.0, 1.0, n)
     beta_flat = beta_sharp + rng.uniform(0.0, 2.0, n)
     lite = RISHD.from_optimizer(
-        valley, metric, alpha=alpha, eta=eta, beta=beta_sharp, beta_flat=beta_flat, chi=chi, flat=valley.flat_split
+        valley,
+        metric,
+        alpha=alpha,
+        eta=eta,
+        beta=beta_sharp,
+        beta_flat=beta_flat,
+        chi=chi,
+        flat=valley.flat_split,
+        check_split=False,  # some members miss the hypothesis on purpose
     )
     base = RISHD.from_optimizer(floor, inner, alpha=alpha, eta=chi * eta, beta=beta_flat)
     u, m_u = rng.normal(0.0, 2.0, (n, d_f)), rng.normal(size=(n, d_f))

@@ -41,6 +41,7 @@ CASES = {
             DiagonalMetric([2.0, 0.5]),
             alpha=np.array([0.1, 0.3, 0.2]),
             eta=TimeDependent(lambda t: 0.02 / (1.0 + t)),
+            check_split=False,
         ),
         "explicit-euler",
         np.random.default_rng(0).normal(size=(3, 2)),

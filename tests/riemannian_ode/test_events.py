@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from riemannian_ode import INTEGRATORS, RISHD, Event, integrator, simulate
 from riemannian_ode.integrators import DOP853
@@ -158,3 +159,51 @@ def test_crossings_between_a_stiff_steps_ends_are_found_where_the_cubic_strays(n
 def test_directions_are_checked():
     with pytest.raises(ValueError, match="direction = 'up' is unknown"):
         Event("zero", lambda t, w, m: w, direction="up")
+
+
+@pytest.mark.parametrize("kind", [np.float64, torch.float64])
+def test_an_event_that_is_nan_at_the_start_is_refused(kind):
+    start = torch.tensor([1.0], dtype=kind) if kind is torch.float64 else np.array([1.0])
+    event = Event("broken", lambda t, w, m: w[..., 0] * np.nan)
+    with pytest.raises(ValueError, match=r"event 'broken' is NaN at t = 0, where w = \[1\.\]"):
+        simulate(oscillator(), start, steps=2, events=[event])
+
+
+@pytest.mark.parametrize("scheme", ["rk4", "semi-implicit-euler", "dop853", "ensemble-rk45"])
+def test_an_event_that_becomes_nan_ends_the_run_with_member_and_time(scheme):
+    """√(w + 0.5) leaves its domain when cos t falls below −0.5, for the second member only."""
+    starts = np.array([[0.1], [1.0], [0.2]])
+    event = Event("root", lambda t, w, m: np.sqrt(w[..., 0] + 0.5))
+    run = simulate(oscillator(), starts, h=0.25, steps=40, integrator=scheme, events=[event])
+    assert run.status == "invalid-system"
+    assert "event 'root' is NaN at t = " in run.message
+    assert "for member (1,), where w = [-0." in run.message
+    assert run.times[-1] <= 2 * np.pi / 3 + 0.25
+    assert np.isfinite(run.w).all()
+
+
+def test_a_lost_members_nan_is_no_events_fault():
+    system = RISHD.from_optimizer(Quadratic([1.0]), alpha=0.1, eta=np.array([0.1, 1e30]))
+    zero = Event("zero", lambda t, w, m: w[..., 0])
+    run = simulate(system, np.ones((2, 1)), steps=60, events=[zero])
+    assert run.status == "non-finite"
+    assert run.times[-1] == 60
+    assert any(record.member == (0,) for record in run.events)
+
+
+def test_an_event_that_is_infinite_on_one_side_is_located():
+    log = Event("log", lambda t, w, m: np.where(w[..., 0] > 0.5, w[..., 0], -np.inf))
+    run = simulate(oscillator(), np.array([1.0]), h=0.5, steps=3, integrator=ACCURATE, events=[log])
+    assert run.events[0].time == pytest.approx(np.arccos(0.5), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda t, w, m: w, r"event 'odd' has shape \(1,\)"),
+        (lambda t, w, m: None, "event 'odd' is a NoneType"),
+    ],
+)
+def test_events_of_a_wrong_shape_are_named(function, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(oscillator(), np.array([1.0]), steps=2, events=[Event("odd", function)])

@@ -1,0 +1,258 @@
+"""Checks of the functions that a user gives, made once at the start of a simulation.
+
+An ensemble is one array with leading axes. A function written for one member may run on it and return wrong numbers,
+above all where the ensemble has as many members as coordinates. So each function is compared with its own values for
+single members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from riemannian_ode.arrays import is_torch, like, to_numpy
+from riemannian_ode.dynamics import RISHD
+from riemannian_ode.errors import require_method
+from riemannian_ode.events import Event
+from riemannian_ode.flow import Array
+from riemannian_ode.integrators import Integrator, PhaseState
+from riemannian_ode.metric import Euclidean, Metric, PreconditionerMetric
+from riemannian_ode.split import PhasePoint, check_self_adjoint
+
+_Function = Callable[..., Any]
+_SMALL = 16  # members up to which all of them are asked at once
+_JITTER = 0.01  # of 1 + |x|: a start such as w = 0 may hide a difference
+
+
+def check_functions(
+    system: RISHD, state: PhaseState, t: float, *, scheme: Integrator, events: Sequence[Event] = ()
+) -> None:
+    """Refuse user functions of a wrong kind, shape or batching, and a split that does not fit the metric.
+
+    Args:
+        system: The dynamics.
+        state: The start, each part of shape ``(*ensemble, p)``.
+        t: Start time.
+        scheme: The integrator; it decides which derivatives are used.
+        events: What is watched for.
+
+    Raises:
+        ValueError: naming the function and what is wrong with it.
+    """
+    if not isinstance(events, (list, tuple)):
+        raise ValueError(f"events is a {type(events).__name__}; give a list of riemannian_ode.Event.")
+    for event in events:
+        if not isinstance(event, Event):
+            raise ValueError(f"events holds a {type(event).__name__}; give riemannian_ode.Event(name, function).")
+    _check_objective(system.objective, state.w, scheme)
+    _check_metric(system.metric, state)
+    if system.flat is not None:
+        _check_split(system, state.w)
+    ensemble = tuple(state.w.shape[:-1])
+    for event in events:
+        name = f"event {event.name!r}"
+
+        def at_start(w: Array, m: Array, function: _Function = event.function) -> Any:
+            return function(t, w, m)
+
+        values = to_numpy(_checked(name, at_start(*state), state.w, ensemble))
+        event.check_values(values, t, state)
+        _check_members(name, at_start, state, shape=())
+
+
+def check_observers(observers: Any) -> None:
+    """Refuse observers that are not functions by name.
+
+    Raises:
+        ValueError: naming what they are instead.
+    """
+    if not isinstance(observers, Mapping):
+        raise ValueError(f"observers is a {type(observers).__name__}; give a dictionary of name to (t, w, m) ↦ array.")
+    for name, observe in observers.items():
+        require_method(f"observers[{name!r}]", observe, "(t, w, m) ↦ array")
+
+
+def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
+    ensemble, p = tuple(w.shape[:-1]), w.shape[-1]
+    _checked("objective.gradient(w0)", objective.gradient(w), w, (*ensemble, p))
+    # A noisy gradient differs at every call, and further calls would change the noise that follows.
+    if not _is_random(objective):
+        _check_members("objective.gradient", objective.gradient, (w,), shape=(p,))
+    has_value = callable(getattr(objective, "value", None))
+    if has_value and not _check_members("objective.value", objective.value, (w,), shape=()):
+        _checked("objective.value(w0)", objective.value(w), w, ensemble)
+    if scheme.implicit and callable(getattr(objective, "hvp", None)):
+        v = _normal(w)
+        if not _check_members("objective.hvp", objective.hvp, (w, v), shape=(p,)):
+            _checked("objective.hvp(w0, v)", objective.hvp(w, v), w, (*ensemble, p))
+    if "exact-linear" in scheme.structure and callable(getattr(objective, "hessian", None)):
+        _check_members("objective.hessian", objective.hessian, (w,))
+
+
+def _check_metric(metric: Metric, state: PhaseState) -> None:
+    w, shape = state.w, tuple(state.w.shape)
+    ours = type(metric).__module__.startswith("riemannian_ode.") and not isinstance(metric, PreconditionerMetric)
+    if ours:  # they map a function of one member over the ensemble
+        return
+    x, y = _normal(w), _normal(w, seed=1)
+    functions: dict[str, tuple[_Function, tuple[Array, ...]]] = {"raise_index": (metric.raise_index, (w, x))}
+    if metric.variation != "history":
+        functions["lower_index"] = metric.lower_index, (w, x)
+    if metric.variation == "state":
+        functions["correction"] = metric.correction, (w, x, y)
+    for name, (function, arguments) in functions.items():
+        result = function(*arguments)
+        if result is not None:  # a correction that is zero
+            _checked(f"metric.{name}", result, w, shape)
+            _check_members(f"metric.{name}", function, arguments, shape=shape[-1:])
+
+
+def _check_split(system: RISHD, w: Array) -> None:
+    flat: Any = system.flat
+    covector = _normal(w, seed=2)  # not the start's, which may be 0
+    point = PhasePoint(w, covector, system.metric.raise_index(w, covector))
+
+    def project(w: Array, covector: Array, preconditioned: Array, x: Array) -> Any:
+        projector = flat(PhasePoint(w, covector, preconditioned))
+        require_method("flat(point)", projector, "x ↦ Qx")
+        return projector(x)
+
+    if not _check_members("flat", project, (*point, _normal(w)), shape=(w.shape[-1],), moves=1):
+        _checked("flat(point)(x)", project(*point, _normal(w)), w, tuple(w.shape))
+    if not system.check_split or system.metric.variation == "history":
+        return
+    few = _few(point) if isinstance(system.metric, Euclidean) else None
+    value = None if few is None else _numbers(project, [*few, few[1]])
+    if few is not None and value is not None and value.shape == tuple(few[0].shape):
+        point = PhasePoint(*few)
+    check_self_adjoint(flat(point), system.metric, point.w)
+
+
+def _is_random(objective: Any) -> bool:
+    return bool(getattr(objective, "is_random", False))
+
+
+def _normal(w: Array, *, seed: int = 0) -> Array:
+    """Standard normal numbers like ``w``, the same at every call."""
+    return like(np.random.default_rng(seed).standard_normal(tuple(w.shape)), w)
+
+
+def _checked(name: str, result: Any, w: Array, shape: tuple[int, ...]) -> Array:
+    """The result, if it is an array of real numbers of w's kind and of the shape asked for.
+
+    Raises:
+        ValueError: naming what it is instead.
+    """
+    if not shape and isinstance(result, (int, float)):
+        return np.asarray(result)
+    wanted = "torch tensor" if is_torch(w) else "numpy array"
+    if is_torch(result) != is_torch(w) or not (is_torch(result) or isinstance(result, (np.ndarray, np.generic))):
+        raise ValueError(f"{name} is a {type(result).__name__}; return a {wanted}, as w0 is.")
+    if tuple(result.shape) != shape:
+        batched = "(*ensemble, p) to (*ensemble, p)" if shape == tuple(w.shape) else "(*ensemble, p) to (*ensemble,)"
+        raise ValueError(
+            f"{name} has shape {tuple(result.shape)} for w of shape {tuple(w.shape)}; it must map {batched}."
+        )
+    kind = to_numpy(result).dtype
+    if kind.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {kind}; return real numbers.")
+    return result
+
+
+def _few(arguments: Sequence[Array]) -> list[Array] | None:
+    """Three members of a large ensemble as a small one, ``None`` of an ensemble that is small."""
+    *ensemble, p = arguments[0].shape
+    size = int(np.prod(ensemble))
+    return None if size <= _SMALL else [x.reshape(size, p)[[0, size // 2, size - 1]] for x in arguments]
+
+
+def _check_members(
+    name: str,
+    function: _Function,
+    arguments: Sequence[Array],
+    *,
+    shape: tuple[int, ...] | None = None,
+    moves: int | None = None,
+) -> bool:
+    """Refuse a function that gives an ensemble other numbers than it gives its members one by one.
+
+    It is called near the arguments, not at them, because a special start may hide a difference. Of a large ensemble a
+    function is asked for three members alone and together. One that holds data of every member does not take them: it
+    is asked for the whole, and then with one member in all places.
+
+    Args:
+        name: What an error calls it.
+        function: Arrays of shape ``(*ensemble, n)`` ↦ array with the ensemble's leading axes.
+        arguments: The arrays.
+        shape: Of the value for one member, if it is known.
+        moves: How many arguments may be moved; all by default.
+
+    Returns:
+        Whether it was found right, of the shape that was given.
+
+    Raises:
+        ValueError: naming the function, the member and both values.
+    """
+    if shape is not None and (few := _few(arguments)) is not None:
+        value = _numbers(function, few)
+        if value is not None and value.shape == (3, *shape):
+            arguments = few
+    ensemble = tuple(arguments[0].shape[:-1])
+    if not ensemble:
+        return False
+    moved = [
+        x + _JITTER * (1.0 + abs(x)) * _normal(x, seed=10 + i) if moves is None or i < moves else x
+        for i, x in enumerate(arguments)
+    ]
+    whole = _numbers(function, moved)
+    if whole is None or not np.isfinite(whole).all():  # out of the function's domain
+        moved = list(arguments)
+        whole = np.asarray(to_numpy(function(*moved)))
+    size = int(np.prod(ensemble))
+    for place in sorted({0, size // 2, size - 1}):
+        member = tuple(int(i) for i in np.unravel_index(place, ensemble))
+        alone = _alone(function, moved, member, whole)
+        if alone is None or _agree(whole[member], alone):
+            continue
+        again = _numbers(function, moved)
+        if again is None or not np.array_equal(again, whole, equal_nan=True):
+            return False  # a random function
+        raise ValueError(
+            f"{name} gives member {member} of the ensemble {_short(whole[member])}, and alone {_short(alone)}; write "
+            "it for leading axes: w[..., 0] for a coordinate, sums over the last axis, A @ w[..., None] for a product "
+            "(or map a torch function of one member with toy_landscapes.TorchLandscape)."
+        )
+    return whole.shape == (*ensemble, *(() if shape is None else shape))
+
+
+def _alone(
+    function: _Function, arguments: Sequence[Array], member: tuple[int, ...], whole: np.ndarray
+) -> np.ndarray | None:
+    """The function's value for one member, ``None`` where it cannot be had."""
+    ensemble = tuple(arguments[0].shape[:-1])
+    value = _numbers(function, [x[member] for x in arguments])
+    if value is not None and value.shape == whole.shape[len(ensemble) :]:
+        return value
+    if value is None or value.shape != whole.shape:  # data of every member
+        value = _numbers(function, [0.0 * x + x[member] for x in arguments])
+    return value[member] if value is not None and value.shape == whole.shape else None
+
+
+def _numbers(function: _Function, arguments: Sequence[Array]) -> np.ndarray | None:
+    """A function's result in numpy, ``None`` if it takes no such arguments."""
+    try:
+        return np.asarray(to_numpy(function(*arguments)))
+    except Exception:  # whatever a user's function raises
+        return None
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    precision = np.finfo(a.dtype).eps if a.dtype.kind == "f" else np.finfo(np.float64).eps
+    scale = max(float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) for x in (a, b))
+    return bool(np.allclose(a, b, rtol=0.0, atol=16.0 * float(precision) ** 0.5 * scale, equal_nan=True))
+
+
+def _short(value: np.ndarray) -> str:
+    return np.array2string(value.ravel()[:4], precision=4, separator=", ") + ("…" if value.size > 4 else "")
