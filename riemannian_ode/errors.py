@@ -4,8 +4,39 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable
 from typing import Any
+
+_LONGEST = 80  # characters of a value in a message
+_EXACT_BITS = 200  # integers beyond are described: Python refuses to write those of more than 4300 digits
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = int(x.bit_length() * math.log10(2)) + 1
+        return repr(x) if x.bit_length() <= _EXACT_BITS else f"<integer of about {digits} digits>"
+
+
+_SHORT = _Short()
+
+
+def shown(value: Any) -> str:
+    """A value as it appears in a message: its ``repr``, shortened to 80 characters, on one line."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 2]} …"
+
+
+def one_line(text: Any, limit: int = 160) -> str:
+    """Text of another library on one line, without characters that break lines, shortened to ``limit``."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * limit])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else f"{line[: limit - 2]} …"
 
 
 def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: bool = False) -> None:
@@ -23,7 +54,7 @@ def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: b
     ok = math.isfinite(value) and (value > 0 or (allow_zero and value == 0))
     if not ok:
         sign = "non-negative" if allow_zero else "positive"
-        raise ValueError(f"{name} = {value!r} must be finite and {sign}{'; ' + remedy if remedy else ''}.")
+        raise ValueError(f"{name} = {shown(value)} must be finite and {sign}{'; ' + remedy if remedy else ''}.")
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -34,6 +65,6 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     known = sorted(choices)
     if value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
+        close = difflib.get_close_matches(str(value)[:_LONGEST], known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name} = {value!r} is unknown. Choose one of: {', '.join(known)}.{hint}")
+        raise ValueError(f"{name} = {shown(value)} is unknown. Choose one of: {', '.join(known)}.{hint}")
