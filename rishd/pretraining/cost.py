@@ -158,10 +158,10 @@ def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) 
     return MeasuredCost((saved.total + 2 * saved.largest) // count, min(seconds) / count)
 
 
-def _try_pass(config: PretrainConfig, model: PreTrainedModel, ids: Tensor) -> Tensor:
+def _try_pass(config: PretrainConfig, model: PreTrainedModel, ids: Tensor) -> Any:
     """Loss of a forward pass: some settings of a model fail only here."""
     try:
-        loss: Tensor = model(input_ids=ids, labels=ids).loss
+        return model(input_ids=ids, labels=ids).loss
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # transformers' models have errors of their own
@@ -170,7 +170,6 @@ def _try_pass(config: PretrainConfig, model: PreTrainedModel, ids: Tensor) -> Te
             f"the model cannot make a forward pass ({type(problem).__name__}: {one_line(problem, 120)}); check "
             f"model.settings ({settings}) and model.attention = {shown(config.model.attention)}."
         ) from problem
-    return loss
 
 
 def estimate(config: PretrainConfig, static: StaticCost, measured: MeasuredCost, *, micro: int, ranks: int) -> str:

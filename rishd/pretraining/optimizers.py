@@ -81,7 +81,7 @@ def try_optimizer(config: OptimizerConfig, device: torch.device) -> None:
     Raises:
         ConfigError: if the optimizer fails.
     """
-    layer = nn.utils.skip_init(nn.Linear, 4, 8, device=device)  # draws no random numbers
+    layer = nn.Linear(4, 8, device="meta").to_empty(device=device)  # draws no random numbers
     optimizer = build_optimizer(replace(config, groups={}), layer)
     for _ in range(2):
         for p in layer.parameters():
@@ -182,7 +182,8 @@ def _check_type(name: str, key: str, value: Any, hint: Any) -> None:
     except ValidationError as problem:
         message = one_line(problem.errors(include_url=False)[0]["msg"], 100)
         raise ConfigError(
-            f"optimizer.settings.{key} = {shown(value)} does not suit {one_line(name, 60)}: {message[:1].lower()}{message[1:]}."
+            f"optimizer.settings.{key} = {shown(value)} does not suit {one_line(name, 60)}: "
+            f"{message[:1].lower()}{message[1:]}."
         ) from None
 
 

@@ -44,6 +44,11 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 
     yaml_implicit_resolvers = _with_numbers(yaml.SafeLoader.yaml_implicit_resolvers)
 
+    def fetch_flow_collection_start(self, token_class: Any) -> None:
+        if self.flow_level >= _DEEPEST:  # before thousands of brackets are looked at
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token_class)
+
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None:
