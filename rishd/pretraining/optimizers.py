@@ -143,7 +143,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         raise ConfigError(f"optimizer.name = {shown(name)}: the module cannot be imported ({told}).") from None
     cls = getattr(module, class_name, None)
     if cls is None:
-        raise ConfigError(f"optimizer.name = {shown(name)}: the module has no such class.")
+        raise ConfigError(f"optimizer.name = {shown(name)}: the module has no {class_name[:60]!r}.")
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer.name = {shown(name)} is no class of torch.optim.Optimizer.")
     return cls

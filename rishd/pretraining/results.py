@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rishd.atomic import write_json, write_text
+from rishd.json_lines import read_json_lines
 
 FORMAT = 1
 METRICS, SUMMARY, RECORD, CONFIG = "metrics.jsonl", "summary.json", "run.json", "config.yaml"
@@ -148,21 +149,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of ``metrics.jsonl``; a last line that was cut short by a kill is left out.
 
     Raises:
-        ResultsError: for a malformed line before the last.
+        JsonLinesError: for a whole line that is malformed.
     """
     path = folder / METRICS
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise ResultsError(f"{path}, line {number}: not JSON.") from None
-    return rows
+    return [row for _, row in read_json_lines(path)]
 
 
 def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
