@@ -129,7 +129,7 @@ def _check_counts(settings: Mapping[str, Any], known: PreTrainedConfig, where: s
         counted = re.fullmatch(r"(num|n)_.*(layer|expert|block).*", name) is not None
         if (low is not None and value < low) or (counted and value > _MOST_MODULES):
             most = f" and at most {_MOST_MODULES}" if counted else ""
-            raise ConfigError(f"model.settings.{key} = {shown(value)} must be at least {low}{most} ({where}).")
+            raise ConfigError(f"model.settings.{key} = {shown(value)} must be at least {low or 0}{most} ({where}).")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -31,14 +31,14 @@ def test_a_run_neither_waits_for_tensorboard_nor_counts_parameters_at_each_step(
     from transformers import PreTrainedModel
 
     calls = []
-    for owner, name in ((EventFileWriter, "flush"), (PreTrainedModel, "floating_point_ops")):
+    for owner, name in ((EventFileWriter, "flush"), (PreTrainedModel, "num_parameters")):
         right = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *args, _right=right, _name=name, **kw: (calls.append(_name), _right(*args, **kw))[1]
         )
     result, _ = run(tiny(text, {"logging.trackers": ["tensorboard"]}), tmp_path / "run")
     assert len(result.series("loss")) == 6  # a row at every step
-    assert calls.count("floating_point_ops") == 0
+    assert calls.count("num_parameters") < 6  # some at the ends, none at a step
     assert calls.count("flush") <= 2  # at the end
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
