@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+_LONGEST = 80  # characters of a value in a message
+_EXACT_BITS = 200  # integers beyond are described: Python refuses to write those of more than 4300 digits
 
-class InvalidSystemError(ValueError):
-    """A part of the system is not what the theory asks for; the message names it, its value and the time."""
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = int(x.bit_length() * math.log10(2)) + 1
+        return repr(x) if x.bit_length() <= _EXACT_BITS else f"<integer of about {digits} digits>"
+
+
+_SHORT = _Short()
 
 
 def shown(value: Any) -> str:
-    """A value for a message: its ``repr`` in one line, at most 80 characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    """A value as it appears in a message: its ``repr``, shortened to 80 characters, on one line."""
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 2]} …"
+
+
+def one_line(text: Any, limit: int = 160) -> str:
+    """Text of another library on one line, without characters that break lines, shortened to ``limit``."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * limit])
+    line = " ".join(line.split())
+    return line if len(line) <= limit else f"{line[: limit - 2]} …"
+
+
+class InvalidSystemError(ValueError):
+    """A part of the system is not what the theory asks for; the message names it, its value and the time."""
 
 
 def is_number(value: Any) -> bool:
@@ -53,7 +78,7 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     known = sorted(choices)
     if not isinstance(value, str) or value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
+        close = difflib.get_close_matches(str(value)[:_LONGEST], known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{name} = {shown(value)} is unknown. Choose one of: {', '.join(known)}.{hint}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from riemannian_ode.errors import one_line, shown
 from rishd.atomic import write_text
 from rishd.claims.claim import ClaimResult, claim_keys
 from rishd.claims.evidence import (
@@ -26,6 +27,7 @@ from rishd.claims.evidence import (
     WorstCase,
 )
 from rishd.provenance import git_state, versions
+from rishd.saved_types import require_types
 
 _FORMAT = 1  # raised when a file of an earlier version could be misread
 _PACKAGES = ("rishd", "numpy", "scipy", "sympy", "torch", "matplotlib")
@@ -149,8 +151,8 @@ class Validation:
         remedy = "Write results with: rishd validate --save FILE."
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-            raise SavedResultsError(f"{path} is not JSON ({problem}). {remedy}") from None
+        except (ValueError, RecursionError) as problem:
+            raise SavedResultsError(f"{path} is not JSON ({one_line(problem, 80)}). {remedy}") from None
         if isinstance(data, list):
             raise SavedResultsError(
                 f"{path} holds the summary of `rishd validate --format json`, without the instances. {remedy}"
@@ -158,14 +160,31 @@ class Validation:
         if not isinstance(data, dict) or data.get("written_by") != "rishd validate":
             raise SavedResultsError(f"{path} holds no results of claims. {remedy}")
         if data.get("format") != _FORMAT:
-            raise SavedResultsError(f"{path} has format {data.get('format')!r}; this version reads {_FORMAT}. {remedy}")
+            raise SavedResultsError(
+                f"{path} has format {shown(data.get('format'))}; this version reads {_FORMAT}. {remedy}"
+            )
         try:
             settings = data["settings"]
             results = tuple(_decode(result) for result in data["results"])
             asked, seed, instances = tuple(settings["claims"]), settings["seed"], settings["instances"]
-            return cls(asked, seed, instances, data["made_with"], data["when"], results)
-        except (KeyError, TypeError, ValueError) as problem:
-            raise SavedResultsError(f"{path} is damaged ({problem!r}). {remedy}") from None
+            loaded = cls(asked, seed, instances, data["made_with"], data["when"], results)
+            require_types(loaded)
+            for result in results:
+                _require_shapes(result)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as problem:
+            told = f"{type(problem).__name__}: {one_line(problem, 100)}"
+            raise SavedResultsError(f"{path} is damaged ({told}). {remedy}") from None
+        return loaded
+
+
+def _require_shapes(result: ClaimResult) -> None:
+    """Refuse arrays that do not belong together."""
+    result.as_dict()  # looks at every instance
+    for curve in (curve for panel in result.panels for curve in panel.curves):
+        if curve.x.shape != curve.y.shape:
+            raise ValueError(
+                f"the curve {shown(curve.label)} has {curve.x.size} abscissae and {curve.y.size} ordinates"
+            )
 
 
 def _now() -> str:
@@ -200,7 +219,9 @@ def _decode(value: Any) -> Any:
         return np.asarray(value["values"], dtype=value["dtype"])
     if kind == "float":
         return float(value["value"])
-    return _KINDS[kind](**{name: _decode(part) for name, part in value.items() if name != "is"})
+    made = _KINDS[kind](**{name: _decode(part) for name, part in value.items() if name != "is"})
+    require_types(made)
+    return made
 
 
 def _finite(values: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rishd.atomic import write_text
 from rishd.commands.console import INTERRUPTED, Format, err, out
 from rishd.progress import progress_bar
 from rishd.report.terminal import text_table
@@ -107,7 +108,7 @@ def report(plan: object, folder: Path, output: Format) -> None:
             figure.savefig(folder / f"{stem}.png", dpi=120)
     data = comparison.as_dict() | {"scaling": [law.as_dict() for law in laws], "warnings": warnings}
     text = json.dumps(data, indent=2, allow_nan=False)
-    (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "comparison.json", text + "\n")
     if output is Format.json:
         print(text)
         return

@@ -27,17 +27,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from riemannian_ode.errors import require_choice
-from rishd.pretraining.config import PretrainConfig
-from rishd.pretraining.config_files import ConfigError, make_config, read_mapping, with_value
+from riemannian_ode.errors import one_line, require_choice, shown
+from rishd.pretraining.config import Number, PretrainConfig, Switch, Whole
+from rishd.pretraining.config_files import checked, make_config, read_mapping, with_value
 
 _STRICT = ConfigDict(extra="forbid")
 _FREE = ("checkpoints", "logging")  # sections on which no number depends
@@ -59,25 +59,27 @@ class Variant:
     """
 
     set: dict[str, Any] = field(default_factory=dict)
-    lr: float | tuple[float, ...] | None = None
+    lr: Number | tuple[Number, ...] | None = None
     like: str | None = None
-    seeds: tuple[int, ...] | None = None
-    every_seed: bool = False
-    lengths: tuple[float, ...] = ()
+    seeds: tuple[Whole, ...] | None = None
+    every_seed: Switch = False
+    lengths: tuple[Number, ...] = ()
     baseline: str | None = None
     cells: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("lr", self.lr), ("seeds", self.seeds)):
             if isinstance(values, tuple) and (not values or len(set(values)) < len(values)):
-                raise ValueError(f"{name} = {list(values)!r} must hold at least one value, and each once.")
+                raise ValueError(f"{name} = {shown(list(values))} must hold at least one value, and each once.")
         if not all(0 < length < 1 for length in self.lengths):
             raise ValueError(
-                f"lengths = {list(self.lengths)!r} must lie between 0 and 1: they are shares of the steps."
+                f"lengths = {shown(list(self.lengths))} must lie between 0 and 1: they are shares of the steps."
             )
         for key, other in (("optimizer.lr", "lr"), ("seed", "seeds")):
             if key in self.set:
-                raise ValueError(f"set has {key} = {self.set[key]!r}, which {other} decides; give {other} instead.")
+                raise ValueError(
+                    f"set has {key} = {shown(self.set[key])}, which {other} decides; give {other} instead."
+                )
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -94,7 +96,7 @@ class Plan:
 
     run: dict[str, Any]
     variants: dict[str, Variant]
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Whole, ...] = (0,)
     baseline: str | None = None
     cells: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
 
@@ -102,7 +104,7 @@ class Plan:
         if not self.variants:
             raise ValueError("variants is empty; name at least one.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds = {list(self.seeds)!r} must hold at least one value, and each once.")
+            raise ValueError(f"seeds = {shown(list(self.seeds))} must hold at least one value, and each once.")
         if not self.cells:
             raise ValueError("cells is empty; leave it out for a single one.")
         if self.baseline is not None:
@@ -123,7 +125,7 @@ class Plan:
         chain = [name]
         while (other := self.variants[chain[-1]].like) is not None:
             if other in chain:
-                raise ValueError(f"variants {' → '.join([*chain, other])} are like each other in a circle.")
+                raise ValueError(f"variants {one_line(' → '.join([*chain, other]))} are like each other in a circle.")
             chain.append(other)
         return chain
 
@@ -253,22 +255,6 @@ def make_plan(mapping: Mapping[str, Any], *, source: str = "the plan") -> Plan:
     """A checked plan from plain data.
 
     Raises:
-        ConfigError: listing what is wrong.
+        ConfigError: naming what is wrong.
     """
-    try:
-        return TypeAdapter(Plan).validate_python(dict(mapping))
-    except ValidationError as problem:
-        raise ConfigError(f"{source}: {'; '.join(_findings(problem))}") from None
-
-
-def _findings(problem: ValidationError) -> Iterator[str]:
-    for error in problem.errors(include_url=False):
-        where = ".".join(str(part) for part in error["loc"])
-        if error["type"] == "value_error":
-            yield (f"{where}: " if where else "") + str(error["ctx"]["error"])
-        elif error["type"] == "unexpected_keyword_argument":
-            yield f"{where} is no known setting (its value is {error['input']!r})"
-        elif error["type"] == "missing":
-            yield f"{where} is missing"
-        else:
-            yield f"{where} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return checked(Plan, mapping, source=source)

@@ -14,15 +14,64 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic asks for it before Python 3.12
+    TypeAlias,
+)
 
 import torch
+from annotated_types import Ge
+from pydantic import AllowInfNan, Strict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from riemannian_ode.errors import one_line
 from rishd.comparing.plan import run_key
+from rishd.json_lines import bad_line, read_json_lines, whole_size
 from rishd.pretraining.results import RECORD, ResultsError, Summary, read_metrics, read_summary
 
 RUNS = "runs.jsonl"
 _PARTS = 100  # of the training curve
+_Number: TypeAlias = Annotated[float, Strict(), AllowInfNan(False)]
+_Count: TypeAlias = Annotated[int, Strict(), Ge(0)]
+_SomeText: TypeAlias = Annotated[str, Strict()]
+
+
+class _SummaryOfLine(TypedDict):
+    status: Literal["complete", "failed"]
+    final_validation_loss: _Number | None
+    steps: _Count
+    tokens: _Count
+    non_embedding_parameters: _Count
+    cpu_seconds: _Number
+    seconds: NotRequired[_Number]
+
+
+class _ShapeOfRun(TypedDict):
+    batch_size: _Count
+
+
+class _ConfigOfLine(TypedDict):  # what comparisons look at
+    model: dict[str, Any]
+    data: dict[str, Any]
+    training: _ShapeOfRun
+    seed: _Count
+
+
+class _Line(TypedDict):
+    key: _SomeText
+    label: _SomeText
+    summary: _SummaryOfLine
+    validation: list[tuple[_Count, _Count, _Number | None]]
+    training: NotRequired[list[tuple[_Count, _Number]]]
+    first_loss: NotRequired[_Number | None]
+    config: NotRequired[_ConfigOfLine]
+    device: NotRequired[_SomeText]
+
+
+_LINES = TypeAdapter(_Line)
 
 
 @dataclass(frozen=True)
@@ -74,39 +123,35 @@ def read_runs(folder: Path) -> dict[str, RecordedRun]:
     """Recorded runs by key; a last line that was cut short is left out.
 
     Raises:
-        ResultsError: for a malformed line before the last.
+        JsonLinesError: for a line that holds no recorded run, naming file, line and entry.
     """
     path = folder / RUNS
     if not path.exists():
         return {}
     runs: dict[str, RecordedRun] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, data in read_json_lines(path):
         try:
-            data = json.loads(line)
-            # Found by what it sets, so that lines of versions with fewer settings are found too.
-            run = RecordedRun(run_key(data["config"]) if "config" in data else data["key"], data)
-            run.loss, run.data["validation"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise ResultsError(
-                f"{path}, line {number}: no recorded run; restore the file, or take the line out."
-            ) from None
+            _LINES.validate_python(data)
+        except ValidationError as problem:
+            error = problem.errors(include_url=False)[0]
+            where = one_line(".".join(str(part) for part in error["loc"]), 60)
+            raise bad_line(path, number, f"no recorded run ({where}: {one_line(error['msg'], 80)})") from None
+        # Found by what it sets, so that lines of versions with fewer settings are found too.
+        run = RecordedRun(run_key(data["config"]) if "config" in data else data["key"], data)
         runs[run.key] = run
     return runs
 
 
 def append_run(folder: Path, data: Mapping[str, Any]) -> RecordedRun:
-    """Add a run and make sure that it is on disk."""
+    """Add a run and make sure that it is on disk; a line that a kill cut short is dropped."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUNS
-    with path.open("ab+") as stream:
-        if stream.tell():  # a line that was cut short by a kill ends here
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                stream.write(b"\n")
-        stream.write(json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    line = json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with path.open("rb+" if path.exists() else "xb+") as stream:
+        content = stream.read()
+        stream.truncate(whole_size(content))
+        end = stream.seek(0, os.SEEK_END)
+        stream.write(b"\n" + line if content[end - 1 : end] not in (b"", b"\n") else line)
         stream.flush()
         os.fsync(stream.fileno())
     return RecordedRun(data["key"], data)
@@ -121,12 +166,18 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
         folder: Its output folder.
 
     Raises:
-        ResultsError: if the run has not ended.
+        ResultsError: if the run has not ended, or its record is damaged.
     """
     summary = read_summary(folder)
     if summary is None or summary.status == "interrupted":
         raise ResultsError(f"the run in {folder} has not ended.")
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        origin = {name: record[name] for name in ("config", "corpus_hash", "versions", "git")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ResultsError(
+            f"{folder / RECORD} is not readable as a run's record; remove {folder} to make the run again."
+        ) from None
     rows = read_metrics(folder)
     return {
         "key": key,
@@ -137,10 +188,7 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
         ],
         "training": _thinned([(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]),
         "first_loss": next((row["loss"] for row in rows if row["step"] == 1 and row.get("loss") is not None), None),
-        "config": record["config"],
-        "corpus_hash": record["corpus_hash"],
-        "versions": record["versions"],
-        "git": record["git"],
+        **origin,
         "device": accelerator.type if (accelerator := torch.accelerator.current_accelerator()) else "cpu",
         "processor": processor(),
     }

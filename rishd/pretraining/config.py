@@ -6,14 +6,28 @@ A file has one section per class below; :mod:`rishd.pretraining.config_files` re
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Strict
 from pydantic.dataclasses import dataclass
 
-from riemannian_ode.errors import require_choice, require_positive
+from riemannian_ode.errors import require_choice, require_positive, shown
+from rishd.pretraining.plain_data import LARGEST
 from rishd.pretraining.presets import PRESETS
+
+
+def _whole(value: Any) -> Any:
+    """An integer, also from a float without fraction: YAML reads ``1e4`` as one."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{shown(value)} is too large; integers go to 2⁵³ in magnitude.")
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST else value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Strict()]  # neither a boolean nor text
+Number: TypeAlias = Annotated[float, Strict()]
+Switch: TypeAlias = Annotated[bool, Strict()]
 
 Schedule: TypeAlias = Literal["cosine", "wsd"]
 Packing: TypeAlias = Literal["concatenate", "separate", "truncate"]
@@ -23,6 +37,7 @@ OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
 _WARMUP_SHARE = 0.1  # published: 1000 steps of 10 000
 _EVALUATION_TOKENS = 16384  # by default: a standard error of some hundredths of a nat per token
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:Class, no path and no relative import
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -78,15 +93,17 @@ class DataConfig:
     text_field: str = "text"
     on_corrupt: Literal["error", "skip"] = "error"
     tokenizer: str | None = None
-    vocab_size: int = 32000
-    sequence_length: int = 256
+    vocab_size: Whole = 32000
+    sequence_length: Whole = 256
     packing: Packing = "concatenate"
-    validation_share: float = 0.02
-    epochs: int = 1
+    validation_share: Number = 0.02
+    epochs: Whole = 1
 
     def __post_init__(self) -> None:
         if self.paths is not None and self.dataset is not None:
-            raise ValueError(f"data.paths = {self.paths!r} and data.dataset = {self.dataset!r}: give one of them.")
+            raise ValueError(
+                f"data.paths = {shown(self.paths)} and data.dataset = {shown(self.dataset)}: give one of them."
+            )
         if self.paths == ():
             raise ValueError("data.paths = () names no file; leave it out for the default corpus.")
         if self.vocab_size < SMALLEST_VOCABULARY:
@@ -122,16 +139,16 @@ class OptimizerConfig:
     """
 
     name: str = "muon-lite"
-    lr: float = 3e-3
-    weight_decay: float | None = 0.1
+    lr: Number = 3e-3
+    weight_decay: Number | None = 0.1
     settings: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if ":" not in self.name and self.name not in OPTIMIZERS:
+        if self.name not in OPTIMIZERS and not _CLASS.fullmatch(self.name):
             raise ValueError(
-                f"optimizer.name = {self.name!r} is unknown. Choose one of: {', '.join(OPTIMIZERS)}, or name a class "
-                "as module:Class."
+                f"optimizer.name = {shown(self.name)} is unknown. Choose one of: {', '.join(OPTIMIZERS)}, or name "
+                "a class as module:Class."
             )
         require_positive("optimizer.lr", self.lr, "3e-3 is the published choice for 250M parameters")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -150,9 +167,9 @@ class ScheduleConfig:
     """
 
     name: Schedule = "cosine"
-    warmup_steps: int | None = None
-    min_ratio: float | None = None
-    lite: bool = True
+    warmup_steps: Whole | None = None
+    min_ratio: Number | None = None
+    lite: Switch = True
 
     def __post_init__(self) -> None:
         require_choice("schedule.name", self.name, get_args(Schedule))
@@ -177,13 +194,13 @@ class TrainingConfig:
         gradient_checkpointing: Whether layers' activations are computed again in backward instead of kept.
     """
 
-    steps: int | None = None
-    tokens: int | None = None
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    clip: float = 1.0
+    steps: Whole | None = None
+    tokens: Whole | None = None
+    batch_size: Whole = 8
+    micro_batch_size: Whole | None = None
+    clip: Number = 1.0
     precision: Precision = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Switch = False
     sharding: Sharding = "none"
 
     def __post_init__(self) -> None:
@@ -210,8 +227,8 @@ class EvaluationConfig:
         tokens: How many validation tokens, rounded up to whole sequences; ``None`` takes 16384, or what there is.
     """
 
-    every: int = 50
-    tokens: int | None = None
+    every: Whole = 50
+    tokens: Whole | None = None
 
     def __post_init__(self) -> None:
         _require_count("evaluation.every", self.every)
@@ -227,8 +244,8 @@ class CheckpointConfig:
         keep: How many of the newest stay.
     """
 
-    every: int = 50
-    keep: int = 2
+    every: Whole = 50
+    keep: Whole = 2
 
     def __post_init__(self) -> None:
         _require_count("checkpoints.every", self.every)
@@ -247,8 +264,8 @@ class LoggingConfig:
             ``"wandb"``, ``"mlflow"``, …
     """
 
-    every: int = 1
-    updates_every: int = 10
+    every: Whole = 1
+    updates_every: Whole = 10
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -284,7 +301,7 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    seed: int = 0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.steps:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.errors import one_line, require_choice, shown
 from rishd.pretraining.config import PretrainConfig
+from rishd.pretraining.plain_data import dump_yaml, parse_toml, parse_yaml, require_plain
+
+__all__ = [
+    "ConfigError",
+    "checked",
+    "dump_yaml",
+    "load_config",
+    "make_config",
+    "override",
+    "read_mapping",
+]
+
+_Made = TypeVar("_Made")
+_MOST_BYTES = 2**22  # of a file; plain_data refuses such a text
+_MOST_FINDINGS = 3  # in a message
+_DEEPEST_KEY = 20  # parts of a dotted key
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, key and value."""
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """PyYAML with YAML 1.2's floats: ``1e-3`` is a number, not a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+    """A configuration that cannot be used; the message is one short line that names file, key and value."""
 
 
 def load_config(
@@ -47,11 +49,11 @@ def load_config(
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError(f"override {override!r} is not of the form section.key=value.")
+            raise ConfigError(f"override {shown(override)} is not of the form section.key=value.")
         try:
             value = parse_yaml(text)
-        except yaml.YAMLError as problem:
-            raise ConfigError(f"override {override!r}: the value is not YAML ({_one_line(problem)}).") from None
+        except ValueError as problem:
+            raise ConfigError(f"override {shown(override)}: the value is not YAML ({problem}).") from None
         mapping = with_value(mapping, key.strip(), value)
     for key, value in (changes or {}).items():
         mapping = with_value(mapping, key, value)
@@ -64,38 +66,39 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: for a file that is missing, malformed, or holds no mapping.
     """
-    require_choice(f"ending of {path}", path.suffix, (".yaml", ".yml", ".toml"))
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else parse_yaml(text)
+        require_choice(f"ending of {path}", path.suffix, (".yaml", ".yml", ".toml"))
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES)
     except OSError as problem:
         raise ConfigError(f"{path} cannot be read ({problem.strerror}).") from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{path} is malformed: {_one_line(problem)}.") from None
+    try:
+        text = content.decode()
+        data = parse_toml(text) if path.suffix == ".toml" else parse_yaml(text)
+    except UnicodeDecodeError as problem:
+        raise ConfigError(f"{path} is malformed: it is not UTF-8 ({problem.reason} at byte {problem.start}).") from None
+    except ValueError as problem:
+        raise ConfigError(f"{path} is malformed: {problem}.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold sections (model, data, optimizer, …), not {type(data).__name__}.")
     return data
-
-
-def parse_yaml(text: str) -> Any:
-    """Plain data of a YAML text.
-
-    Raises:
-        yaml.YAMLError: if it is malformed.
-    """
-    return yaml.load(text, _Loader)  # a SafeLoader: builds plain data only
 
 
 def with_value(mapping: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy with the value at a dotted key.
 
     Raises:
-        ConfigError: if the key leads through something that is no section.
+        ConfigError: if the key leads through something that is no section, or has an empty part.
     """
-    head, _, rest = key.partition(".")
+    head, dot, rest = key.partition(".")
+    if not head or (dot and not rest) or key.count(".") >= _DEEPEST_KEY:
+        raise ConfigError(f"{shown(key)} is no dotted key of a setting, such as optimizer.lr.")
     inner = mapping.get(head)
     if rest and not (inner is None or isinstance(inner, Mapping)):
-        raise ConfigError(f"{key!r} leads through {head!r}, which is {inner!r} and no section.")
+        raise ConfigError(f"{shown(key)} leads through {shown(head)}, which is {shown(inner)} and no section.")
     return {**mapping, head: with_value(inner or {}, rest, value) if rest else value}
 
 
@@ -125,33 +128,43 @@ def make_config(mapping: Mapping[str, Any], *, source: str = "the configuration"
     Raises:
         ConfigError: listing every unknown key and bad value.
     """
+    return checked(PretrainConfig, mapping, source=source)
+
+
+def checked(kind: type[_Made], mapping: Mapping[str, Any], *, source: str) -> _Made:
+    """A pydantic dataclass from plain data.
+
+    Args:
+        kind: The class.
+        mapping: Its arguments.
+        source: Where they came from, for messages.
+
+    Raises:
+        ConfigError: naming unknown keys and bad values, the first three of them.
+    """
     try:
-        return TypeAdapter(PretrainConfig).validate_python(dict(mapping))
+        require_plain(mapping)
+    except ValueError as problem:
+        raise ConfigError(f"{one_line(source, 100)}: {problem}") from None
+    try:
+        return TypeAdapter(kind).validate_python(dict(mapping))
     except ValidationError as problem:
-        found = [_plain(error) for error in problem.errors(include_url=False)]
-        raise ConfigError(f"{source}: {'; '.join(found)}") from None
+        found = [_finding(error) for error in problem.errors(include_url=False)]
+        more = [f"and {len(found) - _MOST_FINDINGS} more"] if len(found) > _MOST_FINDINGS else []
+        raise ConfigError(f"{one_line(source, 100)}: {'; '.join([*found[:_MOST_FINDINGS], *more])}") from None
 
 
-def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """YAML of plain data; tuples become lists."""
-    return str(yaml.safe_dump(_plain_data(mapping), sort_keys=False, allow_unicode=True))
-
-
-def _plain_data(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain_data(inner) for key, inner in value.items()}
-    return [_plain_data(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _plain(error: Any) -> str:
+def _finding(error: Any) -> str:
     """One of pydantic's findings as one clause that names key and value."""
-    if error["type"] == "value_error":  # our own checks say everything themselves
-        return str(error["ctx"]["error"])
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{where} is no known setting (its value is {error['input']!r})"
-    return f"{where} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
+    where = one_line(".".join(str(part) for part in error["loc"]), 60)
+    match error["type"]:
+        case "value_error":  # our own checks say everything themselves, except where they stand in a plan
+            own = str(error["ctx"]["error"])
+            return own if own.startswith(where) else f"{where}: {own}"
+        case "unexpected_keyword_argument":
+            return f"{where} is no known setting (its value is {shown(error['input'])})"
+        case "missing":
+            return f"{where} is missing"
+        case _:
+            message = one_line(error["msg"], 100)
+            return f"{where} = {shown(error['input'])}: {message[:1].lower()}{message[1:]}"

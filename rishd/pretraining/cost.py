@@ -26,9 +26,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from discretizations.bfloat16_products import FLOP_FORMULAS
 from lite import LITEOptimizer
+from riemannian_ode.errors import one_line, shown
 from rishd.pretraining.config import PretrainConfig
+from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.models import build_model, chosen_experts
-from rishd.pretraining.optimizers import build_optimizer, optimizer_class
+from rishd.pretraining.optimizers import build_optimizer, optimizer_class, try_optimizer
 
 _CALIBRATION_TOKENS = 4096  # of the measured pass, at most (but one sequence at least)
 _UNKNOWN_STATE = 8.0  # bytes per parameter where an optimizer cannot run on fake tensors: AdamW's two float32 moments
@@ -88,11 +90,17 @@ def static_cost(config: PretrainConfig, made: PreTrainedConfig, *, ranks: int = 
         config: The run.
         made: The model's configuration.
         ranks: Over how many weights, gradients and state are sharded (FSDP2).
+
+    Raises:
+        ConfigError: for settings that the model or the optimizer refuses.
     """
     length = config.data.sequence_length
     key = json.dumps([config.to_mapping()["optimizer"], config.training.precision, length, config.model.attention])
     known = _known.get((key, made.to_json_string()))
     if known is None:
+        try_optimizer(
+            config.optimizer, torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        )
         with FakeTensorMode():
             model = build_model(config, made)
             weights = sum(p.nbytes for p in model.parameters())
@@ -126,6 +134,9 @@ def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) 
         config: The run.
         model: On its device; of a sharded one every rank must call it.
         most: Sequences per pass of the run.
+
+    Raises:
+        ConfigError: if the model fails.
     """
     length = config.data.sequence_length
     count = min(most, max(1, _CALIBRATION_TOKENS // length))
@@ -139,12 +150,26 @@ def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) 
         _wait(device)
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast), saved:
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = _try_pass(config, model, ids)
         loss.backward()
         _wait(device)
         seconds.append(time.perf_counter() - begin)
         model.zero_grad(set_to_none=True)
     return MeasuredCost((saved.total + 2 * saved.largest) // count, min(seconds) / count)
+
+
+def _try_pass(config: PretrainConfig, model: PreTrainedModel, ids: Tensor) -> Any:
+    """Loss of a forward pass: some settings of a model fail only here."""
+    try:
+        return model(input_ids=ids, labels=ids).loss
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # transformers' models have errors of their own
+        settings = one_line(", ".join(config.model.settings) or "none", 80)
+        raise ConfigError(
+            f"the model cannot make a forward pass ({type(problem).__name__}: {one_line(problem, 120)}); check "
+            f"model.settings ({settings}) and model.attention = {shown(config.model.attention)}."
+        ) from problem
 
 
 def estimate(config: PretrainConfig, static: StaticCost, measured: MeasuredCost, *, micro: int, ranks: int) -> str:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from riemannian_ode.errors import one_line, shown
 from rishd.pretraining.config import ModelConfig, PretrainConfig
 from rishd.pretraining.config_files import ConfigError
+from rishd.pretraining.plain_data import require_plain
 from rishd.pretraining.presets import PRESETS
 from rishd.pretraining.tokenizer import vocabulary_size
+
+# Entries of transformers' configurations that a run decides otherwise, or that say which class a model has.
+_NOT_SET = {"model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path"}
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_MOST_MODULES = 10_000  # layers, or experts of a layer: each may be a module, which takes a millisecond to build
 
 
 def model_config(
@@ -33,7 +42,7 @@ def model_config(
     """
     end_of_text = 0 if tokenizer is None else int(tokenizer.eos_token_id)
     vocab_size = vocab_size if tokenizer is None else vocabulary_size(tokenizer)
-    where = config.config or f"preset {config.preset}"
+    where = f"preset {config.preset}" if config.config is None else one_line(config.config, 80)
     settings = dict(PRESETS[config.preset]) if config.config is None else _read(Path(config.config))
     if config.config is None:
         settings |= {"vocab_size": vocab_size, "max_position_embeddings": max(1024, sequence_length)}
@@ -41,13 +50,14 @@ def model_config(
     model_type = settings.pop("model_type")
     try:
         known = AutoConfig.for_model(model_type)
-        if unknown := [key for key in config.settings if not hasattr(known, key)]:
-            raise ConfigError(f"model.settings has {', '.join(unknown)}, which a {model_type} configuration does not.")
-        made = AutoConfig.for_model(model_type, **{**settings, **config.settings})
+        _check_settings(config.settings, known, where)
+        settings |= config.settings
+        _check_counts(settings, known, where)
+        made = AutoConfig.for_model(model_type, **settings)
     except ConfigError:
         raise
     except Exception as problem:  # transformers checks with validators of its own
-        raise ConfigError(f"{where}: {' '.join(str(problem).split())}") from None
+        raise ConfigError(f"{where} with model.settings: {one_line(problem, 200)}") from None
     if type(made) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(f"{where}: transformers has no causal language model of type {model_type!r}.")
     if made.vocab_size < vocab_size:
@@ -82,9 +92,12 @@ def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedMod
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             made, attn_implementation=config.model.attention, dtype=torch.float32, trust_remote_code=False
         )
-    except (ImportError, ValueError) as problem:
+    except Exception as problem:  # transformers' models have errors of their own
+        kind = "" if isinstance(problem, (ImportError, ValueError)) else f"{type(problem).__name__}: "
+        settings = one_line(", ".join(config.model.settings) or "none", 80)
         raise ConfigError(
-            f"the model cannot be built with model.attention = {config.model.attention!r}: {problem}"
+            f"the model cannot be built with model.settings ({settings}) and model.attention = "
+            f"{shown(config.model.attention)}: {kind}{one_line(problem, 120)}"
         ) from None
     if config.training.precision == "bfloat16":
         for p in model.parameters():  # not the buffers: positions need float32
@@ -106,14 +119,42 @@ def chosen_experts(made: PreTrainedConfig) -> int | None:
     return int(found[0]) if found and found[0] else None
 
 
+def _check_settings(settings: Mapping[str, Any], known: PreTrainedConfig, where: str) -> None:
+    """Refuse what is no entry of the model's configuration: methods are none, nor is what says which class it is."""
+    names = {*known.to_dict(), *known.attribute_map} - _NOT_SET
+    unknown = [key for key in settings if key not in names]
+    if unknown:
+        raise ConfigError(
+            f"model.settings has {one_line(', '.join(unknown), 80)}, which a {known.model_type} configuration "
+            f"({where}) does not."
+        )
+
+
+def _check_counts(settings: Mapping[str, Any], known: PreTrainedConfig, where: str) -> None:
+    """Refuse negative integers where the model's default is not negative, and sizes and counts of layers below 1."""
+    for key, value in settings.items():
+        if not isinstance(value, int):
+            continue  # transformers checks types
+        name = known.attribute_map.get(key, key)
+        sizes = (known.attribute_map.get(size, size) for size in _SIZES)
+        default = getattr(known, name, None)
+        low = 1 if name in sizes else 0 if isinstance(default, int) and default >= 0 else None
+        counted = re.fullmatch(r"(num|n)_.*(layer|expert|block).*", name) is not None
+        if (low is not None and value < low) or (counted and value > _MOST_MODULES):
+            most = f" and at most {_MOST_MODULES}" if counted else ""
+            raise ConfigError(f"model.settings.{key} = {shown(value)} must be at least {low or 0}{most} ({where}).")
+
+
 def _read(path: Path) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        data["model_type"]
+        require_plain(data)
+        if not isinstance(data["model_type"], str):
+            raise TypeError
     except OSError as problem:
         raise ConfigError(f"model.config = {str(path)!r} cannot be read ({problem.strerror}).") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f"{file} is no configuration of transformers: expected a JSON object with model_type, as save_pretrained "
             "writes it."

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler
 
 from lite import SOAP, SOAPLITE, LITEOptimizer, LITESchedule, Muon, MuonLITE, learning_rate_factor, param_groups
+from riemannian_ode.errors import one_line, shown
 from rishd.pretraining.config import OptimizerConfig, PretrainConfig
+from rishd.pretraining.config_files import ConfigError
 
 _ADAMW_BETAS = (0.9, 0.95)  # the usual choice for language models (Brown et al., arXiv:2005.14165, appendix B)
 _CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -23,6 +28,14 @@ _CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
     "soap": SOAP,
     "soap-lite": SOAPLITE,
 }
+_ELSEWHERE = {  # arguments of the classes that a configuration sets in another place, or not at all
+    "lr": "set optimizer.lr",
+    "weight_decay": "set optimizer.weight_decay",
+    "params": "they are the model's",
+    "process_group": "it is that of the run's ranks",
+}
+_OWN_GROUP_KEYS = ("params", "param_names", "kind")  # of lite.param_groups
+_EXACT_TYPES = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
 def build_optimizer(
@@ -39,10 +52,52 @@ def build_optimizer(
         process_group: Ranks that have the same model (DDP), among which LITE's optimizers divide their work.
 
     Raises:
-        ValueError: for a class that cannot be found or is no torch optimizer, a setting that it does not take, or a
+        ConfigError: for a class that cannot be found or is no torch optimizer, a setting that it does not take, or a
             value that it refuses.
     """
+    cls, settings = _class_and_settings(config)
+    if issubclass(cls, LITEOptimizer):
+        if process_group is not None and "process_group" in _taken(cls):
+            settings["process_group"] = process_group
+    elif config.groups:
+        raise ConfigError(
+            f"optimizer.groups is for LITE's optimizers; {config.name} has one group. Leave it out, or take one of "
+            "muon, muon-lite, soap, soap-lite."
+        )
+    groups = _groups(cls, config, model)
+    try:
+        return cls(groups, **settings)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as problem:
+        raise _refusal(config, problem) from None
+
+
+def try_optimizer(config: OptimizerConfig, device: torch.device) -> None:
+    """Make two steps on a small matrix and a vector: some classes look at their settings only then.
+
+    Args:
+        config: Name, learning rate, decay and settings.
+        device: Where the run will compute.
+
+    Raises:
+        ConfigError: if the optimizer fails.
+    """
+    layer = nn.Linear(4, 8, device="meta").to_empty(device=device)  # draws no random numbers
+    optimizer = build_optimizer(replace(config, groups={}), layer)
+    for _ in range(2):
+        for p in layer.parameters():
+            p.data.fill_(1.0)
+            p.grad = torch.full_like(p, 1e-3)
+        try:
+            optimizer.step()
+        except Exception as problem:  # any class, with errors of its own
+            raise _refusal(config, problem) from None
+
+
+def _class_and_settings(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     cls = optimizer_class(config.name)
+    for key in config.settings:
+        if remedy := _ELSEWHERE.get(key):
+            raise ConfigError(f"optimizer.settings has {key}; leave it out: {remedy}.")
     settings: dict[str, Any] = {"lr": config.lr}
     if config.weight_decay is not None:
         settings["weight_decay"] = config.weight_decay
@@ -50,37 +105,47 @@ def build_optimizer(
         settings["betas"] = _ADAMW_BETAS
     settings |= {key: tuple(value) if isinstance(value, list) else value for key, value in config.settings.items()}
     _check_settings(cls, config.name, settings)
-    if issubclass(cls, LITEOptimizer):
-        params: Any = param_groups(model, matrix_rule=cls.rule, settings=config.groups)  # type: ignore[arg-type]
-        if process_group is not None and "process_group" in _taken(cls):
-            settings["process_group"] = process_group
-    elif config.groups:
-        raise ValueError(
-            f"optimizer.groups is for LITE's optimizers; {config.name} has one group. Leave it out, or take one of "
-            "muon, muon-lite, soap, soap-lite."
-        )
-    else:
-        params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return cls(params, **settings)
+    return cls, settings
+
+
+def _groups(cls: type[torch.optim.Optimizer], config: OptimizerConfig, model: nn.Module) -> Any:
+    if not issubclass(cls, LITEOptimizer):
+        return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for kind, settings in config.groups.items():
+        for key in _OWN_GROUP_KEYS:
+            if key in settings:
+                raise ConfigError(f"optimizer.groups.{one_line(kind, 40)} has {key}, which follows from the model.")
+    try:
+        return param_groups(model, matrix_rule=cls.rule, settings=config.groups)  # type: ignore[arg-type]
+    except ValueError as problem:
+        raise ConfigError(f"optimizer.groups: {one_line(problem, 240)}") from None
+
+
+def _refusal(config: OptimizerConfig, problem: Exception) -> ConfigError:
+    kind = "" if isinstance(problem, ValueError) else f"{type(problem).__name__}: "
+    where = "settings or optimizer.groups" if config.groups else "settings"
+    return ConfigError(f"{one_line(config.name, 60)} refuses optimizer.{where}: {kind}{one_line(problem, 160)}")
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class behind ``adamw``, …, or ``module:Class``.
 
     Raises:
-        ValueError: for a module or class that cannot be found, or a class that is no torch optimizer.
+        ConfigError: for a module or class that cannot be found, or a class that is no torch optimizer.
     """
     if name in _CLASSES:
         return _CLASSES[name]
     module_name, _, class_name = name.partition(":")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, ValueError) as problem:
-        raise ValueError(f"optimizer.name = {name!r}: module {module_name!r} cannot be imported ({problem}).") from None
-    except AttributeError:
-        raise ValueError(f"optimizer.name = {name!r}: module {module_name!r} has no {class_name!r}.") from None
+        module = importlib.import_module(module_name)
+    except Exception as problem:  # whatever the module does when it is imported
+        told = f"{type(problem).__name__}: {one_line(problem, 100)}"
+        raise ConfigError(f"optimizer.name = {shown(name)}: the module cannot be imported ({told}).") from None
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        raise ConfigError(f"optimizer.name = {shown(name)}: the module has no {class_name[:60]!r}.")
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer.name = {name!r} is no class of torch.optim.Optimizer.")
+        raise ConfigError(f"optimizer.name = {shown(name)} is no class of torch.optim.Optimizer.")
     return cls
 
 
@@ -96,12 +161,30 @@ def _taken(cls: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
 
 
 def _check_settings(cls: type[torch.optim.Optimizer], name: str, settings: Mapping[str, Any]) -> None:
-    known = _taken(cls)
+    known = [key for key, p in _taken(cls).items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     unknown = [key for key in settings if key not in known]
     if unknown:
-        taken = [key for key, p in known.items() if p.kind is not p.VAR_KEYWORD and key != "params"]
+        taken = [key for key in known if key not in _ELSEWHERE]
         remedy = "; set optimizer.weight_decay: null" if "weight_decay" in unknown else ""
-        raise ValueError(f"optimizer {name} takes no {', '.join(unknown)}; it takes {', '.join(taken)}{remedy}.")
+        raise ConfigError(
+            f"optimizer {one_line(name, 60)} takes no {one_line(', '.join(unknown), 60)}; its settings are "
+            f"{one_line(', '.join(taken), 120)}{remedy}."
+        )
+    # torch takes amsgrad = "no" as true. LITE's classes check types themselves, and annotations of others may be wrong.
+    hints = typing.get_type_hints(cls.__init__) if cls.__module__.startswith("torch.") else {}
+    for key in settings.keys() & hints.keys():
+        _check_type(name, key, settings[key], hints[key])
+
+
+def _check_type(name: str, key: str, value: Any, hint: Any) -> None:
+    try:
+        TypeAdapter(hint, config=_EXACT_TYPES).validate_python(value)
+    except ValidationError as problem:
+        message = one_line(problem.errors(include_url=False)[0]["msg"], 100)
+        raise ConfigError(
+            f"optimizer.settings.{key} = {shown(value)} does not suit {one_line(name, 60)}: "
+            f"{message[:1].lower()}{message[1:]}."
+        ) from None
 
 
 def build_scheduler(config: PretrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:

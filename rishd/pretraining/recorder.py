@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.results import append_metrics
 from rishd.pretraining.updates import UpdateNorms
 
+_FLUSH_SECONDS = 10  # until TensorBoard has a number; metrics.jsonl has it at once
 Progress = Callable[[str, int, int], None]
 
 
@@ -30,7 +32,13 @@ def tensorboard(config: PretrainConfig, folder: Path, step: int) -> list[Trainer
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    class Writer(SummaryWriter):
+        def flush(self) -> None:
+            """Left to the writer's thread: waiting for it at every step costs more than all else that is logged."""
+
+    writer = Writer(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=_FLUSH_SECONDS)
+    close = writer._get_file_writer().close  # type: ignore[no-untyped-call]
+    weakref.finalize(writer, close)  # also if training ends early
     return [TensorBoardCallback(writer)]  # type: ignore[no-untyped-call]
 
 

@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rishd.atomic import write_json, write_text
+from rishd.json_lines import bad_line, read_json_lines
 
 FORMAT = 1
 METRICS, SUMMARY, RECORD, CONFIG = "metrics.jsonl", "summary.json", "run.json", "config.yaml"
@@ -161,25 +162,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of ``metrics.jsonl``; a last line that was cut short by a kill is left out.
 
     Raises:
-        ResultsError: for a malformed line before the last.
+        JsonLinesError: for a whole line that is malformed.
     """
     path = folder / METRICS
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if _is_row(row):
-            rows.append(row)
-        elif number < len(lines) or line.endswith(b"\n"):
-            raise ResultsError(
-                f"{path}, line {number}: expected a JSON object with step and numbers. The checkpoints have copies of "
-                "the rows up to them."
-            )
+    for number, row in read_json_lines(path):
+        if not _is_row(row):
+            raise bad_line(path, number, "expected step and numbers (checkpoints have copies of the rows up to them)")
+        rows.append(row)
     return rows
 
 

@@ -1,6 +1,6 @@
 r"""How far each group of parameters moves, and how much of it along sharp directions.
 
-Every few steps the parameters are copied before the optimizer's step and compared after it: two passes over them, no
+Every few steps the parameters are copied before the optimizer's step and compared after it: three passes over them, no
 wait for the device until the numbers are logged. For a group with updates :math:`\Delta` and learning rate η,
 
 - ``update_rms/GROUP`` is :math:`\sqrt{\operatorname{mean} \Delta^2} / \eta`;
@@ -61,9 +61,12 @@ class UpdateNorms:
             if not group["lr"]:
                 continue
             for p, was in zip(group["params"], old, strict=True):
-                moved = (_local(p).float() - was.float()) / group["lr"]
+                # In place of the copy, and the learning rate last: each pass over a parameter costs as much as a copy.
+                moved = was.sub_(_local(p)) if was.dtype == torch.float32 else was.float() - _local(p).float()
                 sharp = None if isinstance(p, DTensor) else _sharp_square(group, moved, optimizer.state.get(p, {}))
-                square = moved.square().sum()
+                scale = 1.0 / group["lr"]
+                square = torch.linalg.vector_norm(moved).mul(scale).square()
+                sharp = None if sharp is None else sharp * scale**2
                 zero = torch.zeros_like(square)
                 # Of what every rank has, the first speaks; of a matrix whose state lies on one rank, that one.
                 size = (square, torch.full_like(square, moved.numel())) if is_first or isinstance(p, DTensor) else None

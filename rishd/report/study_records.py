@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from riemannian_ode.errors import one_line, shown
 from rishd.atomic import write_text
 from rishd.provenance import versions
+from rishd.saved_types import require_types
 from rishd.study import STUDIES, StudyResult, summary
 
 DPI = 140  # of figures as images
@@ -107,7 +109,7 @@ def _read(path: Path) -> StudyRecord:
     name = path.stem
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return StudyRecord(
+        record = StudyRecord(
             name,
             data["title"],
             data["quick"],
@@ -118,7 +120,13 @@ def _read(path: Path) -> StudyRecord:
             data["made_with"],
             data["when"],
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
+        require_types(record)
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        told = f"{type(problem).__name__}: {one_line(problem, 100)}"
         raise StudyFolderError(
-            f"{path} is not readable as results of a study ({problem!r}); write them again with: rishd study {name}"
+            f"{path} is not readable as results of a study ({told}); write them again with: rishd study {name}"
         ) from None
+    for figure in record.figures:
+        if not figure.is_file():
+            raise StudyFolderError(f"{path} names {shown(figure.name)}, which is missing; run: rishd study {name}")
+    return record

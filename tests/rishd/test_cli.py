@@ -14,7 +14,7 @@ from tests.launches import finished
 
 def rishd(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "rishd.cli", *arguments],
+        [sys.executable, "-m", "rishd", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200", **environment},

@@ -199,7 +199,10 @@ def test_a_configuration_file_of_transformers(text, tmp_path):
         ({"model.config": "{tmp}/vit.json"}, "no causal language model of type 'vit'"),
         ({"model.config": "{tmp}/gpt2", "data.vocab_size": 500}, "the tokenizer has 500 tokens, .* vocabulary of 400"),
         ({"model.config": "{tmp}/gpt2", "data.sequence_length": 128}, "max_position_embeddings = 64"),
-        ({"model.settings": {"num_hidden_layer": 3}}, "num_hidden_layer, which a llama configuration does not"),
+        (
+            {"model.settings": {"num_hidden_layer": 3}},
+            "num_hidden_layer, which a llama configuration",
+        ),
         ({"model.settings": {"num_attention_heads": 3}}, "preset 9M"),
         ({"model.attention": "fast"}, "model.attention = 'fast'"),
     ],
