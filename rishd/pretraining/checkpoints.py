@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from riemannian_ode.errors import one_line
 from rishd.atomic import to_disk
 from rishd.pretraining.checksums import SUMS, check_files, digests, files_of, read_sums, write_sums
 
@@ -70,9 +71,8 @@ def readable(checkpoint: Path, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:  # safetensors, torch.load and the optimizers have errors of their own
-        raise RunCheckpointError(
-            f"{checkpoint / name} cannot be loaded ({_line(problem)}); {way_out(checkpoint)}."
-        ) from problem
+        what = one_line(problem, _LONGEST) or type(problem).__name__
+        raise RunCheckpointError(f"{checkpoint / name} cannot be loaded ({what}); {way_out(checkpoint)}.") from problem
 
 
 def check_checkpoint(checkpoint: Path) -> None:
@@ -171,16 +171,10 @@ def problems_of_ranks(problem: Exception | None) -> list[str]:
     Args:
         problem: Of this rank.
     """
-    own = None if problem is None else _line(problem)
+    own = None if problem is None else one_line(problem, _LONGEST) or type(problem).__name__
     if not dist.is_initialized():
         return [own] if own else []
     return [f"rank {rank}: {text}" for rank, text in enumerate(_gather(own)) if text]
-
-
-def _line(problem: Exception) -> str:
-    """An error's message in one line of moderate length."""
-    text = " ".join(str(problem).split()) or type(problem).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def _gather(own: Any) -> list[Any]:

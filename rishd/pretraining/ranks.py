@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
+from riemannian_ode.errors import one_line
 from rishd.pretraining.checkpoints import kept
 from rishd.pretraining.config import PretrainConfig
 
@@ -72,12 +73,12 @@ def naming_lost_ranks(folder: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        text = " ".join(str(problem).split())
+        text = one_line(problem, 120)
         if rank_count() == 1 or not (isinstance(problem, dist.DistError) or _LOST.search(text)):
             raise
         raise LostRankError(
             f"rank {os.environ.get('RANK', '?')} has lost another rank, which has ended or does not answer "
-            f"({text[:120]} …); its own message says why. {kept(folder)}"
+            f"({text}); its own message says why. {kept(folder)}"
         ) from problem
 
 

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import zstandard
 
+from riemannian_ode.errors import one_line
+
 # fmt: off
 TEXT_ENDINGS = (
     ".txt", ".text", ".md", ".rst", ".tex", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go",
@@ -144,7 +146,7 @@ class Reader:
                         if text is not None and text.strip():
                             yield Document(f"{name}:{number}", text)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
-            raise _CorruptError(f"{path} is broken after row {number} ({_shortened(problem)})") from None
+            raise _CorruptError(f"{path} is broken after row {number} ({one_line(problem, 200)})") from None
         position(size)
 
     def _text(self, line: bytes) -> str:
@@ -154,7 +156,7 @@ class Reader:
             raise _CorruptError(_not_utf8(problem)) from None
         # Also nesting too deep for the parser, and numbers with more digits than Python converts.
         except (ValueError, LookupError, TypeError, RecursionError) as problem:
-            raise _CorruptError(f'expected an object with "{self.text_field}" ({_shortened(problem)})') from None
+            raise _CorruptError(f'expected an object with "{self.text_field}" ({one_line(problem, 200)})') from None
         if not isinstance(text, str):
             raise _CorruptError(f'"{self.text_field}" is {type(text).__name__}, expected a string')
         return text.encode("utf-8", "replace").decode()  # a lone surrogate is legal JSON but no text
@@ -236,10 +238,6 @@ def _not_utf8(problem: UnicodeDecodeError) -> str:
         f"byte {problem.object[problem.start]:#04x} is not UTF-8; convert text (iconv -f LATIN1 -t UTF-8), and give "
         "binary formats as data.dataset"
     )
-
-
-def _shortened(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from riemannian_ode.errors import one_line
 from rishd.pretraining.cache import cache_folder, cache_key, locked, read_record, write_record
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.corpus import Corpus
@@ -58,9 +59,7 @@ def named_tokenizer(config: DataConfig) -> PreTrainedTokenizerBase | None:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
     except Exception as problem:  # of the network, the hub, or any tokenizer's own files
-        raise TokenizerError(
-            f"data.tokenizer = {config.tokenizer!r} cannot be loaded: {' '.join(str(problem).split())}"
-        ) from None
+        raise TokenizerError(f"data.tokenizer = {config.tokenizer!r} cannot be loaded: {one_line(problem)}") from None
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             f"data.tokenizer = {config.tokenizer!r} has no end-of-text token (eos_token), which ends every document."

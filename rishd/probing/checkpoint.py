@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from riemannian_ode.errors import one_line
 from rishd.pretraining.blocks import IGNORED, make_collator
 from rishd.pretraining.checkpoints import last_checkpoint
 from rishd.pretraining.checksums import SUMS, check_files, read_sums
@@ -73,7 +74,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model = read_model(folder, attn_implementation="eager")
     except Exception as problem:  # transformers and safetensors have errors of their own
         raise ProbeError(
-            f"{folder} cannot be read ({' '.join(str(problem).split())[:300]}); name another checkpoint of the run."
+            f"{folder} cannot be read ({one_line(problem, 300)}); name another checkpoint of the run."
         ) from problem
     step = int(folder.name.split("-")[1]) if folder.name.startswith("checkpoint-") else config.steps
     return Checkpoint(folder, model, config, step)
