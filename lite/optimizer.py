@@ -17,7 +17,7 @@ from lite.batch_step import step_batch, traced_batch
 from lite.checkpoints import check_loadable, copied, load_between_hooks
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
 from lite.group_checks import check_group
-from lite.matrix_rule import MatrixRule
+from lite.matrix_rule import MatrixRule, narrowest_squares
 from lite.parameter_entries import count_gradients, matrix_entries, matrix_state, steps_so_far
 from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, tensor_batches
 from lite.tensor_settings import keep_tensors, own_tensors
@@ -51,8 +51,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
-        on_nonfinite: What a gradient that is not finite does, found without a device sync: ``"raise"`` skips that step
-            and raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
+        on_nonfinite: What a gradient that is not finite, or whose squares overflow (:mod:`lite.finiteness`), does, found
+            without a device sync: ``"raise"`` skips that step and raises at a later one, once the device has got there;
+            ``"skip"`` skips it; ``"ignore"`` never looks.
         stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
         capturable: Whether learning rate, weight decay, χ and β₂ of groups become tensors on the device, so that a
             step in a CUDA graph follows their schedules.
@@ -334,7 +335,10 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         for group, entries in work:
             if group["rule"] != "adamw":
                 self.check_matrices(group, entries)
-        usable = usable_gradients(self.param_groups, self.on_nonfinite, self._watch, step=self._steps_made)
+        squares = narrowest_squares(self, self.param_groups)
+        usable = usable_gradients(
+            self.param_groups, self.on_nonfinite, self._watch, step=self._steps_made, squares=squares
+        )
         batches = []
         for group, entries in work:
             for batch in tensor_batches(entries, self.largest_batch):

@@ -4,6 +4,7 @@ import copy
 import datetime
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -376,9 +377,9 @@ def frozen_on_all_ranks(rank, world, folder):
 
 @check
 def nonfinite_on_one_rank(rank, world, folder):
-    """A NaN on the last rank: what changes, what is raised and when."""
+    """A NaN on the last rank, or a number whose square overflows: what changes, what is raised and when."""
     found = {}
-    for policy in ("raise", "skip"):
+    for policy, value in (("raise", math.nan), ("skip", math.nan), ("raise", 1e160)):
         for mode in modes(world):
             model, forward, optimizer = built("muon", mode, rank, world, on_nonfinite=policy)
             train(model, optimizer, range(2), forward=forward, rank=rank, world=world)
@@ -387,14 +388,14 @@ def nonfinite_on_one_rank(rank, world, folder):
             p = dict(model.named_parameters())["layers.1.weight"]
             bad = 2 if world == 4 and mode in ("fsdp", "columns") else world - 1  # the last of 4 has no row of 6
             if rank == bad:
-                local_part(p.grad).view(-1)[0] = float("nan")
+                local_part(p.grad).view(-1)[0] = value
             optimizer.step()
             message = None
             try:
                 train(model, optimizer, [3], forward=forward, rank=rank, world=world)
             except NonFiniteError as error:
                 message = str(error)
-            found[f"{policy}/{mode}"] = {
+            found[f"{policy}/{mode}/{value}"] = {
                 "unchanged": digest(all_state(model, optimizer)) == before,
                 "message": message,
                 "rank": bad,
