@@ -14,7 +14,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable would load 
 
 from lite.adamw import ADAMW_KEYS, initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
-from lite.checkpoints import check_loadable, copied, load_between_hooks
+from lite.checkpoints import copied, load_between_hooks, loadable_state
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
 from lite.group_checks import check_group
 from lite.matrix_rule import MatrixRule, narrowest_squares
@@ -234,11 +234,13 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave, keeping every tensor's own dtype (float32 state of bfloat16 parameters too).
 
-        On several ranks it is a collective, like a step.
+        Parameters match by name, whatever their order, without the prefixes of wrappers (``_orig_mod.``, ``module.``,
+        ``model.``). Those that have other names, or none, match by order if rules and shapes agree; other names give a
+        warning. On several ranks it is a collective, like a step.
 
         Raises:
-            ValueError: if groups, rules, parameter names or shapes differ, naming the difference; on all ranks if they
-                do on one.
+            ValueError: if groups, rules, parameters or shapes differ, or the checkpoint is damaged, naming the first
+                difference; on all ranks if they do on one.
         """
         self._notice_sharding()
         if self._ranks is not None:
@@ -247,11 +249,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         ranks, before = self._ranks, self.param_groups
-        check = partial(check_loadable, state_dict, before, self._initial_state, spare=self.spare_state)
-        if ranks is None:
-            check()
-        else:
-            ranks.check_together(partial(check, ranks.held))
+        loadable = partial(loadable_state, state_dict, before, self._initial_state, spare=self.spare_state)
+        state_dict = loadable() if ranks is None else ranks.found_together(partial(loadable, ranks.held))
         super().load_state_dict(state_dict)
         for own, loaded in zip(before, self.param_groups, strict=True):
             for name, value in own.items():
