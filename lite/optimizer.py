@@ -18,7 +18,13 @@ from lite.checkpoints import copied, load_between_hooks, loadable_state
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
 from lite.group_checks import check_group
 from lite.matrix_rule import MatrixRule, narrowest_squares
-from lite.parameter_entries import count_gradients, matrix_entries, matrix_state, steps_so_far
+from lite.parameter_entries import (
+    count_gradients,
+    matrix_entries,
+    matrix_state,
+    row_ordered_copies,
+    steps_so_far,
+)
 from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, tensor_batches
 from lite.tensor_settings import keep_tensors, own_tensors
 
@@ -178,10 +184,12 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         if self._ranks is not None:
             self._ranks.step(self._steps_made)
             self._steps_made += 1
-        elif self._compiled is not None:
-            self._compiled(*self._prepared(traced=True))
         else:
-            self._apply(*self._prepared(traced=torch.compiler.is_compiling()))
+            traced = self._compiled is not None or torch.compiler.is_compiling()
+            batches, usable, copies = self._prepared(traced=traced)
+            (self._compiled or self._apply)(batches, usable)
+            if copies:
+                torch._foreach_copy_(list(copies), list(copies.values()))
         return loss
 
     def compile(self, **options: Any) -> None:
@@ -316,21 +324,27 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             return dict(zip(ADAMW_KEYS, initial_adamw_state(p), strict=True))
         return matrix_state(self, group, p)
 
-    def _entries(self, group: dict[str, Any]) -> list[TensorEntry]:
+    def _entries(self, group: dict[str, Any], copies: dict[Tensor, Tensor]) -> list[TensorEntry]:
         """What a step works on: whole tensors for AdamW, else matrices. State is created where there is none."""
         self._init_group(group, [p for p in group["params"] if p.grad is not None])
         if group["rule"] == "adamw":
             return [TensorEntry(p, {"g": p.grad}, self.state[p]) for p in group["params"] if p.grad is not None]
-        return matrix_entries(self, group, self.state)
+        return matrix_entries(self, group, self.state, copies)
 
     @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would take for constants
-    def _prepared(self, *, traced: bool) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None]:
-        """What a step works on: batches with their settings, and whether the gradients are usable.
+    def _prepared(
+        self, *, traced: bool
+    ) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None, dict[Tensor, Tensor]]:
+        """What a step works on: batches with their settings, whether the gradients are usable, and
+        :func:`~lite.parameter_entries.row_ordered_copies` to be written back.
 
         Args:
             traced: Whether the step is compiled.
         """
-        work = [(group, self._entries(group)) for group in self.param_groups]
+        copies: dict[Tensor, Tensor] = {}
+        for group in self.param_groups:
+            copies |= row_ordered_copies(group)
+        work = [(group, self._entries(group, copies)) for group in self.param_groups]
         for group, entries in work:
             if group["rule"] != "adamw":
                 self.check_matrices(group, entries)
@@ -345,7 +359,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             if group["rule"] != "adamw":
                 count_gradients(group, [p.grad is not None for p in group["params"]])
         self._steps_made += 1
-        return batches, usable
+        return batches, usable, copies
 
     def _apply(self, batches: list[tuple[dict[str, Any], TensorBatch]], usable: Tensor | None) -> None:
         for group, batch in batches:
