@@ -36,15 +36,14 @@ def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
         )
     if not all("param_names" in group for group in (*saved, *own)):
         return _by_order(saved, own), ""
-    ours, theirs = _aligned(_plain_names(own), _plain_names(saved))
-    ours, theirs = _regrouped(ours, own), _regrouped(theirs, saved)
-    if sorted(map(sorted, ours)) == sorted(map(sorted, theirs)) and len(set(sum(ours, []))) == len(sum(ours, [])):
+    here, there = _aligned(_plain_names(own), _plain_names(saved))
+    ours, theirs = _regrouped(here, own), _regrouped(there, saved)
+    if sorted(map(sorted, ours)) == sorted(map(sorted, theirs)) and len(set(here)) == len(here):
         places = {frozenset(names): i for i, names in enumerate(theirs)}
-        order = [places[frozenset(names)] for names in ours]
-        return [
-            _reordered(saved[j], own[i], [theirs[j].index(name) for name in ours[i]]) for i, j in enumerate(order)
-        ], ""
-    if set(sum(ours, [])) == set(sum(theirs, [])):
+        order = [i if set(names) == set(theirs[i]) else places[frozenset(names)] for i, names in enumerate(ours)]
+        places_within = [[theirs[j].index(name) for name in ours[i]] for i, j in enumerate(order)]
+        return [_reordered(saved[j], own[i], places_within[i]) for i, j in enumerate(order)], ""
+    if set(here) == set(there) and len(set(here)) == len(here):
         i, name = next((i, name) for i, names in enumerate(ours) for name in names if name not in theirs[i])
         j = next(j for j, names in enumerate(theirs) if name in names)
         raise ValueError(
@@ -52,7 +51,7 @@ def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
             f"(rule {own[i]['rule']!r}) here; build the optimizer with the same param_groups."
         )
     groups = _by_order(saved, own)
-    pairs = [(old, new) for a, b in zip(theirs, ours, strict=True) for old, new in zip(a, b, strict=True) if old != new]
+    pairs = [(old, new) for old, new in zip(there, here, strict=True) if old != new]
     return groups, (
         f"{len(pairs)} parameters have other names in the checkpoint ({pairs[0][0]} is {pairs[0][1]} here); their state "
         "is loaded by order. Check that the model is the same."

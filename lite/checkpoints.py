@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from lite.checkpoint_names import matched_groups
 from lite.group_checks import parameter_names, short_text
 
+_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def loadable_state(
     state_dict: dict[str, Any],
@@ -110,7 +112,9 @@ def _check_form(state_dict: Any) -> None:
         lists = {} if not isinstance(group, Mapping) else {"params": [], "steps": [], "param_names": [], **group}
         for key in ("params", "steps", "param_names"):
             if not isinstance(lists.get(key), list):
-                raise ValueError(f"group {i} of the checkpoint has {key} = {_short(lists.get(key))}; a list is expected.")
+                raise ValueError(
+                    f"group {i} of the checkpoint has {key} = {_short(lists.get(key))}; a list is expected."
+                )
         if not all(type(step) is int and step >= 0 for step in lists["steps"]):
             raise ValueError(
                 f"group {i} of the checkpoint has steps = {_short(lists['steps'])}; whole numbers of gradients are "
@@ -143,8 +147,8 @@ def _check_keys(
         )
     if not needed <= set(saved):
         raise ValueError(
-            f"parameter {name} has state {keys} in the checkpoint, but here {sorted(needed)} is needed; it was saved by "
-            "another optimizer, or it is what one rank of several had: save and load those with "
+            f"parameter {name} has state {keys} in the checkpoint, but here {sorted(needed)} is needed; it was saved "
+            "by another optimizer, or it is what one rank of several had: save and load those with "
             "torch.distributed.checkpoint."
         )
 
@@ -165,9 +169,9 @@ def _loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | 
     """
     here = None if like is None else tuple(like.shape)
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if here == () and like is not None and (is_number or (isinstance(value, Tensor) and not value.ndim)):
-        if is_number or not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
-            return torch.as_tensor(value, dtype=like.dtype)
+    is_count = isinstance(value, Tensor) and not value.ndim and value.dtype in _WHOLE_NUMBERS
+    if like is not None and here == () and (is_number or is_count):
+        return torch.as_tensor(value, dtype=like.dtype)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else _short(value)
         wanted = "a tensor" if here is None else f"a tensor of shape {here}"
@@ -179,8 +183,8 @@ def _loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | 
     wider = is_spare and here is not None and shape[:-1] == here[:-1] and len(shape) >= 2 and shape[-1] > here[-1]
     if here is not None and shape != here and not wider:
         raise ValueError(
-            f"parameter {name} has shape {tuple(p.shape)}, but its saved {key} has {shape}; the checkpoint is of another "
-            "model."
+            f"parameter {name} has shape {tuple(p.shape)}, but its saved {key} has {shape}; the checkpoint is of "
+            "another model."
         )
     return value
 

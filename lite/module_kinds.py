@@ -4,8 +4,8 @@ transformers' classes are recognised without importing transformers: by the qual
 base classes, or by the attributes that its experts and routers share (``num_experts``). Parameter names are never
 searched for words; exact attributes count in classes known to have them and in :mod:`lite.named_parameters`.
 
-A parametrized weight (``torch.nn.utils.parametrizations``, or the older ``weight_norm`` and ``spectral_norm``) counts as
-the weight that it makes: what it is made of is trained in its place.
+What a parametrized weight is made of (``torch.nn.utils.parametrizations``, or the older ``weight_norm`` and
+``spectral_norm``) counts as the weight: it is trained in its place.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def placements(
     placed: dict[Tensor, Placement] = {}
     fused = {p: placement for module in model.modules() for p, placement in _fused_projections(module)}
     routers = {linear for module in model.modules() for linear in _linear_routers(module)}
-    made = {each: (module, name) for module in model.modules() for name, each in _parametrizations(module)}
+    made: dict[nn.Module, tuple[nn.Module, str]] = {
+        each: (module, name) for module in model.modules() for name, each in _parametrizations(module)
+    }
     for module in model.modules():
         for local, p in module.named_parameters(recurse=False):
             if isinstance(p, UninitializedParameter):
@@ -126,18 +128,13 @@ def _parametrizations(module: nn.Module) -> Iterator[tuple[str, ParametrizationL
 
 
 def _placement(module: nn.Module, local: str, p: Tensor, *, is_router: bool) -> Placement:
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return Placement("embedding")
-    if isinstance(module, _NORMS) or _has_class(module, _NORM_CLASS):
-        return Placement("norm")
+    placement = _vectors(module, local, p)
+    if placement is not None:
+        return placement
     if isinstance(module, nn.modules.conv._ConvNd) and local == "weight":
         return _convolution(p, module.groups)
     if p.ndim == 3 and p.shape[0] == getattr(module, "num_experts", None):
         return _matrix("experts", "experts", p.shape[1:])
-    if _is_expert_bias(module, p):
-        return Placement("other")
-    if is_table(module, local):
-        return Placement("other", has_decay=False)
     known: Kind | None = None
     if is_router or _has_class(module, _ROUTER_CLASS):
         known = "router"
@@ -149,10 +146,21 @@ def _placement(module: nn.Module, local: str, p: Tensor, *, is_router: bool) -> 
     return _matrix(known or "plain-matrix", "matrix", p.shape)._replace(is_known=is_known)
 
 
+def _vectors(module: nn.Module, local: str, p: Tensor) -> Placement | None:
+    """Placement of what is known to hold no matrices, whatever its shape."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return Placement("embedding")
+    if isinstance(module, _NORMS) or _has_class(module, _NORM_CLASS):
+        return Placement("norm")
+    if _is_expert_bias(module, p):
+        return Placement("other")
+    return Placement("other", has_decay=False) if is_table(module, local) else None
+
+
 def _is_expert_bias(module: nn.Module, p: Tensor) -> bool:
     """Whether a 2-D parameter has a vector of every expert, beside the stacks of their matrices."""
     owned = module.parameters(recurse=False)
-    return p.shape[0] == getattr(module, "num_experts", None) and any(q.ndim == 3 for q in owned)
+    return p.ndim == 2 and p.shape[0] == getattr(module, "num_experts", None) and any(q.ndim == 3 for q in owned)
 
 
 def _matrix(kind: Kind, layout: Layout, shape: tuple[int, ...]) -> Placement:

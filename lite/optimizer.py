@@ -57,7 +57,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
-        on_nonfinite: What a gradient that is not finite, or whose squares overflow (:mod:`lite.finiteness`), does, found
+        on_nonfinite: What a gradient does that is not finite, or whose squares overflow (:mod:`lite.finiteness`), found
             without a device sync: ``"raise"`` skips that step and raises at a later one, once the device has got there;
             ``"skip"`` skips it; ``"ignore"`` never looks.
         stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
@@ -335,8 +335,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     def _prepared(
         self, *, traced: bool
     ) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None, dict[Tensor, Tensor]]:
-        """What a step works on: batches with their settings, whether the gradients are usable, and
-        :func:`~lite.parameter_entries.row_ordered_copies` to be written back.
+        """What a step works on: batches with their settings, whether gradients are usable, and copies to write back.
 
         Args:
             traced: Whether the step is compiled.

@@ -102,11 +102,7 @@ def param_groups(
     fractions = {**PUBLISHED_SHARP_FRACTION, **_by_kind("sharp_fraction", sharp_fraction or {})}
     others = _by_kind("settings", settings or {})
 
-    if head is not None and not {*stored_weights(head)} & {*model.parameters()}:
-        raise ValueError(
-            f"head is a {type(head).__name__} whose weight is no parameter of the model; give the layer that has it, "
-            "e.g. model.classifier[-1], or name the parameter in kinds."
-        )
+    _check_head(model, head)
     placed = placements(model, head=head if head is not None else _output_head(model), overrides=kinds or {})
     members: dict[Placement, list[tuple[str, Tensor]]] = {}
     by_shape: defaultdict[Kind, list[str]] = defaultdict(list)
@@ -136,9 +132,7 @@ def param_groups(
     return groups
 
 
-def print_groups(
-    groups: Iterable[Mapping[str, Any]], *, by_shape: Mapping[Kind, Iterable[str]] | None = None
-) -> None:
+def print_groups(groups: Iterable[Mapping[str, Any]], *, by_shape: Mapping[Kind, Iterable[str]] | None = None) -> None:
     """Print parameter groups as a table: kind, layout, rule, χ, r, weight decay, number of tensors and of parameters.
 
     Args:
@@ -159,7 +153,9 @@ def print_groups(
         size = sum(p.numel() for p in params)
         setting = [str(group.get(key, "—")) for key in ("rule", "chi", "sharp_fraction", "weight_decay")]
         star = "*" if any(isinstance(p, tuple) and p[0] in names for p in group["params"]) else ""
-        table.add_row(str(group.get("kind", "—")) + star, _layout_text(group), *setting, f"{len(params):,}", f"{size:,}")
+        table.add_row(
+            str(group.get("kind", "—")) + star, _layout_text(group), *setting, f"{len(params):,}", f"{size:,}"
+        )
         tensors, entries = tensors + len(params), entries + size
     table.add_section()
     table.add_row("total", "", "", "", "", "", f"{tensors:,}", f"{entries:,}")
@@ -193,6 +189,14 @@ def _view_settings(placement: Placement) -> dict[str, Any]:
 def _whole(placement: Placement) -> Placement:
     # The groups of a convolution are no fusion: they never see each other's inputs.
     return placement if placement.layout == "conv" else placement._replace(blocks=None, block_axis=-2)
+
+
+def _check_head(model: nn.Module, head: nn.Module | None) -> None:
+    if head is not None and not {*stored_weights(head)} & {*model.parameters()}:
+        raise ValueError(
+            f"head is a {type(head).__name__} whose weight is no parameter of the model; give the layer that has it, "
+            "e.g. model.classifier[-1], or name the parameter in kinds."
+        )
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

@@ -129,7 +129,5 @@ def matrix_entries(
         if p.grad is not None:
             # That of a convolution may come in another memory format than the parameter.
             g = p.grad.contiguous() if p.ndim > 2 or p in copies else p.grad
-            entries += parameter_entries(
-                rule, group, copies.get(p, p), {"g": g}, state[p], step=step, numbers=numbers
-            )
+            entries += parameter_entries(rule, group, copies.get(p, p), {"g": g}, state[p], step=step, numbers=numbers)
     return entries

@@ -211,7 +211,9 @@ def test_half_precision_gradients_that_overflow_are_found():
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_one_bad_number_is_found_in_tensors_of_any_size(dtype, value):
     """Large tensors are looked at one by one on a CPU, small ones together."""
-    tensors = [torch.full(shape, largest(dtype, 7000), dtype=dtype) for shape in ((3,), (70, 100), (0, 4), (2, 2), (5000,))]
+    tensors = [
+        torch.full(shape, largest(dtype, 7000), dtype=dtype) for shape in ((3,), (70, 100), (0, 4), (2, 2), (5000,))
+    ]
     assert finite_per_tensor(tensors).all()
     for i in (0, 1, 3, 4):
         spoiled = [x.clone() for x in tensors]

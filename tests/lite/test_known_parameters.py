@@ -161,7 +161,9 @@ def test_what_was_decided_by_shape_is_marked(capsys):
     assert [{k: v for k, v in a.items() if k != "params"} for a in plain] == [
         {k: v for k, v in a.items() if k != "params"} for a in shown
     ]
-    assert re.search(r"plain-matrix\*", text) and re.search(r"other\*", text) and "matrix*" not in text.split("plain-")[0]
+    assert (
+        re.search(r"plain-matrix\*", text) and re.search(r"other\*", text) and "matrix*" not in text.split("plain-")[0]
+    )
     assert "plain-matrix: layers.*.mixing (2)" in text and "other: layers.*.scale (2)" in text
     assert "known" not in text.replace("is not known", "")
     param_groups(model, kinds={Own: "matrix"}, show=True)

@@ -130,7 +130,9 @@ def test_other_names_of_equal_shapes_load_by_order_with_a_warning(make):
     train(model, optimizer, 3)
     other, other_optimizer = renamed(make, lambda name: name.replace("first", "first_one"))
     other.load_state_dict(model.state_dict())
-    with pytest.warns(UserWarning, match=r"2 parameters have other names .*\(first\.weight is first_one\.weight here\)"):
+    with pytest.warns(
+        UserWarning, match=r"2 parameters have other names .*\(first\.weight is first_one\.weight here\)"
+    ):
         other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(model, optimizer, 2, start=3)
     train(other, other_optimizer, 2, start=3)
@@ -165,7 +167,10 @@ def swapped(model):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (without_second, r"2 parameters in the checkpoint, 1 here\. Parameters only in the checkpoint: second\.weight\."),
+        (
+            without_second,
+            r"2 parameters in the checkpoint, 1 here\. Parameters only in the checkpoint: second\.weight\.",
+        ),
         (swapped, r"parameter first\.weight has shape \(12, 8\), but its saved \w+ has \(8, 12\)|\(8, 12\).*\(12, 8\)"),
     ],
 )

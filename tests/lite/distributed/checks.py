@@ -403,6 +403,41 @@ def nonfinite_on_one_rank(rank, world, folder):
     return found
 
 
+@check
+def formats_and_names(rank, world, folder):
+    """Kernels in channels_last against contiguous ones, from a checkpoint under a wrapper's names in another order."""
+    found = {}
+    for name in ("muon", "threshold", "soap"):
+        kernels = [torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+        def built_for(kernels, prefix, name=name):
+            params = [(f"{prefix}{i}.weight", torch.nn.Parameter(kernel)) for i, kernel in kernels]
+            group = {"params": params, "layout": "conv"}
+            return params, OPTIMIZERS[name]([group], process_group=dist.group.WORLD)
+
+        def run(params, optimizer, steps):
+            for step in steps:
+                for key, p in params:
+                    seed = 10 * step + int(key.split(".")[-2])
+                    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+                optimizer.step()
+
+        plain, optimizer = built_for(list(enumerate(kernels)), "")
+        run(plain, optimizer, range(3))
+        kept = [(i, p.detach().to(memory_format=torch.channels_last)) for i, (_, p) in enumerate(plain)]
+        other, other_optimizer = built_for(kept[::-1], "module.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        run(plain, optimizer, range(3, 6))
+        run(other, other_optimizer, range(3, 6))
+        found[name] = {
+            "distance": max(float((p - q).abs().max()) for (_, p), (_, q) in zip(plain, other[::-1], strict=True)),
+            "kept": all(p.is_contiguous(memory_format=torch.channels_last) for _, p in other),
+        }
+    return found
+
+
 def message_of(function, *arguments, **named):
     try:
         function(*arguments, **named)
