@@ -15,6 +15,7 @@ from torch import Tensor
 from riemannian_ode.flow import Projector
 
 _NORM_FLOOR = 1e-9  # added to the threshold τ, as published
+PUBLISHED_WIDTH_FLOOR = 1e-12  # added to the width (hi − lo)·mean(v) of the elementwise mask by the published code
 _GROW, _SHRINK = 1.05, 0.95  # per-step adaptation of thresholds, as published
 
 
@@ -134,9 +135,16 @@ class CoordinateThresholds(NamedTuple):
 
 
 def coordinate_mask(
-    v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[int, ...] | None = None, mean: Tensor | None = None
+    v: Tensor,
+    thresholds: CoordinateThresholds,
+    *,
+    dim: tuple[int, ...] | None = None,
+    mean: Tensor | None = None,
+    floor: float = 0.0,
 ) -> Tensor:
     r"""Soft elementwise sharp mask p: 1 where v ≥ hi·mean(v), 0 where v < lo·mean(v), linear between.
+
+    .. math:: p = \frac{v - \mathrm{lo}\,\bar v}{(\mathrm{hi} - \mathrm{lo})\,\bar v + \epsilon}
 
     Args:
         v: Second moment, any shape.
@@ -144,6 +152,8 @@ def coordinate_mask(
         dim: Last dimensions, which belong to one parameter; those before are a batch. ``None`` is all of them, ``()``
             makes each element a parameter.
         mean: mean(v) where ``v`` is only a part of the parameter.
+        floor: ε in units of v, :data:`PUBLISHED_WIDTH_FLOOR` in the published code; with 0 the mask does not depend on
+            the scale of v.
 
     Returns:
         p in [0, 1], shape of ``v``.
@@ -151,15 +161,19 @@ def coordinate_mask(
     Source: arXiv:2602.22681, published code of AdamW-LITE.
     """
     hi, lo = (_spread(level, dim) for level in thresholds)
-    return ((_relative(v, dim, mean) - lo) / (hi - lo)).clamp(0.0, 1.0)
+    mean = _kept_mean(v, dim) if mean is None else mean
+    if floor:
+        hi, lo = hi * mean, lo * mean
+        return torch.where(v >= hi, 1.0, ((v - lo) / (hi - lo + floor)).clamp(min=0.0))
+    return ((v / mean.clamp(min=torch.finfo(v.dtype).tiny) - lo) / (hi - lo)).clamp(0.0, 1.0)
 
 
 def passing_fractions(
     v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[int, ...] | None = None, mean: Tensor | None = None
 ) -> CoordinateThresholds:
-    """Fractions of the elements of ``v`` above hi·mean(v) and lo·mean(v); arguments as of :func:`coordinate_mask`."""
-    relative = _relative(v, dim, mean)
-    hi, lo = (_mean((relative > _spread(level, dim)).to(v.dtype), dim) for level in thresholds)
+    """Fractions of the elements with v ≥ hi·mean(v) and v ≥ lo·mean(v); arguments as of :func:`coordinate_mask`."""
+    mean = _kept_mean(v, dim) if mean is None else mean
+    hi, lo = (_mean((v >= _spread(level, dim) * mean).to(v.dtype), dim) for level in thresholds)
     return CoordinateThresholds(hi, lo)
 
 
@@ -185,9 +199,8 @@ def adapt_coordinate_thresholds(
     return CoordinateThresholds(hi, torch.minimum(lo, 0.95 * hi))
 
 
-def _relative(v: Tensor, dim: tuple[int, ...] | None, mean: Tensor | None) -> Tensor:
-    mean = _mean(v, dim, keepdim=dim is not None) if mean is None else mean
-    return v / mean.clamp(min=torch.finfo(v.dtype).tiny)
+def _kept_mean(v: Tensor, dim: tuple[int, ...] | None) -> Tensor:
+    return _mean(v, dim, keepdim=dim is not None)
 
 
 def _mean(x: Tensor, dim: tuple[int, ...] | None, *, keepdim: bool = False) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from discretizations.flat_split import (
+    PUBLISHED_WIDTH_FLOOR,
     CoordinateThresholds,
     adapt_coordinate_thresholds,
     coordinate_mask,
@@ -46,6 +47,7 @@ class AdamWRule:
         weight_decay: λ, decoupled.
         chi: χ ≥ 1.
         sharp_fraction: r in [0, 1]; 1 has no flat part.
+        mask_floor: Floor of the mask's width, see :func:`discretizations.flat_split.coordinate_mask`.
     """
 
     lr: float
@@ -54,6 +56,7 @@ class AdamWRule:
     weight_decay: float
     chi: float
     sharp_fraction: float
+    mask_floor: float = 0.0
 
     @property
     def is_split(self) -> bool:
@@ -69,7 +72,8 @@ class AdamWRule:
 def group_rule(group: Mapping[str, Any]) -> AdamWRule:
     """Hyperparameters of a parameter group."""
     names = ("lr", "eps", "weight_decay", "chi", "sharp_fraction")
-    return AdamWRule(betas=group["adamw_betas"], **{name: group[name] for name in names})
+    floor = PUBLISHED_WIDTH_FLOOR if group.get("mask") == "threshold" else 0.0
+    return AdamWRule(betas=group["adamw_betas"], mask_floor=floor, **{name: group[name] for name in names})
 
 
 class AdamWState(NamedTuple):
@@ -163,7 +167,8 @@ def adamw_position(
     decay = rule.weight_decay * w if acts(rule.weight_decay, 0.0) else None
     flat: Projector | None = None
     if rule.has_mask:
-        flat = partial(mul, 1.0 - coordinate_mask(v, CoordinateThresholds(state.hi, state.lo), dim=dim, mean=mean))
+        thresholds = CoordinateThresholds(state.hi, state.lo)
+        flat = partial(mul, 1.0 - coordinate_mask(v, thresholds, dim=dim, mean=mean, floor=rule.mask_floor))
     elif rule.is_split:
         flat = partial(mul, 1.0)
     position: Tensor = position_step(w, lite_velocity(u, flat=flat, chi=rule.chi, decay=decay), eta=rule.lr)

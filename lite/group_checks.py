@@ -97,3 +97,8 @@ def parameter_names(group: Mapping[str, Any]) -> list[Any]:
 def sparse_message(name: Any) -> str:
     """What is said of a sparse gradient."""
     return f"the gradient of {name} is sparse; dense ones are needed (nn.Embedding(sparse=False))."
+
+
+def short_text(text: str) -> str:
+    """A text cut to a length that fits in a message."""
+    return text if len(text) <= 120 else text[:117] + "..."

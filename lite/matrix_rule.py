@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -123,6 +123,17 @@ class MatrixRule(ABC):
         On several ranks every one checks all matrices, by shapes and settings alone: entries are on the meta device.
         """
 
+    def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+        """Floating type in which the rule computes sums of squares; gradients that overflow there are not finite.
+
+        By default the parameters', at least float32. A rule that computes in a narrower one must say so.
+
+        Args:
+            group: A parameter group.
+            dtype: Floating type of a parameter.
+        """
+        return torch.promote_types(dtype, torch.float32)
+
     def phase(self, group: dict[str, Any], step: int) -> int:
         """What :meth:`matrix_update` gets as ``step`` where it is compiled, for rules that look at it.
 
@@ -192,3 +203,20 @@ class MatrixRule(ABC):
             w: A shard of one of its parameters.
         """
         return None, torch.float32 if rounds_stochastically(group, w) else w.dtype
+
+
+def narrowest_squares(rule: MatrixRule, groups: Iterable[dict[str, Any]]) -> torch.dtype:
+    """Floating type in which squares of all gradients must stay finite, see :meth:`MatrixRule.squares_dtype`.
+
+    Args:
+        rule: The rule of matrices.
+        groups: An optimizer's parameter groups.
+    """
+    for group in groups:
+        for dtype in {p.dtype for p in group["params"]}:
+            wide = torch.promote_types(dtype, torch.float32)
+            if group["rule"] != "adamw":
+                wide = rule.squares_dtype(group, dtype)
+            if wide != torch.float64:
+                return torch.float32
+    return torch.float64

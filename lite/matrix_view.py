@@ -108,6 +108,6 @@ def _flattened(tensor: Tensor) -> Tensor:
     except RuntimeError:
         # A copy would not write back, and columns in memory order would change the meaning of saved state.
         raise ValueError(
-            f"a convolution of shape {tuple(tensor.shape)} and strides {tensor.stride()} has no matrix view; call "
-            "model.to(memory_format=torch.contiguous_format) before building the optimizer."
+            f"a convolution of shape {tuple(tensor.shape)} and strides {tensor.stride()} has no matrix view; take one "
+            "of its contiguous() copy."
         ) from None

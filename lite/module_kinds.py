@@ -2,7 +2,10 @@
 
 transformers' classes are recognised without importing transformers: by the qualified name of a class among a module's
 base classes, or by the attributes that its experts and routers share (``num_experts``). Parameter names are never
-searched for words; an exact attribute is used only of a class that is known to have it.
+searched for words; exact attributes count in classes known to have them and in :mod:`lite.named_parameters`.
+
+What a parametrized weight is made of (``torch.nn.utils.parametrizations``, or the older ``weight_norm`` and
+``spectral_norm``) counts as the weight: it is trained in its place.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lite.matrix_view import Layout
+from lite.named_parameters import is_table
 
 Kind: TypeAlias = Literal["matrix", "conv", "experts", "router", "plain-matrix", "embedding", "head", "norm", "other"]
 KINDS: tuple[Kind, ...] = (
@@ -30,6 +35,9 @@ KINDS: tuple[Kind, ...] = (
 )
 MATRIX_KINDS: tuple[Kind, ...] = KINDS[:5]
 
+_LINEAR = (nn.Linear, nn.MultiheadAttention)
+# Parameters that weight_norm, spectral_norm and prune of torch.nn.utils put in place of a weight.
+_WEIGHT_PARTS = {"weight_g": "weight", "weight_v": "weight", "weight_orig": "weight"}
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 # transformers' norms and routers are classes of their own (LlamaRMSNorm, Qwen2MoeTopKRouter, …), told by the class.
 _NORM_CLASS = re.compile(r"Norm(Gated|PerHead|[123]d)?$")
@@ -40,12 +48,18 @@ _GATED_MLPS = ("Phi3MLP", "GlmMLP", "Glm4MLP")
 
 
 class Placement(NamedTuple):
-    """Kind of a parameter; for a matrix kind also layout and blocks, see :mod:`lite.matrix_view`."""
+    """Kind of a parameter; for a matrix kind also layout and blocks, see :mod:`lite.matrix_view`.
+
+    ``has_decay`` is whether its group has the optimizer's weight decay, ``is_known`` whether module type, name or user
+    decided the kind, not shape alone.
+    """
 
     kind: Kind
     layout: Layout = "matrix"
     blocks: tuple[int, ...] | None = None
     block_axis: int = -2
+    has_decay: bool = True
+    is_known: bool = True
 
 
 def placements(
@@ -64,46 +78,89 @@ def placements(
     placed: dict[Tensor, Placement] = {}
     fused = {p: placement for module in model.modules() for p, placement in _fused_projections(module)}
     routers = {linear for module in model.modules() for linear in _linear_routers(module)}
+    made: dict[nn.Module, tuple[nn.Module, str]] = {
+        each: (module, name) for module in model.modules() for name, each in _parametrizations(module)
+    }
     for module in model.modules():
         for local, p in module.named_parameters(recurse=False):
             if isinstance(p, UninitializedParameter):
                 raise ValueError(
                     f"parameter {local} of {type(module).__name__} has no shape yet; run one forward pass."
                 )
-            placement = fused.get(p) or _placement(module, local, p, is_router=module in routers)
+            owner, name = made.get(module) or (module, _WEIGHT_PARTS.get(local, local))
+            placement = fused.get(p) or _placement(owner, name, p, is_router=owner in routers)
             # A parameter that modules share counts as what the more specific of them says: embedding before matrix.
             if p not in placed or placement.kind == "embedding":
                 placed[p] = placement
-    weight = getattr(head, "weight", None)
-    if isinstance(weight, Tensor):
-        placed[weight] = Placement("head")
+    if head is not None:
+        placed.update((weight, Placement("head")) for weight in stored_weights(head))
     _override(placed, model, overrides)
     return placed
 
 
+def stored_weights(module: nn.Module, name: str = "weight") -> list[Tensor]:
+    """Parameters that a module's weight is, or is made of where it is parametrized; the one of its shape last.
+
+    Args:
+        module: Any module.
+        name: Attribute of the weight.
+    """
+    for parametrized, each in _parametrizations(module):
+        if parametrized == name:
+            return list(each.parameters(recurse=False))
+    parts = [module._parameters.get(part) for part, whole in _WEIGHT_PARTS.items() if whole == name]
+    weights = [getattr(module, name, None)] if not any(part is not None for part in parts) else parts
+    return [weight for weight in weights if isinstance(weight, Tensor)]
+
+
+def _stored(module: nn.Module, name: str) -> Tensor | None:
+    """The parameter of the shape of a module's weight, if there is one."""
+    weights = stored_weights(module, name)
+    return weights[-1] if weights else None
+
+
+def _parametrizations(module: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
+    lists = module._modules.get("parametrizations")
+    if isinstance(lists, nn.ModuleDict):
+        for name, each in lists.items():
+            if isinstance(each, ParametrizationList):
+                yield name, each
+
+
 def _placement(module: nn.Module, local: str, p: Tensor, *, is_router: bool) -> Placement:
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return Placement("embedding")
-    if isinstance(module, _NORMS) or _has_class(module, _NORM_CLASS):
-        return Placement("norm")
+    placement = _vectors(module, local, p)
+    if placement is not None:
+        return placement
     if isinstance(module, nn.modules.conv._ConvNd) and local == "weight":
         return _convolution(p, module.groups)
     if p.ndim == 3 and p.shape[0] == getattr(module, "num_experts", None):
         return _matrix("experts", "experts", p.shape[1:])
-    if p.ndim != 2 or _is_expert_bias(module, p):
-        return Placement("other")
-    kind: Kind = "plain-matrix"
+    known: Kind | None = None
     if is_router or _has_class(module, _ROUTER_CLASS):
-        kind = "router"
-    elif isinstance(module, (nn.Linear, nn.MultiheadAttention)) or _is_transformers(module, "Conv1D"):
-        kind = "matrix"
-    return _matrix(kind, "matrix", p.shape)
+        known = "router"
+    elif isinstance(module, _LINEAR) or _is_transformers(module, "Conv1D"):
+        known = "matrix"
+    is_known = known is not None or isinstance(module, nn.modules.conv._ConvNd)
+    if p.ndim != 2:
+        return Placement("other", is_known=is_known)
+    return _matrix(known or "plain-matrix", "matrix", p.shape)._replace(is_known=is_known)
+
+
+def _vectors(module: nn.Module, local: str, p: Tensor) -> Placement | None:
+    """Placement of what is known to hold no matrices, whatever its shape."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return Placement("embedding")
+    if isinstance(module, _NORMS) or _has_class(module, _NORM_CLASS):
+        return Placement("norm")
+    if _is_expert_bias(module, p):
+        return Placement("other")
+    return Placement("other", has_decay=False) if is_table(module, local) else None
 
 
 def _is_expert_bias(module: nn.Module, p: Tensor) -> bool:
     """Whether a 2-D parameter has a vector of every expert, beside the stacks of their matrices."""
     owned = module.parameters(recurse=False)
-    return p.shape[0] == getattr(module, "num_experts", None) and any(q.ndim == 3 for q in owned)
+    return p.ndim == 2 and p.shape[0] == getattr(module, "num_experts", None) and any(q.ndim == 3 for q in owned)
 
 
 def _matrix(kind: Kind, layout: Layout, shape: tuple[int, ...]) -> Placement:
@@ -131,17 +188,19 @@ def _linear_routers(module: nn.Module) -> Iterator[nn.Module]:
 def _fused_projections(module: Any) -> Iterator[tuple[Tensor, Placement]]:
     """Weights that hold several projections side by side, of classes known to lay them out so."""
     if isinstance(module, nn.MultiheadAttention):
-        yield from _split(module.in_proj_weight, "matrix", parts=3)
+        yield from _split(_stored(module, "in_proj_weight"), "matrix", parts=3)
     elif _is_transformers(module, "GPT2Attention"):
-        weight = module.c_attn.weight  # Conv1D: (in, out); query, key and value, or key and value of cross-attention
-        yield from _split(weight, "matrix", parts=weight.shape[1] // module.split_size, axis=-1)
+        # Conv1D: (in, out); query, key and value, or key and value of cross-attention
+        weight = _stored(module.c_attn, "weight")
+        if weight is not None:
+            yield from _split(weight, "matrix", parts=weight.shape[1] // module.split_size, axis=-1)
     elif _is_transformers(module, "Phi3Attention"):
         query, key = module.o_proj.in_features, module.num_key_value_heads * module.head_dim
-        yield from _split(module.qkv_proj.weight, "matrix", sizes=(query, key, key))
+        yield from _split(_stored(module.qkv_proj, "weight"), "matrix", sizes=(query, key, key))
     elif _is_transformers(module, *_GATED_MLPS):
-        yield from _split(module.gate_up_proj.weight, "matrix", parts=2)
+        yield from _split(_stored(module.gate_up_proj, "weight"), "matrix", parts=2)
     elif isinstance(getattr(module, "num_experts", None), int) and getattr(module, "has_gate", True):
-        weight = getattr(module, "gate_up_proj", None)
+        weight = _stored(module, "gate_up_proj")
         if getattr(module, "is_concatenated", _is_transformers(module, *_GATE_THEN_UP)):
             axis = -1 if getattr(module, "is_transposed", False) else -2
             yield from _split(weight, "experts", parts=2, axis=axis)
@@ -188,7 +247,7 @@ def _as_kind(kind: Kind, p: Tensor, before: Placement) -> Placement:
     if kind not in MATRIX_KINDS:
         return Placement(kind)
     if before.kind in MATRIX_KINDS and (kind == before.kind or kind not in ("conv", "experts")):
-        return before._replace(kind=kind)
+        return before._replace(kind=kind, is_known=True)
     fits = {"conv": p.ndim >= 3, "experts": p.ndim == 3}.get(kind, p.ndim == 2)
     if not fits:
         return before

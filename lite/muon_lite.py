@@ -220,6 +220,10 @@ class MuonLITE(LITEOptimizer):
         position: Tensor = position_step(w, reply, eta=rule.lr)
         return position
 
+    def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+        iteration = _rule(group).iteration_dtype(torch.empty((), dtype=dtype))
+        return torch.promote_types(iteration, torch.float32)
+
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
         momentum = torch.promote_types(w.dtype, torch.float32) if group["float32_momentum"] else w.dtype
         iteration = _rule(group).iteration_dtype(w.new_empty((), dtype=momentum))

@@ -14,11 +14,17 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable would load 
 
 from lite.adamw import ADAMW_KEYS, initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
-from lite.checkpoints import check_loadable, copied, load_between_hooks
+from lite.checkpoints import copied, load_between_hooks, loadable_state
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
 from lite.group_checks import check_group
-from lite.matrix_rule import MatrixRule
-from lite.parameter_entries import count_gradients, matrix_entries, matrix_state, steps_so_far
+from lite.matrix_rule import MatrixRule, narrowest_squares
+from lite.parameter_entries import (
+    count_gradients,
+    matrix_entries,
+    matrix_state,
+    row_ordered_copies,
+    steps_so_far,
+)
 from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, tensor_batches
 from lite.tensor_settings import keep_tensors, own_tensors
 
@@ -51,8 +57,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
-        on_nonfinite: What a gradient that is not finite does, found without a device sync: ``"raise"`` skips that step
-            and raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
+        on_nonfinite: What a gradient does that is not finite, or whose squares overflow (:mod:`lite.finiteness`), found
+            without a device sync: ``"raise"`` skips that step and raises at a later one, once the device has got there;
+            ``"skip"`` skips it; ``"ignore"`` never looks.
         stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
         capturable: Whether learning rate, weight decay, χ and β₂ of groups become tensors on the device, so that a
             step in a CUDA graph follows their schedules.
@@ -177,10 +184,12 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         if self._ranks is not None:
             self._ranks.step(self._steps_made)
             self._steps_made += 1
-        elif self._compiled is not None:
-            self._compiled(*self._prepared(traced=True))
         else:
-            self._apply(*self._prepared(traced=torch.compiler.is_compiling()))
+            traced = self._compiled is not None or torch.compiler.is_compiling()
+            batches, usable, copies = self._prepared(traced=traced)
+            (self._compiled or self._apply)(batches, usable)
+            if copies:
+                torch._foreach_copy_(list(copies), list(copies.values()))
         return loss
 
     def compile(self, **options: Any) -> None:
@@ -233,11 +242,13 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave, keeping every tensor's own dtype (float32 state of bfloat16 parameters too).
 
-        On several ranks it is a collective, like a step.
+        Parameters match by name, whatever their order, without the prefixes of wrappers (``_orig_mod.``, ``module.``,
+        ``model.``). Those that have other names, or none, match by order if rules and shapes agree; other names give a
+        warning. On several ranks it is a collective, like a step.
 
         Raises:
-            ValueError: if groups, rules, parameter names or shapes differ, naming the difference; on all ranks if they
-                do on one.
+            ValueError: if groups, rules, parameters or shapes differ, or the checkpoint is damaged, naming the first
+                difference; on all ranks if they do on one.
         """
         self._notice_sharding()
         if self._ranks is not None:
@@ -246,11 +257,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         ranks, before = self._ranks, self.param_groups
-        check = partial(check_loadable, state_dict, before, self._initial_state, spare=self.spare_state)
-        if ranks is None:
-            check()
-        else:
-            ranks.check_together(partial(check, ranks.held))
+        loadable = partial(loadable_state, state_dict, before, self._initial_state, spare=self.spare_state)
+        state_dict = loadable() if ranks is None else ranks.found_together(partial(loadable, ranks.held))
         super().load_state_dict(state_dict)
         for own, loaded in zip(before, self.param_groups, strict=True):
             for name, value in own.items():
@@ -316,25 +324,33 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             return dict(zip(ADAMW_KEYS, initial_adamw_state(p), strict=True))
         return matrix_state(self, group, p)
 
-    def _entries(self, group: dict[str, Any]) -> list[TensorEntry]:
+    def _entries(self, group: dict[str, Any], copies: dict[Tensor, Tensor]) -> list[TensorEntry]:
         """What a step works on: whole tensors for AdamW, else matrices. State is created where there is none."""
         self._init_group(group, [p for p in group["params"] if p.grad is not None])
         if group["rule"] == "adamw":
             return [TensorEntry(p, {"g": p.grad}, self.state[p]) for p in group["params"] if p.grad is not None]
-        return matrix_entries(self, group, self.state)
+        return matrix_entries(self, group, self.state, copies)
 
     @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would take for constants
-    def _prepared(self, *, traced: bool) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None]:
-        """What a step works on: batches with their settings, and whether the gradients are usable.
+    def _prepared(
+        self, *, traced: bool
+    ) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None, dict[Tensor, Tensor]]:
+        """What a step works on: batches with their settings, whether gradients are usable, and copies to write back.
 
         Args:
             traced: Whether the step is compiled.
         """
-        work = [(group, self._entries(group)) for group in self.param_groups]
+        copies: dict[Tensor, Tensor] = {}
+        for group in self.param_groups:
+            copies |= row_ordered_copies(group)
+        work = [(group, self._entries(group, copies)) for group in self.param_groups]
         for group, entries in work:
             if group["rule"] != "adamw":
                 self.check_matrices(group, entries)
-        usable = usable_gradients(self.param_groups, self.on_nonfinite, self._watch, step=self._steps_made)
+        squares = narrowest_squares(self, self.param_groups)
+        usable = usable_gradients(
+            self.param_groups, self.on_nonfinite, self._watch, step=self._steps_made, squares=squares
+        )
         batches = []
         for group, entries in work:
             for batch in tensor_batches(entries, self.largest_batch):
@@ -342,7 +358,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             if group["rule"] != "adamw":
                 count_gradients(group, [p.grad is not None for p in group["params"]])
         self._steps_made += 1
-        return batches, usable
+        return batches, usable, copies
 
     def _apply(self, batches: list[tuple[dict[str, Any], TensorBatch]], usable: Tensor | None) -> None:
         for group, batch in batches:

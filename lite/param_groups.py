@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from lite.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements
+from lite.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements, stored_weights
 
 # χ of the published LLaMA runs: embeddings 4, norms 4, output head 1; matrices take the optimizer's own.
 PUBLISHED_CHI: dict[Kind, float] = {
@@ -57,7 +59,8 @@ def param_groups(
     ``head``              adamw       weight of the output head, tied or not
     ``norm``              adamw       weights and biases of normalisation layers
     ``other``             adamw       everything else: biases, gates of one row or column, tensors of more dimensions
-                                      in modules of unknown type: no LITE
+                                      in modules of unknown type; without weight decay, tables and coefficients of
+                                      :mod:`lite.named_parameters`: no LITE
     ====================  ==========  ==========================================================================
 
     A matrix of one row or column goes to AdamW because its polar factor is only the row over its norm: there are no
@@ -77,7 +80,7 @@ def param_groups(
         split_fused: Whether fused projections are cut into their parts.
         matrix_rule: Rule of matrices: ``"muon"`` for MuonLITE, ``"soap"`` for SOAPLITE, or the
             :attr:`~lite.LITEOptimizer.rule` of an optimizer of your own.
-        show: Print the groups as a table.
+        show: Print the groups as a table, with a star at what was decided by shape alone.
 
     Returns:
         Groups in the order of the table, empty ones left out; parameters come with their names. Groups of matrices have
@@ -99,17 +102,16 @@ def param_groups(
     fractions = {**PUBLISHED_SHARP_FRACTION, **_by_kind("sharp_fraction", sharp_fraction or {})}
     others = _by_kind("settings", settings or {})
 
-    if head is not None and not any(getattr(head, "weight", None) is p for p in model.parameters()):
-        raise ValueError(
-            f"head is a {type(head).__name__} whose weight is no parameter of the model; give the layer that has it, "
-            "e.g. model.classifier[-1], or name the parameter in kinds."
-        )
+    _check_head(model, head)
     placed = placements(model, head=head if head is not None else _output_head(model), overrides=kinds or {})
     members: dict[Placement, list[tuple[str, Tensor]]] = {}
+    by_shape: defaultdict[Kind, list[str]] = defaultdict(list)
     for name, p in model.named_parameters():  # each shared parameter comes once
         if p.requires_grad:
             placement = placed[p] if split_fused else _whole(placed[p])
-            members.setdefault(placement, []).append((name, p))
+            if not placement.is_known:
+                by_shape[placement.kind].append(name)
+            members.setdefault(placement._replace(is_known=True), []).append((name, p))
     if not members:
         raise ValueError("the model has no trainable parameter; unfreeze some (requires_grad_(True)).")
 
@@ -122,34 +124,48 @@ def param_groups(
             group["chi"] = chis[kind]
         if kind in fractions:
             group["sharp_fraction"] = fractions[kind]
+        if not placement.has_decay:
+            group["weight_decay"] = 0.0
         groups.append(group | _view_settings(placement) | dict(others.get(kind, {})))
     if show:
-        print_groups(groups)
+        print_groups(groups, by_shape=by_shape)
     return groups
 
 
-def print_groups(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Print parameter groups as a table: kind, layout, rule, χ, r, number of tensors and of parameters.
+def print_groups(groups: Iterable[Mapping[str, Any]], *, by_shape: Mapping[Kind, Iterable[str]] | None = None) -> None:
+    """Print parameter groups as a table: kind, layout, rule, χ, r, weight decay, number of tensors and of parameters.
 
     Args:
         groups: What :func:`param_groups` gives, or an optimizer's ``param_groups``. A dash is the optimizer's default.
+        by_shape: Kind ↦ names of parameters whose kind was decided by their shape alone, by default. They are marked
+            with a star in the table and listed below it.
     """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("group", "layout", "rule", "χ", "r", title="Parameter groups")
+    table = Table("group", "layout", "rule", "χ", "r", "decay", title="Parameter groups")
     for column in ("tensors", "parameters"):
         table.add_column(column, justify="right")
     tensors = entries = 0
+    names = {name for each in (by_shape or {}).values() for name in each}
     for group in groups:
         params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         size = sum(p.numel() for p in params)
-        setting = [str(group.get(key, "—")) for key in ("rule", "chi", "sharp_fraction")]
-        table.add_row(str(group.get("kind", "—")), _layout_text(group), *setting, f"{len(params):,}", f"{size:,}")
+        setting = [str(group.get(key, "—")) for key in ("rule", "chi", "sharp_fraction", "weight_decay")]
+        star = "*" if any(isinstance(p, tuple) and p[0] in names for p in group["params"]) else ""
+        table.add_row(
+            str(group.get("kind", "—")) + star, _layout_text(group), *setting, f"{len(params):,}", f"{size:,}"
+        )
         tensors, entries = tensors + len(params), entries + size
     table.add_section()
-    table.add_row("total", "", "", "", "", f"{tensors:,}", f"{entries:,}")
-    Console().print(table)
+    table.add_row("total", "", "", "", "", "", f"{tensors:,}", f"{entries:,}")
+    console = Console()
+    console.print(table)
+    if names:
+        console.print("* by shape alone, since the module's type is not known (kinds= overrides):", soft_wrap=True)
+    for kind, each in (by_shape or {}).items():
+        for pattern, count in Counter(re.sub(r"\b\d+\b", "*", name) for name in each).items():
+            console.print(f"  {kind}: {pattern}{f' ({count})' if count > 1 else ''}", markup=False, soft_wrap=True)
 
 
 def _layout_text(group: Mapping[str, Any]) -> str:
@@ -173,6 +189,14 @@ def _view_settings(placement: Placement) -> dict[str, Any]:
 def _whole(placement: Placement) -> Placement:
     # The groups of a convolution are no fusion: they never see each other's inputs.
     return placement if placement.layout == "conv" else placement._replace(blocks=None, block_axis=-2)
+
+
+def _check_head(model: nn.Module, head: nn.Module | None) -> None:
+    if head is not None and not {*stored_weights(head)} & {*model.parameters()}:
+        raise ValueError(
+            f"head is a {type(head).__name__} whose weight is no parameter of the model; give the layer that has it, "
+            "e.g. model.classifier[-1], or name the parameter in kinds."
+        )
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

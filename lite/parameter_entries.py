@@ -26,6 +26,7 @@ def state_key(name: str, view: int, count: int) -> str:
 
 def matrix_state(rule: MatrixRule, group: dict[str, Any], tensor: Tensor) -> dict[str, Tensor]:
     """State of a parameter of ``group``, or of part of a stack of experts, before its first step."""
+    tensor = _row_ordered(tensor)
     views = group_views(group, tensor)
     state: dict[str, Tensor] = {}
     for i, view in enumerate(views):
@@ -87,8 +88,30 @@ def parameter_entries(
     ]
 
 
+def _row_ordered(tensor: Tensor) -> Tensor:
+    """A tensor whose matrices are contiguous views of it; its values matter only where it is contiguous itself."""
+    return tensor if tensor.is_contiguous() else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def row_ordered_copies(group: dict[str, Any]) -> dict[Tensor, Tensor]:
+    """Copies of a group's matrix parameters that are not contiguous, such as convolutions in ``channels_last``.
+
+    A step works on the copy and writes it back, with the bits that a contiguous parameter would get: kernels depend on
+    strides, and a convolution in another memory format has no matrix view at all.
+
+    Args:
+        group: A parameter group.
+    """
+    if group["rule"] == "adamw":
+        return {}
+    return {p: p.detach().contiguous() for p in group["params"] if p.grad is not None and not p.is_contiguous()}
+
+
 def matrix_entries(
-    rule: MatrixRule, group: dict[str, Any], state: Mapping[Tensor, dict[str, Tensor]]
+    rule: MatrixRule,
+    group: dict[str, Any],
+    state: Mapping[Tensor, dict[str, Tensor]],
+    copies: Mapping[Tensor, Tensor],
 ) -> list[TensorEntry]:
     """One entry for every view of every parameter of a group that has a gradient.
 
@@ -96,12 +119,15 @@ def matrix_entries(
         rule: The rule of matrices.
         group: Their group.
         state: Of each parameter with a gradient.
+        copies: :func:`row_ordered_copies`.
     """
-    views = [group_views(group, p) for p in group["params"]]  # also where there is no gradient
+    # Also of parameters without gradient.
+    views = [group_views(group, copies[p] if p in copies else _row_ordered(p)) for p in group["params"]]
     every = matrix_numbers(parameter_names(group), views)
     entries = []
     for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
         if p.grad is not None:
-            g = p.grad.contiguous() if p.ndim > 2 else p.grad  # a convolution's may come in another memory format
-            entries += parameter_entries(rule, group, p, {"g": g}, state[p], step=step, numbers=numbers)
+            # That of a convolution may come in another memory format than the parameter.
+            g = p.grad.contiguous() if p.ndim > 2 or p in copies else p.grad
+            entries += parameter_entries(rule, group, copies.get(p, p), {"g": g}, state[p], step=step, numbers=numbers)
     return entries

@@ -77,6 +77,8 @@ class Megabatch:
         new_state = []
         for task in self.tasks:
             w, g = local_part(task.p), gradients[task.p]
+            if w.ndim > 2:
+                w = w.contiguous()  # a convolution may lie in another memory format
             if self._team.shards.size == 1:  # a whole matrix: only its owner works on it
                 if task.own is None:
                     continue

@@ -97,14 +97,16 @@ class Ranks:
             return names
         return names & set(self._optimizer.sharded_state) if member.layout.team.shards.size > 1 else set()
 
-    def check_together(self, check: Callable[[], None]) -> None:
-        """Run a check of which every rank raises what it raises on one; a collective."""
+    def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a function returns; if it raises on one rank, every rank raises. A collective."""
+        result: dict[str, Any] = {}
         error: Exception | None = None
         try:
-            check()
+            result = find()
         except Exception as found:
             error = found
         raise_together(self._agreements[0].team, error)
+        return result
 
     def fitted_state(self, p: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of a saved state, see :func:`lite.distributed.state.fitted_state`."""

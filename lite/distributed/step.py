@@ -21,6 +21,7 @@ from lite.distributed.exchange import Parcel, all_gather
 from lite.distributed.layout import Team, local_part
 from lite.distributed.megabatch import Megabatch, NewState, Piece
 from lite.finiteness import finite_per_tensor
+from lite.matrix_rule import narrowest_squares
 from lite.parameter_entries import steps_so_far
 from lite.rounding import rounded_stochastically, rounds_stochastically
 
@@ -85,7 +86,12 @@ class Step:
         seen = [
             self._gradients[member.p] if there else nothing for member, there in zip(main.members, present, strict=True)
         ]
-        return main.flags(finite_per_tensor(seen).to(self._device), present, self._device)
+        finite = finite_per_tensor(
+            seen,
+            entries=max(member.p.numel() for member in main.members),  # of whole tensors, and the same on all ranks
+            squares=narrowest_squares(self._optimizer, self._optimizer.param_groups),
+        )
+        return main.flags(finite.to(self._device), present, self._device)
 
     def _agree(self) -> None:
         records = []

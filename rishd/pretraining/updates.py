@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from discretizations.flat_split import CoordinateThresholds, coordinate_mask
 from discretizations.preconditioners import to_eigenbasis
+from lite.adamw import group_rule
 from lite.muon import PLAIN_FRACTION, sharp_rank
 
 
@@ -107,7 +108,8 @@ def _sharp_square(group: dict[str, Any], moved: Tensor, state: dict[str, Any]) -
         return (moved @ basis.float()).square().sum()
     if {"second_moment", "hi", "lo"} <= set(state):
         thresholds = CoordinateThresholds(state["hi"], state["lo"])
-        return (coordinate_mask(state["second_moment"], thresholds) * moved.square()).sum()
+        mask = coordinate_mask(state["second_moment"], thresholds, floor=group_rule(group).mask_floor)
+        return (mask * moved.square()).sum()
     if {"v", "hi", "lo"} <= set(state) and moved.ndim == 2:
         rotated = to_eigenbasis(moved, state.get("left_basis"), state.get("right_basis"))
         mask = coordinate_mask(state["v"], CoordinateThresholds(state["hi"], state["lo"]), dim=(-2, -1))

@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from lite import SOAPLITE, MuonLITE, param_groups
+from examples.shampoo_lite import ShampooLITE
+from lite import SOAP, SOAPLITE, Muon, MuonLITE, param_groups
 
 # SOAP refreshes its bases often here, so that a few steps see all of it.
 OPTIMIZERS = {
@@ -13,6 +14,21 @@ OPTIMIZERS = {
     "threshold": partial(MuonLITE, mask="threshold"),
     "exact": partial(MuonLITE, mask="exact"),
     "soap": partial(SOAPLITE, precondition_frequency=2, beta_flat=0.5),
+}
+
+# Every rule and every way through it; MuonLITE for AdamW groups too.
+RULES = {
+    "subspace": MuonLITE,
+    "threshold": partial(MuonLITE, mask="threshold"),
+    "exact": partial(MuonLITE, mask="exact"),
+    "svd": partial(MuonLITE, ns_steps=0),
+    "ablated": partial(MuonLITE, chi_sharp=0.5, float32_momentum=True),
+    "tensors": partial(MuonLITE, capturable=True),
+    "muon": Muon,
+    "soap": partial(SOAPLITE, precondition_frequency=2),
+    "soap base": partial(SOAP, precondition_frequency=2),
+    "one-sided": partial(SOAPLITE, precondition_frequency=2, max_precondition_dim=10),
+    "own": ShampooLITE,
 }
 
 

@@ -46,12 +46,12 @@ class MuonLITEReference:
 
 
 class AdamWLITEReference:
-    """AdamW-LITE for embeddings and norms (arXiv:2602.22681)."""
+    """AdamW-LITE for embeddings and norms (arXiv:2602.22681); the published code has a floor of 1e-12."""
 
-    def __init__(self, w, *, lr, chi=4.0, r=0.1, wd=0.1, theta=0.9, b2=0.99, eps=1e-8):
+    def __init__(self, w, *, lr, chi=4.0, r=0.1, wd=0.1, theta=0.9, b2=0.99, eps=1e-8, floor=0.0):
         self.w, self.m, self.v, self.t = w.copy(), np.zeros_like(w), np.zeros_like(w), 0
         self.lr, self.chi, self.r, self.wd, self.theta, self.b2, self.eps = lr, chi, r, wd, theta, b2, eps
-        self.hi, self.lo = 1.0, 0.5
+        self.hi, self.lo, self.floor = 1.0, 0.5, floor
 
     def step(self, g):
         self.t += 1
@@ -64,8 +64,9 @@ class AdamWLITEReference:
         elif self.r > 1 - 1e-5:
             p = np.ones_like(self.w)
         else:
-            p = np.clip((self.v - self.lo * mean) / ((self.hi - self.lo) * mean), 0, 1)
-            above_hi, above_lo = (self.v > self.hi * mean).mean(), (self.v > self.lo * mean).mean()
+            p = np.maximum(0, (self.v - self.lo * mean) / ((self.hi - self.lo) * mean + self.floor))
+            p[self.v >= self.hi * mean] = 1
+            above_hi, above_lo = (self.v >= self.hi * mean).mean(), (self.v >= self.lo * mean).mean()
             self.hi *= 1.05 if above_hi > self.r else 0.95
             self.lo *= 1.05 if above_lo > self.r + min(1 - self.r, 0.1) else 0.95
             self.lo = min(self.lo, 0.95 * self.hi)

@@ -149,6 +149,33 @@ def test_adamw_groups_are_the_published_algorithm(r, chi):
     np.testing.assert_allclose(ours, reference.w, rtol=1e-10, atol=1e-12)
 
 
+def small_gradients(shape, size):
+    """Spread over orders of magnitude as an embedding's are; the first one zero, as behind a layer that starts at 0."""
+    rng = np.random.default_rng(1)
+    scales = np.exp(rng.normal(size=shape))
+    return [np.zeros(shape), *(size * scales * rng.normal(size=shape) for _ in range(25))]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("shape", [(40, 8), (32,)])
+def test_adamw_groups_of_the_published_mask_have_its_floor(shape, size):
+    """Embeddings and norms under mask="threshold" equal the published code; the default differs for small gradients."""
+    w0 = np.random.default_rng(0).normal(size=shape)
+    moved = {}
+    for mask in ("threshold", "subspace"):
+        p = torch.nn.Parameter(torch.tensor(w0))
+        optimizer = MuonLITE([{"params": [p], "rule": "adamw", "chi": 4.0}], lr=0.02, mask=mask)
+        moved[mask] = run(optimizer, p, small_gradients(shape, size)) - w0
+    reference = AdamWLITEReference(w0, lr=0.02, chi=4.0, floor=1e-12)
+    for g in small_gradients(shape, size):
+        reference.step(g)
+    published = reference.w - w0
+    np.testing.assert_allclose(moved["threshold"], published, rtol=1e-9, atol=1e-12)
+    # The default is independent of scale. After the zero gradient it counts everything as flat, for decay as well.
+    difference = relative(moved["subspace"], published)
+    assert (difference > 0.02) == (size <= 1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 5), (3, 2, 2)])
 def test_adamw_tensors_in_a_batch_equal_one_at_a_time(shape, dtype):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lite import SOAP, SOAPLITE, MuonLITE, NonFiniteError
-from lite.finiteness import finite_per_tensor
-from tests.lite.optimizers import OPTIMIZERS, build, copies, equal, loss_of, tensors, train
+from lite import SOAP, SOAPLITE, MuonLITE, NonFiniteError, check_finite_gradients
+from lite.finiteness import finite_per_tensor, largest_magnitude
+from tests.lite.optimizers import OPTIMIZERS, RULES, build, copies, equal, loss_of, tensors, train
 
 NAN, INF = float("nan"), float("inf")
 
@@ -105,11 +105,83 @@ def test_check_gradients_asks_at_once(make):
     optimizer.check_gradients()
 
 
+WIDE = (torch.float32, torch.bfloat16, torch.float64)  # float16's largest number can be squared in float32
+
+
+def largest(dtype, entries=240):
+    """Largest entries of a gradient whose squares can be summed, in the parameter's type."""
+    limit = largest_magnitude(entries, torch.promote_types(dtype, torch.float32))
+    return 0.99 * min(limit, torch.finfo(dtype).max)
+
+
+def one_parameter(rule, dtype, **settings):
+    """A matrix of a rule, or of AdamW, and its optimizer."""
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(24, 10).to(dtype))
+    if rule == "adamw":
+        return p, MuonLITE([{"params": [p], "rule": "adamw", "chi": 4.0}], **settings)
+    return p, RULES[rule]([p], **settings)
+
+
+def state_of(p, optimizer):
+    return [x.detach().clone() for x in (p, *optimizer.state[p].values())]
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("rule", [*RULES, "adamw"])
+def test_gradients_whose_squares_overflow_are_not_finite(rule, dtype):
+    """Though finite: a spike, or many entries each of which could still be squared."""
+    p, optimizer = one_parameter(rule, dtype, on_nonfinite="skip")
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    before = state_of(p, optimizer)
+    spike, many = torch.ones_like(p), torch.full_like(p, 3.0 * largest(dtype))
+    spike[3, 4] = -4.0 * largest(dtype, entries=1)
+    assert many.to(torch.promote_types(dtype, torch.float32)).square().isfinite().all()
+    for bad in (spike, many):
+        p.grad = bad.clone()
+        optimizer.step()
+        assert equal(before, state_of(p, optimizer))
+        with pytest.raises(NonFiniteError, match=r"non-finite \(or its squares overflow\) at step 7 in w;"):
+            check_finite_gradients([("w", p)], step=7)
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert not equal(before, state_of(p, optimizer))
+    assert all(x.isfinite().all() for x in state_of(p, optimizer))
+    p, optimizer = one_parameter(rule, dtype)  # raise
+    p.grad = many.clone()
+    optimizer.step()
+    with pytest.raises(NonFiniteError, match="at step 0 of this optimizer in 0; lower"):
+        optimizer.check_gradients()
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, torch.float16])
+@pytest.mark.parametrize("rule", [*RULES, "adamw"])
+def test_the_largest_gradients_that_count_as_finite_keep_everything_finite(rule, dtype):
+    p, optimizer = one_parameter(rule, dtype)
+    for k in range(12):
+        signs = torch.randint(0, 2, p.shape, generator=torch.Generator().manual_seed(k // 4)) * 2 - 1
+        p.grad = (largest(dtype) * signs.double()).to(dtype)
+        check_finite_gradients([("w", p)])
+        optimizer.step()
+    optimizer.check_gradients()
+    assert all(x.isfinite().all() for x in state_of(p, optimizer))
+
+
+def test_a_rule_that_computes_in_a_narrower_type_than_the_parameters():
+    """Newton–Schulz in bfloat16 or float32 on float64 parameters has float32's range."""
+    for ns_dtype in ("bfloat16", "float32"):
+        p = nn.Parameter(torch.ones(6, 4, dtype=torch.float64))
+        optimizer = MuonLITE([p], ns_dtype=ns_dtype, on_nonfinite="skip")
+        p.grad = torch.full_like(p, 1e30)
+        optimizer.step()
+        assert (p == 1).all()
+
+
 def test_large_finite_gradients_are_no_alarm(make):
-    """Muon may overflow sums of squares; SOAP, as Adam, holds squares of entries."""
     model, optimizer = build(make)
     for p in model.parameters():
-        p.grad = torch.full_like(p, 1e15 if make is OPTIMIZERS["soap"] else 1e30)
+        p.grad = torch.full_like(p, 1e15)
     optimizer.step()
     optimizer.check_gradients()
 
@@ -139,10 +211,18 @@ def test_half_precision_gradients_that_overflow_are_found():
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_one_bad_number_is_found_in_tensors_of_any_size(dtype, value):
     """Large tensors are looked at one by one on a CPU, small ones together."""
-    largest = torch.finfo(dtype).max
-    tensors = [torch.full(shape, largest, dtype=dtype) for shape in ((3,), (70, 100), (0, 4), (2, 2), (5000,))]
+    tensors = [
+        torch.full(shape, largest(dtype, 7000), dtype=dtype) for shape in ((3,), (70, 100), (0, 4), (2, 2), (5000,))
+    ]
     assert finite_per_tensor(tensors).all()
     for i in (0, 1, 3, 4):
         spoiled = [x.clone() for x in tensors]
         spoiled[i].view(-1)[-1] = value
         assert finite_per_tensor(spoiled).tolist() == [j != i for j in range(5)]
+
+
+def test_shards_are_judged_by_the_size_of_the_whole_tensor():
+    whole = torch.full((64, 100), 1.5 * largest_magnitude(6400, torch.float32))
+    assert not finite_per_tensor([whole]).any()
+    assert finite_per_tensor([whole[:8]]).all()
+    assert not finite_per_tensor([whole[:8]], entries=whole.numel()).any()

@@ -57,7 +57,7 @@ def test_views_are_matrices_in_order(case):
 
 def test_a_convolution_without_a_matrix_view_is_refused():
     kernel = torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match=r"no matrix view; call model\.to\(memory_format=torch\.contiguous_format\)"):
+    with pytest.raises(ValueError, match=r"no matrix view; take one of its contiguous\(\) copy"):
         matrix_views(kernel, layout="conv")
 
 

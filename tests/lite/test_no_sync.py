@@ -1,30 +1,15 @@
 """No step waits for the device: under FakeTensorMode a Python branch on a tensor's value raises."""
 
 from contextlib import nullcontext
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from examples.shampoo_lite import ShampooLITE
-from lite import SOAP, SOAPLITE, Muon, MuonLITE, NonFiniteError
+from lite import MuonLITE, NonFiniteError
 from lite.finiteness import FinitenessWatch, _Pending
-
-RULES = {
-    "subspace": MuonLITE,
-    "threshold": partial(MuonLITE, mask="threshold"),
-    "exact": partial(MuonLITE, mask="exact"),
-    "svd": partial(MuonLITE, ns_steps=0),
-    "ablated": partial(MuonLITE, chi_sharp=0.5, float32_momentum=True),
-    "tensors": partial(MuonLITE, capturable=True),
-    "muon": Muon,
-    "soap": partial(SOAPLITE, precondition_frequency=2),
-    "soap base": partial(SOAP, precondition_frequency=2),
-    "one-sided": partial(SOAPLITE, precondition_frequency=2, max_precondition_dim=10),
-    "own": ShampooLITE,
-}
+from tests.lite.optimizers import RULES
 
 
 def parameters(device):

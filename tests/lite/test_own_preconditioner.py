@@ -42,7 +42,7 @@ def test_without_lite_it_is_shampoo(shape):
         p.grad = torch.tensor(g)
         optimizer.step()
     expected = shampoo(w, gs, lr=0.05, momentum=0.9, ridge=1e-3, decay=0.1)
-    np.testing.assert_allclose(p.detach().numpy(), expected, rtol=0, atol=2e-5)  # its factors are float32
+    np.testing.assert_allclose(p.detach().numpy(), expected, rtol=0, atol=1e-9)
 
 
 def test_flat_directions_move_chi_times_as_far():

@@ -4,6 +4,7 @@ import copy
 import datetime
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -376,9 +377,9 @@ def frozen_on_all_ranks(rank, world, folder):
 
 @check
 def nonfinite_on_one_rank(rank, world, folder):
-    """A NaN on the last rank: what changes, what is raised and when."""
+    """A NaN on the last rank, or a number whose square overflows: what changes, what is raised and when."""
     found = {}
-    for policy in ("raise", "skip"):
+    for policy, value in (("raise", math.nan), ("skip", math.nan), ("raise", 1e160)):
         for mode in modes(world):
             model, forward, optimizer = built("muon", mode, rank, world, on_nonfinite=policy)
             train(model, optimizer, range(2), forward=forward, rank=rank, world=world)
@@ -387,18 +388,53 @@ def nonfinite_on_one_rank(rank, world, folder):
             p = dict(model.named_parameters())["layers.1.weight"]
             bad = 2 if world == 4 and mode in ("fsdp", "columns") else world - 1  # the last of 4 has no row of 6
             if rank == bad:
-                local_part(p.grad).view(-1)[0] = float("nan")
+                local_part(p.grad).view(-1)[0] = value
             optimizer.step()
             message = None
             try:
                 train(model, optimizer, [3], forward=forward, rank=rank, world=world)
             except NonFiniteError as error:
                 message = str(error)
-            found[f"{policy}/{mode}"] = {
+            found[f"{policy}/{mode}/{value}"] = {
                 "unchanged": digest(all_state(model, optimizer)) == before,
                 "message": message,
                 "rank": bad,
             }
+    return found
+
+
+@check
+def formats_and_names(rank, world, folder):
+    """Kernels in channels_last against contiguous ones, from a checkpoint under a wrapper's names in another order."""
+    found = {}
+    for name in ("muon", "threshold", "soap"):
+        kernels = [torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+        def built_for(kernels, prefix, name=name):
+            params = [(f"{prefix}{i}.weight", torch.nn.Parameter(kernel)) for i, kernel in kernels]
+            group = {"params": params, "layout": "conv"}
+            return params, OPTIMIZERS[name]([group], process_group=dist.group.WORLD)
+
+        def run(params, optimizer, steps):
+            for step in steps:
+                for key, p in params:
+                    seed = 10 * step + int(key.split(".")[-2])
+                    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+                optimizer.step()
+
+        plain, optimizer = built_for(list(enumerate(kernels)), "")
+        run(plain, optimizer, range(3))
+        kept = [(i, p.detach().to(memory_format=torch.channels_last)) for i, (_, p) in enumerate(plain)]
+        other, other_optimizer = built_for(kept[::-1], "module.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        run(plain, optimizer, range(3, 6))
+        run(other, other_optimizer, range(3, 6))
+        found[name] = {
+            "distance": max(float((p - q).abs().max()) for (_, p), (_, q) in zip(plain, other[::-1], strict=True)),
+            "kept": all(p.is_contiguous(memory_format=torch.channels_last) for _, p in other),
+        }
     return found
 
 

@@ -128,6 +128,13 @@ def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
 
 
 @pytest.mark.parametrize("ranks", SEVERAL)
+def test_memory_formats_and_names_of_wrappers(results, ranks):
+    """In a checkpoint that each rank has its part of, with its parameters in another order."""
+    for found in results.of(ranks, "formats_and_names"):
+        assert all(outcome["kept"] and outcome["distance"] <= 1e-4 for outcome in found.values()), found
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
 def test_what_follows_a_step_finds_it_counted(results, ranks):
     """Older state loaded, a group added; and an optimizer that was built before its model was sharded."""
     for found in results.of(ranks, "bookkeeping"):
