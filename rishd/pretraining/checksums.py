@@ -52,12 +52,10 @@ def read_sums(folder: Path) -> dict[str, str]:
     """
     path = folder / SUMS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         raise ValueError(f"{path} is missing or damaged") from None
-    if not sums:
-        raise ValueError(f"{path} is empty")
     return sums
 
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from typer.testing import CliRunner
 
 from rishd.commands.application import app
+from rishd.json_lines import JsonLinesError
 from rishd.pretraining.checkpoints import RunCheckpointError
 from rishd.pretraining.checksums import SUMS, digests, files_of, write_sums
 from rishd.pretraining.optimizer_state import _PlainPlanner, _PlainReader
@@ -117,7 +118,7 @@ def test_damaged_metrics_are_refused_and_the_checkpoint_has_a_copy(killed):
 def test_rows_that_are_no_metrics_are_named(tmp_path, row):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n' + row + '\n{"step": 3, "loss": 1.0}\n')
-    with pytest.raises(ResultsError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+    with pytest.raises(JsonLinesError, match=r"metrics\.jsonl, line 2: "):
         read_metrics(tmp_path)
 
 
