@@ -52,6 +52,8 @@ def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
         )
     groups = _by_order(saved, own)
     pairs = [(old, new) for old, new in zip(there, here, strict=True) if old != new]
+    if not pairs:  # names that are not unique
+        return groups, ""
     return groups, (
         f"{len(pairs)} parameters have other names in the checkpoint ({pairs[0][0]} is {pairs[0][1]} here); their "
         "state is loaded by order. Check that the model is the same."

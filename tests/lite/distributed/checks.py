@@ -405,15 +405,18 @@ def nonfinite_on_one_rank(rank, world, folder):
 
 @check
 def formats_and_names(rank, world, folder):
-    """Kernels in channels_last against contiguous ones, from a checkpoint under a wrapper's names in another order."""
+    """Kernels in channels_last on all ranks against contiguous ones in one process, from that one's checkpoint.
+
+    Its names lack a wrapper's prefix and come in another order.
+    """
     found = {}
     for name in ("muon", "threshold", "soap"):
         kernels = [torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
-        def built_for(kernels, prefix, name=name):
+        def built_for(kernels, prefix, name=name, **settings):
             params = [(f"{prefix}{i}.weight", torch.nn.Parameter(kernel)) for i, kernel in kernels]
             group = {"params": params, "layout": "conv"}
-            return params, OPTIMIZERS[name]([group], process_group=dist.group.WORLD)
+            return params, OPTIMIZERS[name]([group], **settings)
 
         def run(params, optimizer, steps):
             for step in steps:
@@ -425,7 +428,7 @@ def formats_and_names(rank, world, folder):
         plain, optimizer = built_for(list(enumerate(kernels)), "")
         run(plain, optimizer, range(3))
         kept = [(i, p.detach().to(memory_format=torch.channels_last)) for i, (_, p) in enumerate(plain)]
-        other, other_optimizer = built_for(kept[::-1], "module.")
+        other, other_optimizer = built_for(kept[::-1], "module.", process_group=dist.group.WORLD)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))

@@ -129,7 +129,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_memory_formats_and_names_of_wrappers(results, ranks):
-    """In a checkpoint that each rank has its part of, with its parameters in another order."""
+    """Checkpoints of one process under other names load by name on ranks, into kernels in channels_last."""
     for found in results.of(ranks, "formats_and_names"):
         assert all(outcome["kept"] and outcome["distance"] <= 1e-4 for outcome in found.values()), found
 
