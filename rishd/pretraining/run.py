@@ -215,7 +215,6 @@ def _fit(
         data_collator=make_collator(
             config.data.packing, training.store.end, flatten=config.model.attention == "flash_attention_2"
         ),
-        processing_class=tokenizer,
         optimizers=(optimizer, build_scheduler(config, optimizer)),
         callbacks=[recorder, *tensorboard(config, out, step)],
     )
@@ -235,7 +234,7 @@ def _fit(
             # The Trainer calls get_last_lr and the data loader's pin_memory in ways that warn on every CPU run.
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        save_model(trainer, out)
+        save_model(trainer, tokenizer, out)
     except KeyboardInterrupt:
         say(f"interrupted at step {trainer.state.global_step}; --resume continues from the last checkpoint")
         return end("interrupted")

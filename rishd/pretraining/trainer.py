@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
@@ -200,7 +200,7 @@ class PretrainTrainer(Trainer):
         write_checkpoint(self._folder, step, write, keep=self.keep, is_first_rank=first)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Model and tokenizer in transformers' format, gathered on the first rank if the model is sharded."""
+        """The model in transformers' format, gathered on the first rank if it is sharded."""
         if not self.is_distributed_loading_by_transformers:
             super().save_model(output_dir, _internal_call)
             return
@@ -214,8 +214,6 @@ class PretrainTrainer(Trainer):
                     self.model.config, trust_remote_code=False
                 )
             plain.save_pretrained(output_dir, state_dict=whole)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
 
     # Names of transformers' Trainer, which calls them in this order.
 
@@ -272,11 +270,15 @@ class PretrainTrainer(Trainer):
         return Path(os.fspath(self.args.output_dir))  # type: ignore[arg-type]
 
 
-def save_model(trainer: PretrainTrainer, folder: Path) -> None:
+def save_model(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Model and tokenizer in transformers' format as ``model/`` of a run, whole or not at all; every rank calls it.
 
+    The Trainer does not have the tokenizer: it would enter the tokenizer's padding token into the model's
+    configuration, and loading then sets that token's embedding to zero in some families.
+
     Args:
-        trainer: Has both.
+        trainer: Has the model.
+        tokenizer: Of the run.
         folder: Of the run.
 
     Raises:
@@ -286,6 +288,7 @@ def save_model(trainer: PretrainTrainer, folder: Path) -> None:
     try:
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():
+            tokenizer.save_pretrained(partial)
             write_sums(partial, digests(partial, files_of(partial)))
             shutil.rmtree(place, ignore_errors=True)
             partial.rename(place)

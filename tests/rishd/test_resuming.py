@@ -1,5 +1,6 @@
 """A resumed run equals the uninterrupted one for every family of models, and its saved model is the trained one."""
 
+import json
 import os
 import shutil
 import sys
@@ -82,6 +83,14 @@ def check_saved_model(folder):
 @pytest.mark.parametrize("model", [*MOE, *RENAMED])
 def test_models_with_renamed_tensors_resume_bit_for_bit(model, text, tmp_path):
     check_resuming(short(text, settings(model, tmp_path)), tmp_path / "run")
+
+
+def test_the_saved_configuration_is_the_trained_models(complete):
+    """With the tokenizer's padding token, loading would zero that token's embedding in some families."""
+    _, folder = complete
+    for name in ("checkpoint-4", "model"):
+        assert json.loads((folder / name / "config.json").read_text())["pad_token_id"] is None
+    assert (folder / "model" / "tokenizer.json").exists()
 
 
 @pytest.mark.families
