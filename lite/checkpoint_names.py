@@ -102,7 +102,7 @@ def _aligned(first: list[str], second: list[str]) -> tuple[list[str], list[str]]
 
 
 def _unwrapped(names: list[str], wanted: set[str]) -> list[str]:
-    """Names without the shortest prefix whose removal leaves the wanted set; as they are if there is none."""
+    """Names without the shortest prefix whose removal gives the wanted set, or unchanged if no prefix does."""
     if not names or set(names) == wanted:
         return names
     prefix = ""

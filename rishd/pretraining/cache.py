@@ -48,7 +48,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_record` wrote; ``None`` if there is no such file or it is damaged."""
+    """What :func:`write_record` wrote; ``None`` if the file is missing or damaged."""
     try:
         record = json.loads(path.read_bytes())
         if record.pop("checksum") == _checksum(record):

@@ -77,7 +77,7 @@ def load_optimizer(
 
 
 def _state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, Any]:
-    """This rank's part of the state, initialised where there is none yet."""
+    """This rank's part of the state; missing parts are initialised."""
     if isinstance(optimizer, LITEOptimizer):
         optimizer.init_state()
     return {"optimizer": get_optimizer_state_dict(model, optimizer)}

@@ -221,7 +221,7 @@ def _pieces(path: Path, name: str) -> Iterator[Document]:
             while lines := stream.readlines(_PIECE_CHARACTERS):
                 text = "".join(lines)
                 if "\0" in text:
-                    raise _CorruptError(f"{path} holds NUL bytes: it is no text file")
+                    raise _CorruptError(f"{path} contains NUL bytes, so it is not a text file")
                 if text.strip():
                     yield Document(f"{name}#{number}", text)
                 number += 1

@@ -1,4 +1,4 @@
-"""Objectives with kinks: whatever scheme gives up names the jump, and none is seen where there is none."""
+"""Objectives with kinks: a scheme that gives up names the jump; smooth objectives have no false alarms."""
 
 import numpy as np
 import pytest
