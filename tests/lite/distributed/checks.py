@@ -435,7 +435,9 @@ def formats_and_names(rank, world, folder):
         run(plain, optimizer, range(3, 6))
         run(other, other_optimizer, range(3, 6))
         found[name] = {
-            "distance": max(float((p - q).abs().max()) for (_, p), (_, q) in zip(plain, other[::-1], strict=True)),
+            "distance": max(
+                float((p - q).detach().abs().max()) for (_, p), (_, q) in zip(plain, other[::-1], strict=True)
+            ),
             "kept": all(p.is_contiguous(memory_format=torch.channels_last) for _, p in other),
         }
     return found
