@@ -139,7 +139,10 @@ class Run:
     def _cause(self, message: str, member: tuple[int, ...] = ()) -> str:
         """What a scheme said when it gave up, or what jumps ahead of where it stood: then its own remedy misleads."""
         step, state, _ = self.position
-        jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
+        try:
+            jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
+        except Exception:  # the user's functions are called where the run never came, and may not exist there
+            return message
         return f"{message.partition('; ')[0]}; {jump}" if jump else message
 
     def _explain_losses(self) -> None:

@@ -23,7 +23,7 @@ from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run
 from riemannian_ode.schedule import SavePoints, Schedule
 from riemannian_ode.trajectory import Trajectory
-from riemannian_ode.user_functions import check_functions, check_observers
+from riemannian_ode.user_functions import check_observers, check_user_functions
 
 if TYPE_CHECKING:
     from riemannian_ode.compiled import CompiledSteps
@@ -46,6 +46,7 @@ def simulate(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
     compile: bool | int | CompiledSteps = False,
+    check_functions: bool = True,
     progress: bool | None = None,
 ) -> Trajectory:
     """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
@@ -84,6 +85,8 @@ def simulate(
             explicit one-step schemes; a number limits the steps a call. Compiling takes about a second on the CPU, many
             with torch's Inductor: it pays for long runs and large ensembles, and a
             :class:`~riemannian_ode.CompiledSteps` serves many runs. Results equal the uncompiled ones up to rounding.
+        check_functions: Whether, at the start, your functions are called a few more times to compare an ensemble with
+            its members, and the split with the metric. Turn it off where each call is expensive or counted.
         progress: Whether to show a bar with steps per second and time left; by default in a terminal, once the run
             takes more than 2 s.
 
@@ -128,9 +131,9 @@ def simulate(
         checked, start, t0=t0, scheme=scheme, is_compiled=compile is not False, events=events, checkpoint=checkpoint
     )
     check_observers(observers)
-    if isinstance(compile, (bool, int, np.integer)):  # CompiledSteps has checked what it was made of
+    if check_functions and isinstance(compile, (bool, int, np.integer)):  # CompiledSteps has checked them
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            check_functions(checked, start, t0, scheme=scheme, events=events)
+            check_user_functions(checked, start, t0, scheme=scheme, events=events)
     run = Run(
         system=checked,
         scheme=scheme,

@@ -26,7 +26,7 @@ _SMALL = 16  # members up to which all of them are asked at once
 _JITTER = 0.01  # of 1 + |x|: a start such as w = 0 may hide a difference
 
 
-def check_functions(
+def check_user_functions(
     system: RISHD, state: PhaseState, t: float, *, scheme: Integrator, events: Sequence[Event] = ()
 ) -> None:
     """Refuse user functions of a wrong kind, shape or batching, and a split that does not fit the metric.

@@ -17,7 +17,7 @@ from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, OneStepIntegrator, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
-from riemannian_ode.user_functions import check_functions
+from riemannian_ode.user_functions import check_user_functions
 
 Layout: TypeAlias = Literal["loop", "components", "tensors"]
 MAX_COMPONENTS = 16  # coordinates up to which one array element a coordinate pays
@@ -77,7 +77,7 @@ class CompiledSteps:
         self.system = system.for_arrays(w0)
         self.start = PhaseState(w0, namespace(w0).zeros_like(w0))
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # an unstable member is no warning here
-            check_functions(self.system, self.start, t, scheme=scheme)
+            check_user_functions(self.system, self.start, t, scheme=scheme)
             self.kernel = self._traced(t, steps)
             try:
                 self.kernel.build(t)

@@ -35,7 +35,8 @@ class CountedLandscape(Landscape):
         limit: Most evaluations.
 
     Raises:
-        StepLimitError: (in ``gradient``) beyond the limit; ``simulate`` then ends with status ``"step-limit"``.
+        StepLimitError: (in ``gradient`` and ``hvp``) beyond the limit; ``simulate`` then ends with status
+            ``"step-limit"``.
     """
 
     def __init__(self, inner: Landscape, *, limit: int = WORK_LIMIT) -> None:
@@ -46,17 +47,20 @@ class CountedLandscape(Landscape):
         return self.inner.value(w)
 
     def gradient(self, w: Array) -> Array:
-        if self.gradients == self.limit:
-            raise StepLimitError(stopped_text(self.limit))
-        self.gradients += 1
+        self._count()
         return self.inner.gradient(w)
 
     def hessian(self, w: Array) -> Array:
         return self.inner.hessian(w)
 
     def hvp(self, w: Array, v: Array) -> Array:
-        self.gradients += 1
+        self._count()
         return self.inner.hvp(w, v)
+
+    def _count(self) -> None:
+        if self.gradients == self.limit:
+            raise StepLimitError(stopped_text(self.limit))
+        self.gradients += 1
 
 
 @dataclass(frozen=True)
