@@ -72,7 +72,7 @@ def _by_order(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) ->
 
 def _reordered(saved: dict[str, Any], own: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
     """A saved group whose parameters come in another order and have this optimizer's names."""
-    group = {key: value for key, value in saved.items() if key != "param_names"}
+    group = {key: value for key, value in saved.items() if key != "param_names" or "param_names" in own}
     group["params"] = [saved["params"][i] for i in order]
     if "steps" in saved:
         steps = saved["steps"] + [0] * (len(order) - len(saved["steps"]))

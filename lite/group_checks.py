@@ -70,7 +70,7 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
         ValueError: naming argument, value and remedy.
     """
     try:
-        value = float(group[name])
+        value = math.nan if isinstance(group[name], bool) else float(group[name])
     except (TypeError, ValueError, RuntimeError):  # the last one for a tensor of several numbers
         raise ValueError(f"{name} = {group[name]!r} must be a number: {remedy}.") from None
     if not (math.isfinite(value) and lower <= value <= upper):

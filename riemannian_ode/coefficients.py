@@ -87,7 +87,7 @@ def as_coefficient(name: str, coefficient: Any) -> Any:
     Raises:
         ValueError: naming a coefficient that is neither a number, nor numbers, nor a function.
     """
-    if isinstance(coefficient, (float, int, TimeDependent)):
+    if isinstance(coefficient, (float, int, TimeDependent)) and not isinstance(coefficient, bool):
         return coefficient
     if callable(coefficient) and not isinstance(coefficient, type):
         return TimeDependent(coefficient)
@@ -101,7 +101,7 @@ def as_coefficient(name: str, coefficient: Any) -> Any:
             f"{name} = {shown(coefficient)} must be a number, one value per member, or a function of time "
             "(TimeDependent, where its derivative is needed)."
         )
-    return coefficient
+    return np.asarray(coefficient, dtype=np.float64) if isinstance(coefficient, (list, tuple)) else coefficient
 
 
 def add(x: Any, y: Any) -> Any:

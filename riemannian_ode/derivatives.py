@@ -10,7 +10,7 @@ import numpy as np
 
 from riemannian_ode.arrays import is_torch, to_numpy, tracks
 from riemannian_ode.coefficients import COEFFICIENTS
-from riemannian_ode.dynamics import RISHD
+from riemannian_ode.dynamics import RISHD, is_random
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
@@ -55,7 +55,7 @@ def check_derivatives(
         return
     wanted = {"w0": start.w, "m0": start.m, **{name: system.at(name, t0) for name in COEFFICIENTS}}
     names = [name for name, value in wanted.items() if tracks(value)]
-    if not names and not any(map(tracks, system.rates(t0, *start))):
+    if not names and (is_random(system.objective) or not any(map(tracks, system.rates(t0, *start)))):
         return
     who = " and ".join(names) if names else "the objective, metric or split"
     asked = f"{who} require{'s' if len(names) == 1 or not names else ''} gradients"
@@ -75,8 +75,10 @@ def check_derivatives(
 def _check_parts(system: RISHD, start: PhaseState) -> None:
     w, m = start.w.detach(), start.m.detach()
     metric, flat = system.metric, system.flat
-    check_attached("objective.gradient", system.objective.gradient, w)
-    covector = system.objective.gradient(w).detach() + m
+    covector = w + m
+    if not is_random(system.objective):
+        check_attached("objective.gradient", system.objective.gradient, w)
+        covector = system.objective.gradient(w).detach() + m
     check_attached("metric.raise_index", lambda x: metric.raise_index(w, x), covector)
     velocity = metric.raise_index(w, covector).detach()
     if metric.variation == "state":

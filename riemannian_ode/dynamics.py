@@ -135,7 +135,8 @@ class RISHD:
             correction: Whether the Riemannian correction R is kept.
             check_split: Whether ``simulate`` refuses a split that does not commute with F, or is not a projector: at
                 the start, and on the way at saves if split or metric may move. A metric that depends on history has no
-                F(w) to check. Without it such a split runs; claims C4, C8 and C9 then do not hold.
+                F(w) to check. If ``False``, such a split runs, and claims C4, C8
+                and C9 do not hold.
 
         Raises:
             ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 1,
@@ -334,6 +335,11 @@ class RISHD:
             is_function = isinstance(coefficient, TimeDependent)
             converted[name] = coefficient.map(convert) if is_function else convert(coefficient)
         return replace(self, **converted)
+
+
+def is_random(objective: Any) -> bool:
+    """Whether an objective's gradient draws noise, so that further calls would change what follows."""
+    return bool(getattr(objective, "is_random", False))
 
 
 def check_parts(objective: Any, metric: Any, flat: Any) -> None:

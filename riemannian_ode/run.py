@@ -140,7 +140,8 @@ class Run:
         """What a scheme said when it gave up, or what jumps ahead of where it stood: then its own remedy misleads."""
         step, state, _ = self.position
         try:
-            jump = describe_jump(self.system, self.schedule.time(step), state, self.schedule.h, member)
+            # The solution of an implicit step may lie beyond the explicit way of one step.
+            jump = describe_jump(self.system, self.schedule.time(step), state, 3.0 * self.schedule.h, member)
         except Exception:  # the user's functions are called where the run never came, and may not exist there
             return message
         return f"{message.partition('; ')[0]}; {jump}" if jump else message

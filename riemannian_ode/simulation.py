@@ -11,7 +11,7 @@ import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace, tracks
 from riemannian_ode.derivatives import check_attached, check_derivatives
-from riemannian_ode.dynamics import RISHD, check_parts
+from riemannian_ode.dynamics import RISHD, check_parts, is_random
 from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
@@ -98,7 +98,7 @@ def simulate(
             functions written for one member, a metric that is not positive definite at the start, a split that does not
             commute with it, or a checkpoint of another run (:class:`CheckpointError`). Also for gradients that cannot
             be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event of a single trajectory, or parts
-            that are cut off from autograd.
+            that are cut off from autograd as a whole (a ``detach()`` inside a formula cannot be seen).
     """
     observers = {} if observers is None else observers
     start = _checked_start(w0, m0)
@@ -113,6 +113,7 @@ def simulate(
             )
     if not is_number(t0) or not math.isfinite(t0):
         raise ValueError(f"t0 = {shown(t0)} must be finite: it is the start time.")
+    h, t0 = float(h), float(t0)
     scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
     if compile is not False and events:
         raise ValueError("events are looked for at every step, compiled steps show few; give compile=False.")
@@ -124,7 +125,7 @@ def simulate(
         save_at=SavePoints(save_at, t0=t0, h=h, steps=steps),
         write_every=None if checkpoint is None else checkpoint_every,
     )
-    if tracks(start.w):
+    if tracks(start.w) and not is_random(system.objective):
         check_attached("objective.gradient", system.objective.gradient, start.w)
     checked = _checked_system(system, start.w, t0)
     check_derivatives(

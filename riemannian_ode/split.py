@@ -72,11 +72,11 @@ class ConstantSplit:
                 f"basis has shape {tuple(self.basis.shape)}, but w has {point.w.shape[-1]} coordinates; give (p, d_s)."
             )
         basis = like(self.basis, point.w)
-        if self.metric is None:
-            return complement(basis)
-        lowered, xp = _lowered(self.metric, point.w, basis), namespace(basis)
-        gram = xp.matrix_transpose(basis) @ lowered
-        return _metric_complement(basis @ xp.linalg.inv(gram), lowered)
+        return (
+            complement(basis)
+            if self.metric is None
+            else _metric_complement(basis, _lowered(self.metric, point.w, basis))
+        )
 
 
 class Curved(Protocol):
@@ -192,6 +192,8 @@ def _lowered(metric: Metric, w: Array, basis: Array) -> Array:
 
 
 def _metric_complement(basis: Array, lowered: Array) -> Projector:
-    """x ↦ x − V(FV)ᵀx."""
-    transposed = namespace(basis).matrix_transpose(lowered)
-    return lambda x: x - matvec(basis, matvec(transposed, x))
+    """x ↦ x − V(VᵀFV)⁻¹(FV)ᵀx; the inverse keeps it a projector where rounding has left VᵀFV ≠ I."""
+    xp = namespace(basis)
+    transposed = xp.matrix_transpose(lowered)
+    dual = basis @ xp.linalg.inv(transposed @ basis)
+    return lambda x: x - matvec(dual, matvec(transposed, x))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, like, to_numpy
-from riemannian_ode.dynamics import RISHD
+from riemannian_ode.dynamics import RISHD, is_random
 from riemannian_ode.errors import require_method
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
@@ -23,6 +23,7 @@ from riemannian_ode.split import PhasePoint, check_self_adjoint
 
 _Function = Callable[..., Any]
 _SMALL = 16  # members up to which all of them are asked at once
+_TOLERANCE = 1e-4  # relative: above the rounding of a function that computes in float32; mixed-up members differ by 1
 _JITTER = 0.01  # of 1 + |x|: a start such as w = 0 may hide a difference
 
 
@@ -78,9 +79,10 @@ def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
     ensemble, p = tuple(w.shape[:-1]), w.shape[-1]
     _checked("objective.gradient(w0)", objective.gradient(w), w, (*ensemble, p))
     # A noisy gradient differs at every call, and further calls would change the noise that follows.
-    if not _is_random(objective):
+    if not is_random(objective):
         _check_members("objective.gradient", objective.gradient, (w,), shape=(p,))
-    has_value = callable(getattr(objective, "value", None))
+    value = getattr(objective, "value", None)
+    has_value = callable(value) and _numbers(value, [w]) is not None  # a run does not use it
     if has_value and not _check_members("objective.value", objective.value, (w,), shape=()):
         _checked("objective.value(w0)", objective.value(w), w, ensemble)
     if scheme.implicit and callable(getattr(objective, "hvp", None)):
@@ -128,10 +130,6 @@ def _check_split(system: RISHD, w: Array) -> None:
     if few is not None and value is not None and value.shape == tuple(few[0].shape):
         point = PhasePoint(*few)
     check_self_adjoint(flat(point), system.metric, point.w)
-
-
-def _is_random(objective: Any) -> bool:
-    return bool(getattr(objective, "is_random", False))
 
 
 def _normal(w: Array, *, seed: int = 0) -> Array:
@@ -200,7 +198,7 @@ def _check_members(
         if value is not None and value.shape == (3, *shape):
             arguments = few
     ensemble = tuple(arguments[0].shape[:-1])
-    if not ensemble:
+    if not ensemble or 0 in ensemble:
         return False
     moved = [
         x + _JITTER * (1.0 + abs(x)) * _normal(x, seed=10 + i) if moves is None or i < moves else x
@@ -210,6 +208,8 @@ def _check_members(
     if whole is None or not np.isfinite(whole).all():  # out of the function's domain
         moved = list(arguments)
         whole = np.asarray(to_numpy(function(*moved)))
+    if whole.shape[: len(ensemble)] != ensemble:
+        return False
     size = int(np.prod(ensemble))
     for place in sorted({0, size // 2, size - 1}):
         member = tuple(int(i) for i in np.unravel_index(place, ensemble))
@@ -219,10 +219,11 @@ def _check_members(
         again = _numbers(function, moved)
         if again is None or not np.array_equal(again, whole, equal_nan=True):
             return False  # a random function
+        noise = "; if it draws noise, set is_random = True on the objective" if name == "objective.gradient" else ""
         raise ValueError(
             f"{name} gives member {member} of the ensemble {_short(whole[member])}, and alone {_short(alone)}; write "
             "it for leading axes: w[..., 0] for a coordinate, sums over the last axis, A @ w[..., None] for a product "
-            "(or map a torch function of one member with toy_landscapes.TorchLandscape)."
+            f"(or map a torch function of one member with toy_landscapes.TorchLandscape){noise}."
         )
     return whole.shape == (*ensemble, *(() if shape is None else shape))
 
@@ -243,15 +244,17 @@ def _alone(
 def _numbers(function: _Function, arguments: Sequence[Array]) -> np.ndarray | None:
     """A function's result in numpy, ``None`` if it takes no such arguments."""
     try:
-        return np.asarray(to_numpy(function(*arguments)))
+        numbers = np.asarray(to_numpy(function(*arguments)))
     except Exception:  # whatever a user's function raises
         return None
+    return numbers if numbers.dtype.kind in "fiub" else None
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> bool:
     precision = np.finfo(a.dtype).eps if a.dtype.kind == "f" else np.finfo(np.float64).eps
     scale = max(float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) for x in (a, b))
-    return bool(np.allclose(a, b, rtol=0.0, atol=16.0 * float(precision) ** 0.5 * scale, equal_nan=True))
+    tolerance = max(_TOLERANCE, 16.0 * float(precision) ** 0.5)
+    return bool(np.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True))
 
 
 def _short(value: np.ndarray) -> str:

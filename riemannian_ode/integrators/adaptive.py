@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.integrate
 
-from riemannian_ode.arrays import like, to_numpy
+from riemannian_ode.arrays import like, to_numpy, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.integrators.base import (
     Integrator,
@@ -139,6 +139,11 @@ class _SharedSteps(MemberStates):
 
     def _rates(self, t: float, y: np.ndarray) -> np.ndarray:
         rates = self.system.rates(t, *self._split(y))
+        if any(map(tracks, rates)):  # only now: at the start nothing asked for gradients
+            raise ValueError(
+                f"from t = {t:g} on the flow requires gradients, but {self.scheme.name!r} has none: it is SciPy's; "
+                "take another integrator, or call simulate under torch.no_grad()."
+            )
         rows = np.stack([to_numpy(x).reshape(self.layout[1:]) for x in rates])
         if not self.alive.all():
             rows[:, ~self.alive] = 0.0  # lost members rest where they were

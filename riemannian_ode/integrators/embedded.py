@@ -238,7 +238,7 @@ def _check_times(system: RISHD, ensemble: tuple[int, ...], t0: float, h: float) 
         except Exception as problem:
             raise ValueError(
                 f"{name} does not take an array of times, one a member ({problem}); write it with numpy, e.g. np.where "
-                "for a step, or take an integrator with shared times."
+                "for a step, or with torch.as_tensor(t) if it requires gradients; or take another integrator."
             ) from None
         if not np.allclose(found, wanted, rtol=1e-6, atol=0.0, equal_nan=True):
             raise ValueError(

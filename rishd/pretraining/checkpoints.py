@@ -19,6 +19,7 @@ import torch.distributed as dist
 from riemannian_ode.errors import one_line
 from rishd.atomic import to_disk
 from rishd.pretraining.checksums import SUMS, check_files, digests, files_of, read_sums, write_sums
+from rishd.pretraining.results import MODEL, SUMMARY
 
 _WHOLE = re.compile(r"checkpoint-(\d+)")
 _LONGEST = 300  # characters of another library's message
@@ -97,6 +98,27 @@ def check_checkpoint(checkpoint: Path) -> None:
         raise RunCheckpointError(f"{failed[0]}; {way_out(checkpoint)}.") from problem
 
 
+def check_model(folder: Path) -> None:
+    """Compare the files of a complete run's ``model/`` with their checksums.
+
+    Models that were saved before there were checksums only have to exist.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        RunCheckpointError: naming the file and the way out.
+    """
+    model = folder / MODEL
+    try:
+        if (model / SUMS).exists() or not (model / "config.json").exists():
+            check_files(model, read_sums(model))
+    except ValueError as problem:
+        raise RunCheckpointError(
+            f"{problem}; remove {folder / SUMMARY}, then --resume saves the model again."
+        ) from None
+
+
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, keep: int, is_first_rank: bool) -> None:
     """Write a checkpoint, all ranks together, and remove old ones.
 
@@ -153,10 +175,11 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
 
 def clean(folder: Path) -> None:
     """Remove what killed runs left half written or half removed."""
-    for path in (*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.old")):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob("*.partial"):
-        path.unlink(missing_ok=True)
+    for path in (*folder.glob("*.partial"), *folder.glob(".checkpoint-*.old")):  # the first are also hidden ones
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -34,7 +34,7 @@ _ELSEWHERE = {  # arguments of the classes that a configuration sets in another 
     "params": "they are the model's",
     "process_group": "it is that of the run's ranks",
 }
-_OWN_GROUP_KEYS = ("params", "param_names", "kind")  # of lite.param_groups
+_OWN_GROUP_KEYS = ("params", "param_names", "kind", "steps")  # of lite.param_groups
 _EXACT_TYPES = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
@@ -67,7 +67,7 @@ def build_optimizer(
     groups = _groups(cls, config, model)
     try:
         return cls(groups, **settings)
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as problem:
+    except Exception as problem:  # any class, with errors of its own
         raise _refusal(config, problem) from None
 
 
@@ -144,8 +144,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     cls = getattr(module, class_name, None)
     if cls is None:
         raise ConfigError(f"optimizer.name = {shown(name)}: the module has no {class_name[:60]!r}.")
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise ConfigError(f"optimizer.name = {shown(name)} is no class of torch.optim.Optimizer.")
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)) or inspect.isabstract(cls):
+        raise ConfigError(f"optimizer.name = {shown(name)} is no class of torch.optim.Optimizer to build.")
     return cls
 
 

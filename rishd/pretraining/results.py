@@ -45,11 +45,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from riemannian_ode.errors import one_line
 from rishd.atomic import write_json, write_text
 from rishd.json_lines import bad_line, read_json_lines
 
 FORMAT = 1
-METRICS, SUMMARY, RECORD, CONFIG = "metrics.jsonl", "summary.json", "run.json", "config.yaml"
+METRICS, SUMMARY, RECORD, CONFIG, MODEL = "metrics.jsonl", "summary.json", "run.json", "config.yaml", "model"
 Status = Literal["complete", "interrupted", "failed"]
 
 
@@ -144,9 +145,9 @@ def read_summary(folder: Path) -> Summary | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         summary = Summary(**{field.name: data[field.name] for field in fields(Summary)})
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
         raise ResultsError(
-            f"{path} is not readable as a run's summary ({problem!r}); remove it, then --resume."
+            f"{path} is not readable as a run's summary ({one_line(problem, 80)}); remove it, then --resume."
         ) from None
     if summary.status not in get_args(Status):
         raise ResultsError(f"{path}: status is {summary.status!r}; remove the file, then --resume.")

@@ -17,6 +17,7 @@ from rishd.pretraining.blocks import TokenBlocks, left_out, make_collator, train
 from rishd.pretraining.checkpoints import (
     RunCheckpointError,
     check_checkpoint,
+    check_model,
     clean,
     problems_of_ranks,
     step_of,
@@ -125,7 +126,7 @@ def _train(
     done = read_summary(out)
     if done is not None and done.status == "complete":
         say(f"{out} is complete")
-        return RunResult(out, read_metrics(out), done)
+        return _completed(out, checkpoint, done)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     rows = rows_at(out, checkpoint)
@@ -163,6 +164,13 @@ def _train(
     result = _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, rows, progress, say)
     _say_left_out(config, corpus, (training, validation), say, known=lacking)  # while the run read on
     return result
+
+
+def _completed(out: Path, checkpoint: Path | None, summary: Summary) -> RunResult:
+    """The result of a complete run, if its model and metrics are whole."""
+    check_model(out)
+    rows_at(out, checkpoint)
+    return RunResult(out, read_metrics(out), summary)
 
 
 def _hold_run_folder(out: Path, held: ExitStack, *, is_first_rank: bool) -> None:

@@ -56,8 +56,13 @@ def hold(folder: Path) -> Iterator[None]:
 
 def _locked(path: Path) -> IO[str]:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+", encoding="utf-8")
+        except (FileNotFoundError, FileExistsError):  # the one before removes the folder just now
+            if path.parent.is_symlink() and not path.parent.exists():
+                raise RunFolderError(f"{path.parent} is a link to nothing; --out takes a folder.") from None
+            continue
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -155,10 +160,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["corpus_hash"]
+        if not isinstance(record["corpus_hash"], str):
+            raise TypeError("corpus_hash")
         # Settings that were not known yet had today's defaults.
         record["config"] = json.loads(json.dumps(make_config(record["config"]).to_mapping()))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunFolderError(f"{path} is not readable as a run's record; name another run's folder.") from None
     return record
 

@@ -27,7 +27,7 @@ from rishd.pretraining.checkpoints import RunCheckpointError, kept, readable, st
 from rishd.pretraining.checksums import digests, files_of, write_sums
 from rishd.pretraining.clock import StepClock
 from rishd.pretraining.optimizer_state import load_optimizer, save_optimizer, saved_optimizer
-from rishd.pretraining.results import METRICS
+from rishd.pretraining.results import METRICS, MODEL
 from rishd.pretraining.updates import UpdateNorms
 from rishd.pretraining.weights import WEIGHTS, load_weights, save_weights
 
@@ -284,7 +284,7 @@ def save_model(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, fol
     Raises:
         RunCheckpointError: if the disk is full.
     """
-    place, partial = folder / "model", folder / ".model.partial"
+    place, partial = folder / MODEL, folder / f".{MODEL}.partial"
     try:
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():

@@ -78,3 +78,15 @@ def test_stiffness_is_not_taken_for_a_jump(objective, eta):
     assert describe_jump(system, 0.0, PhaseState(start, 0.0 * start), 1.0) == ""
     run = simulate(system, start, steps=2, integrator=RK45(max_steps=200))
     assert run.ok or "stiff" in run.message
+
+
+def test_a_gradient_that_raises_once_the_scheme_has_given_up_does_not_hide_why(monkeypatch):
+    system = RISHD.from_optimizer(Kinks(1.0), alpha=0.5, eta=0.1, beta=0.5)
+
+    def outside(*_):
+        raise ZeroDivisionError("outside of the objective's domain")
+
+    monkeypatch.setattr("riemannian_ode.run.describe_jump", outside)
+    run = simulate(system, np.array([0.1, 0.07]), steps=50, integrator=scheme("rk45"))
+    assert run.status == "step-limit"
+    assert "rtol" in run.message

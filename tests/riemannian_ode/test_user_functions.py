@@ -296,3 +296,12 @@ def test_coefficients_that_mix_members_times_are_refused_where_members_have_thei
         steps=2,
         integrator=EnsembleDormandPrince(),
     ).ok
+
+
+def test_without_the_check_only_the_scheme_calls():
+    calls = []
+    objective = Objective(gradient=lambda w: calls.append(1) or w @ CURVATURE)
+    simulate(flow(objective), np.ones((4, 2)), steps=5, check_functions=False)
+    assert len(calls) == 5
+    simulate(flow(objective), np.ones((4, 2)), steps=5)
+    assert len(calls) > 10

@@ -247,6 +247,9 @@ def test_model_files_are_refused_in_one_line(tmp_path, content):
         ("tests.rishd.odd_optimizers:Nothing", {}, "has no 'Nothing'"),
         ("tests.rishd.fails_to_import:Nothing", {}, "cannot be imported"),
         ("os:path", {}, "is no class of"),
+        ("lite:LITEOptimizer", {}, "is no class of"),
+        ("adamw", {"foreach": True, "fused": True}, "refuses optimizer.settings"),
+        ("muon-lite", {"sharp_fraction": True}, "sharp_fraction = True"),
     ],
 )
 def test_settings_of_an_optimizer_are_refused_in_one_line(name, bad, word):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -303,3 +304,63 @@ def test_without_its_config_file_a_run_resumes_from_its_record(killed):
     assert found.exit_code == 0, found.output
     assert (folder / "config.yaml").read_text() == settings
     assert contents(folder) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    # Without its checksums a model is one of an older version.
+    [(name, damage) for name in ("model.safetensors", "config.json") for damage in (deleted, emptied, flipped)]
+    + [(SUMS, emptied), (SUMS, flipped)],
+)
+def test_a_complete_run_with_a_damaged_model_is_refused_and_the_model_is_saved_again(complete, tmp_path, name, damage):
+    config, folder, whole = complete
+    copy = shutil.copytree(folder, tmp_path / "run")
+    damage(copy / "model" / name)
+    with pytest.raises(RunCheckpointError, match=rf"model/.*remove {copy}/summary\.json, then --resume"):
+        run(config, copy, resume=True)
+    if name == "config.json":  # once is enough
+        (copy / "summary.json").unlink()
+        run(config, copy, resume=True)
+        assert contents(copy) == whole
+
+
+def test_a_complete_run_without_its_metrics_is_refused(complete, tmp_path):
+    config, folder, _ = complete
+    copy = shutil.copytree(folder, tmp_path / "run")
+    (copy / "metrics.jsonl").unlink()
+    with pytest.raises(ResultsError, match="to its place, then --resume"):
+        run(config, copy, resume=True)
+
+
+def test_a_kill_while_the_model_is_saved_leaves_a_run_that_resumes(killed):
+    config, folder, whole = killed
+    (folder / ".model.partial").mkdir()
+    (folder / ".model.partial" / "config.json").write_text("{")
+    run(config, folder, resume=True)
+    assert contents(folder) == whole
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"corpus_hash": 3, "config": {}}', "[]", "3"])
+def test_damaged_records_are_named(killed, content):
+    config, folder, _ = killed
+    (folder / "run.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"run\.json is not readable"):
+        run(config, folder, resume=True)
+
+
+def test_processes_that_come_and_go_at_once_take_turns(tmp_path):
+    """The folder of the lock is removed while others create it."""
+    folder, taken = tmp_path / "run", []
+
+    def come_and_go():
+        for _ in range(200):
+            try:
+                with hold(folder):
+                    taken.append(1)
+            except RunFolderError as refused:
+                assert "is in use by" in str(refused)
+
+    with ThreadPoolExecutor(3) as pool:
+        for outcome in [pool.submit(come_and_go) for _ in range(3)]:
+            outcome.result()
+    assert taken
