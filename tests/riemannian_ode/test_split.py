@@ -196,3 +196,10 @@ def test_float32_splits_that_fit_pass():
     assert simulate(lite(METRICS["matrix"], MetricSplit(BOWL, METRICS["matrix"])), start, steps=3).ok
     with pytest.raises(ValueError, match="does not commute"):
         simulate(lite(METRICS["matrix"], BOWL.flat_split), start, steps=3)
+
+
+@pytest.mark.parametrize("condition", [1e6, 1e12])
+def test_the_metrics_own_split_is_a_projector_at_any_condition(condition):
+    basis = np.linalg.qr(ROOT)[0]
+    metric = ConstantMetric(basis @ np.diag(np.geomspace(1.0, condition, 4)) @ basis.T)
+    assert simulate(lite(metric, MetricSplit(BOWL, metric)), START, steps=2).ok

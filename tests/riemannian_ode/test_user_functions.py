@@ -305,3 +305,51 @@ def test_without_the_check_only_the_scheme_calls():
     assert len(calls) == 5
     simulate(flow(objective), np.ones((4, 2)), steps=5)
     assert len(calls) > 10
+
+
+SOUND = {
+    "computes in float32": Objective(
+        gradient=lambda w: (w.astype(np.float32) @ CURVATURE.astype(np.float32)).astype(float)
+    ),
+    "a value that raises": Objective(value=lambda w: 1 / 0),
+    "a value that is missing": Objective(value=lambda w: None),
+    "one Hessian for all": Objective(hessian=lambda w: CURVATURE),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("start", [np.ones((2, 2)), np.ones((3, 2)), np.ones((40, 2)), np.ones((0, 2))])
+def test_sound_functions_are_not_refused(name, start):
+    run = simulate(flow(SOUND[name]), start, steps=3, integrator="exponential-euler")
+    assert run.w.shape == (4, *start.shape)
+
+
+@pytest.mark.parametrize("value", [lambda w: (w**2).sum(), lambda w: 0.0])
+def test_values_of_no_member_are_refused_by_shape(value):
+    with pytest.raises(ValueError, match=r"objective\.value\(w0\)"):
+        simulate(flow(Objective(value=value)), np.ones((3, 2)), steps=3)
+
+
+def test_repeated_noise_is_told_how_to_say_so():
+    noisy = Objective(gradient=lambda w: w + np.random.default_rng(0).normal(size=w.shape))
+    with pytest.raises(ValueError, match="is_random = True"):
+        simulate(flow(noisy), np.ones((3, 2)), steps=3)
+
+
+@pytest.mark.parametrize(
+    "start", [np.ones(2), torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64).requires_grad_()]
+)
+def test_a_random_gradient_is_called_once_at_the_start(start):
+    calls = []
+    noisy = Objective(gradient=lambda w: calls.append(1) or 0.5 * w, is_random=True)
+    simulate(flow(noisy), start, steps=5)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("name", ["alpha", "eta", "beta", "nesterov", "gain"])
+def test_coefficients_may_be_lists_but_no_booleans(name):
+    start, values = np.ones((2, 2)), [0.3, 0.4]
+    listed = simulate(flow(**{name: values}), start, steps=3)
+    assert np.array_equal(listed.w, simulate(flow(**{name: np.array(values)}), start, steps=3).w)
+    with pytest.raises(ValueError, match=f"{name} = True must be a number"):
+        flow(**{name: True})
