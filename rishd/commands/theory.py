@@ -22,7 +22,7 @@ Claims = Annotated[
     list[str] | None,
     typer.Option("--claim", help="A claim, e.g. C8 or C11a; C11 is all of its parts. May be repeated; all by default."),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under a minute on one core.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under 90 seconds on one core.")]
 Instances = Annotated[
     int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 24 with --quick.")
 ]
@@ -131,10 +131,14 @@ def run_claims(
     Raises:
         ValueError: for an unknown claim, numbers out of range, or a ``save`` file that ``resume`` cannot go on with.
     """
+    import torch
+
     from rishd.claims import CLAIMS, INSTANCES, QUICK_INSTANCES, claim_keys
     from rishd.claims import validate as results_of
     from rishd.claims.validation import Validation
 
+    if jobs == 1:
+        torch.set_num_threads(1)  # on matrices as small as these, threads only wait for each other
     if instances is None:
         instances = QUICK_INSTANCES if quick else INSTANCES
     chosen = claim_keys(keys, CLAIMS) if keys else tuple(CLAIMS)
