@@ -68,7 +68,7 @@ def check_derivatives(
     if checkpoint is not None:
         raise ValueError(f"{asked}, but a checkpoint cannot hold them; give checkpoint=None, {plain}.")
     if start.w.ndim == 1 and any(event.terminal for event in events):
-        raise ValueError(f"{asked}, but the place of a terminal event has none; give terminal=False, {plain}.")
+        raise ValueError(f"{asked}, but a terminal event's time is not differentiable; give terminal=False, {plain}.")
     _check_parts(system, start)
 
 

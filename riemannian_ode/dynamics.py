@@ -355,6 +355,6 @@ def check_parts(objective: Any, metric: Any, flat: Any) -> None:
             "toy_landscapes.TorchLandscape of a torch function)."
         )
     if metric is not None and not isinstance(metric, Metric):
-        raise ValueError(f"metric is a {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
+        raise ValueError(f"metric is of type {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
     if flat is not None:
         require_method("flat", flat, "PhasePoint ↦ (x ↦ Qx), e.g. landscape.flat_split or ConstantSplit(basis)")

@@ -95,4 +95,4 @@ def require_method(name: str, value: Any, signature: str) -> None:
         ValueError: naming the argument and what it is instead.
     """
     if not callable(value) or isinstance(value, type):
-        raise ValueError(f"{name} is a {type(value).__name__}; give a function {signature}.")
+        raise ValueError(f"{name} is of type {type(value).__name__}; give a function {signature}.")

@@ -51,11 +51,11 @@ def simulate(
 ) -> Trajectory:
     """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
 
-    At the start, a user's functions are compared with their values for single members, and a split with the metric.
-    A member that becomes non-finite, or uses up an adaptive scheme's steps, is named with its time; the others go on,
-    and the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a metric
-    that loses its symmetry, a split that no longer commutes with it, an event function that is NaN, or Ctrl-C end it
-    with the partial trajectory and a status that says so.
+    At the start, a user's functions are compared with their values for single members, and a split with the metric. A
+    member that becomes non-finite, or exhausts an adaptive scheme's step limit, is named with its time; the others go
+    on, and the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a
+    metric that loses its symmetry, a split that no longer commutes with it, an event function that is NaN, or Ctrl-C
+    end it with the partial trajectory and a status that says so.
 
     With torch arrays the saved states are differentiable by autograd in w0, m0, the coefficients, and the parameters of
     objective, metric and split. Observed values and events are numbers.

@@ -43,10 +43,10 @@ def check_user_functions(
         ValueError: naming the function and what is wrong with it.
     """
     if not isinstance(events, (list, tuple)):
-        raise ValueError(f"events is a {type(events).__name__}; give a list of riemannian_ode.Event.")
+        raise ValueError(f"events is of type {type(events).__name__}; give a list of riemannian_ode.Event.")
     for event in events:
         if not isinstance(event, Event):
-            raise ValueError(f"events holds a {type(event).__name__}; give riemannian_ode.Event(name, function).")
+            raise ValueError(f"events holds a value of type {type(event).__name__}; give Event(name, function).")
     _check_objective(system.objective, state.w, scheme)
     _check_metric(system.metric, state)
     if system.flat is not None:
@@ -70,7 +70,9 @@ def check_observers(observers: Any) -> None:
         ValueError: naming what they are instead.
     """
     if not isinstance(observers, Mapping):
-        raise ValueError(f"observers is a {type(observers).__name__}; give a dictionary of name to (t, w, m) ↦ array.")
+        raise ValueError(
+            f"observers is of type {type(observers).__name__}; give a dictionary, name to (t, w, m) ↦ array."
+        )
     for name, observe in observers.items():
         require_method(f"observers[{name!r}]", observe, "(t, w, m) ↦ array")
 
@@ -147,7 +149,7 @@ def _checked(name: str, result: Any, w: Array, shape: tuple[int, ...]) -> Array:
         return np.asarray(result)
     wanted = "torch tensor" if is_torch(w) else "numpy array"
     if is_torch(result) != is_torch(w) or not (is_torch(result) or isinstance(result, (np.ndarray, np.generic))):
-        raise ValueError(f"{name} is a {type(result).__name__}; return a {wanted}, as w0 is.")
+        raise ValueError(f"{name} is of type {type(result).__name__}; return a {wanted}, as w0 is.")
     if tuple(result.shape) != shape:
         batched = "(*ensemble, p) to (*ensemble, p)" if shape == tuple(w.shape) else "(*ensemble, p) to (*ensemble,)"
         raise ValueError(

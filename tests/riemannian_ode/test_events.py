@@ -201,7 +201,7 @@ def test_an_event_that_is_infinite_on_one_side_is_located():
     ("function", "message"),
     [
         (lambda t, w, m: w, r"event 'odd' has shape \(1,\)"),
-        (lambda t, w, m: None, "event 'odd' is a NoneType"),
+        (lambda t, w, m: None, "event 'odd' is of type NoneType"),
     ],
 )
 def test_events_of_a_wrong_shape_are_named(function, message):

@@ -175,7 +175,7 @@ class _Slow:
         ({"chi": 2.0}, "none are named"),
         ({"beta_flat": 2.0}, "none are named"),
         ({"alpha": "0.5"}, "alpha = '0.5' must be a number"),
-        ({"metric": np.eye(3)}, "metric is a ndarray"),
+        ({"metric": np.eye(3)}, "metric is of type ndarray"),
     ],
 )
 def test_coefficients_out_of_range_are_refused(changes, message):

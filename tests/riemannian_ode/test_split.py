@@ -159,7 +159,7 @@ def test_long_runs_hardly_look_at_the_split():
         (lambda point: lambda x: 0.5 * x, r"not a projector: \|Q²v − Qv\|"),
         (lambda point: lambda x: np.stack([0.0 * x[..., 0], x[..., 1] + x[..., 0]], axis=-1), "does not commute"),
         (lambda point: lambda x: x[..., :1], r"flat\(point\)\(x\) has shape \(1,\)"),
-        (lambda point: np.eye(2), r"flat\(point\) is a ndarray; give a function x"),
+        (lambda point: np.eye(2), r"flat\(point\) is of type ndarray; give a function x"),
     ],
 )
 def test_what_is_not_an_orthogonal_projector_is_refused_with_the_identity_too(flat, message):

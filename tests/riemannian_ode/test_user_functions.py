@@ -176,9 +176,9 @@ def test_a_start_near_the_edge_of_a_functions_domain_passes():
 
 
 WRONG_RESULTS = {
-    "list": (lambda w: [1.0, 2.0], "gradient.*is a list; return a numpy array"),
-    "None": (lambda w: None, "gradient.*is a NoneType"),
-    "tensor": (lambda w: torch.ones(2, dtype=torch.float64), "gradient.*is a Tensor; return a numpy array"),
+    "list": (lambda w: [1.0, 2.0], "gradient.*is of type list; return a numpy array"),
+    "None": (lambda w: None, "gradient.*is of type NoneType"),
+    "tensor": (lambda w: torch.ones(2, dtype=torch.float64), "gradient.*is of type Tensor; return a numpy array"),
     "complex": (lambda w: w + 1j, "gradient.*dtype complex128"),
     "scalar": (lambda w: w.sum(), r"gradient.*has shape \(\)"),
 }
@@ -225,17 +225,20 @@ def test_arguments_of_a_wrong_kind_are_named_or_run(name, junk):
         (lambda: RISHD.from_coefficients(object(), alpha=1.0, beta=0.0, gamma=1.0), "objective is of type object"),
         (
             lambda: RISHD.from_coefficients(Objective(), np.eye(2), alpha=1.0, beta=0.0, gamma=1.0),
-            "metric is a ndarray",
+            "metric is of type ndarray",
         ),
-        (lambda: flow(flat=Quadratic([1.0, 0.5]), chi=2.0), "flat is a Quadratic; give a function PhasePoint"),
-        (lambda: PreconditionerMetric(np.eye(2)), "precondition is a ndarray; give a function"),
-        (lambda: TimeDependent(0.1), "TimeDependent's value is a float; give a function of time"),
-        (lambda: TimeDependent(lambda t: t, 1.0), "TimeDependent's derivative is a float"),
-        (lambda: Event("low", 3.0), "event 'low' is a float; give a function"),
+        (lambda: flow(flat=Quadratic([1.0, 0.5]), chi=2.0), "flat is of type Quadratic; give a function PhasePoint"),
+        (lambda: PreconditionerMetric(np.eye(2)), "precondition is of type ndarray; give a function"),
+        (lambda: TimeDependent(0.1), "TimeDependent's value is of type float; give a function of time"),
+        (lambda: TimeDependent(lambda t: t, 1.0), "TimeDependent's derivative is of type float"),
+        (lambda: Event("low", 3.0), "event 'low' is of type float; give a function"),
         (lambda: simulate(Objective(), np.ones(2), steps=1), "system is a Objective; build one with RISHD"),
-        (lambda: simulate(flow(), np.ones(2), steps=1, observers={"x": 1.0}), r"observers\['x'\] is a float"),
-        (lambda: simulate(flow(), np.ones(2), steps=1, observers=[len]), "observers is a list"),
-        (lambda: simulate(flow(), np.ones(2), steps=1, events=[len]), "events holds a builtin_function_or_method"),
+        (lambda: simulate(flow(), np.ones(2), steps=1, observers={"x": 1.0}), r"observers\['x'\] is of type float"),
+        (lambda: simulate(flow(), np.ones(2), steps=1, observers=[len]), "observers is of type list"),
+        (
+            lambda: simulate(flow(), np.ones(2), steps=1, events=[len]),
+            "events holds a value of type builtin_function_or_method",
+        ),
     ],
 )
 def test_parts_of_a_wrong_kind_are_named(build, message):
