@@ -380,7 +380,7 @@ def test_plain_jsonl_and_long_files_are_held_in_memory(tmp_path):
         ({"a.txt": ""}, "holds no text"),
         ({"a.txt": "one document only"}, "too few to hold one back"),
         ({"a.txt": "the same", "b.txt": "the same"}, "too few to hold one back"),
-        ({"a.txt": "x\0y"}, "no text file"),
+        ({"a.txt": "x\0y"}, "not a text file"),
         ({"a.jsonl": '{"text": "x"}\n{"body": 1}\n'}, r"a\.jsonl, line 2: expected an object with"),
     ],
 )
