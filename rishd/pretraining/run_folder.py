@@ -41,7 +41,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: if another process has it, saying which and since when; or if there is a file in its place.
     """
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():  # one look: another process may be removing a folder
         raise RunFolderError(f"{folder} is a file; --out takes a folder.")
     path = folder / _LOCK
     stream = _locked(path)
