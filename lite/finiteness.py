@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -100,6 +100,8 @@ class _Pending(NamedTuple):
     names: list[str]
     flags: Tensor
     event: Any
+    raises: bool
+    undo: Callable[[], None] | None
 
     def is_known(self) -> bool:
         return self.event is None or bool(self.event.query())
@@ -110,17 +112,52 @@ class FinitenessWatch:
 
     def __init__(self) -> None:
         self._pending: deque[_Pending] = deque()
+        self._error: NonFiniteError | None = None
 
-    def note(self, step: int, names: list[str], flags: Tensor) -> None:
-        """Remember a step's flags; on a GPU they are copied without waiting."""
+    def note(
+        self, step: int, names: list[str], flags: Tensor, *, raises: bool, undo: Callable[[], None] | None
+    ) -> None:
+        """Remember a step's flags; on a GPU they are copied without waiting.
+
+        Args:
+            step: Number of the step.
+            names: Names of the parameters.
+            flags: Whether each gradient is finite.
+            raises: Whether :meth:`check` raises for a gradient that is not.
+            undo: Called by :meth:`settle` if the step was skipped.
+        """
         event = None
         if flags.device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
-                raise ValueError("on_nonfinite='raise' reads flags on the host, not from a CUDA graph; take 'skip'.")
+                raise ValueError(
+                    "the host cannot read from a CUDA graph which gradients are finite; set on_nonfinite='skip', or "
+                    "'ignore' for a rule that counts gradients, such as SOAP."
+                )
             flags = flags.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             event.record()
-        self._pending.append(_Pending(step, names, flags, event))
+        self._pending.append(_Pending(step, names, flags, event, raises, undo))
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Take in the outcome of earlier steps, without raising.
+
+        Args:
+            wait: Wait for outcomes that are not known yet.
+        """
+        while self._pending:
+            oldest = self._pending[0]
+            if not oldest.is_known():
+                if not wait and len(self._pending) <= _MOST_PENDING:
+                    return
+                oldest.event.synchronize()
+            self._pending.popleft()
+            if bool(oldest.flags.all()):
+                continue
+            if oldest.undo is not None:
+                oldest.undo()
+            if oldest.raises and self._error is None:
+                bad = [name for name, ok in zip(oldest.names, oldest.flags.tolist(), strict=True) if not ok]
+                self._error = NonFiniteError(nonfinite_message(bad, f" at step {oldest.step} of this optimizer"))
 
     def check(self, *, wait: bool = False) -> None:
         """Raise for an earlier step whose outcome is known.
@@ -131,17 +168,10 @@ class FinitenessWatch:
         Raises:
             NonFiniteError: naming the step and the parameters.
         """
-        while self._pending:
-            oldest = self._pending[0]
-            if not oldest.is_known():
-                if not wait and len(self._pending) <= _MOST_PENDING:
-                    return
-                oldest.event.synchronize()
-            self._pending.popleft()
-            if not bool(oldest.flags.all()):
-                bad = [name for name, ok in zip(oldest.names, oldest.flags.tolist(), strict=True) if not ok]
-                self._pending.clear()
-                raise NonFiniteError(nonfinite_message(bad, f" at step {oldest.step} of this optimizer"))
+        self.settle(wait=wait)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
 
 def check_finite_gradients(named_parameters: Iterable[tuple[str, Tensor]], *, step: int | None = None) -> None:
@@ -184,6 +214,7 @@ def usable_gradients(
     *,
     step: int,
     squares: torch.dtype,
+    undo: Callable[[], None] | None = None,
 ) -> Tensor | None:
     """Whether a step's gradients are all finite, 0-dimensional, on the device; ``None`` if they are not checked.
 
@@ -193,6 +224,7 @@ def usable_gradients(
         watch: Of the optimizer.
         step: Number of the step.
         squares: See :func:`finite_per_tensor`.
+        undo: What the watch calls once it knows that the step was skipped.
 
     Raises:
         ValueError: for a sparse gradient.
@@ -209,6 +241,7 @@ def usable_gradients(
     if on_nonfinite == "ignore" or not named:
         return None
     flags = finite_per_tensor([g for _, g in named], squares=squares)
-    if on_nonfinite == "raise":
-        watch.note(step, [name for name, _ in named], flags)
+    raises = on_nonfinite == "raise"
+    if raises or undo is not None:
+        watch.note(step, [name for name, _ in named], flags, raises=raises, undo=undo)
     return flags.all()

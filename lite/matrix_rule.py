@@ -30,6 +30,9 @@ class MatrixRule(ABC):
         sharded_state: Those of them that lie on the shards.
         travelling_state: Those of the sharded ones that :meth:`whole_update` changes, not :meth:`shard_update`.
         spare_state: Keys of the state that a lower ``sharp_fraction`` needs less of, in columns, or not at all.
+        counts_gradients: Whether the update depends on how many gradients came before. Then a step first waits until
+            the device has found out whether the gradients of the step before were finite: those of a skipped step do
+            not count.
     """
 
     rule: ClassVar[str]
@@ -37,6 +40,7 @@ class MatrixRule(ABC):
     sharded_state: tuple[str, ...] = ()
     travelling_state: tuple[str, ...] = ()
     spare_state: ClassVar[tuple[str, ...]] = ()
+    counts_gradients: ClassVar[bool] = True
 
     @abstractmethod
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:

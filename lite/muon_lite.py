@@ -76,6 +76,7 @@ class MuonLITE(LITEOptimizer):
     rule = "muon"
     sharded_state = ("momentum",)
     spare_state = ("rho", "subspace")
+    counts_gradients = False
 
     def __init__(
         self,

@@ -139,6 +139,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
         if self._ranks is not None:
             raise TypeError("an optimizer on several ranks cannot be copied or pickled; save its state_dict().")
+        self._watch.settle()  # the groups' counts of gradients
         layout = ("sharded_state", "travelling_state")
         names = ("on_nonfinite", "exchange", "capturable", "_ranks", "_is_built", "_steps_made")
         own = {name: getattr(self, name) for name in names + layout}
@@ -176,7 +177,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             ValueError: if the parameters were sharded after the first step.
         """
         self._notice_sharding()
-        self.check_gradients(wait=False)
+        self.check_gradients(wait=self.counts_gradients)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -281,8 +282,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         Of an optimizer on several ranks it is what this rank has: save and load it with
         ``torch.distributed.checkpoint``.
         """
-        if self._ranks is not None:
-            self._ranks.settle()  # the groups' counts of gradients
+        (self._ranks or self._watch).settle()  # the groups' counts of gradients
         return super().state_dict()
 
     def _divide(self, process_group: ProcessGroup | None = None) -> None:
@@ -348,21 +348,32 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             if group["rule"] != "adamw":
                 self.check_matrices(group, entries)
         squares = narrowest_squares(self, self.param_groups)
+        present = [(group, [p.grad is not None for p in group["params"]]) for group, _ in work]
         usable = usable_gradients(
-            self.param_groups, self.on_nonfinite, self._watch, step=self._steps_made, squares=squares
+            self.param_groups,
+            self.on_nonfinite,
+            self._watch,
+            step=self._steps_made,
+            squares=squares,
+            undo=partial(_count, present, by=-1) if self.counts_gradients else None,
         )
         batches = []
         for group, entries in work:
             for batch in tensor_batches(entries, self.largest_batch):
                 batches.append(traced_batch(self, group, batch) if traced else (group, batch))
-            if group["rule"] != "adamw":
-                count_gradients(group, [p.grad is not None for p in group["params"]])
+        _count(present)
         self._steps_made += 1
         return batches, usable, copies
 
     def _apply(self, batches: list[tuple[dict[str, Any], TensorBatch]], usable: Tensor | None) -> None:
         for group, batch in batches:
             step_batch(self, group, batch, usable)
+
+
+def _count(present: list[tuple[dict[str, Any], list[bool]]], *, by: int = 1) -> None:
+    for group, had in present:
+        if group["rule"] != "adamw":
+            count_gradients(group, had, by=by)
 
 
 def _is_dtensor(p: Tensor) -> bool:

@@ -44,9 +44,9 @@ def steps_so_far(group: dict[str, Any]) -> list[int]:
     return steps + [0] * (len(group["params"]) - len(steps))
 
 
-def count_gradients(group: dict[str, Any], present: list[bool]) -> None:
-    """Add a step to :func:`steps_so_far` of the parameters that had a gradient."""
-    group["steps"] = [step + had for step, had in zip(steps_so_far(group), present, strict=True)]
+def count_gradients(group: dict[str, Any], present: list[bool], *, by: int = 1) -> None:
+    """Add to :func:`steps_so_far` of the parameters that had a gradient; ``by=-1`` takes a skipped step back."""
+    group["steps"] = [step + by * had for step, had in zip(steps_so_far(group), present, strict=True)]
 
 
 def parameter_entries(

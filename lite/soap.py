@@ -142,7 +142,6 @@ def initial_soap_state(rule: SOAPRule, w: Tensor) -> SOAPState:
         return w.new_zeros(*batch, side, side, dtype=wide) if side <= rule.max_precondition_dim else None
 
     def basis(side: int) -> Tensor | None:
-        # Where the first gradient is not usable, the next steps see theirs in no basis of their own: Adam.
         one = square(side)
         return None if one is None else one.add_(torch.eye(side, dtype=wide, device=w.device))
 

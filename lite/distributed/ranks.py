@@ -156,16 +156,18 @@ class Ranks:
     def settle(self) -> None:
         """Take in the outcome of the last step: count gradients, keep an error for the next step, warn."""
         moved: dict[Member, bool] = {}
+        skipped = False
         for agreement in self._agreements:  # the first one speaks for all ranks, the others for their own parameters
             outcome = agreement.settle()
             if outcome is None:
                 continue
             moved.update(zip(agreement.members, outcome.moved, strict=True))
+            skipped |= outcome.error is not None
             if self._optimizer.on_nonfinite == "raise":
                 self._error = outcome.error or self._error
             for text in outcome.warnings:
                 warnings.warn(text, stacklevel=4)
-        had = {member.p for member in self._active if moved.get(member)}
+        had = {member.p for member in self._active if moved.get(member) and not skipped}
         self._active = []
         for group in self._optimizer.param_groups:
             if group["rule"] != "adamw" and had:

@@ -72,7 +72,32 @@ def test_a_bad_first_gradient_does_not_stop_elongated_matrices(rule):
         before = p.detach().clone()
         optimizer.step()
         moved.append(not torch.equal(before, p))
-    assert moved == [False] + 9 * [True]
+    assert moved == 2 * [False] + 8 * [True]  # the first usable gradient sets the basis
+
+
+@pytest.mark.parametrize("at", [0, 1, 4])
+@pytest.mark.parametrize("rule", [*RULES, "adamw"])
+@pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
+def test_a_skipped_step_is_as_if_it_had_not_been(rule, on_nonfinite, at):
+    """To the last bit: bias correction, turns of refreshes and the first basis, also through a checkpoint."""
+    gradients = torch.randn(12, 24, 10, generator=torch.Generator().manual_seed(1))
+    runs = []
+    for bad in ((), (at,), (at, at)):
+        p, optimizer = one_parameter(rule, torch.float32, on_nonfinite=on_nonfinite)
+        for k, g in enumerate(gradients):
+            for _ in range(bad.count(k)):
+                p.grad = torch.full_like(p, NAN)
+                optimizer.step()
+                if on_nonfinite == "raise":
+                    with pytest.raises(NonFiniteError):
+                        optimizer.check_gradients()
+                elif len(bad) == 2:
+                    optimizer.load_state_dict(optimizer.state_dict())
+            p.grad = g.clone()
+            optimizer.step()
+        runs.append(state_of(p, optimizer))
+    assert equal(runs[0], runs[1])
+    assert equal(runs[0], runs[2])
 
 
 def test_loading_an_earlier_state_takes_the_alarm_back(make):

@@ -159,7 +159,12 @@ def sharded_moments(rank, world, folder):
             digests.append(digest(all_state(model, optimizer)))
             train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
             digests.append(digest(all_state(model, optimizer)))
-            found[f"{mode}/{name}"] = {"digests": digests, "collectives": counter.get_total_counts()}
+            groups = optimizer.state_dict()["param_groups"]
+            found[f"{mode}/{name}"] = {
+                "digests": digests,
+                "collectives": counter.get_total_counts(),
+                "gradients": sorted({count for group in groups for count in group.get("steps", [])}),
+            }
         settings = {"process_group": dist.group.WORLD} if mode == "ddp" else {}
         owner = OPTIMIZERS["soap"](groups_of(model, "soap"), **settings)
         owner.load_state_dict(optimizer.state_dict())  # owners alone get whole moments, and must not wait for others

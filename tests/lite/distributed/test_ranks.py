@@ -52,6 +52,7 @@ def test_moments_of_soap_in_shards_give_the_same_bits_as_on_owners(results, rank
         assert sharded["digests"] == owner["digests"]
         before, skipped, after = owner["digests"]
         assert before == skipped != after
+        assert owner["gradients"] == sharded["gradients"] == [5]  # the skipped one does not count
         assert sharded["collectives"] == owner["collectives"]
         assert sharded["loaded by owners"] == after
         assert all(each[f"{mode}/sharded soap"]["digests"] == sharded["digests"] for each in others)
