@@ -12,7 +12,7 @@ demo: $(VENV)/.ready-train
 	$(BIN)/rishd demo
 
 test: $(VENV)/.ready-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
