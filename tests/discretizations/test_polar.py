@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations import bfloat16_products, polar, symmetric_newton_schulz
-from discretizations.polar import exact_polar, fast_dtype, newton_schulz, polar_express, polar_express_coefficients
-from discretizations.symmetric_newton_schulz import is_supported
+from discretizations.matrices import bfloat16_products, polar, symmetric_newton_schulz
+from discretizations.matrices.newton_schulz import newton_schulz
+from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express, polar_express_coefficients
+from discretizations.matrices.symmetric_newton_schulz import is_supported
 
 either_way = pytest.mark.usefixtures("bfloat16_products")
 
