@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.eigenbases import adam_direction, second_moment_step
-from discretizations.matrices.polar import newton_schulz
+from discretizations.matrices.newton_schulz import newton_schulz
 from riemannian_ode.errors import require_positive
 
 Memory = TypeVar("Memory")
