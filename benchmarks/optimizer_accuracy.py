@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from discretizations import polar
-from discretizations.polar import polar_express, polar_express_coefficients
+from discretizations.matrices import polar
+from discretizations.matrices.polar import polar_express, polar_express_coefficients
 from lite import MuonLITE
 from tests.lite.reference import MuonLITEReference
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from discretizations.bfloat16_products import FLOP_FORMULAS
+from discretizations.matrices.bfloat16_products import FLOP_FORMULAS
 from lite import SOAP, SOAPLITE, Muon, MuonLITE
 
 THREADS = 2

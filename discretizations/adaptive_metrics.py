@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from discretizations.polar import newton_schulz
-from discretizations.preconditioners import adam_direction, second_moment_step
+from discretizations.matrices.eigenbases import adam_direction, second_moment_step
+from discretizations.matrices.newton_schulz import newton_schulz
 from riemannian_ode.errors import require_positive
 
 Memory = TypeVar("Memory")

@@ -3,7 +3,7 @@ r"""The table: known optimizer ↔ (metric, α, β, η, gain, scheme), and the o
 Every row is the update rule of :mod:`discretizations.update_rule` (semi-implicit Euler of the flow at h = 1, R = 0)
 with a metric of :mod:`discretizations.adaptive_metrics` and coefficients that are formulas in the optimizer's own
 hyperparameters. The formulas are SymPy expressions: the same ones are printed, evaluated and proved
-(:mod:`discretizations.correspondence_proofs`).
+(:mod:`discretizations.proofs.correspondences`).
 
 Source: arXiv:2602.22681; derived in docs/guides/correspondence.
 """

@@ -7,7 +7,7 @@ In the coordinates :math:`(w, \eta a\,m)` a step of h = 1 is a 2×2 matrix whose
 with coefficients affine in the preconditioned curvature κ = ηλa, for every scheme but the exponential one, whose
 :math:`z = e^s` with the flow's exponents s. So Jury's conditions are affine in κ, and the largest stable κ is the first
 zero of one of them. Source of all formulas: derived in docs/guides/schemes, proved in
-:mod:`discretizations.scheme_proofs`.
+:mod:`discretizations.proofs.schemes`.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class OneGradientScheme(ABC):
             h: Step.
             functions: See :meth:`kick`.
 
-        Source: derived in docs/guides/schemes; proved in :mod:`discretizations.scheme_proofs`.
+        Source: derived in docs/guides/schemes; proved in :mod:`discretizations.proofs.schemes`.
         """
         share, gain, weight = self.kick(alpha, h, **functions)
         if not self.old_momentum:

@@ -2,7 +2,7 @@
 
 import torch
 
-from discretizations.flat_split import subspace_complement
+from discretizations.matrices.sharp_masks import subspace_complement
 from lite import LITEOptimizer
 from riemannian_ode.flow import lite_velocity, momentum_step, position_step
 

@@ -4,7 +4,7 @@ r"""The AdamW-LITE rule: elementwise, for embeddings, norms, heads and biases.
     u = \frac{m_1}{1-\theta_a^t}\frac{\sqrt{1-b_2^t}}{\sqrt v+\epsilon}, \qquad
     W \leftarrow W - \eta\,[u + \lambda W + (\chi-1)(1-p)\odot(u + \lambda W)]
 
-with p the soft sharp mask of :func:`discretizations.flat_split.coordinate_mask`.
+with p the soft sharp mask of :func:`discretizations.matrices.sharp_masks.coordinate_mask`.
 
 Source: arXiv:2602.22681, AdamW-LITE.
 """
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import (
+from discretizations.matrices.eigenbases import adam_direction, second_moment_step
+from discretizations.matrices.sharp_masks import (
     PUBLISHED_WIDTH_FLOOR,
     CoordinateThresholds,
     adapt_coordinate_thresholds,
     coordinate_mask,
     passing_fractions,
 )
-from discretizations.preconditioners import adam_direction, second_moment_step
 from lite.tensor_settings import acts
 from riemannian_ode.flow import Projector, lite_velocity, momentum_step, position_step
 
@@ -47,7 +47,7 @@ class AdamWRule:
         weight_decay: λ, decoupled.
         chi: χ ≥ 1.
         sharp_fraction: r in [0, 1]; 1 has no flat part.
-        mask_floor: Floor of the mask's width, see :func:`discretizations.flat_split.coordinate_mask`.
+        mask_floor: Floor of the mask's width, see :func:`discretizations.matrices.sharp_masks.coordinate_mask`.
     """
 
     lr: float

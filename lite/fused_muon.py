@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discretizations.bfloat16_products import define_operator
+from discretizations.matrices.bfloat16_products import define_operator
 
 _FLAGS = ("-O3", "-fopenmp", "-march=native"), ("-O3", "-fopenmp"), ("-O3",)
 _DTYPES = (torch.float32, torch.bfloat16)

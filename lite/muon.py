@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import (
+from discretizations.matrices.polar import PUBLISHED_FLOOR, exact_polar, fast_dtype, polar_express
+from discretizations.matrices.sharp_masks import (
     adapt_threshold,
     initial_threshold,
     mask_complement,
@@ -28,9 +29,8 @@ from discretizations.flat_split import (
     threshold_mask,
     top_right_subspace,
 )
-from discretizations.polar import PUBLISHED_FLOOR, exact_polar, fast_dtype, polar_express
-from discretizations.symmetric_newton_schulz import is_supported
-from discretizations.tracked_subspace import initial_subspace, track_subspace, tracked_rank
+from discretizations.matrices.symmetric_newton_schulz import is_supported
+from discretizations.matrices.tracked_subspace import initial_subspace, track_subspace, tracked_rank
 from lite.tensor_settings import acts
 from riemannian_ode.flow import Projector, lite_velocity, lookahead, momentum_step, position_step, soft_lite_velocity
 
@@ -57,7 +57,7 @@ class MuonRule:
         chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 but in ablations.
         ns_steps: Newton–Schulz steps; 0 takes the exact polar factor by SVD.
         ns_dtype: Floating type of Newton–Schulz: the ``"fastest"`` where the matrix lies
-            (:func:`discretizations.polar.fast_dtype`), that of the ``"parameter"``, or one by name.
+            (:func:`discretizations.matrices.polar.fast_dtype`), that of the ``"parameter"``, or one by name.
         mask: ``"subspace"`` is the top-k right singular space of M̃, k = round(r·min(m, n)), followed from step to step;
             ``"exact"`` the same by SVD; ``"threshold"`` the published soft mask, whose ρ adapts at every step even
             while χ = 1 and β₁ = β₂; ``None`` is plain Muon.

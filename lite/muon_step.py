@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from discretizations.tracked_subspace import track_subspace
+from discretizations.matrices.tracked_subspace import track_subspace
 from lite import fused_muon
 from lite.finiteness import guarded
 from lite.muon import MuonRule, sharp_rank, update_scale

@@ -6,8 +6,8 @@ r"""The SOAP-LITE rule for a batch of equal-shape matrices: Adam in the eigenbas
     \quad W \leftarrow W - \eta\,Q_LU'Q_R^\top - \eta\lambda(P + \chi Q)W
 
 with Adam's bias correction and ε. There the metric is diagonal, so that sharp are the coordinates of large V: p is the
-soft mask of :func:`discretizations.flat_split.coordinate_mask`. Q_L and Q_R are eigenbases of L = EMA of GGᵀ and
-R = EMA of GᵀG, refreshed every ``precondition_frequency`` steps by one orthogonal iteration. M' is kept in the
+soft mask of :func:`discretizations.matrices.sharp_masks.coordinate_mask`. Q_L and Q_R are eigenbases of L = EMA of GGᵀ
+and R = EMA of GᵀG, refreshed every ``precondition_frequency`` steps by one orthogonal iteration. M' is kept in the
 eigenbasis and rotated only when the basis changes.
 
 The decay of flat directions beyond λ needs Q_LᵀWQ_R, half as much again as the rotations of G and U. It is therefore
@@ -29,18 +29,18 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import (
-    CoordinateThresholds,
-    adapt_coordinate_thresholds,
-    coordinate_mask,
-    passing_fractions,
-)
-from discretizations.preconditioners import (
+from discretizations.matrices.eigenbases import (
     adam_direction,
     factor_step_,
     from_eigenbasis,
     second_moment_step,
     to_eigenbasis,
+)
+from discretizations.matrices.sharp_masks import (
+    CoordinateThresholds,
+    adapt_coordinate_thresholds,
+    coordinate_mask,
+    passing_fractions,
 )
 from lite.muon import PLAIN_FRACTION
 from lite.soap_basis import SOAPState, refreshed_where_regular, single, with_first_bases

@@ -7,7 +7,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from discretizations.preconditioners import (
+from discretizations.matrices.eigenbases import (
     first_eigenbases,
     from_eigenbasis,
     refreshed_eigenbasis,

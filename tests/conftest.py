@@ -12,7 +12,7 @@ settings.load_profile("fixed")
 @pytest.fixture
 def needs_bfloat16_program() -> None:
     """Skip where the C++ program of bfloat16 products does not run; it need not be the faster way."""
-    from discretizations.bfloat16_products import HAS_VECTORS, program
+    from discretizations.matrices.bfloat16_products import HAS_VECTORS, program
 
     if not (HAS_VECTORS and program()):
         pytest.skip("needs AVX-512 bfloat16 and a C++ compiler")
@@ -23,7 +23,7 @@ def bfloat16_products(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     """Products in bfloat16 by the C++ program wherever it runs, if faster or not; and by the library."""
     if request.param == "program":
         request.getfixturevalue("needs_bfloat16_program")
-    monkeypatch.setattr("discretizations.bfloat16_products._IS_FASTER_HERE", request.param == "program")
+    monkeypatch.setattr("discretizations.matrices.bfloat16_products._IS_FASTER_HERE", request.param == "program")
     return str(request.param)
 
 

@@ -9,11 +9,11 @@ a C++ compiler                 ``riemannian_ode/test_compiled.py`` (most),  plai
                                ``lite/test_compile.py``                     with other backends
 a C++ compiler                 ``lite/test_fused_muon.py``, but for its     the formulas one by one: its test of
                                test of the formulas                         them, and all of ``lite`` in float32
-AVX-512 bfloat16 and a C++     ``discretizations/test_few_columns.py`` and  the library's products, by the same tests
-compiler                       ``test_polar.py``, the cases "program"       with "library"
+AVX-512 bfloat16 and a C++     ``discretizations/test_gram_products.py``,   the library's products, by the same tests
+compiler                       ``test_polar.py``: cases "program"           with "library"
 fused multiply-add (any ARM,   ``riemannian_ode/test_circular.py``, one of  the library's sine and cosine:
 x86-64 since 2013)             ``test_compiled.py``                         ``test_compiled.py``
-oneDNN in torch                ``discretizations/test_matrix_products.py``, torch's products, by the same tests with
+oneDNN in torch                ``discretizations/test_products.py``,        torch's products, by the same tests with
                                the cases "oneDNN"; one of                   "torch"
                                ``lite/test_soap.py``
 Chromium                       ``rishd/test_report_in_browser.py``          the report's file: ``test_report.py``

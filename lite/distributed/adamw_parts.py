@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import CoordinateThresholds, passing_fractions
+from discretizations.matrices.sharp_masks import CoordinateThresholds, passing_fractions
 from lite.adamw import AdamWRule, AdamWState, adamw_moments, adamw_position
 from lite.distributed.division import Member
 from lite.distributed.layout import local_part

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from discretizations.flat_split import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
+from discretizations.matrices.sharp_masks import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
 from lite.adamw import ADAMW_KEYS, AdamWState, group_rule
 from lite.distributed.adamw_parts import AdamWPart
 from lite.distributed.agreement import Agreement

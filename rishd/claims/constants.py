@@ -10,8 +10,8 @@ import sympy as sp
 from scipy.linalg import eigh, solve_continuous_lyapunov
 from scipy.optimize import minimize_scalar
 
-from discretizations import symbolic_lyapunov as symbolic
 from discretizations.certificate import convex_offset, descent_form, lookahead_certificate, noise_growth
+from discretizations.proofs import lyapunov
 from discretizations.stability import descent_limit
 from discretizations.update_rule import lite_step
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, dissipation, total_energy
@@ -125,7 +125,7 @@ def convex_flow_bound(rng: np.random.Generator) -> list[Evidence]:
         "alpha": rng.uniform(0.1, 2.0, _MEMBERS),
         "eta": rng.uniform(0.02, 1.0, _MEMBERS),
     }
-    proved = evaluated(symbolic.convex_flow_bound(), t=t, **settings)
+    proved = evaluated(lyapunov.convex_flow_bound(), t=t, **settings)
     return [
         Constant(
             "bound in the code over Ψ(0)/(∂Ψ/∂f at t), minus 1",
@@ -143,7 +143,7 @@ def convex_step_offset(rng: np.random.Generator) -> list[Evidence]:
     kappa = rng.uniform(0.1, 0.9, _MEMBERS) * certificate.limit
     shipped = convex_offset(kappa, alpha, beta, certificate)
     values = {"kappa": kappa, "alpha": alpha, "beta": beta, "c": certificate.lookahead, "phi": certificate.weight}
-    falling, rest = symbolic.convex_step_forms()
+    falling, rest = lyapunov.convex_step_forms()
     at_zero = evaluated(rest, **values, phi0=np.zeros(_MEMBERS))
     slope = evaluated(rest, **values, phi0=np.ones(_MEMBERS)) - at_zero
     parts = zip(evaluated(falling, **values), at_zero, slope, certificate.weight, alpha, strict=True)
@@ -182,7 +182,7 @@ def descent_constants(rng: np.random.Generator) -> list[Evidence]:
     alpha, beta = rng.uniform(0.02, 0.98, n), rng.uniform(-0.45, 5.0, n)
     share = np.exp(rng.uniform(-5.0, 5.0, n))
     c, weight, kappa, negative = (rng.uniform(0.0, 1.0, n) for _ in range(4))
-    form = symbolic.descent_form()
+    form = lyapunov.descent_form()
     any_form = evaluated(form, kappa=kappa, negative=negative, alpha=alpha, beta=beta, c=c, phi=weight)
     own_form = descent_form(kappa, alpha, beta, lookahead=c, weight=weight, negative=negative)
     limit, ahead = descent_limit(alpha, beta), lookahead_certificate(alpha, beta, share)
@@ -195,13 +195,13 @@ def descent_constants(rng: np.random.Generator) -> list[Evidence]:
         c=ahead.lookahead,
         phi=ahead.weight,
     )
-    noise = evaluated(symbolic.noise_part(), kappa=kappa, beta=beta, c=c, phi=weight)
+    noise = evaluated(lyapunov.noise_part(), kappa=kappa, beta=beta, c=c, phi=weight)
     decrease, added = _quadratic_steps(rng, rng.uniform(0.1, 1.0, n) * limit, alpha, beta)
     return [
         Constant("form in the code minus the proof's", np.abs(own_form - any_form).max((-2, -1)), 1e-12, _ROUNDING),
         Constant(
             "limit without lookahead in the code over the root of the determinant, minus 1",
-            _off(limit, evaluated(symbolic.certified_limit(), alpha=alpha, beta=beta)),
+            _off(limit, evaluated(lyapunov.certified_limit(), alpha=alpha, beta=beta)),
             1e-12,
             _ROUNDING,
         ),
@@ -246,7 +246,7 @@ def exponential_constants(rng: np.random.Generator) -> list[Evidence]:
     mu, alpha, eta = (rng.uniform(0.1, 2.0, _MEMBERS) for _ in range(3))
     beta = rng.uniform(0.0, 3.0, _MEMBERS)
     rate = polyak_lojasiewicz_rate(mu, alpha=alpha, eta=eta, beta=beta)
-    proved = evaluated(symbolic.exponential_rate_bound(), alpha=alpha, beta=beta, eta=eta, mu=mu)
+    proved = evaluated(lyapunov.exponential_rate_bound(), alpha=alpha, beta=beta, eta=eta, mu=mu)
 
     metric = np.exp(rng.uniform(-0.7, 0.7, (_MEMBERS, 2)))
     objective = RippledQuadratic((mu[:, None] * metric)[..., None] * np.eye(2), np.zeros((_MEMBERS, 2)))
@@ -269,7 +269,7 @@ def strongly_convex_constants(rng: np.random.Generator, gamma: Literal["one", "c
     b, mu = rng.uniform(0.0, 2.9 if gamma == "one" else 10.0, _MEMBERS), rng.uniform(0.1, 4.0, _MEMBERS)
     r = strongly_convex_rate(mu, b / np.sqrt(mu), gamma=gamma) / np.sqrt(mu)
     weight = np.ones(_MEMBERS) if gamma == "one" else 1.0 + b
-    margins = [evaluated(x, r=r, beta=b, gamma=weight) for x in symbolic.strongly_convex_conditions()]
+    margins = [evaluated(x, r=r, beta=b, gamma=weight) for x in lyapunov.strongly_convex_conditions()]
     return [Constant("least of the proof's margins at r of the code", np.abs(np.minimum(*margins)), 1e-9, _ROUNDING)]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from discretizations import symbolic_lyapunov
 from discretizations.certificate import Certificate, block_curvatures, convex_offset, lookahead_certificate
+from discretizations.proofs import lyapunov
 from riemannian_ode import Trajectory
 from riemannian_ode.arrays import matvec
 from riemannian_ode.rates import convex_value_bound
@@ -67,7 +67,7 @@ def convex_flow_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
     Source: derived in docs/theory.
     """
     return [
-        Proof("derivatives of both Lyapunov functions, one block", symbolic_lyapunov.convex_flow()),
+        Proof("derivatives of both Lyapunov functions, one block", lyapunov.convex_flow()),
         *try_bounds(_flow_bounds, _FLOW_BOX, rng, instances, slack=1e-6),
         *constants.convex_flow_bound(rng),
         _flow_panel(),
@@ -100,7 +100,7 @@ def convex_update_rate(rng: np.random.Generator, instances: int) -> Sequence[Evi
     Source: derived in docs/theory.
     """
     return [
-        Proof("change of the Lyapunov function, one coordinate", symbolic_lyapunov.convex_step()),
+        Proof("change of the Lyapunov function, one coordinate", lyapunov.convex_step()),
         *try_bounds(_update_bounds, _UPDATE_BOX, rng, instances),
         *constants.convex_step_offset(rng),
         _update_panel(),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from discretizations import symbolic
+from discretizations.proofs import dynamics
 from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel, Proof
 from rishd.claims.instances import relative
 from rishd.studies.correction import CorrectionRuns, correction_runs
@@ -105,7 +105,7 @@ def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     scaled = {name: np.concatenate([_scaling(rng, name, size) for _ in range(groups)]) for name in _METRICS}
     fall = {name: _fall(rng, name, instances) - exponent for name, exponent in _EXPONENTS.items()}
     return [
-        Proof("power of R, dimension 3, any metric", [symbolic.correction_power_jets(3)]),
+        Proof("power of R, dimension 3, any metric", [dynamics.correction_power_jets(3)]),
         *(
             Identity(
                 f"run on another scale against the same run, {name}'s metric", residual, 1e-8, "rounding, amplified"

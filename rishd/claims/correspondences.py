@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Muon, RMSprop
 
 from discretizations.correspondence import Correspondence, Rule
-from discretizations.correspondence_proofs import row_residuals
 from discretizations.known_optimizers import CORRESPONDENCES
+from discretizations.proofs.correspondences import row_residuals
 from rishd.claims.claim import Gather
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.published_optimizers import (

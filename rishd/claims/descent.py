@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from discretizations import symbolic_lyapunov
 from discretizations.certificate import (
     Certificate,
     block_curvatures,
@@ -16,6 +15,7 @@ from discretizations.certificate import (
     lookahead_certificate,
     noise_growth,
 )
+from discretizations.proofs import lyapunov
 from discretizations.stability import descent_limit, stable_limit, step_matrix
 from riemannian_ode import Objective
 from riemannian_ode.arrays import matvec
@@ -111,9 +111,7 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
     beta = rng.uniform(-0.45, 5.0, instances)
     share = np.exp(rng.uniform(-7.0, 7.0, instances))
     return [
-        Proof(
-            "change of the energy, and when its bound is negative semidefinite", symbolic_lyapunov.descent_certificate()
-        ),
+        Proof("change of the energy, and when its bound is negative semidefinite", lyapunov.descent_certificate()),
         *try_bounds(lambda x: _bounds(_valley(x), x, "river valleys"), _VALLEY_BOX, rng, instances),
         *try_bounds(lambda x: _bounds(_rippled(x), x, "rippled quadratics"), _RIPPLE_BOX, rng, instances),
         *constants.descent_constants(rng),

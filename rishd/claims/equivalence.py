@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discretizations.flat_split import subspace_complement, top_right_subspace
-from discretizations.polar import polar_express
+from discretizations.matrices.polar import polar_express
+from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
 from discretizations.update_rule import lite_step
 from lite import MuonLITE
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, PreconditionerMetric, simulate, total_energy

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from discretizations import symbolic_lyapunov
+from discretizations.proofs import lyapunov
 from riemannian_ode import RISHD, ConstantMetric, Metric, TimeDependent, simulate, total_energy
 from riemannian_ode.arrays import matvec
 from riemannian_ode.integrators import DOP853
@@ -110,7 +110,7 @@ def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
     Source: derived in docs/theory.
     """
     return [
-        Proof("rate of the energy", symbolic_lyapunov.exponential_rate()),
+        Proof("rate of the energy", lyapunov.exponential_rate()),
         *try_bounds(_bounds, _BOX, rng, instances, slack=1e-6),
         *constants.exponential_constants(rng),
         *_oracle(rng, instances),

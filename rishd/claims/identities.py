@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from discretizations import symbolic
+from discretizations.proofs import dynamics
 from riemannian_ode import RISHD, TimeDependent, Trajectory, dissipation, energy_identity_residual, total_energy
 from riemannian_ode.arrays import matvec
 from riemannian_ode.flow import momentum_step, position_step
@@ -119,9 +119,9 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
     return [
         Proof(
             "dimension 2, undetermined F, f, η(t), from the definitions",
-            symbolic.phase_space_identity_from_definitions(),
+            dynamics.phase_space_identity_from_definitions(),
         ),
-        Proof("dimension 3, any metric, by jets", symbolic.phase_space_identity_jets(3)),
+        Proof("dimension 3, any metric, by jets", dynamics.phase_space_identity_jets(3)),
         Identity("RISHD residual of the right-hand side at random points, p = 3", residual, 1e-11, "rounding of F⁻¹"),
     ]
 
@@ -147,8 +147,8 @@ def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     with_r = _random_trajectory(rng, instances, correction=True)
     without_r = _random_trajectory(rng, instances, correction=False)
     return [
-        Proof("dimension 2, any metric, by jets", [symbolic.energy_identity_jets(2)]),
-        Proof("dimension 3, any metric, by jets", [symbolic.energy_identity_jets(3)]),
+        Proof("dimension 2, any metric, by jets", [dynamics.energy_identity_jets(2)]),
+        Proof("dimension 3, any metric, by jets", [dynamics.energy_identity_jets(3)]),
         Identity(
             "energy balance along DOP853 trajectories, R kept, p = 2",
             energy_identity_residual(*with_r).residual,
@@ -184,7 +184,7 @@ def integral_bound(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
     """
     general = _dissipated(*_random_trajectory(rng, instances, correction=True))
     return [
-        Proof("the energy identity that it integrates (C2), dimension 3", [symbolic.energy_identity_jets(3)]),
+        Proof("the energy identity that it integrates (C2), dimension 3", [dynamics.energy_identity_jets(3)]),
         Bound("∫η(α‖m‖² + β‖g‖²) over its bound, any metric, p = 2", *general, slack=1e-7),
         *try_bounds(_conformal_bound, _CONFORMAL_BOX, rng, instances, slack=1e-6),
         *constants.energy_bound(rng),
@@ -238,7 +238,7 @@ def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
         pull = matvec(force, step.g)
         worst = np.maximum(worst, relative(after - before + pull, after, before, pull))
     return [
-        Proof("one block, flow and update rule", symbolic.shadow_identity()),
+        Proof("one block, flow and update rule", dynamics.shadow_identity()),
         Identity("flow (DOP853), p = 5", continuous, 1e-9, "integrator and quadrature"),
         Identity("update rule, worst of 50 steps, p = 5", worst, 1e-13, "rounding"),
         Identity("any A, B, g_k and h, worst of 50 steps, p = 5", _general_shadow(rng, instances), 1e-12, "rounding"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from discretizations import symbolic_lyapunov
+from discretizations.proofs import lyapunov
 from riemannian_ode import RISHD, Trajectory
 from riemannian_ode.rates import strongly_convex_rate
 from rishd.claims import constants
@@ -55,7 +55,7 @@ def strongly_convex_flow(rng: np.random.Generator, instances: int) -> Sequence[E
     """
     box: Box = {**_STRONG_BOX, "velocity": Range(-2.0, 2.0, _P), "damping": Range(0.0, 0.5)}
     return [
-        Proof("energy, form, and its Schur complement", symbolic_lyapunov.strongly_convex_flow()),
+        Proof("energy, form, and its Schur complement", lyapunov.strongly_convex_flow()),
         *try_bounds(lambda x: _strong_bounds(x, "one"), box, rng, instances, slack=1e-6),
         *constants.strongly_convex_constants(rng, "one"),
         Measurement(
@@ -99,7 +99,7 @@ def high_resolution_flow(rng: np.random.Generator, instances: int) -> Sequence[E
     """
     box: Box = {**_STRONG_BOX, "step": Range(0.01, 1.0, log=True)}  # s·L
     return [
-        Proof("energy, form, and its Schur complement", symbolic_lyapunov.strongly_convex_flow()),
+        Proof("energy, form, and its Schur complement", lyapunov.strongly_convex_flow()),
         *try_bounds(lambda x: _strong_bounds(x, "corrected"), box, rng, instances, slack=1e-6),
         *constants.strongly_convex_constants(rng, "corrected"),
         *_better_beyond(

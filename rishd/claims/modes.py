@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from discretizations import symbolic
+from discretizations.proofs import dynamics
 from discretizations.stability import flat_rate, is_overdamped, mode_roots, stable_limit
 from discretizations.update_rule import lite_step
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit
@@ -91,8 +91,8 @@ def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     more_chi = -flat_rate(saddle * 1.1, alpha, beta_sharp)
     not_faster = ((more_beta <= escape) | (more_chi <= escape)).astype(float)
     return [
-        Proof("characteristic polynomial, discriminant, slow root, speed-up", symbolic.mode_equation()),
-        Proof("escape from a saddle grows with β and χ", symbolic.saddle_escape()),
+        Proof("characteristic polynomial, discriminant, slow root, speed-up", dynamics.mode_equation()),
+        Proof("escape from a saddle grows with β and χ", dynamics.saddle_escape()),
         Identity(
             "mode blocks of the right-hand side against the polynomial, p = 4", polynomial.max(-1), 1e-12, "rounding"
         ),
@@ -137,7 +137,7 @@ def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evi
     inside = np.max([_radius(limit * share, alpha, beta) >= 1.0 for share in np.linspace(0.01, 0.999, 25)], axis=0)
     outside = np.max([_radius(limit * share, alpha, beta) < 1.0 for share in np.geomspace(1.001, 100.0, 25)], axis=0)
     return [
-        Proof("step polynomial and Jury's conditions", symbolic.stability_region()),
+        Proof("step polynomial and Jury's conditions", dynamics.stability_region()),
         *try_bounds(_crossings, _STABILITY_BOX, rng, instances, slack=1e-6),  # √ε at double roots
         _attained(parameters),
         Identity("unstable anywhere inside (share of exceptions)", inside.astype(float), 0.0, "a yes or no"),

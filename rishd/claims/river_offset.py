@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discretizations import symbolic_rivers
+from discretizations.proofs import rivers
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.trial import Box, Parameters, Range, draw
 from toy_landscapes import RiverValley
@@ -73,9 +73,9 @@ def river_offset(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
     return [
         Proof(
             "graph coordinates: exact condition, two orders, first order in 2 + 2 dimensions",
-            symbolic_rivers.graph_offset(),
+            rivers.graph_offset(),
         ),
-        Proof("normal coordinates: gradient, Hessian, two orders", symbolic_rivers.normal_offset()),
+        Proof("normal coordinates: gradient, Hessian, two orders", rivers.normal_offset()),
         *_plane(draw(_GRAPH_BOX, rng, instances)),
         _higher(draw(_HIGHER_BOX, rng, instances)),
         _circle(draw(_CIRCLE_BOX, rng, instances)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from discretizations import symbolic
+from discretizations.proofs import dynamics
 from discretizations.stability import asymptotic_speedup, stable_limit
 from riemannian_ode import RISHD, DiagonalMetric, Trajectory, simulate
 from rishd.claims.convex import SMOOTH_PROFILES, ConvexRidges, convex_ridges, ridge_box
@@ -71,7 +71,7 @@ def river_speed(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
     Source: derived in docs/theory.
     """
     return [
-        Proof("shadow identity of the flow (C7)", symbolic.shadow_identity()[:1]),
+        Proof("shadow identity of the flow (C7)", dynamics.shadow_identity()[:1]),
         *try_bounds(_bounds, _BOX, rng, instances, slack=1e-6),
         _attained(rng),
         _exchanged(rng, instances),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from discretizations import symbolic_lyapunov
 from discretizations.certificate import circle_gradient, cycle_curvature, lookahead_certificate
+from discretizations.proofs import lyapunov
 from discretizations.stability import descent_limit, stable_limit
 from discretizations.update_rule import lite_step
 from rishd.claims.evidence import Attained, Bound, Curve, Evidence, Identity, Measurement, Panel, Proof
@@ -88,7 +88,7 @@ def certificate_sharpness(rng: np.random.Generator, instances: int) -> Sequence[
     orbit, slopes = _orbits(alpha, beta, share, rng)
     ceiling = np.minimum(cycle_curvature(alpha, beta, share).kappa, stable_limit(alpha, beta))
     return [
-        Proof("the orbit, and where it begins", symbolic_lyapunov.circle_threshold()),
+        Proof("the orbit, and where it begins", lyapunov.circle_threshold()),
         Identity(
             "the update rule's step against the next point of the circle", orbit, 1e-9, "rounding of ĝ at many corners"
         ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from discretizations import symbolic_lyapunov
+from discretizations.proofs import lyapunov
 from riemannian_ode import ConstantMetric, Trajectory, dissipation, energy_identity_residual
 from riemannian_ode.dynamics import RISHD
 from rishd.claims import constants
@@ -64,7 +64,7 @@ def split_energy_identity(rng: np.random.Generator, instances: int) -> Sequence[
     commutes = Hypothesis("F and P commute", _commutator(system) <= 1e-10)
     bounds = try_bounds(_bounds, _BOX, rng, instances, slack=1e-6)
     return [
-        Proof("two blocks", symbolic_lyapunov.split_energy()),
+        Proof("two blocks", lyapunov.split_energy()),
         Identity(
             "energy balance along the flow, p = 3", residual, 1e-6, "integrator and quadrature", hypotheses=(commutes,)
         ),

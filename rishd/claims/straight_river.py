@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from discretizations import symbolic_rivers
+from discretizations.proofs import rivers
 from riemannian_ode import RISHD, ConstantMetric, Metric, StateDependentMetric, Trajectory, simulate
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.instances import from_spectrum, random_bases
@@ -44,7 +44,7 @@ def straight_river(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
     varying = _runs(rng, instances, varying=True)
     block, alone = ("F block-diagonal", "∂F_uu/∂s = 0 on the river")
     return [
-        Proof("invariance and motion, any h, Λ and block-diagonal F", symbolic_rivers.straight_river()),
+        Proof("invariance and motion, any h, Λ and block-diagonal F", rivers.straight_river()),
         *_identities("update rule, F constant", constant, block, 1e-11),
         *_identities("flow with R, F(w) varies", varying, alone, 1e-11),
         *_left_over("distance from the river over the way along it, F not block-diagonal", constant),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from discretizations import symbolic_lyapunov
+from discretizations.proofs import lyapunov
 from riemannian_ode import RISHD, TimeDependent, Trajectory
 from rishd.claims.convex import PROFILES, SMOOTH_PROFILES, ConvexRidges, convex_ridges, example_ridges, ridge_box
 from rishd.claims.evidence import Attained, Curve, Evidence, Measurement, Panel, Proof
@@ -69,7 +69,7 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
         missing["kind"] = np.full(len(missing["kind"]), 1.0)  # b = 1: no β > 0 meets tẇ ≤ (a−3)w there
         outside[what] = _vanishing_bounds(missing)
     return [
-        Proof("derivative of the energy", symbolic_lyapunov.vanishing_damping_flow()),
+        Proof("derivative of the energy", lyapunov.vanishing_damping_flow()),
         *try_bounds(_vanishing_bounds, box, rng, instances, slack=1e-6),
         _attained(),
         *(
@@ -102,7 +102,7 @@ def nesterov_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence
     Source: Su, Boyd and Candès, JMLR 17 (2016), Theorem 3.
     """
     return [
-        Proof("derivative of the energy", symbolic_lyapunov.vanishing_damping_flow()),
+        Proof("derivative of the energy", lyapunov.vanishing_damping_flow()),
         *try_bounds(_nesterov_bounds, _CONVEX_BOX, rng, instances, slack=1e-5),
         _attained(),
         _nesterov_panel(),

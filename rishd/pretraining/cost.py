@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from discretizations.bfloat16_products import FLOP_FORMULAS
+from discretizations.matrices.bfloat16_products import FLOP_FORMULAS
 from lite import LITEOptimizer
 from riemannian_ode.errors import one_line, shown
 from rishd.pretraining.config import PretrainConfig

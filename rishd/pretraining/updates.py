@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from discretizations.flat_split import CoordinateThresholds, coordinate_mask
-from discretizations.preconditioners import to_eigenbasis
+from discretizations.matrices.eigenbases import to_eigenbasis
+from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask
 from lite.adamw import group_rule
 from lite.muon import PLAIN_FRACTION, sharp_rank
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from discretizations.flat_split import subspace_complement, top_right_subspace
-from discretizations.preconditioners import adam_direction, from_eigenbasis, to_eigenbasis
+from discretizations.matrices.eigenbases import adam_direction, from_eigenbasis, to_eigenbasis
+from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
 from lite import LITEOptimizer
 from lite.muon import sharp_rank
 from riemannian_ode.flow import Projector, lookahead

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from discretizations.adaptive_metrics import EigenbasisMemory, EigenbasisMoment
-from discretizations.correspondence_proofs import momentum_units, row_residuals
 from discretizations.known_optimizers import CORRESPONDENCES, correspondence
+from discretizations.proofs.correspondences import momentum_units, row_residuals
 from rishd.claims.correspondences import rule_path
 from rishd.claims.published_optimizers import averaged_shampoo_path, shampoo_path, soap_path, torch_paths
 

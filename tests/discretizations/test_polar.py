@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations import bfloat16_products, polar, symmetric_newton_schulz
-from discretizations.polar import exact_polar, fast_dtype, newton_schulz, polar_express, polar_express_coefficients
-from discretizations.symmetric_newton_schulz import is_supported
+from discretizations.matrices import bfloat16_products, polar, symmetric_newton_schulz
+from discretizations.matrices import newton_schulz as iteration
+from discretizations.matrices.newton_schulz import newton_schulz
+from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express, polar_express_coefficients
+from discretizations.matrices.symmetric_newton_schulz import is_supported
 
 either_way = pytest.mark.usefixtures("bfloat16_products")
 
@@ -113,8 +115,8 @@ def test_gram_form_is_the_same_polynomial(shape, steps, dtype, tolerance):
 
 def test_gram_form_is_for_elongated_matrices(monkeypatch):
     used = []
-    pair = polar._gram_pair
-    monkeypatch.setattr(polar, "_gram_pair", lambda y, *steps: used.append(tuple(y.shape)) or pair(y, *steps))
+    pair = iteration._gram_pair
+    monkeypatch.setattr(iteration, "_gram_pair", lambda y, *steps: used.append(tuple(y.shape)) or pair(y, *steps))
     for shape in ((10, 10), (10, 18), (18, 10)):
         polar_express(torch.ones(shape))
     assert not used

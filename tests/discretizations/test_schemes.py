@@ -6,8 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from discretizations import scheme_proofs
 from discretizations.curvature_schemes import CURVATURE_SCHEMES, curvature_scheme
+from discretizations.proofs import schemes as schemes_proofs
 from discretizations.scheme_modes import (
     ALL_SCHEMES,
     decay_rate,
@@ -246,14 +246,14 @@ def test_exponential_scheme_has_the_flows_rate():
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_polynomials_and_slow_rates_are_proved(name):
-    assert scheme_proofs.step_polynomial_residual(name) == 0
-    assert scheme_proofs.slow_rate_residual(name) == 0
+    assert schemes_proofs.step_polynomial_residual(name) == 0
+    assert schemes_proofs.slow_rate_residual(name) == 0
 
 
 @pytest.mark.parametrize("name", ONE_GRADIENT_SCHEMES)
 def test_equivalent_rules_and_limits_are_proved(name):
-    assert scheme_proofs.equivalent_rule_residuals(name) == [0, 0]
-    assert scheme_proofs.stable_limit_residual(name) == 0
+    assert schemes_proofs.equivalent_rule_residuals(name) == [0, 0]
+    assert schemes_proofs.stable_limit_residual(name) == 0
 
 
 def test_bad_input_is_refused():

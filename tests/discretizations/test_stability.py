@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations import symbolic
+from discretizations.proofs import dynamics
 from discretizations.stability import (
     asymptotic_speedup,
     flat_rate,
@@ -77,14 +77,14 @@ def test_undamped_modes_have_no_rate():
 @pytest.mark.parametrize(
     "residuals",
     [
-        symbolic.phase_space_identity_from_definitions,
-        lambda: symbolic.phase_space_identity_jets(2),
-        lambda: symbolic.phase_space_identity_jets(3),
-        lambda: [symbolic.energy_identity_jets(2), symbolic.energy_identity_jets(3)],
-        symbolic.mode_equation,
-        symbolic.saddle_escape,
-        symbolic.stability_region,
-        symbolic.shadow_identity,
+        dynamics.phase_space_identity_from_definitions,
+        lambda: dynamics.phase_space_identity_jets(2),
+        lambda: dynamics.phase_space_identity_jets(3),
+        lambda: [dynamics.energy_identity_jets(2), dynamics.energy_identity_jets(3)],
+        dynamics.mode_equation,
+        dynamics.saddle_escape,
+        dynamics.stability_region,
+        dynamics.shadow_identity,
     ],
 )
 def test_symbolic_proofs(residuals):
@@ -92,7 +92,7 @@ def test_symbolic_proofs(residuals):
 
 
 def test_energy_identity_is_false_without_the_correction():
-    assert symbolic.energy_identity_jets(2, correction=False) != 0
+    assert dynamics.energy_identity_jets(2, correction=False) != 0
 
 
 def test_closed_forms_number_by_number():

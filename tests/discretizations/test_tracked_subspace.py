@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations.tracked_subspace import (
+from discretizations.matrices.tracked_subspace import (
     cholesky_orthonormalize,
     initial_subspace,
     sorted_eigenvectors,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from discretizations.preconditioners import adam_direction, second_moment_step
+from discretizations.matrices.eigenbases import adam_direction, second_moment_step
 from discretizations.update_rule import lite_step
 
 

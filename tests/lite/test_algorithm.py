@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from discretizations.polar import polar_express
+from discretizations.matrices.polar import polar_express
 from lite import LITESchedule, Muon, MuonLITE
 from tests.lite.reference import AdamWLITEReference, MuonLITEReference
 

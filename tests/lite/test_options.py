@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from discretizations.flat_split import top_right_subspace
+from discretizations.matrices.sharp_masks import top_right_subspace
 from lite import SOAPLITE, Muon, MuonLITE
 from lite.rounding import rounded_stochastically
 from tests.lite.optimizers import OPTIMIZERS, build, tensors, train

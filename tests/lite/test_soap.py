@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations import matrix_products
-from discretizations.preconditioners import factor_step_, first_eigenbases, refreshed_eigenbasis
+from discretizations.matrices import products
+from discretizations.matrices.eigenbases import factor_step_, first_eigenbases, refreshed_eigenbasis
 from lite import SOAPLITE
 from lite.adamw import AdamWRule, adamw_update, initial_adamw_state
 from lite.soap import SOAPRule, initial_soap_state, soap_update, soap_update_
@@ -232,7 +232,7 @@ def test_fast_kernels_are_as_near_to_float64_as_torchs(monkeypatch):
     exact, _ = run(lite, torch.zeros(shape, dtype=torch.float64), gradients(shape, 6))
     errors = []
     for fast in (False, True):
-        monkeypatch.setattr(matrix_products, "_MKL_IS_SLOW", fast)
+        monkeypatch.setattr(products, "_MKL_IS_SLOW", fast)
         w, state = run(lite, torch.zeros(shape), gradients(shape, 6, torch.float32))
         errors.append(float((w - exact).norm() / exact.norm()))
         torch.testing.assert_close(state.left_basis.T @ state.left_basis, torch.eye(400), rtol=0, atol=1e-5)

@@ -1,7 +1,7 @@
 """Newton–Schulz in bfloat16 that computes half of each symmetric product, on CPUs with AVX-512 bfloat16 instructions.
 
 Of a step's three products two are symmetric, and in the Gram form five of seven; no library has a symmetric product in
-bfloat16. The program is :mod:`discretizations.bfloat16_products`.
+bfloat16. The program is :mod:`discretizations.matrices.bfloat16_products`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discretizations.bfloat16_products import BLOCK, buffers, define_operator, is_supported, padded
-from discretizations.bfloat16_products import program as _program
+from discretizations.matrices.bfloat16_products import BLOCK, buffers, define_operator, is_supported, padded
+from discretizations.matrices.bfloat16_products import program as _program
+from discretizations.matrices.newton_schulz import newton_schulz, normalized
 
 __all__ = ["is_supported", "operations", "symmetric_newton_schulz"]
 
@@ -27,7 +28,7 @@ def symmetric_newton_schulz(
     scale: tuple[float, float, float],
     pairs: int,
 ) -> Tensor:
-    """Newton–Schulz of normalised matrices, the same polynomial as :func:`discretizations.polar.newton_schulz`.
+    """Newton–Schulz of normalised matrices: :func:`discretizations.matrices.newton_schulz.newton_schulz`, faster.
 
     Results do not depend on the number of threads, nor on what else is in the batch. Where no compiler builds the
     program, it is that function.
@@ -35,7 +36,7 @@ def symmetric_newton_schulz(
     Args:
         x: Matrices, bfloat16, shape ``(*batch, m, n)``.
         coefficients: (a, b, c) of each step.
-        scale: See :func:`discretizations.polar.normalized`.
+        scale: See :func:`discretizations.matrices.newton_schulz.normalized`.
         pairs: How many pairs of steps work on the Gram matrix alone, the first ones.
 
     Returns:
@@ -50,8 +51,6 @@ def symmetric_newton_schulz(
 def _call(x: Tensor, scale: list[float], coefficients: list[float], pairs: int) -> Tensor:
     program = _program()
     if program is None:
-        from discretizations.polar import newton_schulz, normalized  # which has this function as its fast way
-
         steps = [(a, b, c) for a, b, c in zip(*(coefficients[i::3] for i in range(3)), strict=True)]
         safety, floor, smallest = scale
         return newton_schulz(normalized(x, (safety, floor, smallest)), steps, gram=pairs > 0)

@@ -72,8 +72,8 @@ def program() -> Any | None:
     memory: list[Any] = [pointer, number, pointer, number, number]
     sizes: list[Any] = [number] * 3
     built.newton_schulz.argtypes = [pointer, pointer, *sizes, real, real, real, pointer, number, number, *memory]
-    built.few_columns.argtypes = [pointer, number, pointer, pointer, *sizes, number, number, *memory]
-    built.newton_schulz.restype = built.few_columns.restype = None
+    built.gram_product.argtypes = [pointer, number, pointer, pointer, *sizes, number, number, *memory]
+    built.newton_schulz.restype = built.gram_product.restype = None
     return built
 
 

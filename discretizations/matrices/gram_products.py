@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discretizations.bfloat16_products import buffers, define_operator, is_supported, padded, program
+from discretizations.matrices.bfloat16_products import buffers, define_operator, is_supported, padded, program
 
 _ROWS = 8  # rows of a register tile, as in the program
 
@@ -45,7 +45,7 @@ def projected_gram(x: Tensor, v: Tensor) -> Tensor:
 
 def _flat(x: Tensor, v: Tensor, *, gram: bool) -> Tensor:
     x, v = (y.reshape(-1, *y.shape[-2:]).contiguous() for y in (x, v.float()))
-    result: Tensor = torch.ops.lite.few_columns(x, v, gram)
+    result: Tensor = torch.ops.lite.gram_product(x, v, gram)
     return result
 
 
@@ -58,7 +58,7 @@ def _call(x: Tensor, v: Tensor, gram: bool) -> Tensor:
     assert built is not None
     matrices = (out.data_ptr(), out[0].numel(), x.data_ptr(), v.data_ptr(), batch, m, n, k, int(gram))
     memory = (work.data_ptr(), work.size(1), panels.data_ptr(), panels.size(1), panels.size(0))
-    built.few_columns(*matrices, *memory)
+    built.gram_product(*matrices, *memory)
     return out
 
 
@@ -74,4 +74,4 @@ def _flops(x: Sequence[int], v: Sequence[int], gram: bool, **_: Any) -> int:
     return 2 * batch * (rows * tall * wide + (columns * columns * tall if gram else rows * tall * wide))
 
 
-define_operator("few_columns(Tensor x, Tensor v, bool gram) -> Tensor", _call, _empty, flops=_flops)
+define_operator("gram_product(Tensor x, Tensor v, bool gram) -> Tensor", _call, _empty, flops=_flops)

@@ -370,7 +370,7 @@ extern "C" void newton_schulz(Half* out, const Half* x, int64_t batch, int64_t m
 }
 
 // v is n x k for each of batch matrices m x n; see `project`. Rows and columns of the results are padded.
-extern "C" void few_columns(float* out, int64_t out_size, const Half* x, const float* v, int64_t batch, int64_t m,
+extern "C" void gram_product(float* out, int64_t out_size, const Half* x, const float* v, int64_t batch, int64_t m,
                             int64_t n, int64_t k, int64_t gram, Half* work, int64_t work_size, uint32_t* panels,
                             int64_t panel_size, int64_t threads) {
   each_matrix(batch, threads, [&](Team team, int64_t i, int64_t thread, int64_t part) {

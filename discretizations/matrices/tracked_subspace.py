@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from discretizations.few_columns import normal_product, projected_gram, serves
+from discretizations.matrices.gram_products import normal_product, projected_gram, serves
 
 OVERSAMPLING = 1.25  # columns carried per column of the mask
 _SHIFT = 10.0  # of Cholesky QR's diagonal, in units of eps·columns: keeps a rank-deficient block factorisable

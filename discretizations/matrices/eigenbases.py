@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discretizations.matrix_products import orthonormal_columns, product
+from discretizations.matrices.products import orthonormal_columns, product
 
 # Rows of a symmetric product that are computed at once: few enough to save half, enough for fast products.
 _PANELS, _SMALLEST_PANEL = 8, 128

@@ -2,13 +2,12 @@ r"""Polar factors: :math:`\mathrm{msign}(X) = U V^\top` for :math:`X = U\Sigma V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from discretizations.bfloat16_products import HAS_MATRIX_UNITS, HAS_VECTORS
-from discretizations.symmetric_newton_schulz import is_supported, symmetric_newton_schulz
+from discretizations.matrices.bfloat16_products import HAS_MATRIX_UNITS, HAS_VECTORS
+from discretizations.matrices.newton_schulz import gram_pairs, newton_schulz, normalized
+from discretizations.matrices.symmetric_newton_schulz import is_supported, symmetric_newton_schulz
 
 # Polar Express (Amsel et al., arXiv:2505.16932, Algorithm 1 and its Appendix), odd quintic a x + b x³ + c x⁵ of each
 # step for singular values in [1e−3, 1], as in the published LITE code.
@@ -28,9 +27,6 @@ _SAFETY = 1.01  # the iterate is treated as 1% larger than it is, against roundi
 # leave at most (measured on 9000 dominated matrices: to 2.07); later steps diverge beyond 1.99 for 1% of safety (norms
 # of 10¹¹ on 12 of 1500 matrices 128 x 256), beyond 2.18 for 10%.
 _HALF_GRAM_SAFETY = 1.1
-_GRAM_ASPECT = 1.9  # from here on a pair of steps costs less on the Gram matrix: 10 + 4r against 4 + 8r products
-_SMALLEST_HALF_GRAM = 128  # rows from which on half precision allows it: rounding shifts eigenvalues of smaller Gram
-# matrices so far that the iteration can diverge (measured: norms up to 10⁷ at 16 rows, 1.018 from 96 rows on)
 PUBLISHED_FLOOR = 1e-8  # added to 1.01‖X‖_F by the published code
 _SMALLEST_NORM = 1e-18  # below it squares of float32 underflow; a matrix of such entries counts as zero
 _CPU_MULTIPLIES_BFLOAT16 = HAS_VECTORS or HAS_MATRIX_UNITS
@@ -83,62 +79,13 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     if x.ndim < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a polar factor needs matrices (*batch, m, n).")
     y = x.to(dtype or x.dtype)
-    pairs = _gram_pairs(y, steps)
+    pairs = gram_pairs(y, steps)
     is_half = y.dtype not in (torch.float32, torch.float64)
     coefficients = polar_express_coefficients(steps, safety=_HALF_GRAM_SAFETY if pairs and is_half else _SAFETY)
     scale = (_SAFETY, floor, _SMALLEST_NORM)
     if is_supported(y):
         return symmetric_newton_schulz(y, coefficients, scale=scale, pairs=pairs).to(x.dtype)
     return newton_schulz(normalized(y, scale), coefficients).to(x.dtype)
-
-
-def normalized(x: Tensor, scale: tuple[float, float, float]) -> Tensor:
-    r"""Matrices over :math:`\max(s\|X\|_F + \epsilon, \delta)`.
-
-    Args:
-        x: Matrices, shape ``(*batch, m, n)``.
-        scale: s, ε and δ.
-    """
-    safety, floor, smallest = scale
-    wide = torch.promote_types(x.dtype, torch.float32)  # in float16 norm and floor would under- or overflow
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
-    scaled: Tensor = x / (safety * norm + floor).clamp(min=smallest)
-    return scaled.to(x.dtype)
-
-
-def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, gram: bool = True) -> Tensor:
-    r"""Odd quintic iteration on singular values, :math:`X \leftarrow p(A)X`, :math:`A = XX^\top`.
-
-    A tall matrix is worked on from the right. From an aspect of 1.9 on, two steps at a time work on the smaller Gram
-    matrix alone: the same polynomial with fewer operations; not for small matrices in half precision.
-
-    Args:
-        x: Matrices with singular values at most about 1, shape ``(*batch, m, n)``.
-        coefficients: (a, b, c) of each step, p(A) = a + bA + cA².
-        gram: Whether elongated matrices take the Gram form.
-
-    Returns:
-        Shape and dtype of ``x``.
-
-    Source: Bernstein and Newhouse, arXiv:2409.20325; Jordan et al., *Muon* (2024); the Gram form is derived here.
-    """
-    y, batch = x, x.shape[:-2]
-    if y.ndim > 3:
-        y = y.flatten(0, -3)
-    remaining = list(coefficients)
-    for _ in range(_gram_pairs(x, len(remaining)) if gram else 0):
-        first, second, *remaining = remaining
-        y = _gram_pair(y, first, second)
-    for step in remaining:
-        y = _apply(_polynomial(_gram(y), step, identity=False), y, step[0])
-    return y.reshape(*batch, *y.shape[-2:])
-
-
-def _gram_pairs(x: Tensor, steps: int) -> int:
-    """How many pairs of steps take the Gram form; the Gram matrix is taken anew for each, else bfloat16 overflows."""
-    shorter, longer = min(x.shape[-2:]), max(x.shape[-2:])
-    is_safe = shorter >= _SMALLEST_HALF_GRAM or x.dtype in (torch.float32, torch.float64)
-    return steps // 2 if is_safe and longer >= _GRAM_ASPECT * shorter else 0
 
 
 def fast_dtype(x: Tensor) -> torch.dtype:
@@ -151,36 +98,6 @@ def fast_dtype(x: Tensor) -> torch.dtype:
         return torch.float64
     fast = _CPU_MULTIPLIES_BFLOAT16 if x.device.type == "cpu" else x.device.type == "cuda"
     return torch.bfloat16 if fast else torch.float32
-
-
-def _gram(y: Tensor) -> Tensor:
-    return y @ y.mT if y.size(-2) <= y.size(-1) else y.mT @ y
-
-
-def _polynomial(gram: Tensor, coefficients: tuple[float, float, float], *, identity: bool) -> Tensor:
-    """bA + cA², plus a on the diagonal where asked."""
-    a, b, c = coefficients
-    polynomial = _multiply_add(gram)(gram, gram, gram.mT, beta=b, alpha=c)  # symmetric; oneDNN is faster so
-    if identity:
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-    return polynomial
-
-
-def _apply(polynomial: Tensor, y: Tensor, a: float) -> Tensor:
-    """aY + pY, from the side of the shorter dimension."""
-    left, right = (polynomial, y) if y.size(-2) <= y.size(-1) else (y, polynomial)
-    return _multiply_add(y)(y, left, right, beta=a)
-
-
-def _gram_pair(y: Tensor, first: tuple[float, float, float], second: tuple[float, float, float]) -> Tensor:
-    gram = _gram(y)
-    p = _polynomial(gram, first, identity=True)
-    q = _polynomial(p @ gram @ p, second, identity=True) @ p
-    return q @ y if y.size(-2) <= y.size(-1) else y @ q
-
-
-def _multiply_add(y: Tensor) -> Callable[..., Tensor]:
-    return torch.addmm if y.ndim == 2 else torch.baddbmm
 
 
 def exact_polar(x: Tensor) -> Tensor:

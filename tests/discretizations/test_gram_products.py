@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations import tracked_subspace
-from discretizations.bfloat16_products import FLOP_FORMULAS
-from discretizations.few_columns import normal_product, projected_gram
+from discretizations.matrices import tracked_subspace
+from discretizations.matrices.bfloat16_products import FLOP_FORMULAS
+from discretizations.matrices.gram_products import normal_product, projected_gram
 
 needs_program = pytest.mark.usefixtures("needs_bfloat16_program")
 HALF = 2.0**-8  # relative error of a number rounded to bfloat16
@@ -74,7 +74,7 @@ def test_a_matrix_without_a_usable_norm_leaves_the_subspace(bad):
 @needs_program
 def test_torch_knows_the_operator():
     x, v = inputs((2,), 40, 70, 9)
-    operator = torch.ops.lite.few_columns
+    operator = torch.ops.lite.gram_product
     for gram in (False, True):
         torch.library.opcheck(operator.default, (x, v, gram), test_utils=("test_schema", "test_faketensor"))
     # Rows of products are padded to 8, all else to 32.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from discretizations.flat_split import (
+from discretizations.matrices.polar import exact_polar
+from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
     adapt_coordinate_thresholds,
     adapt_threshold,
@@ -16,7 +17,6 @@ from discretizations.flat_split import (
     threshold_mask,
     top_right_subspace,
 )
-from discretizations.polar import exact_polar
 
 
 def _matrix(shape, sigma, seed=0):

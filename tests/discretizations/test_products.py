@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from discretizations import matrix_products
-from discretizations.matrix_products import orthonormal_columns, product
+from discretizations.matrices import products
+from discretizations.matrices.products import orthonormal_columns, product
 
 
 @pytest.fixture(params=["torch", "oneDNN"])
 def kernel(request, monkeypatch):
     if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(matrix_products, "_MKL_IS_SLOW", request.param == "oneDNN")
+    monkeypatch.setattr(products, "_MKL_IS_SLOW", request.param == "oneDNN")
 
 
 def matrix(*shape, seed=0, dtype=torch.float32):
