@@ -1,8 +1,8 @@
 r"""The table: known optimizer ↔ (metric, α, β, η, gain, scheme), and the one rule that runs each row.
 
 Every row is the update rule of :mod:`discretizations.update_rule` (semi-implicit Euler of the flow at h = 1, R = 0)
-with a metric of :mod:`discretizations.adaptive_metrics` and coefficients that are formulas in the optimizer's own
-hyperparameters. The formulas are SymPy expressions: the same ones are printed, evaluated and proved
+with a preconditioner of :mod:`discretizations.preconditioners` and coefficients that are formulas in the optimizer's
+own hyperparameters. The formulas are SymPy expressions: the same ones are printed, evaluated and proved
 (:mod:`discretizations.proofs.correspondences`).
 
 Source: arXiv:2602.22681; derived in docs/guides/correspondence.
@@ -22,9 +22,10 @@ import torch
 from sympy.printing.str import StrPrinter
 from torch import Tensor
 
-from discretizations.adaptive_metrics import AdaptiveMetric, EigenbasisMoment, KroneckerRoot, PolarFactor
-from discretizations.update_rule import lite_step
+from discretizations.preconditioners import Identity
+from discretizations.update_rule import RuleState, UpdateRule
 from riemannian_ode.errors import require_choice
+from riemannian_ode.preconditioner import Preconditioner
 
 Settings = Mapping[str, Any]
 
@@ -44,15 +45,6 @@ SYMBOLS: Mapping[str, str] = MappingProxyType(
 _NAMESPACE = {name: sp.Symbol(name, positive=True) for name in SYMBOLS}
 
 
-class RuleState(NamedTuple):
-    """Parameters, momentum, memory of the metric (``None`` before the first gradient) and number of steps done."""
-
-    w: Tensor
-    m: Tensor
-    memory: Any
-    step: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Correspondence:
     r"""One row: an optimizer as the update rule with a metric and coefficients.
@@ -62,12 +54,14 @@ class Correspondence:
         optimizer: Its name for people.
         implementation: What it is compared with: a class of torch, or a paper's algorithm.
         metric: F per block, as text.
-        build_metric: Settings ↦ metric.
+        build: Settings ↦ preconditioner.
         alpha: α, a SymPy expression in the names of :data:`SYMBOLS`, as are those below.
         gain: c, what multiplies g in the momentum.
         nesterov: ν, gradient added to the kept momentum before the metric acts.
-        eta: η beside the kept momentum.
-        decay: λ' of the decoupled decay −ηλ'w.
+        eta: η beside the kept momentum, without the correction of its bias.
+        decay: λ' of the decoupled decay −ηλ'w, likewise.
+        corrects_momentum: Whether momentum is divided by its mass 1 − θ₁ᵗ: the formulas of the table have
+            η/(1 − θ₁ᵗ) and λ'(1 − θ₁ᵗ) then.
         defaults: Settings with the implementation's default values.
         momentum: What is kept: a covector (sums of gradients) or a vector (sums of F⁻¹g).
         correction: Riemannian correction R: zero as F is constant, or dropped.
@@ -78,12 +72,13 @@ class Correspondence:
     optimizer: str
     implementation: str
     metric: str
-    build_metric: Callable[[Settings], AdaptiveMetric[Any]]
+    build: Callable[[Settings], Preconditioner]
     alpha: str
     gain: str
     nesterov: str
     eta: str
     decay: str = "0"
+    corrects_momentum: bool = False
     defaults: Settings
     momentum: Literal["covector", "vector"] = "covector"
     correction: Literal["zero", "dropped"] = "dropped"
@@ -94,10 +89,16 @@ class Correspondence:
         """β in theory's units, beside a summed momentum: ν/c (docs/theory, "Units of β")."""
         return sp.simplify(expression(self.nesterov) / expression(self.gain))
 
+    @property
+    def position_formulas(self) -> dict[str, sp.Expr]:
+        """η and λ' beside the kept momentum, with the correction of its bias."""
+        mass = expression("1 - beta1**t") if self.corrects_momentum else 1
+        return {"η": expression(self.eta) / mass, "λ'": expression(self.decay) * mass}
+
     def as_text(self) -> dict[str, str]:
         """The row for people: column ↦ text."""
-        formulas = {"α": self.alpha, "c": self.gain, "η": self.eta, "λ'": self.decay}
-        printed = {column: formula_text(expression(formula)) for column, formula in formulas.items()}
+        formulas = {"α": expression(self.alpha), "c": expression(self.gain), **self.position_formulas}
+        printed = {column: formula_text(formula) for column, formula in formulas.items()}
         return {
             "optimizer": self.optimizer,
             "implementation": self.implementation,
@@ -141,10 +142,20 @@ class Rule:
 
     row: Correspondence
     settings: Settings
-    metric: AdaptiveMetric[Any] = field(init=False)
+    preconditioner: Preconditioner = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", self.row.build_metric(self.settings))
+        object.__setattr__(self, "preconditioner", self.row.build(self.settings))
+
+    def update_rule(self, shape: tuple[int, ...]) -> tuple[UpdateRule, float]:
+        """The update rule of parameters of a shape, and η beside it."""
+        numbers = self.coefficients(shape)
+        eta = numbers.pop("eta")
+        if self.row.momentum == "vector":
+            preconditioner: Preconditioner = Identity()
+        else:
+            preconditioner = self.preconditioner
+        return UpdateRule(preconditioner=preconditioner, **numbers, corrects_momentum=self.row.corrects_momentum), eta
 
     def start(self, w: Tensor) -> RuleState:
         """State before the first gradient.
@@ -153,54 +164,35 @@ class Rule:
             w: Parameters; matrices for Muon, Shampoo and SOAP.
 
         Raises:
-            ValueError: for a tensor the metric is not made for.
+            ValueError: for a tensor the preconditioner is not made for.
         """
-        if isinstance(self.metric, (PolarFactor, KroneckerRoot, EigenbasisMoment)) and w.ndim != 2:
-            raise ValueError(f"w has shape {tuple(w.shape)}; {self.row.key} is made for matrices (n_1, n_2).")
-        return RuleState(w, torch.zeros_like(w), None, 0)
+        self.preconditioner.check_shape(tuple(w.shape))
+        rule, _ = self.update_rule(tuple(w.shape))
+        state = rule.start(w)
+        return state._replace(memory=self.preconditioner.initial(w)) if self.row.momentum == "vector" else state
 
     def step(self, state: RuleState, g: Tensor) -> RuleState:
-        """One step of the optimizer: the metric takes the gradient in, and the update rule does the rest.
+        """One step of the optimizer.
 
         Args:
             state: State before.
             g: Gradient at ``state.w``.
         """
-        memory = state.memory
-        if memory is None:
-            memory = self.metric.initial(g)
-            if self.metric.skips_first:
-                return state._replace(memory=memory)
-        memory = self.metric.observe(memory, g)
-        step = state.step + 1
-        now = self.coefficients(step, tuple(state.w.shape))
+        rule, eta = self.update_rule(tuple(state.w.shape))
+        if self.row.momentum == "covector":
+            return rule.step(state, g, eta=eta)
+        # The momentum sums vectors: the metric raises each gradient before it is taken in.
+        memory = self.preconditioner.observe(state.memory, g, g)
+        after = rule.step(state._replace(memory={}), self.preconditioner.raise_index(memory, g), eta=eta)
+        return after._replace(memory=memory)
 
-        def precondition(covector: Tensor) -> Tensor:
-            return self.metric.raise_index(memory, covector)
-
-        keeps_vector = self.row.momentum == "vector"
-        w, m = lite_step(
-            state.w,
-            state.m,
-            precondition(g) if keeps_vector else g,
-            eta=now["eta"],
-            alpha=now["alpha"],
-            gain=now["gain"],
-            nesterov=now["nesterov"],
-            decay=now["decay"] * state.w if now["decay"] else None,
-            precondition=(lambda vector: vector) if keeps_vector else precondition,
-        )
-        return RuleState(w, m, memory, step)
-
-    def coefficients(self, step: int, shape: tuple[int, ...]) -> dict[str, float]:
-        """α, c, ν, η and λ' as numbers.
+    def coefficients(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """α, c, ν, η and λ' as numbers, without the correction of the momentum's bias.
 
         Args:
-            step: t ≥ 1.
             shape: Of the parameter.
         """
         values = {name: self.settings[name] for name in SYMBOLS if name in self.settings}
-        values["t"] = step
         if len(shape) == 2:
             values["rows"], values["columns"] = shape
         return {

@@ -11,34 +11,34 @@ from typing import Any
 
 import torch
 
-from discretizations.adaptive_metrics import EigenbasisMoment, Identity, KroneckerRoot, PolarFactor, SecondMoment
 from discretizations.correspondence import Correspondence, Settings
+from discretizations.preconditioners import EigenbasisMoment, Identity, KroneckerRoot, PolarFactor, SecondMoment
+from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR
 from riemannian_ode.errors import require_choice
 
 _MUON_SCALE = "sqrt(Max(1, rows/columns))"  # torch.optim.Muon, adjust_lr_fn="original"
-# torch.optim.Muon's polynomial, from Jordan et al., Muon (2024).
-_MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def _second_moment(settings: Settings) -> SecondMoment:
-    return SecondMoment(settings["beta2"], settings["eps"])
+    return SecondMoment(beta2=settings["beta2"], eps=settings["eps"])
 
 
 def _rmsprop(settings: Settings) -> SecondMoment:
-    return SecondMoment(settings["beta2"], settings["eps"], correct_bias=False)
+    return SecondMoment(beta2=settings["beta2"], eps=settings["eps"], corrects_bias=False)
 
 
 def _polar_factor(settings: Settings) -> PolarFactor:
-    return PolarFactor(settings["coefficients"], settings["steps"], settings["eps"], settings["dtype"])
+    names = {"iteration": "coefficients", "steps": "steps", "floor": "eps", "dtype": "dtype"}
+    return PolarFactor(**{field: settings[name] for field, name in names.items()})
 
 
 _MUON: dict[str, Any] = {
     "lr": 1e-3,
     "mu": 0.95,
     "weight_decay": 0.1,
-    "coefficients": _MUON_COEFFICIENTS,
+    "coefficients": TORCH_COEFFICIENTS,
     "steps": 5,
-    "eps": 1e-7,
+    "eps": TORCH_FLOOR,
     "dtype": torch.bfloat16,
 }
 _ROWS = (
@@ -47,7 +47,7 @@ _ROWS = (
         optimizer="gradient descent",
         implementation="torch.optim.SGD()",
         metric="I",
-        build_metric=lambda _: Identity(),
+        build=lambda _: Identity(),
         alpha="1",
         gain="1",
         nesterov="0",
@@ -60,7 +60,7 @@ _ROWS = (
         optimizer="heavy ball",
         implementation="torch.optim.SGD(momentum=μ)",
         metric="I",
-        build_metric=lambda _: Identity(),
+        build=lambda _: Identity(),
         alpha="1 - mu",
         gain="1",
         nesterov="0",
@@ -73,7 +73,7 @@ _ROWS = (
         optimizer="Nesterov",
         implementation="torch.optim.SGD(momentum=μ, nesterov=True)",
         metric="I",
-        build_metric=lambda _: Identity(),
+        build=lambda _: Identity(),
         alpha="1 - mu",
         gain="1",
         nesterov="1/mu",
@@ -86,7 +86,7 @@ _ROWS = (
         optimizer="RMSprop",
         implementation="torch.optim.RMSprop()",
         metric="diag(√v + ε)",
-        build_metric=_rmsprop,
+        build=_rmsprop,
         alpha="1",
         gain="1",
         nesterov="0",
@@ -98,7 +98,7 @@ _ROWS = (
         optimizer="RMSprop with momentum",
         implementation="torch.optim.RMSprop(momentum=μ)",
         metric="diag(√v + ε)",
-        build_metric=_rmsprop,
+        build=_rmsprop,
         alpha="1 - mu",
         gain="1",
         nesterov="0",
@@ -111,11 +111,12 @@ _ROWS = (
         optimizer="Adam",
         implementation="torch.optim.Adam()",
         metric="diag(√v̂ + ε)",
-        build_metric=_second_moment,
+        build=_second_moment,
         alpha="1 - beta1",
         gain="1 - beta1",
         nesterov="0",
-        eta="lr/(1 - beta1**t)",
+        eta="lr",
+        corrects_momentum=True,
         defaults={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
     ),
     Correspondence(
@@ -123,12 +124,13 @@ _ROWS = (
         optimizer="AdamW",
         implementation="torch.optim.AdamW()",
         metric="diag(√v̂ + ε)",
-        build_metric=_second_moment,
+        build=_second_moment,
         alpha="1 - beta1",
         gain="1 - beta1",
         nesterov="0",
-        eta="lr/(1 - beta1**t)",
-        decay="weight_decay*(1 - beta1**t)",
+        eta="lr",
+        decay="weight_decay",
+        corrects_momentum=True,
         defaults={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2},
     ),
     Correspondence(
@@ -136,7 +138,7 @@ _ROWS = (
         optimizer="Muon without Nesterov",
         implementation="torch.optim.Muon(nesterov=False)",
         metric="(XᵀX)^(1/2)",
-        build_metric=_polar_factor,
+        build=_polar_factor,
         alpha="1 - mu",
         gain="1 - mu",
         nesterov="0",
@@ -149,7 +151,7 @@ _ROWS = (
         optimizer="Muon",
         implementation="torch.optim.Muon()",
         metric="(XᵀX)^(1/2)",
-        build_metric=_polar_factor,
+        build=_polar_factor,
         # What is kept is μ times torch's buffer, so that the covector is torch's: in bfloat16 its scale matters.
         alpha="1 - mu",
         gain="mu*(1 - mu)",
@@ -163,7 +165,7 @@ _ROWS = (
         optimizer="Shampoo",
         implementation="arXiv:1802.09568, Algorithm 1",
         metric="L^(1/4) ⊗ R^(1/4)",
-        build_metric=lambda settings: KroneckerRoot(None, settings["eps"]),
+        build=lambda settings: KroneckerRoot(beta2=None, eps=settings["eps"]),
         alpha="1",
         gain="1",
         nesterov="0",
@@ -175,12 +177,13 @@ _ROWS = (
         optimizer="Shampoo with averages",
         implementation="arXiv:2309.06497, without grafting",
         metric="L̂^(1/4) ⊗ R̂^(1/4)",
-        build_metric=lambda settings: KroneckerRoot(settings["beta2"], settings["eps"]),
+        build=lambda settings: KroneckerRoot(beta2=settings["beta2"], eps=settings["eps"]),
         alpha="1 - beta1",
         gain="1 - beta1",
         nesterov="0",
-        eta="lr/(1 - beta1**t)",
-        decay="weight_decay*(1 - beta1**t)",
+        eta="lr",
+        decay="weight_decay",
+        corrects_momentum=True,
         defaults={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.0},
     ),
     Correspondence(
@@ -188,13 +191,14 @@ _ROWS = (
         optimizer="SOAP",
         implementation="arXiv:2409.11321, Algorithm 3",
         metric="Q diag((√V + ε)/√(1 − θ₂^t)) Qᵀ, Q = Q_L ⊗ Q_R",
-        build_metric=lambda settings: EigenbasisMoment(settings["beta2"], settings["eps"], settings["frequency"]),
+        build=lambda settings: EigenbasisMoment(**{name: settings[name] for name in ("beta2", "eps", "frequency")}),
         alpha="1 - beta1",
         gain="1 - beta1",
         nesterov="0",
         # The authors' code decays the parameters after the step: w ← (1 − ℓλ)(w − …).
-        eta="lr*(1 - lr*weight_decay)/(1 - beta1**t)",
-        decay="weight_decay*(1 - beta1**t)/(1 - lr*weight_decay)",
+        eta="lr*(1 - lr*weight_decay)",
+        decay="weight_decay/(1 - lr*weight_decay)",
+        corrects_momentum=True,
         defaults={"lr": 3e-3, "beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "frequency": 10},
     ),
 )

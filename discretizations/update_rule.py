@@ -1,21 +1,166 @@
-r"""LITE's update rule: the flow's semi-implicit Euler step at h = 1, for any array and any preconditioner.
+r"""LITE's update rule: the flow's semi-implicit Euler step at h = 1.
 
 .. math::
-    m_k = (1-\alpha) m_{k-1} + c\,g_k, \qquad
-    u_k = P F^{-1}(m_k + \beta_1 g_k) + \chi\, Q F^{-1}(m_k + \beta_2 g_k), \qquad
-    w_{k+1} = w_k - \eta_k u_k
+    k_t \leftarrow g_t, \qquad m_t = (1-\alpha) m_{t-1} + c\,g_t, \qquad
+    u_t = P F^{-1}(m_t + \beta_1 g_t) + \chi\, Q F^{-1}(m_t + \beta_2 g_t), \qquad
+    w_{t+1} = w_t - \eta_t\left(u_t + \lambda(P + \chi Q)w_t\right)
 
-The formulas are those of :mod:`riemannian_ode.flow`; the optimizers of :mod:`lite` run the same ones.
+:class:`UpdateRule` is the rule with a preconditioner that remembers gradients, k. :func:`lite_step` is one step with a
+map F⁻¹ given as a function, for any array and for symbols. Flow, rule and optimizers of :mod:`lite` run the same
+functions of :mod:`riemannian_ode.preconditioner`.
 
 Source: arXiv:2602.22681, Algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from riemannian_ode.flow import Array, Projector, lite_direction, momentum_step, position_step
+from riemannian_ode.flow import Array, Projector
+from riemannian_ode.preconditioner import MASS, Directed, Memory, Preconditioner, TakenIn, direct, move, take_in
+
+
+class RuleState(NamedTuple):
+    """Parameters and momentum, any shape, the preconditioner's memory, and the number of gradients seen.
+
+    Momentum is in the preconditioner's frame, if there is one.
+    """
+
+    w: Array
+    m: Array
+    memory: Memory
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRule:
+    r"""The update rule of one optimizer at given coefficients, as pure functions of its state.
+
+    Args:
+        preconditioner: F⁻¹ and its memory.
+        alpha: α = 1 − θ.
+        gain: c, 1 for a summed momentum, 1 − θ for an average.
+        nesterov: ν, gradient added to the momentum before the metric acts.
+        beta_sharp: β₁ beside F⁻¹m̃, in its units.
+        beta_flat: β₂.
+        chi: χ.
+        chi_sharp: χ_s.
+        decay: λ, decoupled; η multiplies it.
+        corrects_momentum: Whether momentum is divided by its mass, 1 − θᵗ.
+        is_split: Whether sharp and flat directions differ; by default, whether χ or β do.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+
+    preconditioner: Preconditioner
+    alpha: Any
+    gain: Any = 1.0
+    nesterov: Any = 0.0
+    beta_sharp: Any = 0.0
+    beta_flat: Any = 0.0
+    chi: Any = 1.0
+    chi_sharp: Any = 1.0
+    decay: Any = 0.0
+    corrects_momentum: bool = False
+    is_split: bool | None = None
+
+    @property
+    def splits(self) -> bool:
+        """Whether sharp and flat directions differ."""
+        if self.is_split is not None:
+            return self.is_split
+        return differ(self.chi, self.chi_sharp) or differ(self.beta_flat, self.beta_sharp)
+
+    @property
+    def is_damped(self) -> bool:
+        """Whether the gradient itself enters the direction."""
+        return differ(self.beta_sharp, 0.0) or differ(self.beta_flat, 0.0)
+
+    def initial_memory(self, w: Array, *, batch: int = 0) -> Memory:
+        """Memory before the first gradient, the momentum's mass included.
+
+        Args:
+            w: Parameters, shape ``(*batch, *shape)``.
+            batch: Number of batch axes.
+        """
+        return initial_memory(self.preconditioner, w, corrects_momentum=self.corrects_momentum, batch=batch)
+
+    def start(self, w: Array, *, batch: int = 0) -> RuleState:
+        """State before the first gradient.
+
+        Args:
+            w: Parameters, shape ``(*batch, *shape)``.
+            batch: Number of batch axes.
+
+        Raises:
+            ValueError: for parameters that are no matrices where the preconditioner needs them.
+        """
+        self.preconditioner.check_shape(tuple(w.shape), batch=batch)
+        return RuleState(w, w - w, self.initial_memory(w, batch=batch), 0)
+
+    def step(self, state: RuleState, g: Array, *, eta: Any) -> RuleState:
+        """One step.
+
+        Args:
+            state: State before.
+            g: Gradient at ``state.w``.
+            eta: η.
+        """
+        w, m, memory, step = state
+        if step == 0 and self.preconditioner.skips_first:
+            return RuleState(w, m, self.preconditioner.first(memory, g), 1)
+        directed = self.direct(self.take_in(m, memory, g), w=w, step=step + (not self.preconditioner.skips_first))
+        return RuleState(move(w, directed, eta=eta), directed.m, directed.memory, step + 1)
+
+    def take_in(self, m: Array, memory: Memory, g: Array) -> TakenIn:
+        """First part: memory and momentum take the gradient in."""
+        return take_in(self.preconditioner, m, memory, g, alpha=self.alpha, gain=self.gain, nesterov=self.nesterov)
+
+    def direct(
+        self,
+        taken: TakenIn,
+        *,
+        w: Array | None = None,
+        step: int = 0,
+        numbers: Sequence[int] = (0,),
+        is_phase: bool = False,
+    ) -> Directed:
+        """Second part: the direction of whole matrices, see :func:`riemannian_ode.preconditioner.direct`."""
+        return direct(
+            self.preconditioner,
+            taken,
+            chi=self.chi,
+            chi_sharp=self.chi_sharp,
+            beta_sharp=self.beta_sharp,
+            beta_flat=self.beta_flat,
+            is_split=self.splits,
+            decay=self.decay,
+            w=w,
+            step=step,
+            numbers=numbers,
+            is_phase=is_phase,
+        )
+
+
+def initial_memory(preconditioner: Preconditioner, w: Array, *, corrects_momentum: bool, batch: int = 0) -> Memory:
+    """Memory before the first gradient, with the momentum's mass 0 if its bias is corrected.
+
+    Args:
+        preconditioner: F⁻¹.
+        w: Parameters, shape ``(*batch, *shape)``.
+        corrects_momentum: Whether momentum is divided by its mass.
+        batch: Number of batch axes.
+    """
+    memory = preconditioner.initial(w, batch=batch)
+    return memory | {MASS: preconditioner.initial_mass(w, batch=batch)} if corrects_momentum else memory
+
+
+def differ(first: Any, second: Any) -> bool:
+    """Whether two coefficients differ; arrays count as different, they are never compared."""
+    numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+    return not numbers or first != second
 
 
 class UpdateState(NamedTuple):
@@ -41,7 +186,7 @@ def lite_step(
     gain: Any = 1.0,
     decay: Array | None = None,
 ) -> UpdateState:
-    """One step of LITE.
+    """One step of LITE with F⁻¹ given as a function.
 
     Args:
         w: Parameters w_k, any shape.
@@ -63,16 +208,35 @@ def lite_step(
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
-    m = momentum_step(m, g, alpha=alpha, gain=gain)
-    u = lite_direction(
-        m,
-        g,
-        raise_index=precondition,
-        split=split,
+    function = _Function(precondition, split)
+    taken = take_in(function, m, {}, g, alpha=alpha, gain=gain, nesterov=nesterov)
+    directed = direct(
+        function,
+        taken,
         chi=chi,
         beta_sharp=beta_sharp,
         beta_flat=beta_flat,
-        nesterov=nesterov,
-        decay=decay,
+        is_split=split is not None,
+        decay=0.0 if decay is None else 1.0,
+        w=decay,
     )
-    return UpdateState(position_step(w, u, eta=eta), m)
+    return UpdateState(move(w, directed, eta=eta), directed.m)
+
+
+@dataclass(frozen=True)
+class _Function(Preconditioner):
+    """F⁻¹ and Q as functions, without memory."""
+
+    name = "function"
+    is_linear = False
+
+    function: Callable[[Array], Array]
+    split: Callable[[Array, Array], Projector] | None
+
+    def raise_index(self, memory: Memory, covector: Array) -> Array:
+        return self.function(covector)
+
+    def flat(self, memory: Memory, covector: Array, raised: Array | None, *, h: Any = 1.0) -> tuple[Projector, Memory]:
+        if self.split is None:
+            return super().flat(memory, covector, raised, h=h)
+        return self.split(covector, raised), memory

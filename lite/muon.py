@@ -32,7 +32,7 @@ from discretizations.matrices.sharp_masks import (
 from discretizations.matrices.symmetric_newton_schulz import is_supported
 from discretizations.matrices.tracked_subspace import initial_subspace, track_subspace, tracked_rank
 from lite.tensor_settings import acts
-from riemannian_ode.flow import Projector, lite_velocity, lookahead, momentum_step, position_step, soft_lite_velocity
+from riemannian_ode.flow import Projector, lite_velocity, lookahead, momentum_step, position_step
 
 Mask: TypeAlias = Literal["subspace", "threshold", "exact"]
 MASKS: tuple[Mask, ...] = ("subspace", "threshold", "exact")
@@ -257,7 +257,9 @@ def muon_direction(
     if rule.mask == "threshold" and rho is not None:
         mask = threshold_mask(covector, a, rho, orthogonalize=rule.orthogonalize)
         flat = mask_complement(mask)
-        u = soft_lite_velocity(a, d, flat=flat, chi=rule.chi, beta_sharp=rule.beta_sharp, beta_flat=rule.beta_flat)
+        u = lite_velocity(
+            a, d, twice=True, flat=flat, chi=rule.chi, beta_sharp=rule.beta_sharp, beta_flat=rule.beta_flat
+        )
         if decay is not None:
             u = u + lite_velocity(decay, flat=flat, chi=rule.chi)
         rank = published_rank(rule.sharp_fraction, min(covector.shape[-2:]))

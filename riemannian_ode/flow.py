@@ -87,6 +87,38 @@ def momentum_step(
     return m + (rate if _is(h, 1.0) else h * rate)
 
 
+def average_rate(k: Array, s: Array, *, rate: Any) -> Array:
+    r"""Rate of a moving average, :math:`\dot k = (1-\theta)(s - k)`, or of a sum, :math:`\dot k = s`.
+
+    Args:
+        k: Average, any shape.
+        s: What it averages, shape of ``k``.
+        rate: 1 − θ, per unit time; ``None`` sums.
+
+    Source: docs/theory, "Flows with memory".
+    """
+    return s if rate is None else rate * (s - k)
+
+
+def average_step(k: Array, s: Array, *, rate: Any, h: Any = 1.0) -> Array:
+    r"""One Euler step of an average, :math:`k \leftarrow k + h(1-\theta)(s - k)`, or of a sum, :math:`k + hs`.
+
+    Args:
+        k: Average, any shape.
+        s: What it averages, shape of ``k``.
+        rate: 1 − θ, per unit time; ``None`` sums.
+        h: Step size, in units of time.
+
+    Source: docs/theory, "Flows with memory"; h = 1 is the exponential moving average with coefficient θ.
+    """
+    if rate is None:
+        return k + (s if _is(h, 1.0) else h * s)
+    weight = rate if _is(h, 1.0) else h * rate
+    if hasattr(k, "lerp") and k.dtype == s.dtype and isinstance(weight, float):
+        return k.lerp(s, weight)  # the same in one pass over memory
+    return k + weight * (s - k)
+
+
 def lookahead(m: Array, g: Array, nesterov: Any) -> Array:
     r"""Momentum with the gradient added before the metric acts, :math:`\tilde m = m + \nu g`.
 
@@ -110,12 +142,17 @@ def lite_velocity(
     beta_flat: Any = 0.0,
     chi_sharp: Any = 1.0,
     decay: Array | None = None,
+    twice: bool = False,
 ) -> Array:
     r"""LITE's direction from preconditioned momentum and gradient, with a single projection.
 
     .. math::
         u = \chi_s P(a + \beta_1 d + c) + \chi Q(a + \beta_2 d + c)
           = \chi_s(a + \beta_1 d + c) + Q[(\chi-\chi_s)(a + c) + (\chi\beta_2 - \chi_s\beta_1)d]
+
+    The published soft mask applies a Q with eigenvalues in [0, 1] twice to d:
+    :math:`U = a + \beta_1 d + (\beta_2 - \beta_1)Qd`, :math:`u = U + c + (\chi - 1)Q(U + c)`. Both are equal where
+    Q² = Q.
 
     Args:
         a: Preconditioned momentum F⁻¹m̃, any shape.
@@ -126,12 +163,17 @@ def lite_velocity(
         beta_flat: β₂, the same for flat directions.
         chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 but in ablations.
         decay: c, weight decay in units of ``a`` (λw over the learning-rate scale); ``None`` is none.
+        twice: Whether Q is the published soft mask (χ_s = 1).
 
     Returns:
         u with ẇ = −ηu, shape of ``a``.
 
-    Source: arXiv:2602.22681, Algorithm 1; the single projection is derived in docs/theory.
+    Source: arXiv:2602.22681, Algorithm 1, and its code for ``twice``; the single projection is derived in docs/theory.
     """
+    if twice and flat is not None:
+        damped = a if d is None else a + beta_sharp * d + (beta_flat - beta_sharp) * flat(d)
+        u = damped + (chi - 1.0) * flat(damped)
+        return u if decay is None else u + lite_velocity(decay, flat=flat, chi=chi)
     base = a if decay is None else a + decay
     sharp = base if d is None or _is(beta_sharp, 0.0) else _plus(base, beta_sharp, d)
     scaled = sharp if _is(chi_sharp, 1.0) else chi_sharp * sharp
@@ -141,32 +183,6 @@ def lite_velocity(
     if d is not None:
         extra = _plus(extra, chi * beta_flat - chi_sharp * beta_sharp, d)
     return scaled + flat(extra)
-
-
-def soft_lite_velocity(
-    a: Array, d: Array | None, *, flat: Projector, chi: Any, beta_sharp: Any = 0.0, beta_flat: Any = 0.0
-) -> Array:
-    r"""LITE's direction with the published soft mask, whose Q is no projector and meets d twice.
-
-    .. math:: U = a + \beta_1 d + (\beta_2 - \beta_1)Qd, \qquad u = U + (\chi - 1)QU
-
-    Where Q² = Q it equals :func:`lite_velocity`.
-
-    Args:
-        a: Preconditioned momentum, any shape.
-        d: Preconditioned gradient, shape of ``a``; ``None`` where β₁ = β₂ = 0.
-        flat: x ↦ Qx as published, linear with spectrum in [0, 1].
-        chi: χ, learning-rate ratio of flat directions.
-        beta_sharp: β₁, published units (beside a preconditioned EMA).
-        beta_flat: β₂, published units.
-
-    Returns:
-        u, shape of ``a``.
-
-    Source: arXiv:2602.22681, Algorithm 1 as published in its code (step 5 of docs/algorithm).
-    """
-    damped = a if d is None else a + beta_sharp * d + (beta_flat - beta_sharp) * flat(d)
-    return damped + (chi - 1.0) * flat(damped)
 
 
 def lite_direction(

@@ -66,18 +66,19 @@ def threshold_mask(
     return 0.5 * (polar + orthogonalize(scaled - polar))
 
 
-def adapt_threshold(rho: Tensor, mask: Tensor, *, rank: int) -> Tensor:
-    r"""Next ρ: times 1.05 if ‖S‖_F > √k, else times 0.95, at most 1; no device sync.
+def adapt_threshold(rho: Tensor, mask: Tensor, *, rank: int, h: float = 1.0) -> Tensor:
+    r"""Next ρ: times 1.05ʰ if ‖S‖_F > √k, else times 0.95ʰ, at most 1; no device sync.
 
     Args:
         rho: ρ, shape ``(*batch,)``.
         mask: S, shape ``(*batch, m, n)``.
         rank: k, see :func:`published_rank`.
+        h: Step size, in units of time; 1 in the published code.
 
     Source: arXiv:2602.22681, published code.
     """
     too_many = torch.linalg.vector_norm(mask, dim=(-2, -1)) > rank**0.5
-    return torch.where(too_many, rho * _GROW, rho * _SHRINK).clamp(max=1.0)
+    return torch.where(too_many, rho * _GROW**h, rho * _SHRINK**h).clamp(max=1.0)
 
 
 def mask_complement(mask: Tensor) -> Projector:
@@ -178,9 +179,9 @@ def passing_fractions(
 
 
 def adapt_coordinate_thresholds(
-    thresholds: CoordinateThresholds, passing: CoordinateThresholds, *, sharp_fraction: float
+    thresholds: CoordinateThresholds, passing: CoordinateThresholds, *, sharp_fraction: float, h: float = 1.0
 ) -> CoordinateThresholds:
-    """Next (hi, lo): each times 1.05 if too many elements pass it, else times 0.95; then lo ≤ 0.95·hi; no device sync.
+    """Next (hi, lo): each times 1.05ʰ if too many elements pass, else times 0.95ʰ; then lo ≤ 0.95·hi; no device sync.
 
     Too many is a fraction above r for hi, above r + min(1 − r, 0.1) for lo.
 
@@ -188,12 +189,13 @@ def adapt_coordinate_thresholds(
         thresholds: hi and lo that the mask just used.
         passing: See :func:`passing_fractions`.
         sharp_fraction: Sharp fraction r.
+        h: Step size, in units of time; 1 in the published code.
 
     Source: arXiv:2602.22681, published code of AdamW-LITE.
     """
     wider = sharp_fraction + min(1.0 - sharp_fraction, 0.1)
     hi, lo = (
-        torch.where(fraction > target, level * _GROW, level * _SHRINK)
+        torch.where(fraction > target, level * _GROW**h, level * _SHRINK**h)
         for level, fraction, target in zip(thresholds, passing, (sharp_fraction, wider), strict=True)
     )
     return CoordinateThresholds(hi, torch.minimum(lo, 0.95 * hi))

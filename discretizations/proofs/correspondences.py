@@ -31,12 +31,12 @@ def row_residuals(row: Correspondence) -> list[Expr]:
     published, kept = _RECURRENCES[row.key]
     buffer, w = published(_W, _BUFFER, _G)
     vector = row.momentum == "vector"
-    decay = expression(row.decay)
+    eta, decay = row.position_formulas.values()
     found = lite_step(
         _W,
         kept * _BUFFER,
         _PHI(_G) if vector else _G,
-        eta=expression(row.eta),
+        eta=eta,
         alpha=expression(row.alpha),
         gain=expression(row.gain),
         nesterov=0.0 if row.nesterov == "0" else expression(row.nesterov),

@@ -167,7 +167,7 @@ def rule_path(rule: Rule, start: Tensor, gradient: Gradient, steps: int) -> Tens
     path: list[Tensor] = []
     while len(path) < steps:
         moved = rule.step(state, gradient(state.w))
-        if moved.step > state.step:
+        if moved.w is not state.w:
             path.append(moved.w)
         state = moved
     return torch.stack(path)

@@ -7,17 +7,16 @@ that at each stage all updates are taken at the same point.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from discretizations.adaptive_metrics import AdaptiveMetric, EigenbasisMoment, Identity, SecondMoment
-from discretizations.matrices.polar import exact_polar
 from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
+from discretizations.preconditioners import EigenbasisMoment, Identity, PolarFactor, SecondMoment
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import lite_direction, momentum_step
+from riemannian_ode.preconditioner import Memory, Preconditioner
 from rishd.studies.record import Record
 from toy_landscapes import BigramModel, TinyTransformer
 
@@ -29,19 +28,6 @@ _BETA2, _EPS, _FREQUENCY = 0.95, 1e-8, 5
 _SHARP_FRACTION = 0.25  # of the right directions of every matrix
 _BINS = 12
 _TOP = 0.05  # of the eigen-directions: the sharp end
-
-
-class _ExactPolar(AdaptiveMetric[None]):
-    """Muon's metric with exact polar factors."""
-
-    def initial(self, g: Tensor) -> None:
-        return None
-
-    def observe(self, memory: None, g: Tensor) -> None:
-        return None
-
-    def raise_index(self, memory: None, covector: Tensor) -> Tensor:
-        return exact_polar(covector)
 
 
 @dataclass(frozen=True)
@@ -211,29 +197,36 @@ class _Tracker:
     def __init__(self, optimizer: str, key: str, shape: tuple[int, ...]) -> None:
         self.optimizer, self.key = optimizer, key
         self.is_matrix = len(shape) == 2
-        adam = SecondMoment(_BETA2, _EPS)
-        matrix: dict[str, AdaptiveMetric[Any]] = {
+        adam = SecondMoment(beta2=_BETA2, eps=_EPS)
+        matrix: dict[str, Preconditioner] = {
             "AdamW": adam,
-            "Muon": _ExactPolar(),
-            "LITE": _ExactPolar(),
-            "SOAP": EigenbasisMoment(_BETA2, _EPS, _FREQUENCY),
+            "Muon": PolarFactor(iteration="svd"),
+            "LITE": PolarFactor(iteration="svd"),
+            "SOAP": EigenbasisMoment(beta2=_BETA2, eps=_EPS, frequency=_FREQUENCY),
         }
-        self.metric: AdaptiveMetric[Any] = Identity() if self.optimizer == "SGD" else matrix[self.optimizer]
+        self.metric: Preconditioner = Identity() if self.optimizer == "SGD" else matrix[self.optimizer]
         if not self.is_matrix and self.optimizer != "SGD":
             self.metric = adam
-        self.memory: Any = None
+        self.memory: Memory | None = None
+        self.step = 0
 
     def observe(self, g: Tensor) -> None:
         """Take a gradient in."""
         if self.memory is None:
             self.memory = self.metric.initial(g)
             if self.metric.skips_first:
+                self.memory = self.metric.first(self.memory, g)
                 return
-        self.memory = self.metric.observe(self.memory, g)
+        if due := self.metric.due(self.step):  # of the step before, whose update was looked at in the old frame
+            self.memory, _ = self.metric.jump(self.memory, torch.zeros_like(g), self.step, due=due)
+        self.memory = self.metric.observe(self.memory, g, self.metric.to_frame(self.memory, g))
+        self.step += 1
 
     def raise_index(self, covector: Tensor) -> Tensor:
         """F⁻¹ of a covector."""
-        raised: Tensor = self.metric.raise_index(self.memory, covector)
+        if self.memory is None:
+            raise RuntimeError("no gradient was observed yet")
+        raised: Tensor = self.metric.precondition(self.memory, covector)
         return raised
 
     def direction(self, m: Tensor, g: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discretizations.adaptive_metrics import inverse_root
 from discretizations.matrices.polar import exact_polar
+from discretizations.matrices.roots import inverse_root
 from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import Projector, momentum_step

@@ -1,0 +1,225 @@
+"""The second moment in the eigenbasis of Kronecker factors: SOAP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discretizations.matrices.eigenbases import (
+    factor_step_,
+    first_eigenbases,
+    from_eigenbasis,
+    refreshed_eigenbasis,
+    to_eigenbasis,
+)
+from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector, wide_dtype
+from discretizations.preconditioners.second_moment import diagonal_metric
+from riemannian_ode.flow import Projector
+from riemannian_ode.preconditioner import Memory, Preconditioner, spread
+
+_QR, _PASSES = 8.0, 2000.0  # see EigenbasisMoment.cost
+_SIDES = (("left", -2), ("right", -1))
+_BASES = ("left_basis", "right_basis")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EigenbasisMoment(Preconditioner):
+    r"""SOAP's metric: Adam's :math:`\mathrm{diag}(\sqrt V + \epsilon)` in the eigenbasis of Shampoo's factors.
+
+    .. math::
+        X' = Q_L^\top X Q_R, \qquad \dot V = (1-\theta_2)(G'^2 - V), \qquad
+        \dot L = (1-\theta_2)(GG^\top - L), \quad \dot R = (1-\theta_2)(G^\top G - R)
+
+    Momentum is kept in the eigenbasis. Every ``frequency`` units of time one orthogonal iteration refreshes it:
+    momentum turns, V follows the order of the columns. The first gradient only sets the eigenbasis. L and R are kept
+    as lower triangles; the other entries have no meaning.
+
+    Args:
+        beta2: θ₂ of V, L and R.
+        eps: ε.
+        frequency: f, between refreshes. Matrix number i of a batch is refreshed after the gradients t with
+            (t + i) mod f = 0, so that each step has its share of the work.
+        max_dim: A longer side is not rotated.
+        mask: Sharp coordinates in the eigenbasis; ``None`` for a base method.
+
+    Source: Vyas et al., arXiv:2409.11321, Algorithm 3; start, bias correction, and the order of refresh and update are
+    those of the authors' code.
+    """
+
+    name = "eigenbasis-moment"
+    needs_matrices = True
+    has_frame = True
+    skips_first = True
+
+    beta2: float
+    eps: float = 1e-8
+    frequency: int = 10
+    max_dim: int = 10_000
+    mask: CoordinateMask | None = None
+
+    def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
+        *leading, m, n = w.shape
+        wide = wide_dtype(w)
+        memory: Memory = {"v": torch.zeros_like(w, dtype=wide), "v_mass": self.initial_mass(w, batch=batch)}
+        for key, side in (("left", m), ("right", n)):
+            if side <= self.max_dim:
+                zero = w.new_zeros(*leading, side, side, dtype=wide)
+                memory |= {key: zero, f"{key}_basis": zero + torch.eye(side, dtype=wide, device=w.device)}
+        return memory | (self.mask.initial(w, batch=batch) if self.mask else {})
+
+    def rates(self) -> Mapping[str, float | None]:
+        return dict.fromkeys(("v", "v_mass", "left", "right"), 1.0 - self.beta2)
+
+    def averaged(self, memory: Memory, g: Tensor, frame_g: Tensor) -> Memory:
+        taken = {"v": frame_g * frame_g, "v_mass": torch.ones_like(memory["v_mass"])}
+        products = {"left": (g, g.mT), "right": (g.mT, g)}
+        return taken | {key: a @ b for key, (a, b) in products.items() if key in memory}
+
+    def observe(self, memory: Memory, g: Tensor, frame_g: Tensor, *, h: Any = 1.0) -> Memory:
+        # Averages of V and 1 are as for all; those of L and R take half of the symmetric product.
+        moments = {key: value for key, value in memory.items() if key not in ("left", "right")}
+        return memory | super().observe(moments, g, frame_g, h=h) | self.observed_factors(memory, g, h=h)
+
+    def observed_factors(
+        self, memory: Memory, g: Tensor, *, h: Any = 1.0, usable: Tensor | None = None, in_place: bool = False
+    ) -> Memory:
+        """L and R with a gradient taken in.
+
+        Args:
+            memory: Before the gradient.
+            g: Gradient, not in the frame.
+            h: Step size, in units of time.
+            usable: Whether they may change, 0-dimensional; ``None`` is yes.
+            in_place: Whether the tensors of ``memory`` are changed, the largest part of what a step changes.
+        """
+        rate = (1.0 - self.beta2) * h
+        weight = rate if usable is None else torch.where(usable, g.new_full((), rate), 0.0)
+        factors: Memory = {}
+        for key, x in (("left", g), ("right", g.mT)):
+            if key in memory:
+                factors[key] = memory[key] if in_place else memory[key].clone()
+                factor_step_(factors[key], x.contiguous(), weight=weight)
+        return factors
+
+    def first(self, memory: Memory, g: Tensor) -> Memory:
+        """Memory after the first gradient, which sets the eigenbasis and makes no step."""
+        memory = memory | self.observed_factors(memory, g)
+        return memory | self.first_bases(memory, g)
+
+    def first_bases(self, memory: Memory, g: Tensor) -> Memory:
+        """Eigenbases of the factors after the first gradient."""
+        count = sum(key in memory for key in _BASES)
+        if not count:
+            return {}
+        bases = first_eigenbases(g, both=count == 2)  # the shorter side is always within the limit
+        return {key: basis for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
+
+    def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
+        raised: Tensor = covector / diagonal_metric(memory, eps=self.eps, eps_first=True)
+        return raised
+
+    def flat(
+        self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
+    ) -> tuple[Projector, Memory]:
+        if self.mask is None:
+            return super().flat(memory, covector, raised, h=h)
+        return self.mask.flat(memory, memory["v"], h=h)
+
+    def to_frame(self, memory: Memory, x: Tensor) -> Tensor:
+        return to_eigenbasis(x, memory.get("left_basis"), memory.get("right_basis"))
+
+    def from_frame(self, memory: Memory, x: Tensor) -> Tensor:
+        return from_eigenbasis(x, memory.get("left_basis"), memory.get("right_basis"))
+
+    def with_flat_decay(
+        self, u: Tensor, flat: Projector, memory: Memory, shrinkage: Tensor, *, due: Sequence[int]
+    ) -> Tensor:
+        """Flat directions decay beyond λ at refreshes only, ``frequency`` times as strongly: W in the frame is costly.
+
+        Where the mask stands still, the weights shrink over a period by the same factor as with decay at every step but
+        for (fηλ(χ−1))²: 10⁻⁵ at f = 10, ηλ = 3·10⁻⁴ and χ = 2.
+        """
+        if not isinstance(flat, CoordinateProjector):
+            return super().with_flat_decay(u, flat, memory, shrinkage, due=due)
+        for i in due:
+            bases: Memory = {key: single(memory[key], i) for key in _BASES if key in memory}
+            part = single(flat.flatness, i) * self.to_frame(bases, single(shrinkage, i))
+            single(u, i).add_(self.frequency * part)
+        return u
+
+    def due(self, step: int, numbers: Sequence[int] = (0,)) -> list[int]:
+        return [place for place, i in enumerate(numbers) if step and (step + i) % self.frequency == 0]
+
+    def phase(self, step: int) -> int:
+        return step and (step - 1) % self.frequency + 1
+
+    def jump(
+        self, memory: Memory, m: Tensor, step: int, *, due: Sequence[int] = (0,), is_phase: bool = False
+    ) -> tuple[Memory, Tensor]:
+        """Memory and momentum with new eigenbases; the moments are changed in place.
+
+        A factor of t + 1 gradients m×n has rank (t + 1)·min(m, n) at most. While that is less than its side, rounding
+        would choose the rest of the new basis: such matrices keep the first one until their next turn.
+
+        Args:
+            memory: Memory after a step.
+            m: Momentum after it.
+            step: t, gradients after the first one.
+            due: Places in the batch.
+            is_phase: Whether ``step`` is only the :meth:`phase`, in a compiled step.
+        """
+        shorter, longer = sorted(m.shape[-2:])
+        needed = -(-longer // max(1, shorter))
+        is_regular = step + 1 >= needed  # of a phase, the count is larger
+        if not due or not (is_regular or is_phase):
+            return memory, m
+        if is_regular:
+            new, turned = self._refreshed(memory, m, due)
+            return memory | new, turned
+        new, turned = self._refreshed(memory | {"v": memory["v"].clone()}, m.clone(), due)
+        # The mass of the average tells the count: it is 1 − θ₂ᵗ.
+        regular = memory["v_mass"] >= 1.0 - self.beta2 ** (needed - 1.5)
+        chosen = {key: torch.where(spread(regular, new[key]), new[key], memory[key]) for key in new}
+        return memory | chosen, torch.where(spread(regular, m), turned, m)
+
+    def _refreshed(self, memory: Memory, m: Tensor, due: Sequence[int]) -> tuple[Memory, Tensor]:
+        """Moments, changed in place, and new bases after one orthogonal iteration for the places ``due``."""
+        v, bases = memory["v"], {key: memory[key].clone() for key in _BASES if key in memory}
+        for i in due:
+            one_m, one_v = single(m, i), single(v, i)
+            old: Memory = {key: single(basis, i) for key, basis in bases.items()}
+            new: Memory = {}
+            for side, axis in _SIDES:
+                if side in memory:
+                    basis = old[f"{side}_basis"]
+                    new[f"{side}_basis"], order = refreshed_eigenbasis(single(memory[side], i), basis)
+                    one_v.copy_(one_v.index_select(axis, order))
+            one_m.copy_(self.to_frame(new, self.from_frame(old, one_m)))
+            for key, basis in new.items():
+                old[key].copy_(basis)
+        changed: Memory = {"v": v, **bases}
+        return changed, m
+
+    def cost(self, rows: int, columns: int) -> float:
+        r"""Operations of a step for a matrix, a refresh counted by its share.
+
+        A rotated side s beside o: half of the factor's product, :math:`s^2o`, G there and U back, :math:`4s^2o`, and at
+        every f-th step :math:`LQ`, its QR and the rotation of M', :math:`2s^3 + 8s^3 + 4s^2o`. QR's operations count
+        threefold and the passes over m, v and G as 2000 a number: so long they took beside products (float32, one CPU
+        thread, sides of 512 and 1024).
+        """
+        total = _PASSES * rows * columns
+        for side, other in ((rows, columns), (columns, rows)):
+            if side <= self.max_dim:
+                refresh = (2.0 + _QR) * side**3 + 4.0 * side * side * other
+                total += 5.0 * side * side * other + refresh / self.frequency
+        return total
+
+
+def single(x: Tensor, place: int) -> Tensor:
+    """One matrix of a batch, as a view."""
+    return x if x.ndim == 2 else x[place]

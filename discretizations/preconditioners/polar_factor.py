@@ -1,0 +1,84 @@
+"""The polar factor of a covector: Muon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from discretizations.matrices.newton_schulz import newton_schulz
+from discretizations.matrices.polar import exact_polar, polar_express
+from discretizations.matrices.symmetric_newton_schulz import is_supported
+from discretizations.preconditioners.masks import SingularMask
+from riemannian_ode.flow import Projector
+from riemannian_ode.preconditioner import Memory, Preconditioner
+
+Coefficients: TypeAlias = tuple[float, float, float]
+# torch.optim.Muon's polynomial, from Jordan et al., Muon (2024).
+TORCH_COEFFICIENTS: Coefficients = (3.4445, -4.7750, 2.0315)
+TORCH_FLOOR = 1e-7  # smallest norm that torch.optim.Muon divides by
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolarFactor(Preconditioner):
+    r"""Muon's metric :math:`F = (X^\top X)^{1/2}` at the covector X it raises: :math:`F^{-1}X = \mathrm{msign}(X)`.
+
+    Args:
+        iteration: ``"polar-express"``, ``"svd"``, or coefficients (a, b, c) of every Newton–Schulz step, as in
+            torch.optim.Muon.
+        steps: Number of steps.
+        dtype: Floating type of the iteration; by default that of the covector.
+        floor: ε that Polar Express adds to the norm, or the smallest norm that other coefficients divide by.
+        mask: Sharp singular directions; ``None`` for a base method.
+
+    Source: Jordan et al., *Muon* (2024); Amsel et al., arXiv:2505.16932; arXiv:2602.22681, Muon-LITE.
+    """
+
+    name = "polar-factor"
+    needs_matrices = True
+    is_linear = False
+
+    iteration: Literal["polar-express", "svd"] | Coefficients = "polar-express"
+    steps: int = 6
+    dtype: torch.dtype | None = None
+    floor: float = 0.0
+    mask: SingularMask | None = None
+
+    @property
+    def applies_twice(self) -> bool:
+        return self.mask is not None and self.mask.applies_twice
+
+    def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
+        return self.mask.initial(w) if self.mask else {}
+
+    def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
+        return self.polar(covector)
+
+    def raise_two(self, memory: Memory, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        # One batch keeps the matrix units busier than two; our own program needs none, and is spared the copies.
+        if first.ndim < 3 or self.iteration == "svd" or is_supported(first):
+            return self.polar(first), self.polar(second)
+        a, d = self.polar(torch.cat([first, second])).tensor_split(2)
+        return a, d
+
+    def polar(self, x: Tensor) -> Tensor:
+        """msign(x), dtype of ``x``."""
+        if self.iteration == "svd":
+            return exact_polar(x)
+        if self.iteration == "polar-express":
+            return polar_express(x, steps=self.steps, dtype=self.dtype, floor=self.floor)
+        y = x.to(self.dtype or x.dtype)
+        y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=self.floor)
+        return newton_schulz(y, [self.iteration] * self.steps, gram=False).to(x.dtype)
+
+    def flat(
+        self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
+    ) -> tuple[Projector, Memory]:
+        if self.mask is None or raised is None:
+            return super().flat(memory, covector, raised, h=h)
+        return self.mask.flat(memory, covector, raised, orthogonalize=self.polar, h=h)
+
+    def cost(self, rows: int, columns: int) -> float:
+        return float(rows * columns * min(rows, columns))

@@ -1,0 +1,75 @@
+"""The second moment of the gradient, coordinate by coordinate: Adam, RMSprop, AdamW-LITE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discretizations.preconditioners.masks import CoordinateMask, wide_dtype
+from riemannian_ode.flow import Projector
+from riemannian_ode.preconditioner import Memory, Preconditioner, spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondMoment(Preconditioner):
+    r"""Adam's metric :math:`F = \mathrm{diag}(\sqrt{v/c} + \epsilon)`.
+
+    .. math:: \dot v = (1-\theta_2)(g^2 - v), \qquad \dot c = (1-\theta_2)(1 - c)
+
+    Args:
+        beta2: θ₂ in [0, 1).
+        eps: ε.
+        corrects_bias: Whether v is divided by c = 1 − θ₂ᵗ: yes for Adam, no for RMSprop.
+        eps_first: Whether ε is added before the correction, :math:`F = \mathrm{diag}((\sqrt v + \epsilon)/\sqrt c)`, as
+            LITE's and SOAP's authors do, or after it, as torch does.
+        mask: Sharp coordinates; ``None`` for a base method.
+
+    Source: Kingma and Ba, arXiv:1412.6980, Algorithm 1; Tieleman and Hinton, *Lecture 6.5 — RMSprop* (2012);
+    arXiv:2602.22681, AdamW-LITE.
+    """
+
+    name = "second-moment"
+    elementwise = ("v",)
+
+    beta2: float
+    eps: float = 1e-8
+    corrects_bias: bool = True
+    eps_first: bool = False
+    mask: CoordinateMask | None = None
+
+    def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
+        memory = {"v": torch.zeros_like(w, dtype=wide_dtype(w))}
+        if self.corrects_bias:
+            memory["v_mass"] = self.initial_mass(w, batch=batch)
+        return memory | (self.mask.initial(w, batch=batch) if self.mask else {})
+
+    def rates(self) -> Mapping[str, float | None]:
+        return {"v": 1.0 - self.beta2, "v_mass": 1.0 - self.beta2}
+
+    def averaged(self, memory: Memory, g: Tensor, frame_g: Tensor) -> Memory:
+        square = frame_g.to(memory["v"].dtype) ** 2
+        return {"v": square} | ({"v_mass": torch.ones_like(memory["v_mass"])} if self.corrects_bias else {})
+
+    def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
+        return covector / diagonal_metric(memory, eps=self.eps, eps_first=self.eps_first)
+
+    def flat(
+        self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
+    ) -> tuple[Projector, Memory]:
+        if self.mask is None:
+            return super().flat(memory, covector, raised, h=h)
+        return self.mask.flat(memory, memory["v"], h=h)
+
+
+def diagonal_metric(memory: Memory, *, eps: float, eps_first: bool) -> Tensor:
+    """Diagonal of F from a memory with ``"v"`` and, if bias is corrected, ``"v_mass"``."""
+    root: Tensor = memory["v"].sqrt()
+    if "v_mass" not in memory:
+        return root + eps
+    scale = spread(memory["v_mass"].sqrt(), root)
+    metric: Tensor = (root + eps) / scale if eps_first else root / scale + eps
+    return metric

@@ -1,0 +1,382 @@
+r"""Preconditioners with memory: the metric of an optimizer as a map that remembers gradients.
+
+An optimizer's metric is rarely a function of w. It is a function of a *memory* k of past gradients, mostly moving
+averages,
+
+.. math:: \dot k = (1-\theta)\,(s(g) - k), \qquad k \leftarrow k + h(1-\theta)\,(s(g) - k),
+
+and the flow has the state (w, m, k). Bias correction is an average, too: of the number 1, from 0. One declaration, a
+subclass of :class:`Preconditioner`, serves the flow, the update rule, and the optimizers of ``lite``.
+
+Arrays have the shape of the parameter, ``(*batch, *shape)``: a batch holds the members of an ensemble, or matrices of
+equal shape. Memory is a dict of arrays, each with the batch axes in front.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from riemannian_ode.flow import (
+    Array,
+    Projector,
+    average_rate,
+    average_step,
+    lite_velocity,
+    lookahead,
+    momentum_step,
+    position_step,
+)
+
+Memory: TypeAlias = dict[str, Array]
+
+
+class Preconditioner(ABC):
+    r"""F⁻¹ of an optimizer: it takes gradients into its memory and raises covectors.
+
+    A subclass declares its memory (:meth:`initial`, :meth:`rates`, :meth:`averaged`), the map (:meth:`raise_index`),
+    and which directions are flat (:meth:`flat`). All else is common: momentum, look-ahead, LITE's velocity, position.
+
+    Some optimizers keep momentum in coordinates of their own, in which the metric is diagonal: SOAP in an eigenbasis.
+    Such a *frame* is declared by :meth:`to_frame`, :meth:`from_frame` and :meth:`jump`, which changes it.
+
+    Attributes:
+        name: Its key in :data:`discretizations.preconditioners.PRECONDITIONERS`.
+        needs_matrices: Whether parameters must be matrices ``(*batch, m, n)``.
+        is_linear: Whether F⁻¹ is linear at a given memory and commutes with its flat projector.
+        has_frame: Whether momentum is kept in coordinates of its own.
+        skips_first: Whether the first gradient only sets the frame, without a step.
+        elementwise: Keys of the memory that have the parameter's shape and change number by number.
+    """
+
+    name: ClassVar[str]
+    needs_matrices: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = True
+    has_frame: ClassVar[bool] = False
+    skips_first: ClassVar[bool] = False
+    elementwise: ClassVar[tuple[str, ...]] = ()
+
+    def initial(self, w: Array, *, batch: int = 0) -> Memory:
+        """Memory before the first gradient.
+
+        Args:
+            w: Parameters, shape ``(*batch, *shape)``; only shape, dtype and device count.
+            batch: Number of batch axes.
+        """
+        return {}
+
+    def initial_mass(self, w: Array, *, batch: int = 0) -> Array:
+        """The average of 1 before the first gradient, 0, shape ``(*batch,)``; in double precision if there is one."""
+        if isinstance(w, np.ndarray):
+            return np.zeros(w.shape[:batch])
+        mass = w.new_zeros(w.shape[:batch])
+        return mass if mass.device.type == "mps" else mass.double()
+
+    def check_shape(self, shape: tuple[int, ...], *, batch: int = 0) -> None:
+        """Refuse parameters that are no matrices, if :attr:`needs_matrices`.
+
+        Raises:
+            ValueError: naming the shape.
+        """
+        if self.needs_matrices and len(shape) - batch != 2:
+            raise ValueError(f"w has shape {shape}; preconditioner {self.name!r} is made for matrices (m, n).")
+
+    def rates(self) -> Mapping[str, float | None]:
+        """1 − θ of each average, per unit time, by key of the memory; ``None`` for a sum."""
+        return {}
+
+    def averaged(self, memory: Memory, g: Array, frame_g: Array) -> Memory:
+        """s(g): what each average takes in.
+
+        Args:
+            memory: Before the gradient.
+            g: Gradient, shape ``(*batch, *shape)``.
+            frame_g: The gradient in the frame; ``g`` itself if there is none.
+        """
+        return {}
+
+    def observe(self, memory: Memory, g: Array, frame_g: Array, *, h: Any = 1.0) -> Memory:
+        """Memory with a gradient taken in: the Euler step of :meth:`memory_rates` over ``h``; h = 1 is the optimizer's.
+
+        Args:
+            memory: Before the gradient; it is not changed in place.
+            g: Gradient.
+            frame_g: The gradient in the frame.
+            h: Step size, in units of time.
+        """
+        taken = self.averaged(memory, g, frame_g)
+        rates = self.rates()
+        return memory | {key: average_step(memory[key], s, rate=rates[key], h=h) for key, s in taken.items()}
+
+    def memory_rates(self, memory: Memory, g: Array, frame_g: Array) -> Memory:
+        """Rate of change of the memory; parts that are no averages stand still."""
+        rates = self.rates()
+        changes = {
+            key: average_rate(memory[key], s, rate=rates[key]) for key, s in self.averaged(memory, g, frame_g).items()
+        }
+        return {key: changes[key] if key in changes else 0.0 * value for key, value in memory.items()}
+
+    @abstractmethod
+    def raise_index(self, memory: Memory, covector: Array) -> Array:
+        """F⁻¹ of a covector, both in the frame, shape ``(*batch, *shape)``."""
+
+    def raise_two(self, memory: Memory, first: Array, second: Array) -> tuple[Array, Array]:
+        """:meth:`raise_index` of two covectors, for maps that are faster on both at once."""
+        return self.raise_index(memory, first), self.raise_index(memory, second)
+
+    def flat(self, memory: Memory, covector: Array, raised: Array | None, *, h: Any = 1.0) -> tuple[Projector, Memory]:
+        """The flat projector x ↦ Qx in the frame, and the memory with what the mask has learned in this step.
+
+        Args:
+            memory: With this step's gradient taken in.
+            covector: m̃ that the metric raises.
+            raised: F⁻¹m̃; ``None`` if :attr:`is_linear`.
+            h: Step size, in units of time.
+
+        Raises:
+            ValueError: for a preconditioner without sharp directions.
+        """
+        raise ValueError(
+            f"preconditioner {self.name!r} has no sharp directions of its own; keep chi = 1 and beta_flat = beta_sharp."
+        )
+
+    @property
+    def applies_twice(self) -> bool:
+        """Whether Q is the published soft mask, which the velocity applies to d twice."""
+        return False
+
+    def to_frame(self, memory: Memory, x: Array) -> Array:
+        """Coordinates of a covector or vector in the frame."""
+        return x
+
+    def from_frame(self, memory: Memory, x: Array) -> Array:
+        """Back from the frame."""
+        return x
+
+    def with_flat_decay(
+        self, u: Array, flat: Projector, memory: Memory, shrinkage: Array, *, due: Sequence[int]
+    ) -> Array:
+        """u in the frame with the decay of flat directions beyond that of sharp ones; needed with a frame.
+
+        Args:
+            u: Direction, in the frame.
+            flat: x ↦ Qx in the frame.
+            memory: Of this step.
+            shrinkage: (χ − χ_s)λw, not in the frame.
+            due: Places in the batch whose frame jumps after this step.
+        """
+        return u + flat(self.to_frame(memory, shrinkage))
+
+    def precondition(self, memory: Memory, covector: Array) -> Array:
+        """F⁻¹ of a covector, both in the parameter's own coordinates, shape ``(*batch, *shape)``."""
+        return self.from_frame(memory, self.raise_index(memory, self.to_frame(memory, covector)))
+
+    def first(self, memory: Memory, g: Array) -> Memory:
+        """Memory after the first gradient, if :attr:`skips_first`; it makes no step."""
+        return memory
+
+    def due(self, step: int, numbers: Sequence[int] = (0,)) -> list[int]:
+        """Places in a batch whose memory jumps after a step.
+
+        Args:
+            step: Gradients taken in so far, this step's included; the first one of :attr:`skips_first` not.
+            numbers: Running number of each matrix, so that matrices may take turns.
+        """
+        return []
+
+    def phase(self, step: int) -> int:
+        """What :meth:`due` and :meth:`jump` depend on: the smallest step that is like this one."""
+        return 0
+
+    def jump(
+        self, memory: Memory, m: Array, step: int, *, due: Sequence[int] = (0,), is_phase: bool = False
+    ) -> tuple[Memory, Array]:
+        """Memory and momentum after a jump, such as a new frame; it may change their arrays in place.
+
+        Args:
+            memory: Memory after a step.
+            m: Momentum after it, in the old frame.
+            step: As for :meth:`due`.
+            due: Its result.
+            is_phase: Whether ``step`` is only the :meth:`phase`, in a compiled step.
+        """
+        return memory, m
+
+    def cost(self, rows: int, columns: int) -> float:
+        """Operations of a step for a matrix, by which work is divided among ranks."""
+        return float(rows * columns)
+
+
+class TakenIn(NamedTuple):
+    """What a step has after its gradient was taken in; arrays in the frame.
+
+    Args:
+        m: Momentum.
+        memory: k.
+        g: Gradient.
+        covector: m̃ = m + νg, which the metric raises.
+    """
+
+    m: Array
+    memory: Memory
+    g: Array
+    covector: Array
+
+
+class Directed(NamedTuple):
+    """The direction u with ẇ = −(η/c₁)u, and momentum and memory after the step.
+
+    c₁ is the momentum's mass, 1 without bias correction.
+    """
+
+    u: Array
+    m: Array
+    memory: Memory
+
+
+MASS: Literal["momentum_mass"] = "momentum_mass"  # key of c₁, the average of 1 with the momentum's rate: 1 − θᵗ
+
+
+def take_in(
+    preconditioner: Preconditioner,
+    m: Array,
+    memory: Memory,
+    g: Array,
+    *,
+    alpha: Any,
+    gain: Any = 1.0,
+    nesterov: Any = 0.0,
+    h: Any = 1.0,
+) -> TakenIn:
+    r"""First part of a step: memory and momentum take the gradient in.
+
+    .. math:: k \leftarrow k + h(1-\theta)(s(g) - k), \quad m \leftarrow m + h(-\alpha m + c\,g), \quad
+        \tilde m = m + \nu g
+
+    Args:
+        preconditioner: F⁻¹.
+        m: Momentum, in the frame.
+        memory: k. With :data:`MASS` in it, the bias of the momentum's average is followed.
+        g: Gradient.
+        alpha: α, per unit time.
+        gain: c.
+        nesterov: ν.
+        h: Step size, in units of time.
+
+    Source: docs/theory, "Flows with memory".
+    """
+    frame_g = preconditioner.to_frame(memory, g)
+    memory = preconditioner.observe(memory, g, frame_g, h=h)
+    if MASS in memory:
+        mass = memory[MASS]
+        memory = memory | {MASS: average_step(mass, 1.0 + 0.0 * mass, rate=alpha, h=h)}
+    m = momentum_step(m, frame_g, alpha=alpha, gain=gain, h=h)
+    return TakenIn(m, memory, frame_g, lookahead(m, frame_g, nesterov))
+
+
+def direct(
+    preconditioner: Preconditioner,
+    taken: TakenIn,
+    *,
+    chi: Any = 1.0,
+    chi_sharp: Any = 1.0,
+    beta_sharp: Any = 0.0,
+    beta_flat: Any = 0.0,
+    is_split: bool = True,
+    decay: Any = 0.0,
+    w: Array | None = None,
+    step: int = 0,
+    numbers: Sequence[int] = (0,),
+    is_phase: bool = False,
+    h: Any = 1.0,
+) -> Directed:
+    r"""Second part of a step: LITE's direction, and what the memory makes of it.
+
+    It is :func:`riemannian_ode.flow.lite_velocity` of :math:`a = F^{-1}\tilde m`, :math:`d = F^{-1}g` and the decay
+    :math:`\lambda w`. A linear F⁻¹ that commutes with Q is applied once, to the velocity of the covectors.
+
+    Args:
+        preconditioner: F⁻¹.
+        taken: What :func:`take_in` gave.
+        chi: χ.
+        chi_sharp: χ_s.
+        beta_sharp: β₁, beside F⁻¹m̃ in its units.
+        beta_flat: β₂.
+        is_split: Whether there is a flat part at all.
+        decay: λ, decoupled: η multiplies it.
+        w: Parameters; only needed if λ acts.
+        step: Gradients taken in, this one included.
+        numbers: See :meth:`Preconditioner.due`.
+        is_phase: See :meth:`Preconditioner.jump`.
+        h: Step size, in units of time.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    m, memory, g, covector = taken
+    d = g if acts(beta_sharp) or acts(beta_flat) else None
+    shrinkage = _shrinkage(memory, decay, w)
+    rates = {"chi": chi, "chi_sharp": chi_sharp}
+    betas = {"beta_sharp": beta_sharp, "beta_flat": beta_flat}
+    due = preconditioner.due(step, numbers)
+    flat: Projector | None = None
+    if preconditioner.has_frame or (preconditioner.is_linear and d is not None):
+        if is_split:
+            flat, memory = preconditioner.flat(memory, covector, None, h=h)
+        u = preconditioner.raise_index(memory, lite_velocity(covector, d, flat=flat, **rates, **betas))
+        if preconditioner.has_frame:
+            if shrinkage is not None and flat is not None and acts(chi - chi_sharp):
+                u = preconditioner.with_flat_decay(u, flat, memory, (chi - chi_sharp) * shrinkage, due=due)
+            u = preconditioner.from_frame(memory, u)
+            u = u if shrinkage is None else u + chi_sharp * shrinkage
+        elif shrinkage is not None:
+            u = u + lite_velocity(shrinkage, flat=flat, **rates)
+    else:
+        if d is None:
+            a = preconditioner.raise_index(memory, covector)
+        else:
+            a, d = preconditioner.raise_two(memory, covector, d)
+        if is_split:
+            flat, memory = preconditioner.flat(memory, covector, a, h=h)
+        twice = preconditioner.applies_twice
+        u = lite_velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
+    if due:  # only now, so that no gradient helps to choose the frame that it is seen in
+        memory, m = preconditioner.jump(memory, m, step, due=due, is_phase=is_phase)
+    return Directed(u, m, memory)
+
+
+def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:
+    r"""Third part of a step: :math:`w \leftarrow w - h(\eta/c_1)u`.
+
+    Args:
+        w: Parameters, shape ``(*batch, *shape)``.
+        directed: What :func:`direct` gave.
+        eta: η.
+        h: Step size, in units of time.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    if MASS in directed.memory:
+        eta = eta / spread(directed.memory[MASS], w)
+    return position_step(w, directed.u, eta=eta, h=h)
+
+
+def _shrinkage(memory: Memory, decay: Any, w: Array | None) -> Array | None:
+    """λw in the units of u: times c₁, by which :func:`move` divides."""
+    if w is None or not acts(decay):
+        return None
+    return decay * (w * spread(memory[MASS], w) if MASS in memory else w)
+
+
+def spread(number: Array, x: Array) -> Array:
+    """A number per batch member, dtype of ``x``, with axes of length 1 behind so that it broadcasts against ``x``."""
+    if hasattr(number, "to"):
+        number = number.to(x.dtype)
+    return number.reshape(*number.shape, *(1,) * (x.ndim - number.ndim))
+
+
+def acts(coefficient: Any) -> bool:
+    """Whether a coefficient is not the number 0; arrays are never compared, a device would wait for it."""
+    return not isinstance(coefficient, (int, float)) or coefficient != 0.0
