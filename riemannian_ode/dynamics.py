@@ -29,8 +29,10 @@ from riemannian_ode.coefficients import at as coefficient_at
 from riemannian_ode.coefficients import rate as coefficient_rate
 from riemannian_ode.errors import require_method
 from riemannian_ode.flow import Array, lite_direction, momentum_rate
+from riemannian_ode.memory import RememberedMetric
 from riemannian_ode.metric import Euclidean, Metric
 from riemannian_ode.optimizer_form import check_optimizer, gain_of
+from riemannian_ode.preconditioner import Preconditioner
 from riemannian_ode.split import FlatSplit, PhasePoint
 
 
@@ -78,6 +80,7 @@ class RISHD:
         flat: Point of phase space ↦ (x ↦ Qx), the projector on flat directions; ``None`` is the base method.
         gain: c, 1 for a summed momentum.
         correction: Whether R is kept; the optimizers of the paper drop it.
+        decay: λ, decoupled weight decay: −ηλ(P + χQ)w is added to ẇ. Only with a preconditioner.
         downhill: Whether ``simulate`` checks γ > 0 at every step where it varies in time, as :meth:`from_optimizer`
             asks of constants.
         check_split: Whether ``simulate`` refuses a split that does not commute with F, or is not a projector.
@@ -94,6 +97,7 @@ class RISHD:
     flat: FlatSplit | None = None
     gain: Coefficient = 1.0
     correction: bool = True
+    decay: Coefficient = 0.0
     downhill: bool = False
     check_split: bool = True
 
@@ -101,7 +105,7 @@ class RISHD:
     def from_optimizer(
         cls,
         objective: Objective,
-        metric: Metric | None = None,
+        metric: Metric | Preconditioner | None = None,
         *,
         alpha: Coefficient,
         eta: Coefficient,
@@ -113,15 +117,19 @@ class RISHD:
         gain: Coefficient = 1.0,
         correction: bool = True,
         check_split: bool = True,
+        decay: Coefficient = 0.0,
+        corrects_momentum: bool = False,
+        shape: tuple[int, ...] | None = None,
     ) -> RISHD:
-        r"""System in an optimizer's parameters: state (w, m).
+        r"""System in an optimizer's parameters: state (w, m), and the memory of a preconditioner.
 
         It is RISHD with :math:`\alpha_t = \alpha - \dot\eta_t/\eta_t`, :math:`\beta_t = \eta_t\beta`,
         :math:`\gamma_t = \eta_t(c + \alpha\beta + \dot\beta)`.
 
         Args:
             objective: Landscape f.
-            metric: Metric F, Euclidean by default.
+            metric: Metric F, Euclidean by default; or a preconditioner that remembers gradients, with R = 0 and sharp
+                directions of its own: those of its mask, if χ or β_flat is given.
             alpha: α > 0, i.e. 1 − μ for momentum coefficient μ.
             eta: Learning rate η ≥ 0.
             beta: β (β₁ with a split), in theory's units: beside a summed momentum.
@@ -137,6 +145,9 @@ class RISHD:
                 the start, and on the way at saves if split or metric may move. A metric that depends on history has no
                 F(w) to check. If ``False``, such a split runs, and claims C4, C8
                 and C9 do not hold.
+            decay: λ ≥ 0, decoupled weight decay; needs a preconditioner.
+            corrects_momentum: Whether momentum is divided by its mass, as Adam's is; needs a preconditioner.
+            shape: Shape of the parameter that w holds in row order, for a preconditioner of matrices.
 
         Raises:
             ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 1,
@@ -151,7 +162,19 @@ class RISHD:
         chi, nesterov, gain = (
             as_coefficient(k, v) for k, v in {"chi": chi, "nesterov": nesterov, "gain": gain}.items()
         )
-        check_optimizer(alpha, eta, beta, beta_flat, chi, nesterov, gain, has_split=flat is not None)
+        if isinstance(metric, Preconditioner):
+            is_split = beta_flat is not None or not (isinstance(chi, float) and chi == 1.0)
+            metric = RememberedMetric(metric, shape=shape, corrects_momentum=corrects_momentum, is_split=is_split)
+            has_split = is_split
+        else:
+            has_split = flat is not None
+            if shape is not None or corrects_momentum or not (isinstance(decay, (int, float)) and decay == 0):
+                raise ValueError(
+                    "decay, corrects_momentum and shape belong to a preconditioner; give one as metric, e.g. "
+                    "discretizations.preconditioners.Identity()."
+                )
+        check_optimizer(alpha, eta, beta, beta_flat, chi, nesterov, gain, has_split=has_split)
+        check_range("decay", decay, 0.0, "it shrinks the weights", strict=False)
         damping: dict[str, Any] = {"nesterov": expand(nesterov), "beta_sharp": expand(beta)}
         damping["beta_flat"] = damping["beta_sharp"] if beta_flat is None else expand(beta_flat)
         if flat is None and (metric is None or metric.variation != "history"):
@@ -166,6 +189,7 @@ class RISHD:
             flat=flat,
             gain=expand(gain),
             correction=correction,
+            decay=expand(decay, lower=0.0),
             downhill=True,
             check_split=check_split,
         )
@@ -222,7 +246,12 @@ class RISHD:
     @property
     def is_split(self) -> bool:
         """Whether flat and sharp directions are treated differently."""
-        return self.flat is not None
+        return self.flat is not None or (self.memory is not None and self.memory.is_split)
+
+    @property
+    def memory(self) -> RememberedMetric | None:
+        """The metric, if it remembers gradients; then ``m`` of a state holds momentum and memory."""
+        return self.metric if isinstance(self.metric, RememberedMetric) else None
 
     @property
     def has_energy(self) -> bool:
@@ -296,6 +325,10 @@ class RISHD:
             nesterov=self.at("nesterov", t),
         )
 
+    def coefficients(self, t: float) -> dict[str, Any]:
+        """All coefficients at time t, by name."""
+        return {name: self.at(name, t) for name in (*COEFFICIENTS, "decay")}
+
     def riemannian_correction(self, w: Array, velocity: Array, m: Array) -> Array | None:
         """R, or ``None`` where it is zero or switched off."""
         return self.metric.correction(w, velocity, m) if self.correction else None
@@ -306,6 +339,8 @@ class RISHD:
 
     def rates_with(self, t: float, w: Array, m: Array, g: Array) -> tuple[Array, Array]:
         """The right-hand side with g in the place of ∇f(w); linear in (m, g) where F is constant and no split moves."""
+        if self.memory is not None:
+            return self.memory.rates(self.coefficients(t), w, m, g)
         velocity = -self.at("eta", t) * self.direction(t, w, m, g)
         return velocity, momentum_rate(
             m,
@@ -330,7 +365,7 @@ class RISHD:
             ValueError: if a coefficient's ensemble axes do not fit those of ``reference``.
         """
         converted: dict[str, Any] = {}
-        for name in COEFFICIENTS:
+        for name in (*COEFFICIENTS, "decay"):
             convert, coefficient = partial(fitted, name, reference=reference), as_coefficient(name, getattr(self, name))
             is_function = isinstance(coefficient, TimeDependent)
             converted[name] = coefficient.map(convert) if is_function else convert(coefficient)
@@ -354,7 +389,9 @@ def check_parts(objective: Any, metric: Any, flat: Any) -> None:
             f"objective is {kind}; give an object with the methods value(w) and gradient(w), such as a landscape (or "
             "toy_landscapes.TorchLandscape of a torch function)."
         )
-    if metric is not None and not isinstance(metric, Metric):
+    if metric is not None and not isinstance(metric, (Metric, Preconditioner)):
         raise ValueError(f"metric is of type {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
+    if flat is not None and isinstance(metric, Preconditioner):
+        raise ValueError("flat is given, but a preconditioner has sharp directions of its own; give it a mask instead.")
     if flat is not None:
         require_method("flat", flat, "PhasePoint ↦ (x ↦ Qx), e.g. landscape.flat_split or ConstantSplit(basis)")

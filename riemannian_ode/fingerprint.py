@@ -50,7 +50,7 @@ def fingerprint(
     """
     coefficients = {
         name: "varies in time" if isinstance(value := getattr(system, name), TimeDependent) else _digest(value)
-        for name in COEFFICIENTS
+        for name in (COEFFICIENTS if system.memory is None else (*COEFFICIENTS, "decay"))
     }
     times = schedule.save_at.times
     numbers = {k: v for k, v in vars(scheme).items() if isinstance(v, (int, float, str)) and k != "max_steps"}

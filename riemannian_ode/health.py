@@ -34,7 +34,7 @@ class SystemCheck:
         fixed = still or isinstance(system.metric, Euclidean) or system.metric.variation == "history"
         self.split = system if system.flat is not None and system.check_split and not fixed else None
         self.next_split = 0
-        coefficients = {name: getattr(system, name) for name in COEFFICIENTS}
+        coefficients = {name: getattr(system, name) for name in (*COEFFICIENTS, "decay")}
         self.varying = {name: c for name, c in coefficients.items() if isinstance(c, TimeDependent)}
         self.downhill = system if system.downhill and self.varying.keys() - {"eta", "chi"} else None
 

@@ -143,6 +143,10 @@ class Preconditioner(ABC):
             f"preconditioner {self.name!r} has no sharp directions of its own; keep chi = 1 and beta_flat = beta_sharp."
         )
 
+    def watch(self, memory: Memory, covector: Array) -> Memory:
+        """Memory after a step in which sharp and flat directions are treated alike: a mask may go on learning."""
+        return memory
+
     @property
     def applies_twice(self) -> bool:
         """Whether Q is the published soft mask, which the velocity applies to d twice."""
@@ -342,6 +346,8 @@ def direct(
             flat, memory = preconditioner.flat(memory, covector, a, h=h)
         twice = preconditioner.applies_twice
         u = lite_velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
+    if not is_split:
+        memory = preconditioner.watch(memory, covector)
     if due:  # only now, so that no gradient helps to choose the frame that it is seen in
         memory, m = preconditioner.jump(memory, m, step, due=due, is_phase=is_phase)
     return Directed(u, m, memory)

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from riemannian_ode.events import Event, EventWatch
 from riemannian_ode.fingerprint import fingerprint
 from riemannian_ode.health import Health, SystemCheck
 from riemannian_ode.integrators import Integrator, IntegratorError, MemberStates, PhaseState, StepLimitError
+from riemannian_ode.integrators.base import states_with_jumps
 from riemannian_ode.recording import Recorder
 from riemannian_ode.schedule import Schedule
 from riemannian_ode.smoothness import describe_jump
-from riemannian_ode.trajectory import EventRecord, Status, Trajectory
+from riemannian_ode.trajectory import EventRecord, Status, Trajectory, unpacked
 
 if TYPE_CHECKING:
     from riemannian_ode.compiled import CompiledSteps
@@ -102,7 +103,8 @@ class Run:
         status, message = self.health.verdict(status, message)
         times, w, m, observed_times, observed = self.recorder.stacked()
         failed_at, causes, events = self.health.failed_at, self.health.causes, tuple(self.events)
-        return Trajectory(times, w, m, status, message, failed_at, causes, observed_times, observed, events)
+        made = Trajectory(times, w, m, status, message, failed_at, causes, observed_times, observed, events)
+        return made if self.system.memory is None else unpacked(made, self.system.memory)
 
     def _loop(self, advance: Callable[[int], None]) -> tuple[Status, str]:
         schedule = self.schedule
@@ -163,7 +165,11 @@ class Run:
             from riemannian_ode.compiled import compiled_states
 
             return compiled_states(self.compiled, state, t0=schedule.t0, first=first, stops=self._next_stop)
-        states = self.scheme.states(self.system, state, t0=schedule.t0, h=schedule.h, steps=schedule.steps, first=first)
+        times: dict[str, Any] = {"t0": schedule.t0, "h": schedule.h, "steps": schedule.steps, "first": first}
+        memory = self.system.memory
+        if memory is not None and memory.changes_between_steps and "optimizer" not in self.scheme.structure:
+            return enumerate(states_with_jumps(self.scheme, self.system, state, **times), first + 1)
+        states = self.scheme.states(self.system, state, **times)
         self.members = states if isinstance(states, MemberStates) else None
         return enumerate(states, first + 1)
 

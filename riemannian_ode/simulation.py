@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.health import SystemCheck
-from riemannian_ode.integrators import Integrator, PhaseState
+from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
+from riemannian_ode.memory import RememberedMetric
 from riemannian_ode.progress import progress_bar
 from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run
@@ -125,9 +127,17 @@ def simulate(
         save_at=SavePoints(save_at, t0=t0, h=h, steps=steps),
         write_every=None if checkpoint is None else checkpoint_every,
     )
+    system = _checked_kind(system)
     if tracks(start.w) and not is_random(system.objective):
         check_attached("objective.gradient", system.objective.gradient, start.w)
     checked = _checked_system(system, start.w, t0)
+    if checked.memory is not None:
+        _check_memory(checked, scheme, is_compiled=compile is not False)
+        sets_frame = checked.memory.preconditioner.skips_first
+        g = checked.objective.gradient(start.w) if sets_frame else start.w
+        start = PhaseState(start.w, checked.memory.start(*start, g))
+        observers = _of_momentum(checked.memory, observers)
+        events = [replace(event, function=_of_momentum(checked.memory, {"": event.function})[""]) for event in events]
     check_derivatives(
         checked, start, t0=t0, scheme=scheme, is_compiled=compile is not False, events=events, checkpoint=checkpoint
     )
@@ -182,9 +192,33 @@ def _compiled(
     return CompiledSteps(system, w0, integrator=scheme, h=schedule.h, t=last, steps=None if wanted is True else wanted)
 
 
-def _checked_system(system: RISHD, w0: Array, t0: float) -> RISHD:
+def _checked_kind(system: RISHD) -> RISHD:
     if not isinstance(system, RISHD):
         raise ValueError(f"system is a {type(system).__name__}; build one with RISHD.from_optimizer(objective, …).")
+    return system
+
+
+def _check_memory(system: RISHD, scheme: Integrator, *, is_compiled: bool) -> None:
+    """Refuse what does not integrate a preconditioner's memory."""
+    if not scheme.handles_memory:
+        able = ", ".join(name for name, cls in INTEGRATORS.items() if cls.handles_memory)
+        raise ValueError(
+            f"integrator {scheme.name!r} does not integrate the memory of a preconditioner; take one of {able}."
+        )
+    if is_compiled:
+        raise ValueError("a flow with memory is not compiled; give compile=False.")
+
+
+def _of_momentum(metric: RememberedMetric, functions: Mapping[str, Observer] | None) -> dict[str, Observer]:
+    """Functions of (t, w, m) as functions of (t, w, z), where z holds momentum and memory."""
+
+    def of_momentum(function: Observer) -> Observer:
+        return lambda t, w, z: function(t, w, metric.momentum(w, z))
+
+    return {name: of_momentum(function) for name, function in (functions or {}).items()}
+
+
+def _checked_system(system: RISHD, w0: Array, t0: float) -> RISHD:
     check_parts(system.objective, system.metric, system.flat)
     system = system.for_arrays(w0)
     system.metric.check(w0)

@@ -17,6 +17,7 @@ from riemannian_ode.interpolation import hermite
 
 if TYPE_CHECKING:
     from riemannian_ode.dynamics import RISHD
+    from riemannian_ode.memory import RememberedMetric
 
 Status = Literal["finished", "event", "non-finite", "step-limit", "integrator-failed", "invalid-system", "interrupted"]
 
@@ -81,6 +82,7 @@ class Trajectory:
         observed_times: Times of the observed values, shape ``(observations,)``.
         observed: Name of an observer to its values, each of shape ``(observations, …)``.
         events: Located events, in order of time.
+        memory: A preconditioner's memory by key, each of shape ``(saves, *ensemble, …)``.
     """
 
     times: np.ndarray
@@ -93,6 +95,7 @@ class Trajectory:
     observed_times: np.ndarray = field(default_factory=lambda: np.empty(0))
     observed: Mapping[str, np.ndarray] = field(default_factory=dict)
     events: tuple[EventRecord, ...] = ()
+    memory: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -135,6 +138,8 @@ class Trajectory:
                 f"times = {times!r} must lie between the first and the last save, {self.times[0]:g} … "
                 f"{self.times[-1]:g}."
             )
+        if system.memory is not None:
+            raise ValueError("a flow with memory is not interpolated; ask simulate for save_at at those times.")
         system = system.for_arrays(self.w[0])
         places = np.clip(np.searchsorted(self.times, wanted.reshape(-1), side="right") - 1, 0, len(self.times) - 2)
         rates = {
@@ -154,7 +159,8 @@ class Trajectory:
 
     def to_numpy(self) -> Trajectory:
         """The same trajectory with numpy arrays."""
-        return replace(self, w=to_numpy(self.w), m=to_numpy(self.m))
+        memory = {key: to_numpy(value) for key, value in self.memory.items()}
+        return replace(self, w=to_numpy(self.w), m=to_numpy(self.m), memory=memory)
 
     def save(self, path: str | Path) -> None:
         """Write it as ``.npz``, atomically: the file is whole or absent."""
@@ -168,6 +174,7 @@ class Trajectory:
             "causes": self.causes,
             "observed_times": self.observed_times,
             **{f"observed_{name}": values for name, values in self.observed.items()},
+            **{f"memory_{key}": to_numpy(value) for key, value in self.memory.items()},
             **pack_events(self.events),
         }
         write_arrays(Path(path), data)
@@ -207,4 +214,17 @@ class Trajectory:
                     if name.startswith("observed_") and name != "observed_times"
                 },
                 tuple(unpack_events(archive)),
+                {name.removeprefix("memory_"): archive[name] for name in archive.files if name.startswith("memory_")},
             )
+
+
+def unpacked(trajectory: Trajectory, metric: RememberedMetric) -> Trajectory:
+    """A trajectory whose ``m`` holds momentum and memory, with the two apart; momentum is out of the frame.
+
+    Args:
+        trajectory: As the integrators see it.
+        metric: Of the flow.
+    """
+    w, z = trajectory.w, trajectory.m
+    events = tuple(replace(event, m=metric.momentum(event.w, event.m)) for event in trajectory.events)
+    return replace(trajectory, m=metric.momentum(w, z), memory=metric.memory(w, z), events=events)

@@ -116,7 +116,8 @@ class EigenbasisMoment(Preconditioner):
         if not count:
             return {}
         bases = first_eigenbases(g, both=count == 2)  # the shorter side is always within the limit
-        return {key: basis for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
+        # In row order, as they are kept: products depend on strides in their last bits.
+        return {key: basis.contiguous() for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
 
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
         raised: Tensor = covector / diagonal_metric(memory, eps=self.eps, eps_first=True)
@@ -147,7 +148,7 @@ class EigenbasisMoment(Preconditioner):
             return super().with_flat_decay(u, flat, memory, shrinkage, due=due)
         for i in due:
             bases: Memory = {key: single(memory[key], i) for key in _BASES if key in memory}
-            part = single(flat.flatness, i) * self.to_frame(bases, single(shrinkage, i))
+            part: Tensor = single(flat.flatness, i) * self.to_frame(bases, single(shrinkage, i))
             single(u, i).add_(self.frequency * part)
         return u
 

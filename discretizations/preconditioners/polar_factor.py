@@ -80,5 +80,8 @@ class PolarFactor(Preconditioner):
             return super().flat(memory, covector, raised, h=h)
         return self.mask.flat(memory, covector, raised, orthogonalize=self.polar, h=h)
 
+    def watch(self, memory: Memory, covector: Tensor) -> Memory:
+        return self.mask.observed(memory, covector) if self.mask else memory
+
     def cost(self, rows: int, columns: int) -> float:
         return float(rows * columns * min(rows, columns))

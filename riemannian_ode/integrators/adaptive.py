@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,6 +52,7 @@ class SciPyAdaptive(Integrator):
     structure = frozenset({"shared-steps"})
     adaptive = True
     differentiable = False
+    handles_memory = True
     solver: ClassVar[type[scipy.integrate.OdeSolver]]
 
     def __init__(
@@ -90,11 +91,11 @@ class _SharedSteps(MemberStates):
         self.t0, self.h, self.steps, self.given = t0, h, steps, first
         self.shape = tuple(state.w.shape)
         self.losses = Losses(self.shape[:-1])
-        self.layout = (2, int(np.prod(self.shape[:-1])), self.shape[-1])  # w and m, members, coordinates
-        y = np.stack([to_numpy(x).reshape(self.layout[1:]) for x in state]).astype(np.float64)
-        self.alive = np.isfinite(y).all(axis=(0, 2))
+        self.members = int(np.prod(self.shape[:-1]))
+        y = self._joined(state).astype(np.float64)
+        self.alive = np.all([np.isfinite(rows).all(axis=1) for rows in self._rows(y)], axis=0)
         self.dense: Any = None
-        self._start_solver(t0 + first * h, np.nan_to_num(y.ravel()))
+        self._start_solver(t0 + first * h, np.nan_to_num(y))
 
     def __next__(self) -> PhaseState:
         if self.given == self.steps:
@@ -130,7 +131,7 @@ class _SharedSteps(MemberStates):
         if np.count_nonzero(self.alive) < 2:
             raise IntegratorError(message)
         scale = self.tolerances.atol + self.tolerances.rtol * np.abs(y)
-        speed = np.abs(self._rates(t, y) / scale).reshape(self.layout).max(axis=(0, 2))
+        speed = np.max([rows.max(axis=1) for rows in self._rows(np.abs(self._rates(t, y) / scale))], axis=0)
         speed = np.where(self.alive, np.nan_to_num(speed, nan=np.inf), -1.0)
         fastest = np.arange(speed.size) == int(speed.argmax())
         self.alive = self.alive & ~fastest
@@ -144,16 +145,27 @@ class _SharedSteps(MemberStates):
                 f"from t = {t:g} on the flow requires gradients, but {self.scheme.name!r} has none: it is SciPy's; "
                 "take another integrator, or call simulate under torch.no_grad()."
             )
-        rows = np.stack([to_numpy(x).reshape(self.layout[1:]) for x in rates])
+        y_dot = self._joined(rates)
         if not self.alive.all():
-            rows[:, ~self.alive] = 0.0  # lost members rest where they were
-        return rows.ravel()
+            for rows in self._rows(y_dot):
+                rows[~self.alive] = 0.0  # lost members rest where they were
+        return y_dot
+
+    def _joined(self, parts: Sequence[Any]) -> np.ndarray:
+        """Positions of all members, then their momenta."""
+        return np.concatenate([to_numpy(x).ravel() for x in parts])
+
+    def _rows(self, y: np.ndarray) -> list[np.ndarray]:
+        """Views of positions and momenta, each of shape ``(members, …)``."""
+        positions = self.members * self.shape[-1]
+        return [y[:positions].reshape(self.members, -1), y[positions:].reshape(self.members, -1)]
 
     def _split(self, y: np.ndarray, *, lost: float | None = None) -> PhaseState:
-        rows = np.array(y.reshape(self.layout))
+        w, m = self._rows(np.array(y))
         if lost is not None:
-            rows[:, ~self.alive] = lost
-        return PhaseState(*(like(half.reshape(self.shape), self.start.w) for half in rows))
+            w[~self.alive], m[~self.alive] = lost, lost
+        ensemble = self.shape[:-1]
+        return PhaseState(*(like(rows.reshape(*ensemble, rows.shape[1]), self.start.w) for rows in (w, m)))
 
 
 class DOP853(SciPyAdaptive):

@@ -16,7 +16,10 @@ from riemannian_ode.flow import Array
 
 
 class PhaseState(NamedTuple):
-    """Position and momentum, each of shape ``(*ensemble, p)``."""
+    """Position and momentum, each of shape ``(*ensemble, p)``.
+
+    With a preconditioner that remembers gradients, ``m`` holds momentum and memory, shape ``(*ensemble, q)``.
+    """
 
     w: Array
     m: Array
@@ -80,6 +83,8 @@ class Integrator(ABC):
         implicit: Whether a step solves equations.
         adaptive: Whether the scheme chooses its own steps; ``h`` is then the spacing of its output.
         differentiable: Whether torch's autograd can record its steps.
+        handles_memory: Whether it integrates a preconditioner's memory with position and momentum: it needs no more of
+            the flow than its rates.
     """
 
     name: ClassVar[str]
@@ -88,6 +93,7 @@ class Integrator(ABC):
     implicit: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
+    handles_memory: ClassVar[bool] = False
 
     @abstractmethod
     def states(
@@ -152,7 +158,7 @@ def without_lost_members(step: Callable[[PhaseState], PhaseState], state: PhaseS
     if math.isfinite(float(new.w.detach().sum() + new.m.detach().sum())):
         return new
     xp = namespace(new.w)
-    sound = (xp.isfinite(new.w) & xp.isfinite(new.m)).all(-1)
+    sound = xp.isfinite(new.w).all(-1) & xp.isfinite(new.m).all(-1)
     if not bool(sound.any()) or bool(sound.all()):
         return new
     again = step(with_stand_ins(state, sound))
@@ -169,3 +175,27 @@ def with_stand_ins(state: PhaseState, sound: Array) -> PhaseState:
     first = int(sound.reshape(-1).nonzero()[0])
     rows = (part.detach().reshape(-1, part.shape[-1])[first] for part in state)
     return PhaseState(*(namespace(x).where(sound[..., None], x, row) for x, row in zip(state, rows, strict=True)))
+
+
+def states_with_jumps(
+    scheme: Integrator, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int
+) -> Iterator[PhaseState]:
+    """States of a flow whose memory changes between steps: frames jump, masks adapt; every step starts anew.
+
+    Args:
+        scheme: A scheme that handles memory.
+        system: A flow with memory.
+        state: State at t0 + first·h.
+        t0: Start time.
+        h: Step size.
+        steps: Number of the last step.
+        first: Steps that were done before.
+    """
+    memory = system.memory
+    assert memory is not None
+    for k in range(first, steps):
+        t = t0 + k * h
+        w, z = scheme.partial_step(system, t, state, h)
+        z = memory.settle(system.coefficients(t + h), t, w, z, system.objective.gradient(w), h)
+        state = PhaseState(w, z)
+        yield state

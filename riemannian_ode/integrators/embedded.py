@@ -73,6 +73,7 @@ class EnsembleDormandPrince(Integrator):
     name = "ensemble-rk45"
     order = 5
     adaptive = True
+    handles_memory = True
 
     def __init__(
         self,

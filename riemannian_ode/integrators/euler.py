@@ -15,9 +15,13 @@ class ExplicitEuler(OneStepIntegrator):
 
     name = "explicit-euler"
     order = 1
+    handles_memory = True
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
+        if system.memory is not None:
+            w_dot, m_dot = system.rates(t, w, m)
+            return PhaseState(w + h * w_dot, m + h * m_dot)
         g = system.objective.gradient(w)
         u = system.direction(t, w, m, g)
         correction = system.riemannian_correction(w, -system.at("eta", t) * u, m) if _needs_correction(system) else None
@@ -37,10 +41,13 @@ class SemiImplicitEuler(OneStepIntegrator):
     name = "semi-implicit-euler"
     order = 1
     structure = frozenset({"optimizer"})
+    handles_memory = True
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
         g = system.objective.gradient(w)
+        if system.memory is not None:
+            return PhaseState(*system.memory.semi_implicit_step(system.coefficients(t), t, w, m, g, h))
         eta = system.at("eta", t)
         correction = None
         if _needs_correction(system):

@@ -95,6 +95,7 @@ def _with_a_leaf_more(tree: Tree) -> Iterator[Tree]:
 class ExplicitRungeKutta(OneStepIntegrator):
     """Any explicit scheme: subclass it with a name, an order and a :class:`ButcherTableau`."""
 
+    handles_memory = True
     tableau: ClassVar[ButcherTableau]
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:

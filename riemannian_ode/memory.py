@@ -1,0 +1,244 @@
+r"""Flows whose metric remembers gradients: the state is (w, m, k), momentum and memory side by side in one array.
+
+.. math::
+    \dot w = -\frac{\eta}{c_1}\left[P F_k^{-1}(m + \beta_1 g) + \chi Q F_k^{-1}(m + \beta_2 g)\right]
+        - \eta\lambda(P + \chi Q)w, \qquad
+    \dot m = -\alpha m + c\,g, \qquad \dot k = (1-\theta)(s(g) - k)
+
+with R = 0, since no F(w) exists, and c₁ = 1, or the momentum's mass if its bias is corrected. Integrators see the pair
+(w, z), where z holds m and k of every member, shape ``(*ensemble, q)``. The semi-implicit Euler step with h = 1 is the
+optimizer's, to the last bit.
+
+Source: docs/theory, "Flows with memory".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from riemannian_ode.arrays import is_torch
+from riemannian_ode.flow import Array, momentum_rate
+from riemannian_ode.metric import Metric, Variation
+from riemannian_ode.preconditioner import (
+    MASS,
+    Directed,
+    Memory,
+    Preconditioner,
+    TakenIn,
+    direct,
+    move,
+    take_in,
+)
+
+_MASSES = (MASS, "v_mass", "mass")
+_ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
+
+
+class RememberedMetric(Metric):
+    """The metric of a flow with memory, F_k: there is no F(w).
+
+    Args:
+        preconditioner: F⁻¹ and its memory.
+        shape: Shape of the parameter, whose product is p; ``None`` is ``(p,)``.
+        corrects_momentum: Whether momentum is divided by its mass.
+        is_split: Whether sharp and flat directions differ.
+    """
+
+    variation: ClassVar[Variation] = "history"
+
+    def __init__(
+        self,
+        preconditioner: Preconditioner,
+        *,
+        shape: tuple[int, ...] | None = None,
+        corrects_momentum: bool = False,
+        is_split: bool = False,
+    ) -> None:
+        self.preconditioner, self.shape = preconditioner, shape
+        self.corrects_momentum, self.is_split = corrects_momentum, is_split
+
+    def raise_index(self, w: Array, covector: Array) -> Array:
+        raise ValueError("the metric depends on the flow's memory; ask preconditioner.precondition(memory, covector).")
+
+    def lower_index(self, w: Array, vector: Array) -> Array:
+        raise ValueError("a preconditioner with memory has no F(w) to lower an index with.")
+
+    def check(self, w: Array) -> None:
+        shape = self.shape_of(w)
+        if math.prod(shape) != w.shape[-1]:
+            raise ValueError(
+                f"shape = {shape} has {math.prod(shape)} numbers, but w has {w.shape[-1]} coordinates; give the shape "
+                "of the parameter that w holds in row order."
+            )
+        self.preconditioner.check_shape(shape)
+
+    def shape_of(self, w: Array) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return (int(w.shape[-1]),) if self.shape is None else self.shape
+
+    def start(self, w: Array, m: Array, g: Array) -> Array:
+        """z at the start: momentum and the memory before the first gradient, shape ``(*ensemble, q)``.
+
+        Args:
+            w: Positions, shape ``(*ensemble, p)``.
+            m: Momentum, likewise.
+            g: Gradient there; a preconditioner whose first gradient only sets its frame takes it in.
+        """
+        parameter, batch = self._shaped(w, w), w.ndim - 1
+        memory = self.preconditioner.initial(parameter, batch=batch)
+        if self.corrects_momentum:
+            memory = memory | {MASS: self.preconditioner.initial_mass(parameter, batch=batch)}
+        if self.preconditioner.skips_first:
+            memory = self.preconditioner.first(memory, self._shaped(g, w))
+        return self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w)
+
+    def pack(self, m: Array, memory: Memory, w: Array) -> Array:
+        """z of momentum and memory, in the kind of ``w``."""
+        import torch
+
+        ensemble = tuple(w.shape[:-1])
+        parts = [m, *(memory[key] for key in sorted(memory))]
+        return _in_kind_of(w, torch.cat([part.to(m.dtype).reshape(*ensemble, -1) for part in parts], dim=-1))
+
+    def unpack(self, w: Array, z: Array) -> tuple[Array, Memory]:
+        """Momentum (in the frame) and memory of z, tensors of shape ``(*ensemble, *shape)`` and so on."""
+        import torch
+
+        shape, ensemble = self.shape_of(w), tuple(w.shape[:-1])
+        layout = _layout(self.preconditioner, shape, self.corrects_momentum)
+        sizes = [math.prod(shape), *(math.prod(part) for _, part in layout)]
+        first, *others = torch.split(_tensor(z), sizes, dim=-1)
+        memory: Memory = {key: x.reshape((*ensemble, *part)) for (key, part), x in zip(layout, others, strict=True)}
+        for key in _MASSES:
+            if key in memory:
+                memory[key] = memory[key].double()
+        return first.reshape((*ensemble, *shape)), memory
+
+    def rates(self, now: Mapping[str, Any], w: Array, z: Array, g: Array) -> tuple[Array, Array]:
+        """(ẇ, ż) for coefficients by name.
+
+        Where no gradient was taken in yet, momentum and memory over their masses are 0/0; their limit is what they are
+        after the first gradient.
+        """
+        m, memory = self.unpack(w, z)
+        now = {name: _broadcast(value, m, w) for name, value in now.items()}
+        gradient = self._shaped(g, w)
+        frame_g = self.preconditioner.to_frame(memory, gradient)
+        if any(key in memory and not bool(memory[key].any()) for key in _MASSES):
+            taken = self._take_in(now, m, memory, gradient, h=1.0)
+        else:
+            taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
+        position = self._shaped(w, w)
+        velocity = move(0.0 * position, self._direct(now, taken, position, step=0, h=1.0), eta=now["eta"])
+        changes = self.preconditioner.memory_rates(
+            {key: value for key, value in memory.items() if key != MASS}, gradient, frame_g
+        )
+        if MASS in memory:
+            changes[MASS] = _flat_number(now["alpha"], memory[MASS]) * (1.0 - memory[MASS])
+        m_dot = momentum_rate(m, frame_g, alpha=now["alpha"], gain=now["gain"])
+        return _in_kind_of(w, velocity.reshape(w.shape)), self.pack(m_dot, changes, w)
+
+    def semi_implicit_step(
+        self, now: Mapping[str, Any], t: float, w: Array, z: Array, g: Array, h: float
+    ) -> tuple[Array, Array]:
+        """(w, z) at t + h: memory, momentum and position in turn, with one gradient; h = 1 is the optimizer's step."""
+        m, memory = self.unpack(w, z)
+        now = {name: _broadcast(value, m, w) for name, value in now.items()}
+        position = self._shaped(w, w)
+        taken = self._take_in(now, m, memory, self._shaped(g, w), h=h)
+        directed = self._direct(now, taken, position, step=self.jump_time(t, h), h=h)
+        moved = move(position, directed, eta=now["eta"], h=h)
+        return _in_kind_of(w, moved.reshape(w.shape)), self.pack(directed.m, directed.memory, w)
+
+    @property
+    def changes_between_steps(self) -> bool:
+        """Whether the memory jumps, or has parts that adapt once a step: masks and frames."""
+        return self.is_split or self.preconditioner.has_frame
+
+    def settle(self, now: Mapping[str, Any], t: float, w: Array, z: Array, g: Array, h: float) -> Array:
+        """z after a step to t + h of a scheme that knows rates only: masks adapt, and frames jump.
+
+        Args:
+            now: Coefficients at t + h.
+            t: Time before the step.
+            w: Position after it.
+            z: Momentum and memory after it.
+            g: Gradient at ``w``.
+            h: Step size.
+        """
+        m, memory = self.unpack(w, z)
+        m, memory = m.clone(), {key: value.clone() for key, value in memory.items()}
+        now = {name: _broadcast(value, m, w) for name, value in now.items()}
+        frame_g = self.preconditioner.to_frame(memory, self._shaped(g, w))
+        taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
+        directed = self._direct(now, taken, None, step=self.jump_time(t, h), h=h)
+        return self.pack(directed.m, directed.memory, w)
+
+    def jump_time(self, t: float, h: float) -> int:
+        """The whole number in (t, t + h] at which the memory jumps, if there is one, else 0."""
+        first, last = math.floor(t + _ROUNDING) + 1, math.floor(t + h + _ROUNDING)
+        return next((k for k in range(first, last + 1) if self.preconditioner.due(k)), 0)
+
+    def momentum(self, w: Array, z: Array) -> Array:
+        """The momentum in z, out of the frame, shape ``(*ensemble, p)``."""
+        m, memory = self.unpack(w, z)
+        return _in_kind_of(w, self.preconditioner.from_frame(memory, m).reshape(w.shape))
+
+    def memory(self, w: Array, z: Array) -> Memory:
+        """The memory in z, arrays of the kind of ``w`` of shape ``(*ensemble, …)``."""
+        return {key: _in_kind_of(w, value) for key, value in self.unpack(w, z)[1].items()}
+
+    def _shaped(self, x: Array, w: Array) -> Array:
+        return _tensor(x).reshape(*w.shape[:-1], *self.shape_of(w))
+
+    def _take_in(self, now: Mapping[str, Any], m: Array, memory: Memory, g: Array, *, h: float) -> TakenIn:
+        rates = {name: now[name] for name in ("alpha", "gain", "nesterov")}
+        return take_in(self.preconditioner, m, memory, g, **rates, h=h)
+
+    def _direct(self, now: Mapping[str, Any], taken: TakenIn, w: Array | None, *, step: int, h: float) -> Directed:
+        settings = {name: now[name] for name in ("chi", "beta_sharp", "beta_flat", "decay")}
+        return direct(self.preconditioner, taken, **settings, is_split=self.is_split, w=w, step=step, h=h)
+
+
+@cache
+def _layout(
+    preconditioner: Preconditioner, shape: tuple[int, ...], corrects_momentum: bool
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Keys and shapes of one member's memory, in the order of z."""
+    import torch
+
+    w = torch.empty(shape, dtype=torch.float64, device="meta")
+    memory = preconditioner.initial(w)
+    if corrects_momentum:
+        memory = memory | {MASS: preconditioner.initial_mass(w)}
+    return tuple((key, tuple(memory[key].shape)) for key in sorted(memory))
+
+
+def _tensor(x: Array) -> Array:
+    """The same numbers as a torch tensor."""
+    import torch
+
+    return x if is_torch(x) else torch.from_numpy(x if x.flags.writeable else x.copy())
+
+
+def _in_kind_of(w: Array, x: Array) -> Array:
+    """A tensor as an array of the kind and dtype of ``w``."""
+    return x.to(w.dtype) if is_torch(w) else np.asarray(x.numpy(), dtype=w.dtype)
+
+
+def _broadcast(coefficient: Any, m: Array, w: Array) -> Any:
+    """A coefficient of shape ``(*ensemble, 1)`` so that it broadcasts against ``(*ensemble, *shape)``."""
+    if isinstance(coefficient, float) or coefficient.ndim == 0:
+        return coefficient
+    values = _tensor(coefficient)
+    return values.reshape(*values.shape[:-1], *(1,) * (m.ndim - w.ndim + 1))
+
+
+def _flat_number(coefficient: Any, mass: Array) -> Any:
+    """A coefficient per member, against a mass of shape ``(*ensemble,)``."""
+    return coefficient if isinstance(coefficient, float) or coefficient.ndim == 0 else coefficient.reshape(mass.shape)
