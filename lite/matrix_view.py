@@ -53,7 +53,7 @@ def check_layout(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout = {layout!r} is unknown. Choose one of: {', '.join(LAYOUTS)}.")
-    if block_axis not in BLOCK_AXES:
+    if type(block_axis) is not int or block_axis not in BLOCK_AXES:
         raise ValueError(f"block_axis = {block_axis!r} must be −2 (rows) or −1 (columns of the matrix view).")
     fits = {"matrix": len(shape) == 2, "conv": len(shape) >= _CONV_DIMS, "experts": len(shape) == 3}
     if not fits[layout]:
@@ -64,7 +64,7 @@ def check_layout(
         )
     if blocks is None:
         return
-    if not isinstance(blocks, (tuple, list)) or not all(isinstance(size, int) and size > 0 for size in blocks):
+    if not isinstance(blocks, (tuple, list)) or not all(type(size) is int and size > 0 for size in blocks):
         raise ValueError(f"blocks = {blocks!r} must be a tuple of whole numbers above 0, or None.")
     length = _matrix_shape(shape, layout)[block_axis]
     if sum(blocks) != length:

@@ -150,8 +150,8 @@ def read_summary(folder: Path) -> Summary | None:
         raise ResultsError(
             f"{path} is not readable as a run's summary ({one_line(problem, 80)}); remove it, then --resume."
         ) from None
-    if problem := format_problem(path, summary.format):
-        raise ResultsError(problem)
+    if other := format_problem(path, summary.format):
+        raise ResultsError(other)
     if summary.status not in get_args(Status):
         raise ResultsError(f"{path}: status is {summary.status!r}; remove the file, then --resume.")
     return summary
@@ -167,8 +167,8 @@ def format_problem(path: Path, number: Any) -> str:
     if type(number) is int and number == FORMAT:
         return ""
     return (
-        f"{path} has format {shown(number)}; this version of rishd knows format {FORMAT} only. Read it with the version "
-        "that wrote it."
+        f"{path} has format {shown(number)}; this version of rishd knows format {FORMAT} only. Read it with the "
+        "version that wrote it."
     )
 
 
