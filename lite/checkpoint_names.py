@@ -1,30 +1,42 @@
-"""Which parameter of a checkpoint is which of an optimizer: by name up to wrappers of the model, else by order."""
+"""Which parameter of a checkpoint is which of an optimizer: by name up to wrappers of the model, others by order."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lite.group_checks import short_text
 
 # Components that torch.compile, FSDP1 and activation checkpointing put into names.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_PARALLEL = "module."  # DataParallel and DistributedDataParallel
+_PARALLEL = "module"  # DataParallel and DistributedDataParallel
 
 
-def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Groups of a checkpoint in the order of an optimizer's, with their parameters in its order and by its names.
+class Matched(NamedTuple):
+    """Which parameter of a checkpoint is which.
 
-    Names are compared without the prefixes that wrappers of the model add: ``_orig_mod.``, ``module.`` and any other
-    that all names of one side have and those of the other lack. Equal sets of names match by name. Other names, or a
-    side without names, match by order.
+    Args:
+        groups: Of the checkpoint in the order of the optimizer's, with their parameters in its order and by its names.
+        by_order: (group, place) of the optimizer's parameters that have other names in the checkpoint.
+        warning: What to warn of if there are any, else an empty text.
+    """
+
+    groups: list[dict[str, Any]]
+    by_order: frozenset[tuple[int, int]] = frozenset()
+    warning: str = ""
+
+
+def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> Matched:
+    """Match the parameters of a checkpoint with those of an optimizer.
+
+    Names are compared without what wrappers of the model add: ``_orig_mod.``, ``module.``, and any other prefix that
+    all names of one side have and those of the other lack. Names that both sides have match by name, what is left of a
+    group by order. A side without names, or with a name twice, matches by order.
 
     Args:
         saved: Groups of the checkpoint.
         own: Groups of the optimizer.
-
-    Returns:
-        The groups, and what to warn of if the names differ, else an empty text.
 
     Raises:
         ValueError: if the parameters cannot be matched, naming them.
@@ -35,39 +47,81 @@ def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
             f"build it from the same model with the same param_groups.{_difference(saved, own)}"
         )
     if not all("param_names" in group for group in (*saved, *own)):
-        return _by_order(saved, own), ""
+        return Matched(_by_order(saved, own))
     here, there = _aligned(_plain_names(own), _plain_names(saved))
     ours, theirs = _regrouped(here, own), _regrouped(there, saved)
-    if sorted(map(sorted, ours)) == sorted(map(sorted, theirs)) and len(set(here)) == len(here):
-        places = {frozenset(names): i for i, names in enumerate(theirs)}
-        order = [i if set(names) == set(theirs[i]) else places[frozenset(names)] for i, names in enumerate(ours)]
-        places_within = [[theirs[j].index(name) for name in ours[i]] for i, j in enumerate(order)]
-        return [_reordered(saved[j], own[i], places_within[i]) for i, j in enumerate(order)], ""
-    if set(here) == set(there) and len(set(here)) == len(here):
-        i, name = next((i, name) for i, names in enumerate(ours) for name in names if name not in theirs[i])
-        j = next(j for j, names in enumerate(theirs) if name in names)
-        raise ValueError(
-            f"parameter {name} is in group {j} (rule {saved[j].get('rule')!r}) in the checkpoint, but in group {i} "
-            f"(rule {own[i]['rule']!r}) here; build the optimizer with the same param_groups."
-        )
-    groups = _by_order(saved, own)
-    pairs = [(old, new) for old, new in zip(there, here, strict=True) if old != new]
-    if not pairs:  # names that are not unique
-        return groups, ""
-    return groups, (
-        f"{len(pairs)} parameters have other names in the checkpoint ({pairs[0][0]} is {pairs[0][1]} here); their "
-        "state is loaded by order. Check that the model is the same."
+    groups: list[dict[str, Any]] = []
+    pairs: list[tuple[int, int, str, str]] = []  # group, place, name there, name here
+    if len(set(here)) < len(here) or len(set(there)) < len(there):
+        groups = _by_order(saved, own)
+        pairs = [(i, k, theirs[i][k], name) for i, names in enumerate(ours) for k, name in enumerate(names)]
+    else:
+        for i, j in enumerate(_matching_groups(ours, theirs, saved, own)):
+            if len(ours[i]) != len(theirs[j]):
+                raise ValueError(_unequal(i, theirs[j], ours[i], saved, own))
+            wanted, found = set(ours[i]), {name: place for place, name in enumerate(theirs[j])}
+            left = iter([place for name, place in found.items() if name not in wanted])
+            places = [found[name] if name in found else next(left) for name in ours[i]]
+            groups.append(_reordered(saved[j], own[i], places))
+            pairs += [(i, k, theirs[j][place], ours[i][k]) for k, place in enumerate(places)]
+    other = [pair for pair in pairs if pair[2] != pair[3]]
+    return Matched(groups, frozenset(pair[:2] for pair in other), _warning(other, len(pairs)))
+
+
+def _matching_groups(
+    ours: list[list[str]], theirs: list[list[str]], saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Of each group, the one of the checkpoint with the same names; those that share none take what is left.
+
+    Raises:
+        ValueError: naming a parameter that is in another group there.
+    """
+    places = {name: j for j, names in enumerate(theirs) for name in names}
+    free, found = set(range(len(theirs))), dict[int, int]()
+    for i, names in enumerate(ours):
+        shared = Counter(places[name] for name in names if name in places)
+        best = max(shared, key=lambda j: (shared[j], j == i), default=None)
+        if best is not None and best in free:
+            free.discard(best)
+            found[i] = best
+    for i in range(len(ours)):
+        if i not in found:
+            found[i] = i if i in free else min(free)
+            free.discard(found[i])
+    for i, names in enumerate(ours):
+        for name in names:
+            if (j := places.get(name, found[i])) != found[i]:
+                raise ValueError(
+                    f"parameter {name} is in group {j} (rule {saved[j].get('rule')!r}) in the checkpoint, but in group "
+                    f"{i} (rule {own[i]['rule']!r}) here; build the optimizer with the same param_groups."
+                )
+    return [found[i] for i in range(len(ours))]
+
+
+def _warning(other: list[tuple[int, int, str, str]], count: int) -> str:
+    if not other:
+        return ""
+    what, which = f"{len(other)} parameters have other names", "their state is"
+    if len(other) == 1:
+        what, which = "1 parameter has another name", "its state is"
+    rest = f" and that of the other {count - len(other)} by name" if len(other) < count else ""
+    return (
+        f"{what} in the checkpoint ({other[0][2]} is {other[0][3]} here); {which} loaded by order{rest}. Check that "
+        "the model is the same."
     )
 
 
 def _by_order(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for i, (theirs, ours) in enumerate(zip(saved, own, strict=True)):
         if len(theirs["params"]) != len(ours["params"]):
-            raise ValueError(
-                f"group {i} has {len(theirs['params'])} parameters in the checkpoint, {len(ours['params'])} here."
-                f"{_difference(saved, own)}"
-            )
+            raise ValueError(_unequal(i, theirs["params"], ours["params"], saved, own))
     return [_reordered(a, b, range(len(a["params"]))) for a, b in zip(saved, own, strict=True)]
+
+
+def _unequal(
+    i: int, theirs: list[Any], ours: list[Any], saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]
+) -> str:
+    return f"group {i} has {len(theirs)} parameters in the checkpoint, {len(ours)} here.{_difference(saved, own)}"
 
 
 def _reordered(saved: dict[str, Any], own: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
@@ -86,34 +140,52 @@ def _plain_names(groups: Sequence[dict[str, Any]]) -> list[str]:
         for group in groups
         for name in group["param_names"]
     ]
-    while names and all(name.startswith(_PARALLEL) for name in names):
-        names = [name.removeprefix(_PARALLEL) for name in names]
+    while names and all(name.startswith(f"{_PARALLEL}.") for name in names):
+        names = [name.removeprefix(f"{_PARALLEL}.") for name in names]
     return names
 
 
 def _aligned(first: list[str], second: list[str]) -> tuple[list[str], list[str]]:
-    """Both lists without the prefixes that wrappers of the model add to all names."""
+    """Both lists without the prefixes that wrappers of the model add to all names, or ``module`` around a part of it.
+
+    A model may have a component ``module`` of its own: it is taken out only where that makes the names equal.
+    """
+    plain = _without_prefixes(first, second)
+    if set(plain[0]) == set(plain[1]):
+        return plain
+    bare_first, bare_second = ([_without_parallel(name) for name in names] for names in (first, second))
+    for pair in ((first, bare_second), (bare_first, second), (bare_first, bare_second)):
+        aligned = _without_prefixes(*pair)
+        if set(aligned[0]) == set(aligned[1]) and all(len(set(names)) == len(names) for names in aligned):
+            return aligned
+    return plain
+
+
+def _without_parallel(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _PARALLEL)
+
+
+def _without_prefixes(first: list[str], second: list[str]) -> tuple[list[str], list[str]]:
     while first and second and set(first) != set(second):  # a prefix that both have
         prefix = first[0].partition(".")[0] + "."
         if not all(name.startswith(prefix) for name in [*first, *second]):
             break
         first, second = ([name.removeprefix(prefix) for name in names] for names in (first, second))
-    return _unwrapped(first, set(second)), _unwrapped(second, set(first))
+    first = _unwrapped(first, set(second))
+    return first, _unwrapped(second, set(first))
 
 
 def _unwrapped(names: list[str], wanted: set[str]) -> list[str]:
-    """Names without the shortest prefix whose removal gives the wanted set, or unchanged if no prefix does."""
-    if not names or set(names) == wanted:
-        return names
-    prefix = ""
-    for part in names[0].split(".")[:-1]:
+    """Names without the shortest prefix of all of them whose removal gives the most wanted names."""
+    best, prefix = names, ""
+    for part in names[0].split(".")[:-1] if names else ():
         prefix += f"{part}."
         if not all(name.startswith(prefix) for name in names):
             break
         shorter = [name.removeprefix(prefix) for name in names]
-        if set(shorter) == wanted:
-            return shorter
-    return names
+        if len(wanted.intersection(shorter)) > len(wanted.intersection(best)):
+            best = shorter
+    return best
 
 
 def _regrouped(names: list[str], groups: Sequence[dict[str, Any]]) -> list[list[str]]:

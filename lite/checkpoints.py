@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -13,15 +12,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lite.checkpoint_names import matched_groups
-from lite.group_checks import parameter_names, short_text
+from lite.checkpoint_state import StateValue, check_values, is_spare, loadable_tensor
+from lite.group_checks import LARGEST_COUNT, parameter_names
+from riemannian_ode.errors import shown
 
-_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_COUNT = "step"  # of AdamW's steps, one of lite.adamw.ADAMW_KEYS
 
 
 def loadable_state(
     state_dict: dict[str, Any],
     groups: list[dict[str, Any]],
     initial_state: Callable[..., dict[str, Tensor]],
+    check: Callable[[dict[str, Any], Collection[Any]], None],
     held: Callable[[Tensor], Collection[str]] | None = None,
     *,
     spare: Collection[str] = (),
@@ -32,44 +34,64 @@ def loadable_state(
         state_dict: What an optimizer's ``state_dict`` gave.
         groups: This optimizer's parameter groups.
         initial_state: (group, tensor like a parameter) ↦ its state before the first step.
+        check: Refuses settings of a group, beside which the group may have further keys.
         held: Parameter ↦ keys of the state that this rank holds; ``None``: all of them.
         spare: Keys of state that may be there without need, or with more columns: of a sharp fraction since lowered.
 
     Raises:
-        ValueError: for a checkpoint of another model, rule or grouping, for part of one, or for a damaged one, naming
-            the first difference.
+        ValueError: for a checkpoint of another model, rule or grouping, for part of one, for settings that are unknown
+            or out of range, or for a damaged one, naming the first difference.
     """
     _check_form(state_dict)
     own_names = [parameter_names(group) for group in groups]
-    saved_groups, warning = matched_groups(state_dict["param_groups"], groups)
+    saved_groups, by_order, warning = matched_groups(state_dict["param_groups"], groups)
     states: dict[Any, Any] = dict(state_dict["state"])
+    values: list[StateValue] = []
     for i, (saved, own, names) in enumerate(zip(saved_groups, groups, own_names, strict=True)):
-        for key in ("rule", "mask", "layout", "blocks"):
-            if saved.get(key) != own.get(key):
-                raise ValueError(
-                    f"group {i} has {key} = {_short(saved.get(key))} in the checkpoint but {_short(own.get(key))} "
-                    "here; load it into the optimizer it was saved from."
-                )
-        settings = {**own, **saved, "params": own["params"]}
+        settings = _checked_settings(i, saved, own, check)
         for place, (index, p, name) in enumerate(zip(saved["params"], own["params"], names, strict=True)):
             state = states.get(index, {})
             if not isinstance(state, Mapping):
-                raise ValueError(f"parameter {name} has state {_short(state)} in the checkpoint; a dict is expected.")
+                raise ValueError(f"parameter {name} has state {shown(state)} in the checkpoint; a dict is expected.")
             like = torch.empty(p.shape, dtype=p.dtype, device="meta")
             with torch.device("meta"):
                 expected = initial_state(settings, like)
             needed = set(expected) if held is None else set(held(p))
             steps = saved.get("steps", [])[place : place + 1]
             if state or (needed and steps and steps[0]):
-                label = f"{name}{' (loaded by order)' if warning else ''}"
+                label = f"{name}{' (loaded by order)' if (i, place) in by_order else ''}"
                 _check_keys(label, settings["rule"], expected, needed, state, spare)
                 states[index] = {
-                    key: _loadable_tensor(label, p, key, value, expected.get(key), is_spare=_is_spare(key, spare))
+                    key: loadable_tensor(label, p, key, value, expected.get(key), may_be_wider=is_spare(key, spare))
                     for key, value in state.items()
                 }
+                for key, value in states[index].items():
+                    is_count = settings["rule"] == "adamw" and key == _COUNT
+                    values.append(StateValue(label, key, value, is_count))
+    check_values(values)
     if warning:
         warnings.warn(warning, stacklevel=5)
     return {"state": states, "param_groups": saved_groups}
+
+
+def _checked_settings(
+    i: int, saved: dict[str, Any], own: dict[str, Any], check: Callable[[dict[str, Any], Collection[Any]], None]
+) -> dict[str, Any]:
+    """Settings of a group as they would be after loading."""
+    always, if_saved = ("rule", "mask", "layout", "blocks"), ("block_axis",)
+    for key in (*always, *(key for key in if_saved if key in saved)):
+        there, here = saved.get(key), own.get(key)
+        if isinstance(there, Tensor) or there != here:  # a tensor would compare number by number
+            raise ValueError(
+                f"group {i} has {key} = {shown(there)} in the checkpoint but {shown(here)} here; load it into the "
+                "optimizer it was saved from."
+            )
+    settings = {**own, **saved, "params": own["params"]}
+    try:
+        check(settings, own.keys())
+    except ValueError as problem:
+        raise ValueError(f"group {i} of the checkpoint cannot be loaded: {problem}") from None
+    return settings
 
 
 def load_between_hooks(
@@ -108,16 +130,29 @@ def _check_form(state_dict: Any) -> None:
     groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not isinstance(groups, list) or not isinstance(state_dict.get("state"), Mapping):
         raise ValueError("the checkpoint must have a dict 'state' and a list 'param_groups', as state_dict() gives.")
+    seen: dict[Any, int] = {}
     for i, group in enumerate(groups):
         lists = {} if not isinstance(group, Mapping) else {"params": [], "steps": [], "param_names": [], **group}
         for key in ("params", "steps", "param_names"):
             if not isinstance(lists.get(key), list):
                 raise ValueError(
-                    f"group {i} of the checkpoint has {key} = {_short(lists.get(key))}; a list is expected."
+                    f"group {i} of the checkpoint has {key} = {shown(lists.get(key))}; a list is expected."
                 )
-        if not all(type(step) is int and step >= 0 for step in lists["steps"]):
+        for index in lists["params"]:
+            if type(index) is not int and not isinstance(index, str):  # torch.distributed.checkpoint gives names
+                raise ValueError(
+                    f"group {i} of the checkpoint has params with {shown(index)}; plain whole numbers are expected, as "
+                    "state_dict() gives. The checkpoint is damaged."
+                )
+            if index in seen:
+                raise ValueError(
+                    f"the checkpoint has parameter {shown(index)} twice, in group {seen[index]} and in group {i}; it "
+                    "is damaged."
+                )
+            seen[index] = i
+        if not all(type(step) is int and 0 <= step <= LARGEST_COUNT for step in lists["steps"]):
             raise ValueError(
-                f"group {i} of the checkpoint has steps = {_short(lists['steps'])}; whole numbers of gradients are "
+                f"group {i} of the checkpoint has steps = {shown(lists['steps'])}; whole numbers of gradients are "
                 "expected."
             )
         if "param_names" in group and len(group["param_names"]) != len(lists["params"]):
@@ -125,10 +160,6 @@ def _check_form(state_dict: Any) -> None:
                 f"group {i} of the checkpoint has {len(group['param_names'])} names for {len(lists['params'])} "
                 "parameters."
             )
-
-
-def _is_spare(key: Any, spare: Collection[str]) -> bool:
-    return str(key).split("/", maxsplit=1)[0] in spare  # "subspace/2"
 
 
 def _check_keys(
@@ -140,7 +171,7 @@ def _check_keys(
     spare: Collection[str],
 ) -> None:
     keys = sorted(map(str, saved))
-    if not {key for key in saved if rule == "adamw" or not _is_spare(key, spare)} <= set(expected):
+    if not {key for key in saved if rule == "adamw" or not is_spare(key, spare)} <= set(expected):
         raise ValueError(
             f"parameter {name} has state {keys} in the checkpoint, but rule {rule!r} needs {sorted(expected)}; it was "
             "saved by another optimizer."
@@ -151,43 +182,3 @@ def _check_keys(
             "by another optimizer, or it is what one rank of several had: save and load those with "
             "torch.distributed.checkpoint."
         )
-
-
-def _loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | None, *, is_spare: bool) -> Tensor:
-    """A saved value as a tensor: torch takes plain numbers for counts, and so does this.
-
-    Args:
-        name: Name of the parameter.
-        p: The parameter.
-        key: Key of the state.
-        value: What was saved.
-        like: What is expected, on the meta device; ``None`` for state that is not needed here.
-        is_spare: Whether it may have more columns than needed.
-
-    Raises:
-        ValueError: if it is no tensor of real numbers of the expected shape.
-    """
-    here = None if like is None else tuple(like.shape)
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    is_count = isinstance(value, Tensor) and not value.ndim and value.dtype in _WHOLE_NUMBERS
-    if like is not None and here == () and (is_number or is_count):
-        return torch.as_tensor(value, dtype=like.dtype)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else _short(value)
-        wanted = "a tensor" if here is None else f"a tensor of shape {here}"
-        raise ValueError(
-            f"parameter {name} has {key} = {what} in the checkpoint, where {wanted} of real numbers is expected; the "
-            "checkpoint is damaged or of another optimizer."
-        )
-    shape = tuple(value.shape)
-    wider = is_spare and here is not None and shape[:-1] == here[:-1] and len(shape) >= 2 and shape[-1] > here[-1]
-    if here is not None and shape != here and not wider:
-        raise ValueError(
-            f"parameter {name} has shape {tuple(p.shape)}, but its saved {key} has {shape}; the checkpoint is of "
-            "another model."
-        )
-    return value
-
-
-def _short(value: Any) -> str:
-    return short_text(repr(value))

@@ -57,7 +57,7 @@ def finite_per_tensor(
     """
     device = gradients[0].device
     filled = [g.detach().reshape(-1) for g in gradients if g.numel()]
-    norms = iter(_largest_magnitudes(filled))
+    norms = iter(largest_magnitudes(filled))
     zero = torch.zeros((), device=device)
     magnitudes = torch.stack([next(norms).to(device) if g.numel() else zero for g in gradients])
     if squares is None:
@@ -67,8 +67,8 @@ def finite_per_tensor(
     return magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32)) <= limit
 
 
-def _largest_magnitudes(tensors: list[Tensor]) -> list[Tensor]:
-    """Largest magnitude of each, NaN where there is one."""
+def largest_magnitudes(tensors: list[Tensor]) -> list[Tensor]:
+    """Largest magnitude of each tensor, which is not empty, NaN where there is one; each on its device."""
     # A CPU takes twenty times longer for the norm than for both extremes, but one call does for many small tensors.
     apart = [x.device.type == "cpu" and x.numel() >= _LARGE for x in tensors]
     together = [x for x, is_apart in zip(tensors, apart, strict=True) if not is_apart]

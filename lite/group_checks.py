@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lite.matrix_view import check_layout
 from lite.tensor_settings import TENSOR_SETTINGS
+from riemannian_ode.errors import is_number, shown
 
-_SCHEDULE_KEYS = ("initial_lr", "peak_chi", "peak_beta_flat")  # what schedulers leave in groups
+# What schedulers leave in groups: ours and all of torch's; OneCycleLR, CyclicLR and SWALR add the last ones.
+_OUR_SCHEDULE = {"initial_lr": 0.0, "peak_chi": 1.0, "peak_beta_flat": -1.0}  # with their lower ends
+_SCHEDULE_KEYS = (*_OUR_SCHEDULE, "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+_TORCH_KEYS = ("params", "param_names", "differentiable")  # the last one after an optimizer was copied or unpickled
+LARGEST_COUNT = 2**53  # beyond, not every whole number has a float64
 
 
-def check_group(group: Mapping[str, Any], *, rule: str, known: Iterable[str]) -> None:
+def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], tags: Collection[Any] = ()) -> None:
     """Refuse settings that are unknown or out of range, and parameters that the group's rule cannot take.
 
     Args:
         group: A group of an optimizer, with its defaults filled in.
         rule: The optimizer's rule of matrices.
         known: Settings that groups may have.
+        tags: Further keys that the group may have and nobody looks at.
 
     Raises:
         ValueError: naming argument, value and remedy.
     """
-    unknown = sorted(set(group) - set(known) - {"params", "param_names", "steps", *_SCHEDULE_KEYS})
+    allowed = {*known, *tags, "steps", *_TORCH_KEYS, *_SCHEDULE_KEYS}
+    unknown = sorted(str(name) for name in group if name not in allowed)
     if unknown:
         raise ValueError(f"a group has unknown settings {unknown}; known are {sorted(known)}.")
     rules = (rule, "adamw")
     if group["rule"] not in rules:
-        raise ValueError(f"rule = {group['rule']!r} is unknown here. Choose one of: {', '.join(rules)}.")
-    for name, value in group.items():
-        if isinstance(value, Tensor) and name not in (*TENSOR_SETTINGS, *_SCHEDULE_KEYS):
+        raise ValueError(f"rule = {shown(group['rule'])} is unknown here. Choose one of: {', '.join(rules)}.")
+    for name in known:
+        if isinstance(group.get(name), Tensor) and name not in TENSOR_SETTINGS:
             raise ValueError(f"{name} is a tensor; only {', '.join(TENSOR_SETTINGS)} may be, {name} is a plain number.")
     require_range(group, "lr", 0.0, math.inf, "it is the learning rate")
     require_range(group, "weight_decay", 0.0, math.inf, "it shrinks the weights by lr·weight_decay a step")
@@ -55,6 +64,14 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Iterable[str]) ->
     require_range(group, "eps", 0.0, math.inf, "it is AdamW's denominator floor")
     if group["eps"] == 0:
         raise ValueError("eps = 0 divides by zero where a gradient has always been zero; 1e-8 is published.")
+    require_flag(group, "stochastic_rounding")
+    for name, lower in _OUR_SCHEDULE.items():
+        if name in group:
+            require_range(group, name, lower, math.inf, "a schedule left it here")
+    _check_parameters(group)
+
+
+def _check_parameters(group: Mapping[str, Any]) -> None:
     for name, p in zip(parameter_names(group), group["params"], strict=True):
         if p.is_complex():
             raise ValueError(f"parameter {name} is complex; optimize its real view (torch.view_as_real).")
@@ -70,12 +87,50 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
         ValueError: naming argument, value and remedy.
     """
     try:
-        value = math.nan if isinstance(group[name], bool) else float(group[name])
+        value = float(group[name]) if is_setting_number(group[name]) else None
+    except OverflowError:
+        value = math.inf
     except (TypeError, ValueError, RuntimeError):  # the last one for a tensor of several numbers
-        raise ValueError(f"{name} = {group[name]!r} must be a number: {remedy}.") from None
+        value = None
+    if value is None:
+        raise ValueError(f"{name} = {shown(group[name])} must be a number: {remedy}.")
     if not (math.isfinite(value) and lower <= value <= upper):
         span = f"at least {lower:g}" if math.isinf(upper) else f"between {lower:g} and {upper:g}"
-        raise ValueError(f"{name} = {group[name]!r} must be finite and {span}: {remedy}.")
+        raise ValueError(f"{name} = {shown(group[name])} must be finite and {span}: {remedy}.")
+
+
+def is_setting_number(value: Any) -> bool:
+    """Whether a value may stand for a number: no boolean, and no text, which ``float`` would read."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.dtype != torch.bool and not (value.is_complex() or value.is_meta)
+    return is_number(value) or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def require_whole(group: Mapping[str, Any], name: str, lower: int, wanted: str) -> None:
+    """Refuse a hyperparameter that is no whole number from ``lower`` on.
+
+    Args:
+        group: A parameter group.
+        name: Of the hyperparameter.
+        lower: Smallest value.
+        wanted: What it must be, for the message.
+
+    Raises:
+        ValueError: naming argument, value and remedy.
+    """
+    value = group[name]
+    if type(value) is not int or not lower <= value <= LARGEST_COUNT:
+        raise ValueError(f"{name} = {shown(value)} must be {wanted}.")
+
+
+def require_flag(settings: Mapping[str, Any], name: str) -> None:
+    """Refuse a switch that is neither True nor False; other values would count as one of them.
+
+    Raises:
+        ValueError: naming argument, value and remedy.
+    """
+    if not isinstance(settings[name], bool):
+        raise ValueError(f"{name} = {shown(settings[name])} must be True or False.")
 
 
 def require_betas(group: Mapping[str, Any], name: str) -> None:
@@ -85,8 +140,9 @@ def require_betas(group: Mapping[str, Any], name: str) -> None:
         ValueError: naming argument and value.
     """
     betas = group[name]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"{name} = {betas!r} must be two numbers in [0, 1).")
+    is_pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    if not is_pair or not all(is_setting_number(beta) and bool(0.0 <= beta < 1.0) for beta in betas):
+        raise ValueError(f"{name} = {shown(betas)} must be two numbers in [0, 1).")
 
 
 def parameter_names(group: Mapping[str, Any]) -> list[Any]:

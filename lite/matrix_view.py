@@ -25,6 +25,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from riemannian_ode.errors import shown
+
 Layout: TypeAlias = Literal["matrix", "conv", "experts"]
 LAYOUTS: tuple[Layout, ...] = ("matrix", "conv", "experts")
 BLOCK_AXES = (-2, -1)
@@ -52,9 +54,9 @@ def check_layout(
         ValueError: for a setting that is unknown or does not fit ``shape``.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout = {layout!r} is unknown. Choose one of: {', '.join(LAYOUTS)}.")
-    if block_axis not in BLOCK_AXES:
-        raise ValueError(f"block_axis = {block_axis!r} must be −2 (rows) or −1 (columns of the matrix view).")
+        raise ValueError(f"layout = {shown(layout)} is unknown. Choose one of: {', '.join(LAYOUTS)}.")
+    if type(block_axis) is not int or block_axis not in BLOCK_AXES:
+        raise ValueError(f"block_axis = {shown(block_axis)} must be −2 (rows) or −1 (columns of the matrix view).")
     fits = {"matrix": len(shape) == 2, "conv": len(shape) >= _CONV_DIMS, "experts": len(shape) == 3}
     if not fits[layout]:
         needs = {"matrix": "2", "conv": f"{_CONV_DIMS} or more", "experts": "3"}[layout]
@@ -64,8 +66,8 @@ def check_layout(
         )
     if blocks is None:
         return
-    if not isinstance(blocks, (tuple, list)) or not all(isinstance(size, int) and size > 0 for size in blocks):
-        raise ValueError(f"blocks = {blocks!r} must be a tuple of whole numbers above 0, or None.")
+    if not isinstance(blocks, (tuple, list)) or not all(type(size) is int and size > 0 for size in blocks):
+        raise ValueError(f"blocks = {shown(blocks)} must be a tuple of whole numbers above 0, or None.")
     length = _matrix_shape(shape, layout)[block_axis]
     if sum(blocks) != length:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lite import muon_step
 from lite.finiteness import OnNonfinite
+from lite.group_checks import is_setting_number, require_flag, require_whole
 from lite.muon import (
     MASKS,
     NS_DTYPES,
@@ -29,6 +30,7 @@ from lite.optimizer import Exchange, LITEOptimizer
 from lite.rounding import rounds_stochastically
 from lite.tensor_batches import TensorBatch, TensorEntry
 from lite.tensor_settings import acts
+from riemannian_ode.errors import shown
 from riemannian_ode.flow import position_step
 
 if TYPE_CHECKING:
@@ -126,14 +128,17 @@ class MuonLITE(LITEOptimizer):
         )
 
     def check_rule(self, group: dict[str, Any]) -> None:
-        if not 0.0 < group["momentum"] < 1.0:
-            raise ValueError(f"momentum = {group['momentum']!r} must lie strictly between 0 and 1; 0.95 is published.")
+        momentum = group["momentum"]
+        if not is_setting_number(momentum) or not 0.0 < momentum < 1.0:
+            raise ValueError(f"momentum = {shown(momentum)} must lie strictly between 0 and 1; 0.95 is published.")
         if group["mask"] not in MASKS:
-            raise ValueError(f"mask = {group['mask']!r} is unknown. Choose one of: {', '.join(MASKS)}.")
+            raise ValueError(f"mask = {shown(group['mask'])} is unknown. Choose one of: {', '.join(MASKS)}.")
         if group["ns_dtype"] not in NS_DTYPES:
-            raise ValueError(f"ns_dtype = {group['ns_dtype']!r} is unknown. Choose one of: {', '.join(NS_DTYPES)}.")
-        if not isinstance(group["ns_steps"], int) or group["ns_steps"] < 0:
-            raise ValueError(f"ns_steps = {group['ns_steps']!r} must be a whole number; 6 is published, 0 means SVD.")
+            raise ValueError(
+                f"ns_dtype = {shown(group['ns_dtype'])} is unknown. Choose one of: {', '.join(NS_DTYPES)}."
+            )
+        require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
+        require_flag(group, "float32_momentum")
         if group["mask"] == "threshold" and group["chi_sharp"] != 1:
             raise ValueError(
                 f"chi_sharp = {group['chi_sharp']!r} has no meaning for the published soft mask; take mask='subspace'."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from lite.adamw import ADAMW_KEYS, initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
 from lite.checkpoints import copied, load_between_hooks, loadable_state
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
-from lite.group_checks import check_group
+from lite.group_checks import check_group, require_flag
 from lite.matrix_rule import MatrixRule, narrowest_squares
 from lite.parameter_entries import (
     count_gradients,
@@ -97,6 +97,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             raise ValueError(f"on_nonfinite = {on_nonfinite!r} is unknown. Choose one of: {', '.join(ON_NONFINITE)}.")
         if exchange not in EXCHANGES:
             raise ValueError(f"exchange = {exchange!r} is unknown. Choose one of: {', '.join(EXCHANGES)}.")
+        require_flag({"capturable": capturable}, "capturable")
         self.on_nonfinite = on_nonfinite
         self.exchange = exchange
         self.capturable = capturable
@@ -153,8 +154,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1], rule=self.rule, known=self.defaults)
-            self.check_rule(self.param_groups[-1])
+            self._check_group(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
             raise
@@ -244,12 +244,12 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         """Load what ``state_dict`` gave, keeping every tensor's own dtype (float32 state of bfloat16 parameters too).
 
         Parameters match by name, whatever their order, without the prefixes of wrappers (``_orig_mod.``, ``module.``,
-        ``model.``). Those that have other names, or none, match by order if rules and shapes agree; other names give a
+        ``model.``). The others, and those without names, match by order if rules and shapes agree; other names give a
         warning. On several ranks it is a collective, like a step.
 
         Raises:
-            ValueError: if groups, rules, parameters or shapes differ, or the checkpoint is damaged, naming the first
-                difference; on all ranks if they do on one.
+            ValueError: if groups, rules, parameters or shapes differ, a setting is unknown or out of range, or the
+                checkpoint is damaged, naming the first difference; on all ranks if they do on one. Nothing has changed.
         """
         self._notice_sharding()
         if self._ranks is not None:
@@ -258,7 +258,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         ranks, before = self._ranks, self.param_groups
-        loadable = partial(loadable_state, state_dict, before, self._initial_state, spare=self.spare_state)
+        loadable = partial(
+            loadable_state, state_dict, before, self._initial_state, self._check_group, spare=self.spare_state
+        )
         state_dict = loadable() if ranks is None else ranks.found_together(partial(loadable, ranks.held))
         super().load_state_dict(state_dict)
         for own, loaded in zip(before, self.param_groups, strict=True):
@@ -310,6 +312,10 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
                     "belongs to the tensors before; shard the model first, then load a checkpoint."
                 )
             self._divide()
+
+    def _check_group(self, group: dict[str, Any], tags: Collection[Any] = ()) -> None:
+        check_group(group, rule=self.rule, known=self.defaults, tags=tags)
+        self.check_rule(group)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

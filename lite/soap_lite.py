@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor
 
 from lite.finiteness import OnNonfinite, guarded, guarded_state
-from lite.group_checks import require_betas
+from lite.group_checks import require_betas, require_whole
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.soap import SOAPRule, initial_soap_state, soap_update, soap_update_
 from lite.soap_basis import SOAPState
@@ -120,8 +120,7 @@ class SOAPLITE(LITEOptimizer):
     def check_rule(self, group: dict[str, Any]) -> None:
         require_betas(group, "betas")
         for name, meaning in (("precondition_frequency", "steps"), ("max_precondition_dim", "rows or columns")):
-            if not isinstance(group[name], int) or group[name] < 1:
-                raise ValueError(f"{name} = {group[name]!r} must be a whole number of {meaning}, at least 1.")
+            require_whole(group, name, 1, f"a whole number of {meaning}, at least 1")
         if group["chi_sharp"] != 1:
             raise ValueError(f"chi_sharp = {group['chi_sharp']!r} is an ablation of MuonLITE; leave it at 1.")
 

@@ -58,7 +58,8 @@ def keep_tensors(own: Mapping[str, Any], loaded: dict[str, Any]) -> None:
     for name in TENSOR_SETTINGS:
         before, value = own[name], loaded[name]
         if isinstance(before, Tensor):
-            loaded[name] = before.copy_(value) if isinstance(value, Tensor) else before.fill_(value)
+            is_tensor = isinstance(value, Tensor)
+            loaded[name] = before.copy_(value.reshape(before.shape)) if is_tensor else before.fill_(value)
         elif isinstance(value, Tensor):
             loaded[name] = float(value)
 

@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 from riemannian_ode.errors import one_line
 from rishd.comparing.plan import run_key
 from rishd.json_lines import bad_line, read_json_lines, whole_size
-from rishd.pretraining.results import RECORD, ResultsError, Summary, read_metrics, read_summary
+from rishd.pretraining.results import RECORD, ResultsError, Summary, format_problem, read_metrics, read_summary
 
 RUNS = "runs.jsonl"
 _PARTS = 100  # of the training curve
@@ -47,6 +47,7 @@ class _SummaryOfLine(TypedDict):
     non_embedding_parameters: _Count
     cpu_seconds: _Number
     seconds: NotRequired[_Number]
+    format: NotRequired[Literal[1]]  # results.FORMAT
 
 
 class _ShapeOfRun(TypedDict):
@@ -174,10 +175,13 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         origin = {name: record[name] for name in ("config", "corpus_hash", "versions", "git")}
+        problem = format_problem(folder / RECORD, record["format"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ResultsError(
             f"{folder / RECORD} is not readable as a run's record; remove {folder} to make the run again."
         ) from None
+    if problem:
+        raise ResultsError(problem)
     rows = read_metrics(folder)
     return {
         "key": key,

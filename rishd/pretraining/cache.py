@@ -16,9 +16,10 @@ from typing import Any, TextIO
 
 from rishd.atomic import write_json
 
-# Of what is kept. Raise it whenever the same corpus gives other texts, parts, tokenizers or tokens than before: what a
-# cache has would go on being used, and runs would differ from those of a fresh machine without a word.
-FORMAT = 3
+# Of what is kept. Raise it whenever files are written in another way, or the same corpus gives other texts, parts,
+# tokenizers or tokens than before: what a cache has would go on being used, and runs would differ from those of a fresh
+# machine without a word.
+FORMAT = 4
 _POLL = 0.05  # seconds between looks whether another process is done
 _QUIET = 10.0  # seconds of waiting before a line says so
 _PATIENCE = 600.0  # seconds without a sign of life of the process that is waited for
@@ -44,14 +45,19 @@ def cache_key(*parts: Any) -> str:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write plain data atomically, with a checksum that :func:`read_record` compares."""
-    write_json(path, {**record, "checksum": _checksum(record)})
+    write_json(path, {**record, "checksum": _checksum(path, record)})
+
+
+def place(path: Path) -> str:
+    """A file's place in the cache, which is part of its checksum: a copy of another file is damage, too."""
+    return Path(os.path.relpath(path, cache_folder())).as_posix()
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_record` wrote; ``None`` if the file is missing or damaged."""
+    """What :func:`write_record` wrote to this place; ``None`` if the file is missing, damaged or another one's."""
     try:
         record = json.loads(path.read_bytes())
-        if record.pop("checksum") == _checksum(record):
+        if record.pop("checksum") == _checksum(path, record):
             return dict(record)
     except FileNotFoundError:
         return None
@@ -123,5 +129,5 @@ def _acquire(stream: TextIO, path: Path, purpose: str, waiting: Callable[[], Non
         time.sleep(_POLL)
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _checksum(path: Path, record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([place(path), record], sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 A checkpoint is written to a hidden folder beside its place, brought to the disk with a checksum of every file, and
 moved there in one step; only then are older ones removed. A run that is killed at any moment, or that fills the disk,
-finds its last good one as it was. A checkpoint with a file that is missing or has another checksum is refused.
+finds its last good one as it was. A checkpoint with a file that is missing, has another checksum or none is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from riemannian_ode.errors import one_line
 from rishd.atomic import to_disk
-from rishd.pretraining.checksums import SUMS, check_files, digests, files_of, read_sums, write_sums
+from rishd.pretraining.checksums import SUMS, check_files, check_listed, digests, files_of, read_sums, write_sums
 from rishd.pretraining.results import MODEL, SUMMARY
 
 _WHOLE = re.compile(r"checkpoint-(\d+)")
@@ -87,10 +87,14 @@ def check_checkpoint(checkpoint: Path) -> None:
     Raises:
         RunCheckpointError: naming the file, on every rank.
     """
+    from rishd.pretraining.weights import WEIGHTS  # loads transformers
+
     problem: Exception | None = None
     try:
-        if (checkpoint / SUMS).exists() or not (checkpoint / "model.safetensors").exists():
+        before_sums = (checkpoint / "model.safetensors").exists() and not (checkpoint / WEIGHTS).exists()
+        if (checkpoint / SUMS).exists() or not before_sums:
             sums = read_sums(checkpoint)
+            check_listed(checkpoint, sums)
             check_files(checkpoint, {name: sums[name] for name in _share(sorted(sums))})
     except (OSError, ValueError) as error:
         problem = error
@@ -112,7 +116,9 @@ def check_model(folder: Path) -> None:
     model = folder / MODEL
     try:
         if (model / SUMS).exists() or not (model / "config.json").exists():
-            check_files(model, read_sums(model))
+            sums = read_sums(model)
+            check_listed(model, sums)
+            check_files(model, sums)
     except ValueError as problem:
         raise RunCheckpointError(
             f"{problem}; remove {folder / SUMMARY}, then --resume saves the model again."

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rishd.atomic import to_disk, write_text
 
 SUMS = "SHA256SUMS"
+# What reading a checkpoint or a model may open, also files that only some versions write or only some libraries look
+# for. Other files may lie beside them.
+_READ = ("*.json", "*.jsonl", "*.safetensors", "optimizer.pt", "optimizer/*", "scheduler.pt", "rng_state*.pth")
 
 
 def files_of(folder: Path) -> list[str]:
@@ -75,6 +79,22 @@ def check_files(folder: Path, sums: Mapping[str, str]) -> None:
             raise ValueError(f"{path}, of {folder / SUMS}, is missing")
         if _digest(path) != digest:
             raise ValueError(f"{path} does not match {folder / SUMS}: one of the two is damaged")
+
+
+def check_listed(folder: Path, sums: Mapping[str, str]) -> None:
+    """Refuse a file that would be read without a checksum.
+
+    Args:
+        folder: Of a checkpoint or a model.
+        sums: Of :func:`read_sums`, all of them.
+
+    Raises:
+        ValueError: naming the first file that is not listed.
+    """
+    for name in files_of(folder):
+        is_read = any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in _READ)
+        if is_read and name not in sums:
+            raise ValueError(f"{folder / name} is not listed in {folder / SUMS}: nothing says whether it is whole")
 
 
 def _digest(path: Path) -> str:

@@ -218,7 +218,10 @@ def _require_short(text: str) -> None:
 def _require_keys(node: Any) -> None:
     seen: set[str] = set()
     for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TAG + "str", _TAG + "merge"):
+        if not isinstance(key, yaml.ScalarNode):
+            what = "list" if isinstance(key, yaml.SequenceNode) else "mapping"
+            raise _refused(key, f"a key is a {what}; keys must be text")
+        if key.tag not in (_TAG + "str", _TAG + "merge"):
             raise _refused(key, f"the key {shown(key.value)} is not text; write it in quotes")
         if key.value in seen:
             raise _refused(key, f"the key {shown(key.value)} is there twice")

@@ -33,7 +33,8 @@ A run's folder holds:
     Model and tokenizer in transformers' format, once the run is complete.
 
 Checkpoints and ``model/`` have ``SHA256SUMS``, which ``sha256sum --check`` reads; a checkpoint that does not match is
-refused.
+refused, and so is one that has files which are read but not listed there. ``run.json`` and ``summary.json`` carry the
+number of their format; another number than this version's is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.errors import one_line, shown
 from rishd.atomic import write_json, write_text
 from rishd.json_lines import bad_line, read_json_lines
 
@@ -149,9 +150,26 @@ def read_summary(folder: Path) -> Summary | None:
         raise ResultsError(
             f"{path} is not readable as a run's summary ({one_line(problem, 80)}); remove it, then --resume."
         ) from None
+    if other := format_problem(path, summary.format):
+        raise ResultsError(other)
     if summary.status not in get_args(Status):
         raise ResultsError(f"{path}: status is {summary.status!r}; remove the file, then --resume.")
     return summary
+
+
+def format_problem(path: Path, number: Any) -> str:
+    """What is said of a file whose number of the format is another than :data:`FORMAT`, else an empty text.
+
+    Args:
+        path: The file.
+        number: What it says.
+    """
+    if type(number) is int and number == FORMAT:
+        return ""
+    return (
+        f"{path} has format {shown(number)}; this version of rishd knows format {FORMAT} only. Read it with the "
+        "version that wrote it."
+    )
 
 
 def write_summary(folder: Path, summary: Summary) -> None:

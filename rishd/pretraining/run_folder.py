@@ -16,7 +16,7 @@ from rishd.atomic import write_json, write_text
 from rishd.pretraining.checkpoints import last_checkpoint
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import dump_yaml, make_config
-from rishd.pretraining.results import CONFIG, FORMAT, RECORD
+from rishd.pretraining.results import CONFIG, FORMAT, RECORD, format_problem
 from rishd.provenance import git_state, versions
 
 # Settings that may change when a run is resumed: no number depends on them, but on the last for rounding, as on ranks.
@@ -160,13 +160,23 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        problem = format_problem(path, record["format"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _unreadable(path) from None
+    if problem:  # before anything else is read: another format may have other entries
+        raise RunFolderError(problem)
+    try:
         if not isinstance(record["corpus_hash"], str):
             raise TypeError("corpus_hash")
         # Settings that were not known yet had today's defaults.
         record["config"] = json.loads(json.dumps(make_config(record["config"]).to_mapping()))
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise RunFolderError(f"{path} is not readable as a run's record; name another run's folder.") from None
+        raise _unreadable(path) from None
     return record
+
+
+def _unreadable(path: Path) -> RunFolderError:
+    return RunFolderError(f"{path} is not readable as a run's record; name another run's folder.")
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -4,7 +4,7 @@ A store is a folder of the cache with files ``000000.npy``, … of about two mil
 the corpus, and ``state.json``: how far the writing has come and where in the corpus it goes on. Every file is written
 atomically, one process at a time writes, and a killed one is replaced by whoever waits. A block is then found by its
 number alone, so that a resumed run, every rank and every later run read the same data. A file ends with a checksum of
-its content; one that is missing or damaged is written again when it is read.
+its content, its number and its store; one that is missing, damaged or another one's is written again when it is read.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rishd.pretraining.cache import (
     cache_folder,
     cache_key,
     locked,
+    place,
     read_record,
     warn_of_damage,
     write_record,
@@ -40,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 _TOKENS_PER_FILE = 1 << 21
 _TEXTS = 64  # encoded at a time, in parallel
 _POLL = 0.05  # seconds between looks for a file that another thread writes
-_CHECKSUM = 32  # bytes at the end of a file: SHA-256 of all before
+_CHECKSUM = 32  # bytes at the end of a file: SHA-256 of its place and of all before
 _START: dict[str, Any] = {
     "files": 0,
     "blocks": 0,
@@ -273,22 +274,27 @@ class TokenStore:
     def _write(self, number: int, blocks: np.ndarray) -> None:
         stream = io.BytesIO()
         np.save(stream, blocks)
-        stream.write(sha256(stream.getbuffer()).digest())
+        stream.write(self._checksum(number, stream.getbuffer()))
         partial = self._path(number).with_suffix(".partial")
         partial.write_bytes(stream.getbuffer())
         partial.replace(self._path(number))
 
     def _read(self, number: int) -> np.ndarray | None:
-        """Blocks of a file; ``None`` if it is missing or damaged."""
+        """Blocks of a file; ``None`` if it is missing, damaged or another one's."""
         try:
             content = memoryview(self._path(number).read_bytes())
         except FileNotFoundError:
             return None
         body = content[:-_CHECKSUM]
-        if sha256(body).digest() != content[-_CHECKSUM:]:
+        if self._checksum(number, body) != content[-_CHECKSUM:]:
             return None
         blocks: np.ndarray = np.load(io.BytesIO(body))
         return blocks
+
+    def _checksum(self, number: int, body: memoryview) -> bytes:
+        digest = sha256(place(self._path(number)).encode() + b"\n")
+        digest.update(body)
+        return digest.digest()
 
     def _save(self, state: dict[str, Any]) -> None:
         skipped = sorted({*state["skipped"], *self.corpus.skipped})

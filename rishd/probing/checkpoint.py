@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from riemannian_ode.errors import one_line
 from rishd.pretraining.blocks import IGNORED, make_collator
 from rishd.pretraining.checkpoints import last_checkpoint
-from rishd.pretraining.checksums import SUMS, check_files, read_sums
+from rishd.pretraining.checksums import SUMS, check_files, check_listed, read_sums
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.corpus import load_corpus
@@ -70,7 +70,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     quiet()
     try:
         if (folder / SUMS).exists() or (folder / WEIGHTS).exists():
-            check_files(folder, read_sums(folder))
+            sums = read_sums(folder)
+            check_listed(folder, sums)
+            check_files(folder, sums)
         model = read_model(folder, attn_implementation="eager")
     except Exception as problem:  # transformers and safetensors have errors of their own
         raise ProbeError(

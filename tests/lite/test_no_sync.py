@@ -1,4 +1,7 @@
-"""No step waits for the device: under FakeTensorMode a Python branch on a tensor's value raises."""
+"""No step waits for the device: under FakeTensorMode a Python branch on a tensor's value raises.
+
+A rule that counts gradients waits for one thing, whether those of the step before were finite.
+"""
 
 from contextlib import nullcontext
 
@@ -33,16 +36,26 @@ def parameters(device):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("on_nonfinite", ["skip", "ignore"])
 @pytest.mark.parametrize("name", RULES)
-def test_no_step_waits_for_the_device(name, on_nonfinite, device):
+def test_no_step_waits_for_the_device(name, on_nonfinite, device, monkeypatch):
     """Nor by the code for other devices than the CPU: tensors on "meta" have no values to read either."""
     with FakeTensorMode() if device == "cpu" else nullcontext():
         optimizer = RULES[name](parameters(device), 0.01, on_nonfinite=on_nonfinite)
+        settled = []
+        if optimizer.counts_gradients:
+
+            def settle(self, *, wait=True):
+                settled.append([pending.step for pending in self._pending])
+                self._pending.clear()
+
+            monkeypatch.setattr(FinitenessWatch, "settle", settle)
         for _ in range(4):
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     p.grad = torch.randn_like(p)
             optimizer.step()
         assert all(x.device.type == device for state in optimizer.state.values() for x in state.values())
+        if optimizer.counts_gradients:  # before a step, the flags of the one before; nothing else
+            assert settled == ([[], [0], [1], [2]] if on_nonfinite == "skip" else [[], [], [], []])
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -75,13 +88,13 @@ class Event:
 def test_flags_are_read_once_the_device_has_got_there_and_four_steps_late_at_most():
     watch, events = FinitenessWatch(), [Event() for _ in range(6)]
     for step, event in enumerate(events[:5]):
-        watch._pending.append(_Pending(step, ["w"], torch.tensor([True]), event))
+        watch._pending.append(_Pending(step, ["w"], torch.tensor([True]), event, raises=True, undo=None))
         watch.check()
         assert sum(e.waits for e in events) == (step == 4)  # five are pending: the oldest is waited for
     events[1].is_reached = True
     watch.check()
     assert len(watch._pending) == 3 and sum(e.waits for e in events) == 1
-    watch._pending.append(_Pending(5, ["v", "w"], torch.tensor([True, False]), events[5]))
+    watch._pending.append(_Pending(5, ["v", "w"], torch.tensor([True, False]), events[5], raises=True, undo=None))
     watch.check()  # not known yet
     with pytest.raises(NonFiniteError, match="at step 5 of this optimizer in w;"):
         watch.check(wait=True)

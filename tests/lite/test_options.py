@@ -1,5 +1,6 @@
 """Options: floating types, stochastic rounding, the sharp learning rate."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -172,3 +173,35 @@ def test_soaps_own_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], **settings})
     assert len(optimizer.param_groups) == 1 and not tensors(nn.ParameterList([p]), optimizer)[1:]
+
+
+WRONG_KINDS = {
+    **dict.fromkeys(("lr", "weight_decay", "eps", "chi", "beta_sharp", "beta_flat", "sharp_fraction"), "number"),
+    **dict.fromkeys(("stochastic_rounding", "float32_momentum", "capturable"), "switch"),
+    **dict.fromkeys(("ns_steps", "precondition_frequency", "max_precondition_dim"), "whole number"),
+    **dict.fromkeys(("momentum", "chi_sharp"), "number"),
+    **dict.fromkeys(("betas", "adamw_betas"), "pair"),
+    "blocks": "blocks",
+    "block_axis": "whole number",
+}
+KINDS = {
+    "number": (True, False, "0.5", b"0.5", None, [1.0], {}, 1j, torch.tensor(True), torch.ones(2), np.True_, 10**400),
+    "switch": (0, 1, 5, 1.0, "yes", "", None, [], torch.tensor(True), np.True_),
+    "whole number": (True, False, "6", 2.5, 6.0, None, [6], -7, torch.tensor(6), 10**400),
+    "pair": ((True, False), (False, 0.9), ("0.9", "0.9"), (None, 0.9), 0.9, "ab", (0.9, 1j), (0.9, torch.ones(2))),
+    "blocks": ((True, 3), ("2", 2), (2.0, 2), 4, "ab", (-4, 8)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_settings_of_another_kind_are_refused(name):
+    """A boolean where a number is expected, text or a number where a switch is, and their like."""
+    make = SOAPLITE if name in {"betas", "precondition_frequency", "max_precondition_dim"} else MuonLITE
+    for value in KINDS[WRONG_KINDS[name]]:
+        with pytest.raises(ValueError) as caught:
+            if name.startswith("block"):
+                make([{"params": [nn.Parameter(torch.ones(4, 4))], "blocks": (2, 2), name: value}])
+            else:
+                make([nn.Parameter(torch.ones(4, 4))], **{name: value})
+        text = str(caught.value)
+        assert text.startswith(f"{name} ") and text.isprintable() and len(text) < 250, text

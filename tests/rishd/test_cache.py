@@ -279,6 +279,35 @@ def test_whatever_is_damaged_in_the_cache_is_made_again(shards, whole_cache, whi
     assert not caplog.text
 
 
+def other_file(name):
+    """A file of the cache in the place of another one of equal form; which one it is is told by its place alone."""
+    cache = cache_folder()
+    train, validation = sorted(cache.glob("tokens-*"), key=lambda folder: -len(list(folder.glob("*.npy"))))
+    return {
+        "tokens of another number": (train / "000001.npy", train / "000000.npy"),
+        "tokens of another store": (validation / "000000.npy", train / "000000.npy"),
+        "state of another store": (validation / "state.json", train / "state.json"),
+        "another tokenizer": (cache / "other" / "tokenizer.json", next(cache.glob("tokenizer-*.json"))),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "which", ["tokens of another number", "tokens of another store", "state of another store", "another tokenizer"]
+)
+def test_a_file_in_the_place_of_another_is_made_again(shards, which, caplog):
+    corpus, tokenizer = load(shards, "json.gz"), load_tokenizer(tiny(shards).data, load(shards, "json.gz"), silent)
+    TokenStore(corpus, "validation", tokenizer, length=16, packing="concatenate").fill(10**9)
+    expected = read_all(shards)
+    (cache_folder() / "other").mkdir()
+    write_record(cache_folder() / "other" / "tokenizer.json", {"tokenizer": Tokenizer(models.BPE()).to_str()})
+    source, path = other_file(which)
+    assert source.read_bytes() != path.read_bytes()
+    shutil.copy(source, path)
+    with caplog.at_level(logging.WARNING):
+        assert within(60, read_all, shards) == expected
+    assert f"{path} is damaged; it is made again" in caplog.text
+
+
 def store_of(folder):
     corpus = load(folder, "json.gz")
     tokenizer = word_level({"<end>": 0, "the": 1, "river": 2})

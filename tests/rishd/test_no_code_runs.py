@@ -154,7 +154,9 @@ def test_a_trained_model_runs_no_code(tmp_path, marker):
     settings["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "own.py").write_text(code(marker))
-    (tmp_path / RECORD).write_text(json.dumps({"config": tiny("unused").to_mapping(), "corpus_hash": "unused"}))
+    (tmp_path / RECORD).write_text(
+        json.dumps({"format": 1, "config": tiny("unused").to_mapping(), "corpus_hash": "unused"})
+    )
     assert type(load_checkpoint(folder).model).__name__ == "LlamaForCausalLM"
 
 

@@ -1,5 +1,6 @@
 """Run folders: one process at a time, claimed in one step, and damaged files refused by name with a way out."""
 
+import json
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from typer.testing import CliRunner
 
 from rishd.commands.application import app
+from rishd.comparing.record import collect
 from rishd.json_lines import JsonLinesError
 from rishd.pretraining.checkpoints import RunCheckpointError
 from rishd.pretraining.checksums import SUMS, digests, files_of, write_sums
@@ -24,6 +26,7 @@ from rishd.pretraining.optimizer_state import _PlainPlanner, _PlainReader
 from rishd.pretraining.results import ResultsError, read_metrics, read_summary
 from rishd.pretraining.run_folder import RunFolderError, check_run_folder, claim_run_folder, hold
 from rishd.pretraining.weights import WEIGHTS, read_model
+from rishd.probing.checkpoint import ProbeError, load_checkpoint
 from tests.launches import ROOT
 from tests.rishd.runs import back_to, contents, run, short
 
@@ -164,6 +167,55 @@ def test_damaged_files_of_older_checkpoints_are_named(killed, name, content):
     ) as caught:
         run(config, folder, resume=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != SUMS])
+def test_files_without_a_checksum_are_refused_by_name(killed, name):
+    config, folder, _ = killed
+    unlist(folder / "checkpoint-3", name)
+    with pytest.raises(RunCheckpointError, match=rf"checkpoint-3/{re.escape(name)} is not listed in .*{SUMS}.*remove "):
+        run(config, folder, resume=True)
+
+
+@pytest.mark.parametrize("name", ["rng_state_1.pth", "optimizer/.metadata", "optimizer/__0_0.distcp"])
+def test_files_of_several_ranks_without_a_checksum_are_refused_by_name(killed, name):
+    config, folder, _ = killed
+    (folder / "checkpoint-3" / "optimizer").mkdir()
+    (folder / "checkpoint-3" / name).write_bytes(b"planted")
+    with pytest.raises(RunCheckpointError, match=rf"checkpoint-3/{re.escape(name)} is not listed in "):
+        run(config, folder, resume=True)
+
+
+def test_weights_beside_a_model_of_an_older_version_need_checksums(killed):
+    config, folder, _ = killed
+    checkpoint = folder / "checkpoint-3"
+    read_model(checkpoint).save_pretrained(checkpoint)
+    (checkpoint / SUMS).unlink()
+    with pytest.raises(RunCheckpointError, match=f"{SUMS} is missing"):
+        run(config, folder, resume=True)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json", "adapter_config.json"])
+def test_a_complete_model_with_a_file_without_a_checksum_is_refused_by_name(complete, tmp_path, name):
+    config, folder, _ = complete
+    copy = shutil.copytree(folder, tmp_path / "run")
+    if (copy / "model" / name).exists():
+        unlist(copy / "model", name)
+    else:
+        (copy / "model" / name).write_text("{}")
+    message = rf"model/{re.escape(name)} is not listed in "
+    with pytest.raises(RunCheckpointError, match=message):
+        run(config, copy, resume=True)
+    with pytest.raises(ProbeError, match=message):
+        load_checkpoint(copy)
+
+
+def unlist(folder, name):
+    """Take a file out of the list of checksums."""
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.endswith(f"  {name}\n")]
+    assert len(kept) == len(lines) - 1
+    (folder / SUMS).write_text("".join(kept))
 
 
 def test_files_that_no_run_reads_do_no_harm(killed):
@@ -346,6 +398,22 @@ def test_damaged_records_are_named(killed, content):
     (folder / "run.json").write_text(content)
     with pytest.raises(RunFolderError, match=r"run\.json is not readable"):
         run(config, folder, resume=True)
+
+
+@pytest.mark.parametrize("number", [9, 0, -1, "1", 1.5, True, None, [1]])
+def test_records_of_an_unknown_format_are_refused(complete, tmp_path, number):
+    config, folder, _ = complete
+    copy = shutil.copytree(folder, tmp_path / "run")
+    message = r"{} has format .*; this version of rishd knows format 1 only"
+    for name in ("run.json", "summary.json"):
+        path = copy / name
+        good = path.read_text()
+        path.write_text(json.dumps({**json.loads(good), "format": number}))
+        with pytest.raises((RunFolderError, ResultsError), match=message.format(name)):
+            run(config, copy, resume=True)
+        with pytest.raises(ResultsError, match=message.format(name)):
+            collect("key", "label", copy)
+        path.write_text(good)
 
 
 def test_processes_that_come_and_go_at_once_take_turns(tmp_path):
