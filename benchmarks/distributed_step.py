@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lite.soap import SOAPRule, initial_soap_state
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -33,7 +34,6 @@ from lite.distributed import exchange
 from lite.distributed.division import Division, Job
 from lite.distributed.layout import Axis, Layout, Team, local_part
 from lite.distributed.step import LARGEST_MEGABATCH
-from lite.soap import SOAPRule, initial_soap_state
 from lite.soap_lite import Moments
 
 HIDDEN, FFN, LAYERS, VOCABULARY, STEPS = 128, 344, 4, 512, 10

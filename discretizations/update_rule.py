@@ -18,8 +18,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from riemannian_ode.flow import Array, Projector
-from riemannian_ode.preconditioner import MASS, Directed, Memory, Preconditioner, TakenIn, direct, move, take_in
+from riemannian_ode.flow import Array, Projector, lite_velocity
+from riemannian_ode.preconditioner import (
+    MASS,
+    Directed,
+    Memory,
+    Preconditioner,
+    TakenIn,
+    direct,
+    move,
+    shrinkage,
+    take_in,
+)
 
 
 class RuleState(NamedTuple):
@@ -78,6 +88,11 @@ class UpdateRule:
         """Whether the gradient itself enters the direction."""
         return differ(self.beta_sharp, 0.0) or differ(self.beta_flat, 0.0)
 
+    @property
+    def splits_decay(self) -> bool:
+        """Whether weight decay differs between sharp and flat directions, so that w meets the mask."""
+        return self.splits and differ(self.chi, self.chi_sharp) and differ(self.decay, 0.0)
+
     def initial_memory(self, w: Array, *, batch: int = 0) -> Memory:
         """Memory before the first gradient, the momentum's mass included.
 
@@ -126,6 +141,7 @@ class UpdateRule:
         step: int = 0,
         numbers: Sequence[int] = (0,),
         is_phase: bool = False,
+        velocity: Callable[..., Array] = lite_velocity,
     ) -> Directed:
         """Second part: the direction of whole matrices, see :func:`riemannian_ode.preconditioner.direct`."""
         return direct(
@@ -136,11 +152,11 @@ class UpdateRule:
             beta_sharp=self.beta_sharp,
             beta_flat=self.beta_flat,
             is_split=self.splits,
-            decay=self.decay,
-            w=w,
+            shrinkage=shrinkage(taken, w, self.decay) if w is not None else None,
             step=step,
             numbers=numbers,
             is_phase=is_phase,
+            velocity=velocity,
         )
 
 
@@ -217,8 +233,7 @@ def lite_step(
         beta_sharp=beta_sharp,
         beta_flat=beta_flat,
         is_split=split is not None,
-        decay=0.0 if decay is None else 1.0,
-        w=decay,
+        shrinkage=decay,
     )
     return UpdateState(move(w, directed, eta=eta), directed.m)
 

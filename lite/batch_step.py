@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lite.adamw import ADAMW_KEYS, AdamWState, adamw_update, group_rule
+from lite.adamw import adamw_rule
 from lite.finiteness import guarded, guarded_state
-from lite.matrix_rule import MatrixRule
+from lite.matrix_rule import MatrixRule, rule_update
 from lite.rounding import rounded_stochastically, rounds_stochastically
 from lite.tensor_batches import TensorBatch
 from lite.tensor_settings import as_tensor, traced_settings
@@ -40,7 +40,7 @@ def step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, usab
         rule: The rule of matrices.
         group: The batch's parameter group.
         batch: Parameters, gradients and state.
-        usable: Whether all gradients of the step are finite, 0-dimensional; ``None`` where nobody asks.
+        usable: Whether all gradients of the step are finite, 0-dimensional; ``None`` if they are not checked.
     """
     if usable is not None:
         usable = usable.to(batch.entries[0].w.device)  # gradients may lie on several devices
@@ -53,10 +53,8 @@ def step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, usab
     if usable is not None:
         g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
     if group["rule"] == "adamw":
-        before = AdamWState(*(state[key] for key in ADAMW_KEYS))
-        new_w, after = adamw_update(group_rule(group), w, g, before, dims=batch.dims)
-        new_w = guarded(usable, new_w, w)
-        new_state = guarded_state(usable, dict(zip(ADAMW_KEYS, after, strict=True)), state)
+        new_w, after = rule_update(adamw_rule(group), w, g, state, eta=group["lr"])
+        new_w, new_state = guarded(usable, new_w, w), guarded_state(usable, after, state)
     else:
         step, numbers = batch.entries[0].step, batch.numbers
         new_w, new_state = rule.guarded_update(group, w, g, state, step=step, numbers=numbers, usable=usable)

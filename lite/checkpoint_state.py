@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lite.finiteness import largest_magnitudes
-from lite.group_checks import LARGEST_COUNT
 from riemannian_ode.errors import shown
 
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -25,13 +24,18 @@ class StateValue(NamedTuple):
         name: Of its parameter, for messages.
         key: Of the state.
         value: The tensor.
-        is_count: Whether it counts steps.
+        is_mass: Whether it is the mass of an average, in [0, 1].
     """
 
     name: str
     key: str
     value: Tensor
-    is_count: bool
+    is_mass: bool
+
+
+def is_mass(key: Any) -> bool:
+    """Whether a key of the state, such as ``"v_mass"`` or ``"v_mass/1"``, belongs to the mass of an average."""
+    return str(key).split("/", maxsplit=1)[0].endswith("mass")
 
 
 def is_spare(key: Any, spare: Collection[str]) -> bool:
@@ -40,7 +44,7 @@ def is_spare(key: Any, spare: Collection[str]) -> bool:
 
 
 def loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | None, *, may_be_wider: bool) -> Tensor:
-    """A saved value as a tensor: torch takes plain numbers for counts, and so does this.
+    """A saved value as a tensor; plain numbers are taken for tensors without axes, as torch does.
 
     Args:
         name: Name of the parameter.
@@ -78,7 +82,7 @@ def loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | N
 
 @torch.no_grad()
 def check_values(values: Sequence[StateValue]) -> None:
-    """Refuse numbers that are not finite, and counts that are none; one device sync. Traced tensors have no values.
+    """Refuse numbers that are not finite, and masses outside [0, 1]; one device sync. Traced tensors have no values.
 
     Args:
         values: All state tensors; of DTensors, this rank's part is looked at.
@@ -94,8 +98,8 @@ def check_values(values: Sequence[StateValue]) -> None:
     magnitudes = largest_magnitudes([local.reshape(-1) for _, local in known])
     flags = [magnitude.isfinite() for magnitude in magnitudes]
     for i, (each, x) in enumerate(known):
-        if each.is_count:
-            flags[i] = flags[i] & (x >= 0).all() & (x == x.floor()).all() & (x <= LARGEST_COUNT).all()
+        if each.is_mass:
+            flags[i] = flags[i] & (x >= 0).all() & (x <= 1).all()
     device = next((flag.device for flag in flags if flag.device.type != "cpu"), flags[0].device)
     good = torch.stack([flag.to(device) for flag in flags]).tolist()
     for (each, local), is_good in zip(known, good, strict=True):
@@ -104,8 +108,8 @@ def check_values(values: Sequence[StateValue]) -> None:
 
 
 def _bad_value(bad: StateValue, local: Tensor) -> str:
-    if bad.is_count:
-        wanted, remedy = "a number of steps (0, 1, 2, …) is expected", "the checkpoint is damaged"
+    if bad.is_mass:
+        wanted, remedy = "a number between 0 and 1 is expected", "the checkpoint is damaged"
     else:
         wanted = "finite numbers are expected"
         remedy = "the checkpoint is damaged, or was saved after training had diverged: load an older one"

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lite.checkpoint_names import matched_groups
-from lite.checkpoint_state import StateValue, check_values, is_spare, loadable_tensor
+from lite.checkpoint_state import StateValue, check_values, is_mass, is_spare, loadable_tensor
 from lite.group_checks import LARGEST_COUNT, parameter_names
+from lite.old_checkpoints import converted_state
 from riemannian_ode.errors import shown
-
-_COUNT = "step"  # of AdamW's steps, one of lite.adamw.ADAMW_KEYS
 
 
 def loadable_state(
@@ -58,7 +57,9 @@ def loadable_state(
                 expected = initial_state(settings, like)
             needed = set(expected) if held is None else set(held(p))
             steps = saved.get("steps", [])[place : place + 1]
-            if state or (needed and steps and steps[0]):
+            gradients = steps[0] if steps else 0
+            state = converted_state(state, settings, expected, gradients=gradients, name=name)
+            if state or (needed and gradients):
                 label = f"{name}{' (loaded by order)' if (i, place) in by_order else ''}"
                 _check_keys(label, settings["rule"], expected, needed, state, spare)
                 states[index] = {
@@ -66,8 +67,7 @@ def loadable_state(
                     for key, value in state.items()
                 }
                 for key, value in states[index].items():
-                    is_count = settings["rule"] == "adamw" and key == _COUNT
-                    values.append(StateValue(label, key, value, is_count))
+                    values.append(StateValue(label, key, value, is_mass(key)))
     check_values(values)
     if warning:
         warnings.warn(warning, stacklevel=5)

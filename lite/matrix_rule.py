@@ -1,58 +1,99 @@
-"""What a rule of matrices says: its state, its update, and how the update is divided where ranks hold parts."""
+r"""The update rule of a parameter group, and its step in three stages.
+
+A subclass of :class:`lite.LITEOptimizer` declares one thing, the update rule of a group of matrices: a preconditioner
+with its coefficients. A step follows from it,
+
+.. math::
+    (m, k) \leftarrow g, \quad \tilde m = m + \nu g \qquad\to\qquad u = \mathrm{LITE}(F_k^{-1}\tilde m, F_k^{-1}g)
+    \qquad\to\qquad w \leftarrow w - \eta u
+
+and so do its three stages where a matrix is cut into shards on several ranks: what is elementwise runs on the shards,
+the map on the whole matrix at its owner, the move on the shards again. One process takes the same stages with one
+shard.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from discretizations.update_rule import UpdateRule
 from lite.finiteness import guarded, guarded_state
 from lite.rounding import rounds_stochastically
 from lite.tensor_batches import TensorBatch, TensorEntry
+from lite.tensor_settings import acts
+from riemannian_ode.preconditioner import Directed, Memory, TakenIn, move
+
+MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
 
 
 class MatrixRule(ABC):
-    """A rule of matrices. :meth:`matrix_state` and :meth:`matrix_update` are all that it must have.
-
-    Where a matrix is cut into shards that lie on several ranks, a step has three parts: each rank works on its shard
-    (:meth:`shard_update`) and sends what the rule needs to the matrix's owner; the owner works on the whole matrix
-    (:meth:`whole_update`) and sends the reply's shards back; each rank moves its shard (:meth:`shard_move`). By
-    default the owner gets parameter and gradient, keeps all state and returns the new parameter, which is right for
-    any rule. A rule with state that is updated number by number may leave it on the shards; state that only the owner
-    can update may lie there, too, and travels to the owner and back.
+    """What an optimizer declares of its matrices, and the stages of their step.
 
     Attributes:
-        rule: Name of the rule.
-        elementwise_state: Keys of the state that have the parameter's shape.
-        sharded_state: Those of them that lie on the shards.
-        travelling_state: Those of the sharded ones that :meth:`whole_update` changes, not :meth:`shard_update`.
+        rule: Name of the rule, in a group's ``rule``.
+        sharded_state: Keys of the state that lie on the shards; by default the momentum of a rule that takes gradients
+            in number by number (:meth:`takes_in_on_shards`).
+        travelling_state: Those of the sharded ones that only the owner can update: they travel there and back.
         spare_state: Keys of the state that a lower ``sharp_fraction`` needs less of, in columns, or not at all.
-        counts_gradients: Whether the update depends on how many gradients came before. Then a step first waits until
-            the device has found out whether the gradients of the step before were finite: those of a skipped step do
-            not count.
+        counts_gradients: Whether the update depends on how many gradients came before, beyond what the memory knows.
+            Then a step first waits until the device has found out whether the gradients of the step before were finite:
+            those of a skipped step do not count.
     """
 
     rule: ClassVar[str]
-    elementwise_state: ClassVar[tuple[str, ...]] = ("momentum",)
     sharded_state: tuple[str, ...] = ()
     travelling_state: tuple[str, ...] = ()
     spare_state: ClassVar[tuple[str, ...]] = ()
-    counts_gradients: ClassVar[bool] = True
+    counts_gradients: ClassVar[bool] = False
 
     @abstractmethod
+    def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
+        """The update rule of matrices of a group.
+
+        Args:
+            group: A parameter group: hyperparameters are read here at every step, so schedules act.
+            shape: (m, n) of the matrices.
+        """
+
+    def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
+        """η beside the direction of matrices of a shape: the group's ``lr``, times a scale if there is one."""
+        return group["lr"]
+
+    def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+        """Floating type in which momentum is kept for parameters of a type; by default that, at least float32."""
+        return torch.promote_types(dtype, torch.float32)
+
+    def check_rule(self, group: dict[str, Any]) -> None:  # noqa: B027  # a rule may have nothing to refuse
+        """Refuse the rule's own hyperparameters where they are out of range."""
+
+    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:  # noqa: B027  # likewise
+        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything.
+
+        On several ranks every one checks all matrices, by shapes and settings alone: entries are on the meta device.
+        """
+
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
-        """State of matrices before their first step.
+        """State of matrices before their first step: momentum and the preconditioner's memory.
 
         Args:
             group: Their parameter group.
             w: Parameters, shape ``(m, n)`` or ``(E, m, n)``; every state tensor has the same leading axis, if any.
                 Only shape, dtype and device count: an owner of shards has no values before the first step.
         """
+        rule = self.update_rule(group, matrix_shape(w))
+        m = torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype))
+        return {MOMENTUM: m, **rule.initial_memory(w, batch=w.ndim - 2)}
 
-    @abstractmethod
+    def elementwise_state(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Keys of the state that have the parameter's shape."""
+        return MOMENTUM, *self.update_rule(group, (1, 1)).preconditioner.elementwise
+
     def matrix_update(
         self,
         group: dict[str, Any],
@@ -63,19 +104,29 @@ class MatrixRule(ABC):
         step: int,
         numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step of matrices of equal shape, without changing the arguments.
+        """One step of matrices of equal shape, all three stages, without changing the arguments.
 
         Args:
             group: Their parameter group.
             w: Parameters, shape ``(m, n)`` or ``(batch, m, n)``.
             g: Gradients, shape of ``w``.
             state: What :meth:`matrix_state` made, with a batch axis if ``w`` has one.
-            step: How many gradients these matrices have had before.
+            step: How many gradients these matrices have had before; in a compiled step, their :meth:`phase`.
             numbers: Running number of each matrix among those of its shape in the group, whatever else is in the batch.
 
         Returns:
             New parameters and state; what does not change may be returned as it came.
         """
+        return rule_update(
+            self.update_rule(group, matrix_shape(w)),
+            w,
+            g,
+            state,
+            eta=self.learning_rate(group, matrix_shape(w)),
+            step=step,
+            numbers=numbers,
+            is_phase="count" in group,
+        )
 
     def guarded_update(
         self,
@@ -118,15 +169,6 @@ class MatrixRule(ABC):
         """
         return False
 
-    def check_rule(self, group: dict[str, Any]) -> None:  # noqa: B027  # a rule may have nothing to refuse
-        """Refuse the rule's own hyperparameters where they are out of range."""
-
-    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:  # noqa: B027  # likewise
-        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything.
-
-        On several ranks every one checks all matrices, by shapes and settings alone: entries are on the meta device.
-        """
-
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         """Floating type in which the rule computes sums of squares; gradients that overflow there are not finite.
 
@@ -139,25 +181,29 @@ class MatrixRule(ABC):
         return torch.promote_types(dtype, torch.float32)
 
     def phase(self, group: dict[str, Any], step: int) -> int:
-        """What :meth:`matrix_update` gets as ``step`` where it is compiled, for rules that look at it.
+        """What :meth:`matrix_update` gets as ``step`` where it is compiled.
 
-        There is one compiled update for each number. A rule that makes the same operations at many steps gives them
-        one number, and finds the true count in ``group["count"]``, a tensor.
+        There is one compiled update for each number. Steps that make the same operations have one number in common.
 
         Args:
             group: A parameter group.
             step: How many gradients its matrices have had before.
         """
-        return step
+        return self.update_rule(group, (1, 1)).preconditioner.phase(step)
 
     def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
-        """Cost of one matrix m×n beside others, by which work is divided: mn·min(m, n), as of matrix products."""
-        return float(rows * columns * min(rows, columns))
+        """Cost of one matrix m×n beside others, by which work is divided."""
+        return self.update_rule(group, (rows, columns)).preconditioner.cost(rows, columns)
 
-    def shard_update(
+    def takes_in_on_shards(self, group: dict[str, Any]) -> bool:
+        """Whether a shard can take its part of the gradient in: no frame, and no memory of whole gradients."""
+        preconditioner = self.update_rule(group, (1, 1)).preconditioner
+        return not preconditioner.has_frame and not preconditioner.rates()
+
+    def shard_take_in(
         self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """First part of a step, on a shard of a parameter; nothing is changed in place.
+        """First stage, on a shard of a parameter; nothing is changed in place.
 
         Args:
             group: Its parameter group.
@@ -167,37 +213,62 @@ class MatrixRule(ABC):
 
         Returns:
             What the owner needs, by name, each of the shape of ``w``; and the sharded state after the step. Names and
-            floating types may depend on the group and the types only, so that all ranks agree on them.
+            floating types depend on the group and the types only, so that all ranks agree on them.
         """
-        return {"w": w, "g": g}, {}
+        if not self.takes_in_on_shards(group):
+            return {"w": w, "g": g}, {}
+        rule = self.update_rule(group, (1, 1))
+        m = state[MOMENTUM]
+        taken = rule.take_in(m, {}, g.to(m.dtype))
+        sent = {"covector": taken.covector}
+        if rule.is_damped:
+            sent["g"] = taken.g
+        if rule.splits_decay:
+            sent["w"] = w
+        return sent, {MOMENTUM: taken.m}
 
-    def whole_update(
-        self, group: dict[str, Any], inputs: dict[str, Tensor], state: dict[str, Tensor], *, step: int, numbers: Any
+    def owner_direct(
+        self, group: dict[str, Any], sent: dict[str, Tensor], state: dict[str, Tensor], *, step: int, numbers: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Second part, on whole matrices of equal shape.
+        """Second stage, on whole matrices of equal shape.
 
         Args:
             group: Their parameter group.
-            inputs: What :meth:`shard_update` made, put together, shape ``(m, n)`` or ``(batch, m, n)``.
-            state: All state but that which :meth:`shard_update` had.
+            sent: What :meth:`shard_take_in` made, put together, shape ``(m, n)`` or ``(batch, m, n)``.
+            state: All state but that which :meth:`shard_take_in` had.
             step: See :meth:`matrix_update`.
             numbers: See :meth:`matrix_update`.
 
         Returns:
             The reply, and the state after the step.
         """
-        w = inputs["w"]  # float32 where it is rounded stochastically
-        return self.matrix_update(group, w, inputs["g"].to(w.dtype), state, step=step, numbers=numbers)
+        if not self.takes_in_on_shards(group):
+            w = sent["w"]  # float32 where it is rounded stochastically
+            return self.matrix_update(group, w, sent["g"].to(w.dtype), state, step=step, numbers=numbers)
+        covector = sent["covector"]
+        shape = matrix_shape(covector)
+        rule = self.update_rule(group, shape)
+        taken = TakenIn(covector, state, sent.get("g", covector), covector)
+        directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
+        wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
+        scale = self.learning_rate(group | {"lr": 1.0}, shape)
+        return scale * directed.u.to(wide), directed.memory
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
-        """Third part: the shard after the step.
+        """Third stage: the shard after the step.
 
         Args:
             group: Its parameter group.
             w: Shard before the step.
             reply: The owner's reply for this shard, shape of ``w``.
         """
-        return reply
+        if not self.takes_in_on_shards(group):
+            return reply
+        rule = self.update_rule(group, (1, 1))
+        if acts(group["weight_decay"], 0.0) and not rule.splits_decay:  # else the reply has it
+            reply = reply + (rule.chi_sharp * group["weight_decay"]) * w
+        moved: Tensor = move(w, Directed(reply, reply, {}), eta=group["lr"])
+        return moved
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
         """Floating types in which numbers travel to the owner (``None``: in their own) and the reply travels back.
@@ -207,6 +278,54 @@ class MatrixRule(ABC):
             w: A shard of one of its parameters.
         """
         return None, torch.float32 if rounds_stochastically(group, w) else w.dtype
+
+
+def rule_update(
+    rule: UpdateRule,
+    w: Tensor,
+    g: Tensor,
+    state: dict[str, Tensor],
+    *,
+    eta: Any,
+    step: int = 0,
+    numbers: Sequence[int] = (0,),
+    is_phase: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All three stages of a step, without changing the arguments.
+
+    Args:
+        rule: The update rule.
+        w: Parameters, shape ``(*batch, *shape)``.
+        g: Gradients, shape of ``w``.
+        state: Momentum and memory.
+        eta: η.
+        step: How many gradients came before, or their phase.
+        numbers: See :meth:`riemannian_ode.preconditioner.Preconditioner.due`.
+        is_phase: Whether ``step`` is a phase.
+
+    Returns:
+        New parameters, at least in the momentum's floating type, and new state.
+    """
+    m = state[MOMENTUM]
+    memory: Memory = {key: value for key, value in state.items() if key != MOMENTUM}
+    wide = torch.promote_types(m.dtype, memory["v"].dtype if "v" in memory else m.dtype)
+    w, g = w.to(torch.promote_types(w.dtype, wide)), g.to(wide)
+    if rule.preconditioner.skips_first and step == 0:
+        return w, {MOMENTUM: m, **rule.preconditioner.first(memory, g)}
+    count = step if rule.preconditioner.skips_first else step + 1
+    taken = rule.take_in(m.to(wide), memory, g)
+    directed = rule.direct(taken, w=w, step=count, numbers=numbers, is_phase=is_phase)
+    return move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
+
+
+def with_preconditioner(rule: UpdateRule, **settings: Any) -> UpdateRule:
+    """The same rule with other settings of its preconditioner."""
+    return replace(rule, preconditioner=replace(rule.preconditioner, **settings))  # type: ignore[type-var]
+
+
+def matrix_shape(w: Tensor) -> tuple[int, int]:
+    """(m, n) of matrices ``(*batch, m, n)``; (1, 1) for vectors and numbers."""
+    return (int(w.size(-2)), int(w.size(-1))) if w.ndim > 1 else (1, 1)
 
 
 def narrowest_squares(rule: MatrixRule, groups: Iterable[dict[str, Any]]) -> torch.dtype:

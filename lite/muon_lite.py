@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lite import muon_step
+from discretizations.matrices.polar import PUBLISHED_FLOOR
+from discretizations.preconditioners.masks import ExactSubspace, SingularMask, ThresholdMask, TrackedSubspace
+from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.update_rule import UpdateRule
+from lite import fused_step
 from lite.finiteness import OnNonfinite
 from lite.group_checks import is_setting_number, require_flag, require_whole
-from lite.muon import (
-    MASKS,
-    NS_DTYPES,
-    PLAIN_FRACTION,
-    Mask,
-    MuonRule,
-    MuonState,
-    NSDtype,
-    initial_muon_state,
-    muon_covector,
-    muon_direction,
-    muon_update,
-    require_state,
-    update_scale,
-)
+from lite.matrix_rule import MOMENTUM, matrix_shape
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.rounding import rounds_stochastically
 from lite.tensor_batches import TensorBatch, TensorEntry
 from lite.tensor_settings import acts
 from riemannian_ode.errors import shown
-from riemannian_ode.flow import position_step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,8 +31,9 @@ if TYPE_CHECKING:
 class MuonLITE(LITEOptimizer):
     r"""Muon with larger learning rate and Hessian damping along flat directions.
 
-    Matrices (``rule="muon"``) move by :func:`lite.muon.muon_update`, other parameters (``rule="adamw"``) by
-    :func:`lite.adamw.adamw_update`. With χ = 1 and β_sharp = β_flat = 0 it is :class:`Muon`.
+    Matrices (``rule="muon"``) move by LITE's update rule with the polar factor
+    (:class:`discretizations.preconditioners.PolarFactor`), other parameters (``rule="adamw"``) with the second moment
+    (:mod:`lite.adamw`). With χ = 1 and β_sharp = β_flat = 0 it is :class:`Muon`.
 
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices
@@ -78,7 +70,6 @@ class MuonLITE(LITEOptimizer):
     rule = "muon"
     sharded_state = ("momentum",)
     spare_state = ("rho", "subspace")
-    counts_gradients = False
 
     def __init__(
         self,
@@ -131,11 +122,11 @@ class MuonLITE(LITEOptimizer):
         momentum = group["momentum"]
         if not is_setting_number(momentum) or not 0.0 < momentum < 1.0:
             raise ValueError(f"momentum = {shown(momentum)} must lie strictly between 0 and 1; 0.95 is published.")
-        if group["mask"] not in MASKS:
-            raise ValueError(f"mask = {shown(group['mask'])} is unknown. Choose one of: {', '.join(MASKS)}.")
-        if group["ns_dtype"] not in NS_DTYPES:
+        if group["mask"] not in _MASKS:
+            raise ValueError(f"mask = {shown(group['mask'])} is unknown. Choose one of: {', '.join(_MASKS)}.")
+        if group["ns_dtype"] not in _NS_DTYPES:
             raise ValueError(
-                f"ns_dtype = {shown(group['ns_dtype'])} is unknown. Choose one of: {', '.join(NS_DTYPES)}."
+                f"ns_dtype = {shown(group['ns_dtype'])} is unknown. Choose one of: {', '.join(_NS_DTYPES)}."
             )
         require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
         require_flag(group, "float32_momentum")
@@ -144,95 +135,76 @@ class MuonLITE(LITEOptimizer):
                 f"chi_sharp = {group['chi_sharp']!r} has no meaning for the published soft mask; take mask='subspace'."
             )
 
+    def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
+        theta, mask = group["momentum"], _mask(group)
+        flow = {name: group[name] for name in ("chi", "chi_sharp", "beta_sharp", "beta_flat")}
+        if mask is None:
+            flow = {"chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
+        rule = UpdateRule(
+            preconditioner=_polar_factor(group, mask),
+            alpha=1.0 - theta,
+            gain=1.0 - theta,
+            nesterov=(1.0 - theta) / theta,
+            decay=group["weight_decay"] / update_scale(shape),
+            **flow,
+        )
+        return replace(rule, is_split=True) if isinstance(mask, ThresholdMask) else rule  # ρ adapts even while χ = 1
+
+    def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
+        return group["lr"] * update_scale(shape)
+
+    def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+        return torch.promote_types(dtype, torch.float32) if group["float32_momentum"] else dtype
+
+    def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
+        # The mask's memory is there from the start, also where χ and β will act only later in a schedule.
+        mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else _MASKS[group["mask"]]
+        memory = {} if mask is None else mask(sharp_fraction=group["sharp_fraction"]).initial(w)
+        return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
+
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
         for entry in entries:
-            rho, subspace = (entry.state.get(name) for name in ("rho", "subspace"))
-            require_state(_rule(group), entry.w, rho=rho, subspace=subspace)
+            shape = matrix_shape(entry.w)
+            _require_memory(group, self.update_rule(group, shape), shape, entry.state)
 
     def largest_batch(self, w: Tensor) -> int:
         if w.device.type != "cpu":
             return super().largest_batch(w)
-        matrix = [w[0] if w.ndim == 3 else w]
-        rules = [_rule(group) for group in self.param_groups if group["rule"] == self.rule]
-        in_place = not self.is_divided and all(muon_step.is_supported(rule, *[matrix] * 3) for rule in rules)
+        matrix, shape = [w[0] if w.ndim == 3 else w], matrix_shape(w)
+        groups = [group for group in self.param_groups if group["rule"] == self.rule]
+        in_place = not self.is_divided and all(
+            fused_step.is_supported(self.update_rule(group, shape), group["lr"], *[matrix] * 3) for group in groups
+        )
         return _LARGEST_BATCH_IN_PLACE if in_place else _LARGEST_CPU_BATCH
-
-    def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
-        mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else group["mask"]
-        state = initial_muon_state(w, mask=mask, sharp_fraction=group["sharp_fraction"])
-        if group["float32_momentum"]:
-            state = state._replace(momentum=state.momentum.to(torch.promote_types(w.dtype, torch.float32)))
-        return {key: value for key, value in state._asdict().items() if value is not None}
-
-    def matrix_update(
-        self,
-        group: dict[str, Any],
-        w: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        *,
-        step: int,
-        numbers: Sequence[int],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        rule = _rule(group)
-        w, new = muon_update(rule, w, g, MuonState(**state))
-        return w, {key: value for key, value in new._asdict().items() if value is not None}
 
     def step_in_place(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> bool:
         if type(self).matrix_update is not MuonLITE.matrix_update:  # a subclass has an update of its own
             return False
-        rule, entries = _rule(group), batch.entries
+        entries = batch.entries
         w, g, momentum = (
             batch.matrices(tensors)
             for tensors in (
                 [entry.w for entry in entries],
                 [entry.inputs["g"] for entry in entries],
-                [entry.state["momentum"] for entry in entries],
+                [entry.state[MOMENTUM] for entry in entries],
             )
         )
-        if rounds_stochastically(group, w[0]) or not muon_step.is_supported(rule, w, g, momentum):
+        if rounds_stochastically(group, w[0]):
             return False
-        has_subspace = "subspace" in entries[0].state
-        subspace = batch.matrices([entry.state["subspace"] for entry in entries]) if has_subspace else None
-        muon_step.muon_step_(rule, w, g, momentum, subspace, usable)
+        shape = matrix_shape(w[0])
+        rule, eta = self.update_rule(group, shape), self.learning_rate(group, shape)
+        if not fused_step.is_supported(rule, eta, w, g, momentum):
+            return False
+        memory = {key: batch.matrices([e.state[key] for e in entries]) for key in entries[0].state if key != MOMENTUM}
+        fused_step.fused_step_(rule, w, g, momentum, memory, eta=eta, usable=usable)
         return True
 
-    def shard_update(
-        self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        rule = _rule(group)
-        m, covector, g = muon_covector(rule, g, state["momentum"])
-        inputs = {"covector": covector}
-        if rule.is_damped:
-            inputs["g"] = g
-        if rule.splits_decay:
-            inputs["w"] = w
-        return inputs, {"momentum": m}
-
-    def whole_update(
-        self, group: dict[str, Any], inputs: dict[str, Tensor], state: dict[str, Tensor], *, step: int, numbers: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        covector = inputs["covector"]
-        mask = {"rho": state.get("rho"), "subspace": state.get("subspace")}
-        u, *after = muon_direction(_rule(group), covector, inputs.get("g"), decayed=inputs.get("w"), **mask)
-        new = {name: value for name, value in zip(mask, after, strict=True) if value is not None}
-        wide = torch.promote_types(u.dtype, torch.float32)  # as position_step works with it in one process
-        return update_scale(covector) * u.to(wide), new
-
-    def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
-        rule = _rule(group)
-        if acts(rule.weight_decay, 0.0) and not rule.splits_decay:  # else the reply has it
-            reply = reply + (rule.chi_sharp * rule.weight_decay) * w
-        position: Tensor = position_step(w, reply, eta=rule.lr)
-        return position
-
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-        iteration = _rule(group).iteration_dtype(torch.empty((), dtype=dtype))
-        return torch.promote_types(iteration, torch.float32)
+        return torch.promote_types(_iteration_dtype(group, torch.empty((), dtype=dtype)), torch.float32)
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
-        momentum = torch.promote_types(w.dtype, torch.float32) if group["float32_momentum"] else w.dtype
-        iteration = _rule(group).iteration_dtype(w.new_empty((), dtype=momentum))
+        momentum = self.momentum_dtype(group, w.dtype)
+        iteration = _iteration_dtype(group, w.new_empty((), dtype=momentum))
         if self.exchange == "bfloat16" or (self.exchange == "fastest" and iteration == torch.bfloat16):
             return torch.bfloat16, torch.bfloat16
         return None, torch.promote_types(momentum, iteration)
@@ -273,31 +245,78 @@ class Muon(MuonLITE):
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
 
 
+Mask: TypeAlias = Literal["subspace", "threshold", "exact"]
+NSDtype: TypeAlias = Literal["fastest", "parameter", "bfloat16", "float32"]
+_MASKS: dict[Mask, type[TrackedSubspace] | type[ThresholdMask] | type[ExactSubspace]] = {
+    "subspace": TrackedSubspace,
+    "threshold": ThresholdMask,
+    "exact": ExactSubspace,
+}
+_NS_DTYPES: dict[NSDtype, Any] = {
+    "fastest": "fastest",
+    "parameter": None,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs plain Muon (published code)
+_UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
 _LARGEST_CPU_BATCH = 2**20  # numbers; beyond that temporaries leave a CPU's caches (measured)
 _LARGEST_BATCH_IN_PLACE = 2**22  # there they are few, and each thread has matrices of its own (measured)
-_RULE_SETTINGS = (
-    "lr",
-    "momentum",
-    "weight_decay",
-    "chi",
-    "beta_sharp",
-    "beta_flat",
-    "sharp_fraction",
-    "chi_sharp",
-    "ns_steps",
-    "ns_dtype",
-)
 
 
-def _rule(group: dict[str, Any]) -> MuonRule:
-    settings = {key: group[key] for key in _RULE_SETTINGS}
-    if _is_plain(group):
-        return MuonRule(**settings | {"chi_sharp": 1.0}, mask=None)
-    return MuonRule(**settings, mask=group["mask"])
+def update_scale(shape: tuple[int, int]) -> float:
+    """0.2√max(m, n), by which the direction of matrices m×n is multiplied beside η."""
+    return _UPDATE_RMS * math.sqrt(max(shape))
 
 
-def _is_plain(group: dict[str, Any]) -> bool:
-    """Whether a group runs plain Muon for good: by its peaks, since a schedule passes through χ = 1 and β = 0."""
+def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
+    """k = round(r·min(m, n))."""
+    return round(sharp_fraction * min(w.shape[-2:]))
+
+
+def _polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFactor:
+    return PolarFactor(
+        iteration="polar-express" if group["ns_steps"] else "svd",
+        steps=group["ns_steps"],
+        dtype=_NS_DTYPES[group["ns_dtype"]],
+        narrows=not isinstance(mask, (ThresholdMask, ExactSubspace)),  # those are for comparison with published code
+        floor=PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
+        mask=mask,
+    )
+
+
+def _iteration_dtype(group: dict[str, Any], x: Tensor) -> torch.dtype:
+    return _polar_factor(group, None).iteration_dtype(x)
+
+
+def _mask(group: dict[str, Any]) -> TrackedSubspace | ThresholdMask | ExactSubspace | None:
+    """The mask of a group, ``None`` if it runs plain Muon for good.
+
+    Its peaks decide, since a schedule passes through χ = 1 and β = 0.
+    """
     names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
-    lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
-    return not lite or bool(group["sharp_fraction"] <= PLAIN_FRACTION)
+    is_lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
+    if not is_lite or group["sharp_fraction"] <= PLAIN_FRACTION:
+        return None
+    return _MASKS[group["mask"]](sharp_fraction=group["sharp_fraction"])
+
+
+def _require_memory(group: dict[str, Any], rule: UpdateRule, shape: tuple[int, int], state: dict[str, Tensor]) -> None:
+    """Refuse a sharp fraction that was raised beyond what the state was made for.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    mask = _mask(group)
+    rank = round(group["sharp_fraction"] * min(shape))
+    followed = state["subspace"].size(-1) if "subspace" in state else 0
+    if rule.splits and isinstance(mask, TrackedSubspace) and followed < rank:
+        missing = f"needs {rank} directions, but {followed} are followed since the first step"
+    elif isinstance(mask, ThresholdMask) and "rho" not in state:
+        missing = "needs a threshold, but there was none at the first step"
+    else:
+        return
+    raise ValueError(
+        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or build the optimizer anew with the larger "
+        "one."
+    )

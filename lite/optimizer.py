@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
-from lite.adamw import ADAMW_KEYS, initial_adamw_state
+from lite.adamw import initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
 from lite.checkpoints import copied, load_between_hooks, loadable_state
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
@@ -327,7 +327,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def _initial_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         if group["rule"] == "adamw":
-            return dict(zip(ADAMW_KEYS, initial_adamw_state(p), strict=True))
+            return initial_adamw_state(group, p)
         return matrix_state(self, group, p)
 
     def _entries(self, group: dict[str, Any], copies: dict[Tensor, Tensor]) -> list[TensorEntry]:

@@ -31,7 +31,7 @@ def matrix_state(rule: MatrixRule, group: dict[str, Any], tensor: Tensor) -> dic
     state: dict[str, Tensor] = {}
     for i, view in enumerate(views):
         for name, value in rule.matrix_state(group, view).items():
-            if name in rule.elementwise_state:
+            if name in rule.elementwise_state(group):
                 state[name] = torch.zeros_like(tensor, dtype=value.dtype)
             else:
                 state[state_key(name, i, len(views))] = value
@@ -72,7 +72,7 @@ def parameter_entries(
     """
     views = group_views(group, w)
     cut_inputs = {name: group_views(group, value) for name, value in inputs.items()}
-    cut_state = {name: group_views(group, state[name]) for name in rule.elementwise_state if name in state}
+    cut_state = {name: group_views(group, state[name]) for name in rule.elementwise_state(group) if name in state}
     names = sorted({key.split("/", maxsplit=1)[0] for key in state} - set(cut_state))
     return [
         TensorEntry(

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.masks import CoordinateMask
+from discretizations.update_rule import UpdateRule
 from lite.finiteness import OnNonfinite, guarded, guarded_state
 from lite.group_checks import require_betas, require_whole
+from lite.matrix_rule import MOMENTUM, matrix_shape, rule_update
+from lite.muon_lite import PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
-from lite.soap import SOAPRule, initial_soap_state, soap_update, soap_update_
-from lite.soap_basis import SOAPState
+from riemannian_ode.preconditioner import Memory
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_RULE_SETTINGS = (
-    "lr",
-    "betas",
-    "eps",
-    "weight_decay",
-    "chi",
-    "beta_sharp",
-    "beta_flat",
-    "sharp_fraction",
-    "precondition_frequency",
-    "max_precondition_dim",
-)
 _LARGEST_CPU_BATCH = 2**17  # numbers
 Moments: TypeAlias = Literal["owner", "sharded"]
 MOMENTS: tuple[Moments, ...] = ("owner", "sharded")
@@ -36,8 +29,9 @@ MOMENTS: tuple[Moments, ...] = ("owner", "sharded")
 class SOAPLITE(LITEOptimizer):
     r"""SOAP with larger learning rate and Hessian damping along flat coordinates of its eigenbasis.
 
-    Matrices (``rule="soap"``) move by :func:`lite.soap.soap_update`, other parameters (``rule="adamw"``) by
-    :func:`lite.adamw.adamw_update`. With χ = 1 and β_sharp = β_flat = 0 it is :class:`SOAP`. Each matrix's first
+    Matrices (``rule="soap"``) move by LITE's update rule with the second moment in an eigenbasis
+    (:class:`discretizations.preconditioners.EigenbasisMoment`), other parameters (``rule="adamw"``) with the second
+    moment (:mod:`lite.adamw`). With χ = 1 and β_sharp = β_flat = 0 it is :class:`SOAP`. Each matrix's first
     gradient only sets its basis.
 
     Args:
@@ -71,7 +65,7 @@ class SOAPLITE(LITEOptimizer):
     """
 
     rule = "soap"
-    elementwise_state = ("m", "v")
+    counts_gradients = True  # for the turns of refreshes, and the first gradient
 
     def __init__(
         self,
@@ -97,7 +91,7 @@ class SOAPLITE(LITEOptimizer):
         if moments not in MOMENTS:
             raise ValueError(f"moments = {moments!r} is unknown. Choose one of: {', '.join(MOMENTS)}.")
         if moments == "sharded":
-            self.sharded_state = self.travelling_state = self.elementwise_state
+            self.sharded_state = self.travelling_state = (MOMENTUM, "v")
         super().__init__(
             params,
             lr,
@@ -124,24 +118,30 @@ class SOAPLITE(LITEOptimizer):
         if group["chi_sharp"] != 1:
             raise ValueError(f"chi_sharp = {group['chi_sharp']!r} is an ablation of MuonLITE; leave it at 1.")
 
-    def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
-        return _present(initial_soap_state(self._rule(group), w))
-
-    def matrix_update(
-        self,
-        group: dict[str, Any],
-        w: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        *,
-        step: int,
-        numbers: Sequence[int],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        new_w, after = soap_update(self._rule(group), w, g, _state(state), step=step, numbers=numbers)
-        return new_w, _present(after)
-
-    def phase(self, group: dict[str, Any], step: int) -> int:
-        return self._rule(group).phase(step)
+    def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
+        theta, beta2 = group["betas"]
+        r = group["sharp_fraction"]
+        gain = 1.0 - theta  # β is in theory's units: beside a summed momentum
+        flow = {
+            "chi": group["chi"],
+            "beta_sharp": gain * group["beta_sharp"],
+            "beta_flat": gain * group["beta_flat"],
+            "is_split": None if r < 1.0 else False,
+        }
+        names = {"frequency": "precondition_frequency", "max_dim": "max_precondition_dim", "eps": "eps"}
+        preconditioner = EigenbasisMoment(
+            beta2=beta2,
+            mask=CoordinateMask(sharp_fraction=r),
+            **{field: group[name] for field, name in names.items()},
+        )
+        return UpdateRule(
+            preconditioner=preconditioner,
+            alpha=gain,
+            gain=gain,
+            decay=group["weight_decay"],
+            corrects_momentum=True,
+            **({} if r <= PLAIN_FRACTION else flow),
+        )
 
     def guarded_update(
         self,
@@ -154,21 +154,16 @@ class SOAPLITE(LITEOptimizer):
         numbers: Sequence[int],
         usable: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        rule, count = self._rule(group), group.get("count")
-        new_w, after = soap_update_(rule, w, g, _state(state), step=step, numbers=numbers, usable=usable, count=count)
-        factors = {key: state[key] for key in ("left", "right") if key in state}  # new by now
-        return guarded(usable, new_w, w), guarded_state(usable, _present(after), state) | factors
-
-    def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
-        return self._rule(group).cost(rows, columns)
+        shape = matrix_shape(w)
+        rule = in_place(self.update_rule(group, shape), usable)
+        turn: dict[str, Any] = {"step": step, "numbers": numbers, "is_phase": "count" in group}
+        new_w, after = rule_update(rule, w, g, state, eta=self.learning_rate(group, shape), **turn)
+        factors = {key: state[key] for key in ("left", "right") if key in state}  # changed in place
+        return guarded(usable, new_w, w), guarded_state(usable, after, state) | factors
 
     def largest_batch(self, w: Tensor) -> int:
         # A CPU gains nothing from batches of large matrices, and would copy their factors and bases to make them.
         return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
-
-    @staticmethod
-    def _rule(group: dict[str, Any]) -> SOAPRule:
-        return SOAPRule(**{key: group[key] for key in _RULE_SETTINGS})
 
 
 class SOAP(SOAPLITE):
@@ -189,10 +184,24 @@ class SOAP(SOAPLITE):
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0})
 
 
-def _state(present: dict[str, Tensor]) -> SOAPState:
-    fields: dict[str, Any] = {key: present.get(key) for key in SOAPState._fields}
-    return SOAPState(**fields)
+@dataclass(frozen=True, kw_only=True)
+class _InPlace(EigenbasisMoment):
+    """The same preconditioner, whose factors, the largest part of its memory, are changed in place.
+
+    Args:
+        usable: Whether they may change, 0-dimensional; ``None`` is yes.
+    """
+
+    usable: Tensor | None
+
+    def observed_factors(
+        self, memory: Memory, g: Tensor, *, h: Any = 1.0, usable: Tensor | None = None, in_place: bool = False
+    ) -> Memory:
+        return super().observed_factors(memory, g, h=h, usable=self.usable, in_place=True)
 
 
-def _present(state: SOAPState) -> dict[str, Tensor]:
-    return {key: value for key, value in state._asdict().items() if value is not None}
+def in_place(rule: UpdateRule, usable: Tensor | None) -> UpdateRule:
+    """The same rule, which changes its factors in place where gradients are usable."""
+    preconditioner: Any = rule.preconditioner
+    settings = {field.name: getattr(preconditioner, field.name) for field in fields(preconditioner)}
+    return replace(rule, preconditioner=_InPlace(**settings, usable=usable))

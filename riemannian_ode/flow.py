@@ -37,6 +37,8 @@ def _plus(x: Array, c: Any, y: Array) -> Array:
             return x.add(y, alpha=c)
         if y.dtype.itemsize < x.dtype.itemsize:
             y = y.to(x.dtype)  # else the product would round in the narrower type
+        if getattr(c, "dtype", None) == x.dtype == y.dtype and x.dtype.itemsize < 8:
+            return x.addcmul(y, c)
     return x + c * y
 
 

@@ -32,6 +32,7 @@ from riemannian_ode.preconditioner import (
     TakenIn,
     direct,
     move,
+    shrinkage,
     take_in,
 )
 
@@ -201,8 +202,9 @@ class RememberedMetric(Metric):
         return take_in(self.preconditioner, m, memory, g, **rates, h=h)
 
     def _direct(self, now: Mapping[str, Any], taken: TakenIn, w: Array | None, *, step: int, h: float) -> Directed:
-        settings = {name: now[name] for name in ("chi", "beta_sharp", "beta_flat", "decay")}
-        return direct(self.preconditioner, taken, **settings, is_split=self.is_split, w=w, step=step, h=h)
+        settings = {name: now[name] for name in ("chi", "beta_sharp", "beta_flat")}
+        decayed = None if w is None else shrinkage(taken, w, now["decay"])
+        return direct(self.preconditioner, taken, **settings, is_split=self.is_split, shrinkage=decayed, step=step, h=h)
 
 
 @cache

@@ -15,7 +15,7 @@ equal shape. Memory is a dict of arrays, each with the batch axes in front.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -49,7 +49,7 @@ class Preconditioner(ABC):
         is_linear: Whether F⁻¹ is linear at a given memory and commutes with its flat projector.
         has_frame: Whether momentum is kept in coordinates of its own.
         skips_first: Whether the first gradient only sets the frame, without a step.
-        elementwise: Keys of the memory that have the parameter's shape and change number by number.
+        elementwise: Keys of the memory that have the parameter's shape.
     """
 
     name: ClassVar[str]
@@ -152,6 +152,10 @@ class Preconditioner(ABC):
         """Whether Q is the published soft mask, which the velocity applies to d twice."""
         return False
 
+    def at_work(self, x: Array) -> Array:
+        """A covector or vector in the floating type in which :meth:`raise_index` works, and in which it may travel."""
+        return x
+
     def to_frame(self, memory: Memory, x: Array) -> Array:
         """Coordinates of a covector or vector in the frame."""
         return x
@@ -220,8 +224,8 @@ class TakenIn(NamedTuple):
     Args:
         m: Momentum.
         memory: k.
-        g: Gradient.
-        covector: m̃ = m + νg, which the metric raises.
+        g: Gradient, in the floating type of :meth:`Preconditioner.at_work`.
+        covector: m̃ = m + νg, which the metric raises, likewise.
     """
 
     m: Array
@@ -278,7 +282,8 @@ def take_in(
         mass = memory[MASS]
         memory = memory | {MASS: average_step(mass, 1.0 + 0.0 * mass, rate=alpha, h=h)}
     m = momentum_step(m, frame_g, alpha=alpha, gain=gain, h=h)
-    return TakenIn(m, memory, frame_g, lookahead(m, frame_g, nesterov))
+    covector = preconditioner.at_work(lookahead(m, frame_g, nesterov))
+    return TakenIn(m, memory, preconditioner.at_work(frame_g), covector)
 
 
 def direct(
@@ -290,8 +295,8 @@ def direct(
     beta_sharp: Any = 0.0,
     beta_flat: Any = 0.0,
     is_split: bool = True,
-    decay: Any = 0.0,
-    w: Array | None = None,
+    shrinkage: Any = None,
+    velocity: Callable[..., Array] = lite_velocity,
     step: int = 0,
     numbers: Sequence[int] = (0,),
     is_phase: bool = False,
@@ -310,8 +315,8 @@ def direct(
         beta_sharp: β₁, beside F⁻¹m̃ in its units.
         beta_flat: β₂.
         is_split: Whether there is a flat part at all.
-        decay: λ, decoupled: η multiplies it.
-        w: Parameters; only needed if λ acts.
+        shrinkage: Decoupled decay of :func:`shrinkage`; ``None`` is none.
+        velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster one that takes the same arguments.
         step: Gradients taken in, this one included.
         numbers: See :meth:`Preconditioner.due`.
         is_phase: See :meth:`Preconditioner.jump`.
@@ -321,7 +326,6 @@ def direct(
     """
     m, memory, g, covector = taken
     d = g if acts(beta_sharp) or acts(beta_flat) else None
-    shrinkage = _shrinkage(memory, decay, w)
     rates = {"chi": chi, "chi_sharp": chi_sharp}
     betas = {"beta_sharp": beta_sharp, "beta_flat": beta_flat}
     due = preconditioner.due(step, numbers)
@@ -329,14 +333,14 @@ def direct(
     if preconditioner.has_frame or (preconditioner.is_linear and d is not None):
         if is_split:
             flat, memory = preconditioner.flat(memory, covector, None, h=h)
-        u = preconditioner.raise_index(memory, lite_velocity(covector, d, flat=flat, **rates, **betas))
+        u = preconditioner.raise_index(memory, velocity(covector, d, flat=flat, **rates, **betas))
         if preconditioner.has_frame:
             if shrinkage is not None and flat is not None and acts(chi - chi_sharp):
                 u = preconditioner.with_flat_decay(u, flat, memory, (chi - chi_sharp) * shrinkage, due=due)
             u = preconditioner.from_frame(memory, u)
             u = u if shrinkage is None else u + chi_sharp * shrinkage
         elif shrinkage is not None:
-            u = u + lite_velocity(shrinkage, flat=flat, **rates)
+            u = u + velocity(shrinkage, flat=flat, **rates)
     else:
         if d is None:
             a = preconditioner.raise_index(memory, covector)
@@ -345,7 +349,7 @@ def direct(
         if is_split:
             flat, memory = preconditioner.flat(memory, covector, a, h=h)
         twice = preconditioner.applies_twice
-        u = lite_velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
+        u = velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
     if not is_split:
         memory = preconditioner.watch(memory, covector)
     if due:  # only now, so that no gradient helps to choose the frame that it is seen in
@@ -365,22 +369,30 @@ def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:
     Source: arXiv:2602.22681, Algorithm 1.
     """
     if MASS in directed.memory:
-        eta = eta / spread(directed.memory[MASS], w)
+        eta = eta / spread(directed.memory[MASS], directed.u)
     return position_step(w, directed.u, eta=eta, h=h)
 
 
-def _shrinkage(memory: Memory, decay: Any, w: Array | None) -> Array | None:
-    """λw in the units of u: times c₁, by which :func:`move` divides."""
-    if w is None or not acts(decay):
+def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
+    """Decoupled decay λw in the units of u: times c₁, by which :func:`move` divides; ``None`` if λ = 0.
+
+    Args:
+        taken: What :func:`take_in` gave.
+        w: Parameters.
+        decay: λ.
+    """
+    if not acts(decay):
         return None
-    return decay * (w * spread(memory[MASS], w) if MASS in memory else w)
+    if hasattr(w, "to"):
+        w = w.to(taken.covector.dtype)
+    return decay * (w * spread(taken.memory[MASS], w) if MASS in taken.memory else w)
 
 
 def spread(number: Array, x: Array) -> Array:
     """A number per batch member, dtype of ``x``, with axes of length 1 behind so that it broadcasts against ``x``."""
-    if hasattr(number, "to"):
+    if hasattr(number, "is_floating_point") and number.is_floating_point():
         number = number.to(x.dtype)
-    return number.reshape(*number.shape, *(1,) * (x.ndim - number.ndim))
+    return number.reshape((*number.shape, *(1,) * (x.ndim - number.ndim)))
 
 
 def acts(coefficient: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -116,16 +117,22 @@ def top_right_subspace(covector: Tensor, rank: int) -> Tensor:
     return vh.mT[..., :rank].to(covector.dtype)
 
 
-def subspace_complement(basis: Tensor) -> Projector:
-    """X ↦ X − (XV)Vᵀ for orthonormal columns V, shape ``(*batch, n, k)``."""
+@dataclass(frozen=True)
+class SubspaceComplement:
+    """X ↦ X − (XV)Vᵀ: the flat projector off orthonormal columns.
 
-    def complement(x: Tensor) -> Tensor:
+    Args:
+        basis: V, shape ``(*batch, n, k)``.
+    """
+
+    basis: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        basis = self.basis
         if x.shape[:-2] == basis.shape[:-2] and x.ndim <= 3:  # product and difference in one pass over memory
             subtract = torch.addmm if x.ndim == 2 else torch.baddbmm
             return subtract(x, x @ basis, basis.mT, alpha=-1.0)
         return x - (x @ basis) @ basis.mT
-
-    return complement
 
 
 class CoordinateThresholds(NamedTuple):

@@ -54,6 +54,7 @@ class EigenbasisMoment(Preconditioner):
     needs_matrices = True
     has_frame = True
     skips_first = True
+    elementwise = ("v",)
 
     beta2: float
     eps: float = 1e-8
@@ -145,10 +146,11 @@ class EigenbasisMoment(Preconditioner):
         for (fηλ(χ−1))²: 10⁻⁵ at f = 10, ηλ = 3·10⁻⁴ and χ = 2.
         """
         if not isinstance(flat, CoordinateProjector):
-            return super().with_flat_decay(u, flat, memory, shrinkage, due=due)
+            decayed: Tensor = super().with_flat_decay(u, flat, memory, shrinkage, due=due)
+            return decayed
         for i in due:
             bases: Memory = {key: single(memory[key], i) for key in _BASES if key in memory}
-            part: Tensor = single(flat.flatness, i) * self.to_frame(bases, single(shrinkage, i))
+            part = single(flat.flatness, i) * self.to_frame(bases, single(shrinkage, i))
             single(u, i).add_(self.frequency * part)
         return u
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.roots import inverse_root
-from discretizations.matrices.sharp_masks import subspace_complement
+from discretizations.matrices.sharp_masks import SubspaceComplement
 from discretizations.preconditioners.masks import wide_dtype
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Projector
@@ -68,7 +68,7 @@ class KroneckerRoot(Preconditioner):
     ) -> tuple[Projector, Memory]:
         vectors = torch.linalg.eigh(memory["right"]).eigenvectors
         rank = round(self.sharp_fraction * vectors.size(-1))
-        return subspace_complement(vectors[..., vectors.size(-1) - rank :]), memory
+        return SubspaceComplement(vectors[..., vectors.size(-1) - rank :]), memory
 
     def cost(self, rows: int, columns: int) -> float:
         return float(rows + columns) * rows * columns + 25.0 * (rows**3 + columns**3)  # eigendecompositions: 25n³

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
+    SubspaceComplement,
     adapt_coordinate_thresholds,
     adapt_threshold,
     coordinate_mask,
@@ -23,7 +24,6 @@ from discretizations.matrices.sharp_masks import (
     mask_complement,
     passing_fractions,
     published_rank,
-    subspace_complement,
     threshold_mask,
     top_right_subspace,
 )
@@ -31,6 +31,7 @@ from discretizations.matrices.tracked_subspace import initial_subspace, track_su
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory
 
+NO_SHARP = 1e-5  # below this sharp fraction every coordinate is flat (published code)
 INITIAL_HI, INITIAL_LO = 1.0, 0.5  # thresholds of coordinates before the first step, as published
 
 
@@ -74,6 +75,8 @@ class CoordinateMask:
 
     def flat(self, memory: Memory, v: Tensor, *, h: float = 1.0) -> tuple[Projector, Memory]:
         """The flat projector for second moments v, and the memory after the step."""
+        if self.sharp_fraction < NO_SHARP:
+            return (lambda x: x), memory
         thresholds = CoordinateThresholds(memory["hi"], memory["lo"])
         # All axes but the batch's; None for all of them, in which case reductions are faster.
         dim = tuple(range(thresholds.hi.ndim - v.ndim, 0)) if thresholds.hi.ndim else None
@@ -123,7 +126,7 @@ class ExactSubspace(SingularMask):
 
     def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
         rank = round(self.sharp_fraction * min(covector.shape[-2:]))
-        return subspace_complement(top_right_subspace(covector, rank)), memory
+        return SubspaceComplement(top_right_subspace(covector, rank)), memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,7 @@ class TrackedSubspace(SingularMask):
     def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
         memory = self.observed(memory, covector)
         rank = round(self.sharp_fraction * min(covector.shape[-2:]))
-        return subspace_complement(memory["subspace"][..., :rank].to(covector.dtype)), memory
+        return SubspaceComplement(memory["subspace"][..., :rank].to(covector.dtype)), memory
 
 
 @dataclass(frozen=True, kw_only=True)

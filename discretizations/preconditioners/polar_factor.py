@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.newton_schulz import newton_schulz
-from discretizations.matrices.polar import exact_polar, polar_express
+from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express
 from discretizations.matrices.symmetric_newton_schulz import is_supported
 from discretizations.preconditioners.masks import SingularMask
 from riemannian_ode.flow import Projector
@@ -29,7 +29,10 @@ class PolarFactor(Preconditioner):
         iteration: ``"polar-express"``, ``"svd"``, or coefficients (a, b, c) of every Newton–Schulz step, as in
             torch.optim.Muon.
         steps: Number of steps.
-        dtype: Floating type of the iteration; by default that of the covector.
+        dtype: Floating type of the iteration: ``"fastest"`` where the covector lies
+            (:func:`discretizations.matrices.polar.fast_dtype`), or one by name; by default that of the covector.
+        narrows: Whether covectors are rounded to that type before all else, masks included; if not, they keep theirs
+            unless it is narrower.
         floor: ε that Polar Express adds to the norm, or the smallest norm that other coefficients divide by.
         mask: Sharp singular directions; ``None`` for a base method.
 
@@ -42,7 +45,8 @@ class PolarFactor(Preconditioner):
 
     iteration: Literal["polar-express", "svd"] | Coefficients = "polar-express"
     steps: int = 6
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | Literal["fastest"] | None = None
+    narrows: bool = False
     floor: float = 0.0
     mask: SingularMask | None = None
 
@@ -63,13 +67,23 @@ class PolarFactor(Preconditioner):
         a, d = self.polar(torch.cat([first, second])).tensor_split(2)
         return a, d
 
+    def at_work(self, x: Tensor) -> Tensor:
+        iteration = self.iteration_dtype(x)
+        return x.to(iteration if self.narrows else torch.promote_types(x.dtype, iteration))
+
+    def iteration_dtype(self, x: Tensor) -> torch.dtype:
+        """Floating type of the iteration on ``x``."""
+        if self.iteration == "svd" or self.dtype is None:
+            return x.dtype
+        return fast_dtype(x) if self.dtype == "fastest" else self.dtype
+
     def polar(self, x: Tensor) -> Tensor:
         """msign(x), dtype of ``x``."""
         if self.iteration == "svd":
             return exact_polar(x)
         if self.iteration == "polar-express":
-            return polar_express(x, steps=self.steps, dtype=self.dtype, floor=self.floor)
-        y = x.to(self.dtype or x.dtype)
+            return polar_express(x, steps=self.steps, dtype=self.iteration_dtype(x), floor=self.floor)
+        y = x.to(self.iteration_dtype(x))
         y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=self.floor)
         return newton_schulz(y, [self.iteration] * self.steps, gram=False).to(x.dtype)
 

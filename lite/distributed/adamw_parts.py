@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from discretizations.matrices.sharp_masks import CoordinateThresholds, passing_fractions
-from lite.adamw import AdamWRule, AdamWState, adamw_moments, adamw_position
+from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask, passing_fractions
+from discretizations.preconditioners.masks import NO_SHARP, CoordinateMask, CoordinateProjector
+from discretizations.update_rule import UpdateRule
 from lite.distributed.division import Member
 from lite.distributed.layout import local_part
+from lite.matrix_rule import with_preconditioner
+from riemannian_ode.flow import Projector
+from riemannian_ode.preconditioner import Memory, move
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutMask(CoordinateMask):
+    """The mask of coordinates on a part of a tensor; its thresholds are adapted once all parts are counted.
+
+    Args:
+        mean: mean(v) of the whole tensor; ``None`` if this part is the whole.
+    """
+
+    mean: Tensor | None
+
+    def flat(self, memory: Memory, v: Tensor, *, h: float = 1.0) -> tuple[Projector, Memory]:
+        if self.sharp_fraction < NO_SHARP:
+            return super().flat(memory, v, h=h)
+        thresholds = CoordinateThresholds(memory["hi"], memory["lo"])
+        return CoordinateProjector(1.0 - coordinate_mask(v, thresholds, mean=self.mean, floor=self.floor)), memory
 
 
 class AdamWPart:
@@ -19,39 +43,72 @@ class AdamWPart:
 
     Args:
         member: The parameter.
-        rule: Hyperparameters.
+        rule: Its update rule.
         state: State before the step.
         g: This rank's part of the gradient.
+
+    Attributes:
+        before: This rank's part of the state before the step.
+        after: The same after the step, but for the thresholds.
     """
 
-    def __init__(self, member: Member, rule: AdamWRule, state: AdamWState, g: Tensor) -> None:
-        self.member, self.rule = member, rule
-        self.before = AdamWState(*(local_part(x) for x in state))
-        self.m, self.v = adamw_moments(rule, g, self.before)
+    def __init__(self, member: Member, rule: UpdateRule, state: dict[str, Tensor], g: Tensor) -> None:
+        self.member, self._rule = member, rule
+        self.before = {key: local_part(x) for key, x in state.items()}
+        memory = {key: x for key, x in self.before.items() if key != "momentum"}
+        wide = memory["v"].dtype
+        self._taken = rule.take_in(self.before["momentum"].to(wide), memory, g.to(wide))
+        self.v: Tensor = self._taken.memory["v"]
+        averages = ("v", "v_mass", "momentum_mass")
+        self.after = {"momentum": self._taken.m, **{key: self._taken.memory[key] for key in averages}}
         self.mean: Tensor | None = None
+
+    @property
+    def sharp_fraction(self) -> float:
+        """r."""
+        return self._mask.sharp_fraction
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the mask depends on v."""
+        return self._rule.splits and self.sharp_fraction >= NO_SHARP
 
     @property
     def is_cut(self) -> bool:
         """Whether the mask needs numbers of other ranks."""
-        return self.rule.has_mask and self.member.layout.team.shards.size > 1
+        return self.has_mask and self.member.layout.team.shards.size > 1
 
     @property
     def thresholds(self) -> CoordinateThresholds:
         """hi and lo before the step."""
-        return CoordinateThresholds(self.before.hi, self.before.lo)
+        return CoordinateThresholds(self.before["hi"], self.before["lo"])
 
     @property
     def share(self) -> float:
         """What a sum over this rank's part counts in a sum over all ranks, of which some hold the same."""
         return 1.0 / self.member.layout.team.replicas.size
 
+    @property
+    def _mask(self) -> CoordinateMask:
+        preconditioner: Any = self._rule.preconditioner
+        mask: CoordinateMask = preconditioner.mask
+        return mask
+
     def total(self) -> Tensor:
         """Σv over this part."""
         return self.share * self.v.sum(dtype=torch.float64)
 
-    def position(self) -> Tensor:
-        """This part of the parameter after the step."""
-        return adamw_position(self.rule, local_part(self.member.p), self.m, self.v, self.before, mean=self.mean)
+    def position(self, eta: Any) -> Tensor:
+        """This part of the parameter after the step.
+
+        Args:
+            eta: η.
+        """
+        mask = CutMask(sharp_fraction=self.sharp_fraction, floor=self._mask.floor, mean=self.mean)
+        w = local_part(self.member.p)
+        w = w.to(torch.promote_types(w.dtype, self.v.dtype))
+        moved: Tensor = move(w, with_preconditioner(self._rule, mask=mask).direct(self._taken, w=w), eta=eta)
+        return moved
 
     def counts(self) -> Tensor:
         """How many elements of this part pass hi and lo, shape (2,)."""

@@ -87,7 +87,7 @@ class Megabatch:
                 g = torch.where(usable, g, 0.0)
             state = self._state[task.p]
             before = {name: local_part(state[name]) for name in self._resting}
-            inputs, after = self._rule.shard_update(self._group, w, g, before)
+            inputs, after = self._rule.shard_take_in(self._group, w, g, before)
             self._inputs[task] = inputs | {name: local_part(state[name]) for name in self._travelling}
             new_state += [(task, before[name], value) for name, value in after.items()]
         if self._travels:
@@ -143,7 +143,7 @@ class Megabatch:
             inputs, state, step = batch.inputs, batch.state, batch.entries[0].step
             if rounds_stochastically(self._group, local_part(self.tasks[0].p)) and "w" in inputs:
                 inputs["w"] = inputs["w"].float()  # a rule that works in bfloat16 would round to nearest first
-            reply, values = self._rule.whole_update(self._group, inputs, state, step=step, numbers=batch.numbers)
+            reply, values = self._rule.owner_direct(self._group, inputs, state, step=step, numbers=batch.numbers)
             values = {key: value for key, value in values.items() if value is not state[key]}
             batch.write(reply, {name: values.pop(name) for name in self._travelling if name in values})
             new_states.append(NewState(batch, [tasks[id(entry)] for entry in batch.entries], values))

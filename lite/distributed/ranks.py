@@ -40,7 +40,7 @@ class Ranks:
     """
 
     def __init__(self, optimizer: LITEOptimizer, process_group: ProcessGroup | None) -> None:
-        _check_places(optimizer)
+        _check_places(optimizer, optimizer.defaults)
         self._optimizer = optimizer
         self._layouts, self._division = Layouts(process_group), Division()
         self.members: dict[Tensor, Member] = {}
@@ -206,9 +206,9 @@ class Ranks:
         )
 
 
-def _check_places(rule: MatrixRule) -> None:
+def _check_places(rule: MatrixRule, defaults: dict[str, Any]) -> None:
     names = ("travelling_state", "sharded_state", "elementwise_state")
-    keys = [getattr(rule, name) for name in names]
+    keys = [rule.travelling_state, rule.sharded_state, rule.elementwise_state(defaults)]
     for i in range(2):
         if not set(keys[i]) <= set(keys[i + 1]):
             raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from lite.adamw import ADAMW_KEYS, initial_adamw_state
+from lite.adamw import initial_adamw_state
 from lite.distributed.division import Member, Task
 from lite.distributed.layout import local_part
 from lite.matrix_rule import MatrixRule
@@ -34,7 +34,7 @@ def initial_state(rule: MatrixRule, group: dict[str, Any], member: Member) -> di
     """
     with torch.no_grad():
         if not isinstance(member, Task):
-            return dict(zip(ADAMW_KEYS, initial_adamw_state(member.p), strict=True))
+            return initial_adamw_state(group, member.p)
         state: dict[str, Tensor] = {}
         if member.layout.team.shards.size > 1 and rule.sharded_state:
             like = torch.empty(member.shape, dtype=member.p.dtype, device="meta")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
-from lite.adamw import ADAMW_KEYS, AdamWState, group_rule
+from lite.adamw import adamw_rule
 from lite.distributed.adamw_parts import AdamWPart
 from lite.distributed.agreement import Agreement
 from lite.distributed.division import Member, Task
@@ -216,16 +216,13 @@ class Step:
         """Move AdamW's parameters; returns what is still being summed over ranks for the next step's masks."""
         cut: defaultdict[Team, list[AdamWPart]] = defaultdict(list)
         for part in self._parts:
-            self._write_parameter(part.member, part.position())
-            for old, new in (
-                (part.before.m, part.m),
-                (part.before.v, part.v),
-                (part.before.step, part.before.step + 1),
-            ):
-                self._write(part.member, old, new)
+            group = self._optimizer.param_groups[part.member.group]
+            self._write_parameter(part.member, part.position(group["lr"]))
+            for key, value in part.after.items():
+                self._write(part.member, part.before[key], value)
             if part.is_cut:
                 cut[part.member.layout.team].append(part)
-            elif part.rule.has_mask:
+            elif part.has_mask:
                 self._adapt(part, passing_fractions(part.v, part.thresholds))
         counts = []
         for team, parts in cut.items():
@@ -234,12 +231,11 @@ class Step:
         return counts
 
     def _part(self, member: Member) -> AdamWPart:
-        state = AdamWState(*(self._optimizer.state[member.p][key] for key in ADAMW_KEYS))
-        rule = group_rule(self._optimizer.param_groups[member.group])
-        return AdamWPart(member, rule, state, self._gradients[member.p])
+        rule = adamw_rule(self._optimizer.param_groups[member.group])
+        return AdamWPart(member, rule, self._optimizer.state[member.p], self._gradients[member.p])
 
     def _adapt(self, part: AdamWPart, passing: CoordinateThresholds) -> None:
-        after = adapt_coordinate_thresholds(part.thresholds, passing, sharp_fraction=part.rule.sharp_fraction)
+        after = adapt_coordinate_thresholds(part.thresholds, passing, sharp_fraction=part.sharp_fraction)
         for old, new in zip(part.thresholds, after, strict=True):
             self._write(part.member, old, new)
 

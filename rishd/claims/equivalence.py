@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.polar import polar_express
-from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
+from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
 from discretizations.update_rule import lite_step
 from lite import MuonLITE
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, PreconditionerMetric, simulate, total_energy
@@ -200,7 +200,7 @@ def _muon_gap(rng: np.random.Generator) -> tuple[float, float]:
     alpha, nesterov = 1.0 - theta, (1.0 - theta) / theta
 
     def matrix_split(covector: Tensor) -> Any:
-        return subspace_complement(top_right_subspace(covector.reshape(shape), rank))
+        return SubspaceComplement(top_right_subspace(covector.reshape(shape), rank))
 
     system = RISHD.from_optimizer(
         objective,

@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from discretizations.matrices.eigenbases import to_eigenbasis
-from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask
-from lite.adamw import group_rule
-from lite.muon import PLAIN_FRACTION, sharp_rank
+from discretizations.matrices.sharp_masks import PUBLISHED_WIDTH_FLOOR, CoordinateThresholds, coordinate_mask
+from lite.muon_lite import PLAIN_FRACTION, sharp_rank
 
 
 class UpdateNorms:
@@ -106,15 +105,16 @@ def _sharp_square(group: dict[str, Any], moved: Tensor, state: dict[str, Any]) -
         rank = sharp_rank(group["sharp_fraction"], moved)
         basis: Tensor = state["subspace"][..., :rank]
         return (moved @ basis.float()).square().sum()
-    if {"second_moment", "hi", "lo"} <= set(state):
-        thresholds = CoordinateThresholds(state["hi"], state["lo"])
-        mask = coordinate_mask(state["second_moment"], thresholds, floor=group_rule(group).mask_floor)
-        return (mask * moved.square()).sum()
-    if {"v", "hi", "lo"} <= set(state) and moved.ndim == 2:
-        rotated = to_eigenbasis(moved, state.get("left_basis"), state.get("right_basis"))
-        mask = coordinate_mask(state["v"], CoordinateThresholds(state["hi"], state["lo"]), dim=(-2, -1))
-        return (mask * rotated.square()).sum()
-    return None
+    if not {"v", "hi", "lo"} <= set(state):
+        return None
+    thresholds = CoordinateThresholds(state["hi"], state["lo"])
+    if group.get("rule") == "adamw":
+        floor = PUBLISHED_WIDTH_FLOOR if group.get("mask") == "threshold" else 0.0
+        return (coordinate_mask(state["v"], thresholds, floor=floor) * moved.square()).sum()
+    if moved.ndim != 2:
+        return None
+    rotated = to_eigenbasis(moved, state.get("left_basis"), state.get("right_basis"))
+    return (coordinate_mask(state["v"], thresholds) * rotated.square()).sum()
 
 
 def _is_split(group: dict[str, Any]) -> bool:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from discretizations.matrices.eigenbases import adam_direction, from_eigenbasis, to_eigenbasis
-from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
+from discretizations.matrices.eigenbases import from_eigenbasis, to_eigenbasis
+from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
+from discretizations.preconditioners import SecondMoment
 from lite import LITEOptimizer
-from lite.muon import sharp_rank
+from lite.muon_lite import sharp_rank
 from riemannian_ode.flow import Projector, lookahead
+from riemannian_ode.preconditioner import Preconditioner
 from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.optimizers import build_optimizer
 
@@ -120,7 +122,7 @@ def muon_geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Ge
         beta=1.0 / theta,
         gain=1.0 - theta,
         root=lambda x: from_eigenbasis(x, left, right),
-        flat=subspace_complement(top_right_subspace(covector, rank)),
+        flat=SubspaceComplement(top_right_subspace(covector, rank)),
         chance=rank / columns,
     )
 
@@ -136,18 +138,19 @@ def adam_geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Ge
     Returns:
         ``None`` for parameters of SOAP that are not plain matrices of its rule.
     """
-    group, state = base.group(name), base.state(name)
-    left = right = None
+    group, memory = base.group(name), base.state(name)
+    theta, beta2 = group["betas"]
+    preconditioner: Preconditioner
     if isinstance(base.optimizer, LITEOptimizer):
         if group["rule"] != "soap" or group["layout"] != "matrix" or group["blocks"] is not None:
             return None
-        (theta, beta2), v = group["betas"], state["v"]
-        left, right = state.get("left_basis"), state.get("right_basis")
-        step = group["steps"][[p is base._parameters[name] for p in group["params"]].index(True)] - 1
-    else:
-        (theta, beta2), v, step = group["betas"], state["exp_avg_sq"], int(state["step"])
-    # The first moment's own correction is left out: F does not depend on it.
-    inverse = adam_direction(torch.ones_like(v), v, beta1=0.0, beta2=beta2, step=step, eps=group["eps"])
+        rows, columns = memory["v"].shape
+        preconditioner = base.optimizer.update_rule(group, (rows, columns)).preconditioner
+    else:  # torch's AdamW
+        preconditioner = SecondMoment(beta2=beta2, eps=group["eps"], eps_first=True)
+        memory = {"v": memory["exp_avg_sq"], "v_mass": 1.0 - beta2 ** memory["step"].double()}
+    v, left, right = memory["v"], memory.get("left_basis"), memory.get("right_basis")
+    inverse = preconditioner.raise_index(memory, torch.ones_like(v))
     count = max(1, round(sharp_fraction * v.numel()))
     is_flat = torch.ones(v.numel(), dtype=v.dtype, device=v.device)
     is_flat[v.reshape(-1).topk(count).indices] = 0.0

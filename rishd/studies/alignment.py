@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
+from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
 from discretizations.preconditioners import EigenbasisMoment, Identity, PolarFactor, SecondMoment
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import lite_direction, momentum_step
@@ -237,7 +237,7 @@ class _Tracker:
             m,
             g,
             raise_index=self.raise_index,
-            split=(lambda covector, a: subspace_complement(top_right_subspace(covector, rank))) if is_lite else None,
+            split=(lambda covector, a: SubspaceComplement(top_right_subspace(covector, rank))) if is_lite else None,
             chi=CHI if is_lite else 1.0,
             beta_flat=BETA_FLAT if is_lite else 0.0,
         )

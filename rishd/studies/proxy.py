@@ -19,7 +19,7 @@ from torch import Tensor
 
 from discretizations.matrices.polar import exact_polar
 from discretizations.matrices.roots import inverse_root
-from discretizations.matrices.sharp_masks import subspace_complement, top_right_subspace
+from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import Projector, momentum_step
 from rishd.studies.record import Record
@@ -271,7 +271,7 @@ def _train(
             elif masks is None:
                 new[name] = lite_step(x, y, z, eta=_column(eta), alpha=ALPHA)
             else:
-                split = partial(_held, subspace_complement(bases[name]))
+                split = partial(_held, SubspaceComplement(bases[name]))
                 new[name] = lite_step(x, y, z, eta=_column(eta), alpha=ALPHA, chi=CHI, split=split)
         w = layout.pack({name: state.w for name, state in new.items()}).clamp(-_FAR, _FAR)
         m = layout.pack({name: state.m for name, state in new.items()}).clamp(-_FAR, _FAR)

@@ -6,6 +6,7 @@ import torch
 from discretizations.matrices.polar import exact_polar
 from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
+    SubspaceComplement,
     adapt_coordinate_thresholds,
     adapt_threshold,
     coordinate_mask,
@@ -13,7 +14,6 @@ from discretizations.matrices.sharp_masks import (
     mask_complement,
     passing_fractions,
     published_rank,
-    subspace_complement,
     threshold_mask,
     top_right_subspace,
 )
@@ -44,7 +44,7 @@ def test_exact_split_is_the_limit_of_the_threshold_mask():
     torch.testing.assert_close(basis @ basis.mT, v[:, :3] @ v[:, :3].mT, atol=1e-12, rtol=0)
     mask = threshold_mask(x, exact_polar(x), 4.0 / torch.linalg.vector_norm(x), orthogonalize=exact_polar)
     y = torch.randn(2, 9, dtype=torch.float64)
-    torch.testing.assert_close(mask_complement(mask)(y), subspace_complement(basis)(y), atol=1e-8, rtol=0)
+    torch.testing.assert_close(mask_complement(mask)(y), SubspaceComplement(basis)(y), atol=1e-8, rtol=0)
 
 
 def test_rank_out_of_range_is_refused():
@@ -125,8 +125,8 @@ def test_the_complement_of_a_subspace_broadcasts_over_batches():
     x = torch.randn(3, 2, 5, 6, generator=g, dtype=torch.float64)
     bases = torch.linalg.qr(torch.randn(3, 2, 6, 2, generator=g, dtype=torch.float64))[0]
     for basis in (bases, bases[0], bases[0, 0]):
-        torch.testing.assert_close(subspace_complement(basis)(x), x - x @ (basis @ basis.mT))
-    torch.testing.assert_close(subspace_complement(bases[0])(x[0]), x[0] - x[0] @ (bases[0] @ bases[0].mT))
+        torch.testing.assert_close(SubspaceComplement(basis)(x), x - x @ (basis @ basis.mT))
+    torch.testing.assert_close(SubspaceComplement(bases[0])(x[0]), x[0] - x[0] @ (bases[0] @ bases[0].mT))
 
 
 def test_thresholds_stay_apart():

@@ -73,11 +73,11 @@ def test_state_is_tensors_and_keeps_float32_beside_bfloat16():
     model, optimizer, scheduler = build(dtype=torch.bfloat16, mask="threshold")
     train(model, optimizer, scheduler, 2)
     state = optimizer.state[model.embedding.weight]
-    assert state["second_moment"].dtype == torch.float32
+    assert state["v"].dtype == torch.float32
     assert optimizer.state[model.first.weight]["rho"].dtype == torch.float32
     assert all(isinstance(v, torch.Tensor) for s in optimizer.state.values() for v in s.values())
     optimizer.load_state_dict(optimizer.state_dict())
-    assert optimizer.state[model.embedding.weight]["second_moment"].dtype == torch.float32
+    assert optimizer.state[model.embedding.weight]["v"].dtype == torch.float32
 
 
 def test_init_state_creates_everything_before_the_first_step():

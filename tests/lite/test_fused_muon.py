@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lite import Muon, MuonLITE, fused_muon, muon_step
+from lite import Muon, MuonLITE, fused_muon, fused_step
 from riemannian_ode.flow import lite_velocity, lookahead, momentum_step, position_step
 from tests.machines import needs_compiler
 
@@ -155,8 +155,8 @@ def moved(name, dtype, *, float32_momentum, fused, ns_dtype="bfloat16"):
     ]
     start = [x.detach().clone() for x in (*p, fusion, experts)]
     optimizer = make(groups, 0.02, ns_dtype=ns_dtype, float32_momentum=float32_momentum, **settings)
-    with mock.patch.object(muon_step, "muon_step_", wraps=muon_step.muon_step_) as taken:
-        with mock.patch.object(muon_step, "is_supported", muon_step.is_supported if fused else lambda *_: False):
+    with mock.patch.object(fused_step, "fused_step_", wraps=fused_step.fused_step_) as taken:
+        with mock.patch.object(fused_step, "is_supported", fused_step.is_supported if fused else lambda *_: False):
             for step in range(4):
                 source = torch.Generator().manual_seed(step)
                 for x in (*p, fusion, experts):

@@ -250,7 +250,7 @@ def test_gradient_clipping_scales_what_the_rules_see(make):
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     assert norm > 1e-3
     optimizer.step()
-    total = sum(float(optimizer.state[p]["second_moment"].sum()) for p in (model.norm.weight, model.embedding.weight))
+    total = sum(float(optimizer.state[p]["v"].sum()) for p in (model.norm.weight, model.embedding.weight))
     grads = sum(float((p.grad**2).sum()) for p in (model.norm.weight, model.embedding.weight))
     assert total == pytest.approx(0.01 * grads, rel=1e-4)  # (1 − b₂)g²
     assert grads < 1e-6

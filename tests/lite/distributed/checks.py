@@ -120,8 +120,8 @@ def state_lies_once(rank, world, folder):
             found[f"{name}/{mode}"] = {
                 "here": sum(x.numel() for x in local),
                 "needed": everything,
-                "sharded": lies_as_parameters(optimizer, matrices, optimizer.elementwise_state),
-                "adamw sharded": lies_as_parameters(optimizer, others, ("first_moment", "second_moment")),
+                "sharded": lies_as_parameters(optimizer, matrices, optimizer.elementwise_state(optimizer.defaults)),
+                "adamw sharded": lies_as_parameters(optimizer, others, ("momentum", "v")),
             }
     return found
 

@@ -1,0 +1,127 @@
+"""The stages of a Muon step on a CPU with bfloat16 products, in few passes over memory.
+
+They are other implementations of :func:`riemannian_ode.preconditioner.take_in`, of the velocity in
+:func:`riemannian_ode.preconditioner.direct`, and of :func:`riemannian_ode.preconditioner.move`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discretizations.matrices.sharp_masks import SubspaceComplement
+from discretizations.preconditioners.masks import TrackedSubspace
+from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.update_rule import UpdateRule
+from lite import fused_muon
+from lite.finiteness import guarded
+from riemannian_ode.flow import lite_velocity
+from riemannian_ode.preconditioner import Memory, TakenIn
+
+
+def is_supported(
+    rule: UpdateRule, eta: Any, w: Sequence[Tensor], g: Sequence[Tensor], momentum: Sequence[Tensor]
+) -> bool:
+    """Whether :func:`fused_step_` takes these matrices and settings.
+
+    Args:
+        rule: The update rule; its coefficients must be plain numbers.
+        eta: η, likewise.
+        w: Parameters, matrices of one shape and dtype.
+        g: Gradients.
+        momentum: M.
+    """
+    polar = rule.preconditioner
+    if not isinstance(polar, PolarFactor) or polar.iteration == "svd" or not polar.narrows:
+        return False
+    if not isinstance(polar.mask, (TrackedSubspace, type(None))):
+        return False
+    if polar.iteration_dtype(momentum[0]) != torch.bfloat16:
+        return False
+    settings = (eta, rule.decay, rule.chi, rule.beta_flat)
+    return not any(isinstance(x, Tensor) for x in settings) and fused_muon.is_supported([*w, *g, *momentum])
+
+
+def fused_step_(
+    rule: UpdateRule,
+    w: Sequence[Tensor],
+    g: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    memory: dict[str, list[Tensor]],
+    *,
+    eta: float,
+    usable: Tensor | None,
+) -> None:
+    """One step for matrices of equal shape, changed in place with their state.
+
+    Args:
+        rule: The update rule.
+        w: Parameters, each ``(m, n)``.
+        g: Gradients.
+        momentum: M.
+        memory: The preconditioner's memory, by key one tensor of each matrix.
+        eta: η.
+        usable: Whether the gradients are finite, 0-dimensional, else nothing changes; ``None`` is yes.
+    """
+    taken = fused_muon.covectors(
+        momentum, g, rate=rule.alpha, nesterov=rule.nesterov, usable=usable, both=rule.is_damped
+    )
+    covector, gradient = taken[0], taken[1] if rule.is_damped else taken[0]
+    polar: Any = rule.preconditioner  # without a mask it has no use for what a mask has left
+    before = {key: torch.stack(tensors) for key, tensors in memory.items()} if polar.mask is not None else {}
+    velocity = _Velocity(w if rule.splits_decay else None, rule.decay)
+    directed = _raising(rule, taken).direct(TakenIn(covector, before, gradient, covector), velocity=velocity)
+    for key, value in directed.memory.items():
+        if value is not before[key]:
+            torch._foreach_copy_(memory[key], list(guarded(usable, value, before[key]).unbind()))
+    apart = 0.0 if rule.splits_decay else eta * rule.chi_sharp * rule.decay
+    fused_muon.move_(w, directed.u, size=eta, decay=apart, usable=usable)
+
+
+@dataclass(frozen=True)
+class _Velocity:
+    """:func:`riemannian_ode.flow.lite_velocity` of a batch, in place, with the decay of its parameters.
+
+    Args:
+        w: Parameters whose decay meets the mask; ``None`` if it does not.
+        decay: λ, in the units of the direction.
+    """
+
+    w: Sequence[Tensor] | None
+    decay: float
+
+    def __call__(
+        self, a: Tensor, d: Tensor | None, *, flat: Any, decay: Any = None, twice: bool = False, **rates: float
+    ) -> Tensor:
+        if flat is None:
+            u: Tensor = lite_velocity(a, d, beta_sharp=rates["beta_sharp"], chi_sharp=rates["chi_sharp"])
+            return u
+        assert isinstance(flat, SubspaceComplement)
+        extra = fused_muon.split_direction_(a, d, self.w, decay=self.decay, **rates)
+        v = flat.basis.to(a.dtype)
+        return a.baddbmm_(extra @ v, v.mT, alpha=-1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfBoth(PolarFactor):
+    """The polar factor that takes covectors and gradients as the one batch that they are.
+
+    Args:
+        both: Covectors, and gradients behind them, shape ``(2, count, m, n)``.
+    """
+
+    both: Tensor
+
+    def raise_two(self, memory: Memory, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        a, d = self.polar(self.both)
+        return a, d
+
+
+def _raising(rule: UpdateRule, taken: Tensor) -> UpdateRule:
+    polar: Any = rule.preconditioner
+    settings = {field.name: getattr(polar, field.name) for field in fields(polar)}
+    return replace(rule, preconditioner=_OfBoth(**settings, both=taken))
