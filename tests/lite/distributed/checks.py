@@ -192,13 +192,13 @@ def overlap(rank, world, folder):
 
     model, forward, optimizer = built("muon", "fsdp", rank, world)
     train(model, optimizer, range(1), forward=forward, rank=rank, world=world)
-    update = optimizer.whole_update
+    update = optimizer.owner_direct
 
-    def whole_update(*arguments, **named):
+    def owner_direct(*arguments, **named):
         events.append(f"compute {len(events)}")
         return update(*arguments, **named)
 
-    optimizer.whole_update, megabatch.all_to_all, Transfer.wait = whole_update, all_to_all, waits
+    optimizer.owner_direct, megabatch.all_to_all, Transfer.wait = owner_direct, all_to_all, waits
     try:
         train(model, optimizer, range(1, 2), forward=forward, rank=rank, world=world)
     finally:
