@@ -385,7 +385,7 @@ def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
         return None
     if hasattr(w, "to"):
         w = w.to(taken.covector.dtype)
-    return decay * (w * spread(taken.memory[MASS], w) if MASS in taken.memory else w)
+    return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
 
 
 def spread(number: Array, x: Array) -> Array:

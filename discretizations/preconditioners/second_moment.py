@@ -68,8 +68,8 @@ class SecondMoment(Preconditioner):
 def diagonal_metric(memory: Memory, *, eps: float, eps_first: bool) -> Tensor:
     """Diagonal of F from a memory with ``"v"`` and, if bias is corrected, ``"v_mass"``."""
     root: Tensor = memory["v"].sqrt()
+    add, divide = (torch.add, torch.div) if root.requires_grad else (Tensor.add_, Tensor.div_)  # it is ours to change
     if "v_mass" not in memory:
-        return root + eps
+        return add(root, eps)
     scale = spread(memory["v_mass"].sqrt(), root)
-    metric: Tensor = (root + eps) / scale if eps_first else root / scale + eps
-    return metric
+    return divide(add(root, eps), scale) if eps_first else add(divide(root, scale), eps)
