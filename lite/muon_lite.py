@@ -163,9 +163,9 @@ class MuonLITE(LITEOptimizer):
         return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
+        mask, splits = _mask(group), self.update_rule(group, (1, 1)).splits
         for entry in entries:
-            shape = matrix_shape(entry.w)
-            _require_memory(group, self.update_rule(group, shape), shape, entry.state)
+            _require_memory(group, mask, splits, matrix_shape(entry.w), entry.state)
 
     def largest_batch(self, w: Tensor) -> int:
         if w.device.type != "cpu":
@@ -301,16 +301,17 @@ def _mask(group: dict[str, Any]) -> TrackedSubspace | ThresholdMask | ExactSubsp
     return _MASKS[group["mask"]](sharp_fraction=group["sharp_fraction"])
 
 
-def _require_memory(group: dict[str, Any], rule: UpdateRule, shape: tuple[int, int], state: dict[str, Tensor]) -> None:
+def _require_memory(
+    group: dict[str, Any], mask: SingularMask | None, splits: bool, shape: tuple[int, int], state: dict[str, Tensor]
+) -> None:
     """Refuse a sharp fraction that was raised beyond what the state was made for.
 
     Raises:
         ValueError: naming what is missing.
     """
-    mask = _mask(group)
     rank = round(group["sharp_fraction"] * min(shape))
     followed = state["subspace"].size(-1) if "subspace" in state else 0
-    if rule.splits and isinstance(mask, TrackedSubspace) and followed < rank:
+    if splits and isinstance(mask, TrackedSubspace) and followed < rank:
         missing = f"needs {rank} directions, but {followed} are followed since the first step"
     elif isinstance(mask, ThresholdMask) and "rho" not in state:
         missing = "needs a threshold, but there was none at the first step"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,11 @@ def matrix_state(rule: MatrixRule, group: dict[str, Any], tensor: Tensor) -> dic
     """State of a parameter of ``group``, or of part of a stack of experts, before its first step."""
     tensor = _row_ordered(tensor)
     views = group_views(group, tensor)
+    elementwise = rule.elementwise_state(group)
     state: dict[str, Tensor] = {}
     for i, view in enumerate(views):
         for name, value in rule.matrix_state(group, view).items():
-            if name in rule.elementwise_state(group):
+            if name in elementwise:
                 state[name] = torch.zeros_like(tensor, dtype=value.dtype)
             else:
                 state[state_key(name, i, len(views))] = value
@@ -50,7 +51,7 @@ def count_gradients(group: dict[str, Any], present: list[bool], *, by: int = 1) 
 
 
 def parameter_entries(
-    rule: MatrixRule,
+    elementwise: Sequence[str],
     group: dict[str, Any],
     w: Tensor,
     inputs: dict[str, Tensor],
@@ -62,7 +63,7 @@ def parameter_entries(
     """One entry for every view of a parameter.
 
     Args:
-        rule: The rule of matrices.
+        elementwise: Keys of the state that have the parameter's shape.
         group: Its parameter group.
         w: The parameter, or another tensor of its shape, or (experts) that of a part of the stack.
         inputs: What the rule reads beside it, by name, each of the shape of ``w``.
@@ -72,7 +73,7 @@ def parameter_entries(
     """
     views = group_views(group, w)
     cut_inputs = {name: group_views(group, value) for name, value in inputs.items()}
-    cut_state = {name: group_views(group, state[name]) for name in rule.elementwise_state(group) if name in state}
+    cut_state = {name: group_views(group, state[name]) for name in elementwise if name in state}
     names = sorted({key.split("/", maxsplit=1)[0] for key in state} - set(cut_state))
     return [
         TensorEntry(
@@ -124,10 +125,12 @@ def matrix_entries(
     # Also of parameters without gradient.
     views = [group_views(group, copies[p] if p in copies else _row_ordered(p)) for p in group["params"]]
     every = matrix_numbers(parameter_names(group), views)
+    elementwise = rule.elementwise_state(group)
     entries = []
     for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
         if p.grad is not None:
             # That of a convolution may come in another memory format than the parameter.
             g = p.grad.contiguous() if p.ndim > 2 or p in copies else p.grad
-            entries += parameter_entries(rule, group, copies.get(p, p), {"g": g}, state[p], step=step, numbers=numbers)
+            w = copies.get(p, p)
+            entries += parameter_entries(elementwise, group, w, {"g": g}, state[p], step=step, numbers=numbers)
     return entries

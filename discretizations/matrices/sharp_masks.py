@@ -173,7 +173,10 @@ def coordinate_mask(
     if floor:
         hi, lo = hi * mean, lo * mean
         return torch.where(v >= hi, 1.0, ((v - lo) / (hi - lo + floor)).clamp(min=0.0))
-    return ((v / mean.clamp(min=torch.finfo(v.dtype).tiny) - lo) / (hi - lo)).clamp(0.0, 1.0)
+    p = v / mean.clamp(min=torch.finfo(v.dtype).tiny)
+    if p.requires_grad:
+        return ((p - lo) / (hi - lo)).clamp(0.0, 1.0)
+    return p.sub_(lo).div_(hi - lo).clamp_(0.0, 1.0)  # the same numbers without new memory
 
 
 def passing_fractions(

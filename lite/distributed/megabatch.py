@@ -120,6 +120,7 @@ class Megabatch:
         Returns:
             State of the matrices, not yet written.
         """
+        elementwise = self._rule.elementwise_state(self._group)
         entries: list[TensorEntry] = []
         tasks: dict[int, Task] = {}
         for (task, own), inputs in zip(self._owned, self._whole_inputs(), strict=True):
@@ -128,7 +129,7 @@ class Megabatch:
             arrived = {name: inputs.pop(name) for name in self._travelling}
             self._replies[task] = dict([(None, reply), *arrived.items()])
             added = parameter_entries(
-                self._rule,
+                elementwise,
                 self._group,
                 reply,
                 inputs,

@@ -92,7 +92,7 @@ class StateShapes:
         self._kinds[task] = kind
         if kind not in self._entries:
             self._entries[kind] = parameter_entries(
-                self._optimizer, group, like, {}, state, step=0, numbers=task.numbers
+                self._optimizer.elementwise_state(group), group, like, {}, state, step=0, numbers=task.numbers
             )
 
     def check(self, members: Iterable[Member]) -> None:
