@@ -17,6 +17,7 @@ from riemannian_ode.integrators.base import (
     MemberStates,
     PhaseState,
     StepLimitError,
+    register_integrator,
 )
 from riemannian_ode.integrators.step_control import (
     MAX_STEPS,
@@ -156,6 +157,7 @@ class _SharedSteps(MemberStates):
         return PhaseState(*(like(half.reshape(self.shape), self.start.w) for half in rows))
 
 
+@register_integrator(place=140)
 class DOP853(SciPyAdaptive):
     """Dormand–Prince 8(5,3) with 7th-order dense output (Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5)."""
 
@@ -164,6 +166,7 @@ class DOP853(SciPyAdaptive):
     solver = scipy.integrate.DOP853
 
 
+@register_integrator(place=130)
 class RK45(SciPyAdaptive):
     """Dormand–Prince 5(4) (Dormand and Prince 1980)."""
 
@@ -172,6 +175,7 @@ class RK45(SciPyAdaptive):
     solver = scipy.integrate.RK45
 
 
+@register_integrator(place=150)
 class Radau(SciPyAdaptive):
     """Implicit Radau IIA of order 5, for stiff flows (Hairer and Wanner, *Solving ODEs II*, IV.8)."""
 
@@ -181,6 +185,7 @@ class Radau(SciPyAdaptive):
     solver = scipy.integrate.Radau
 
 
+@register_integrator(place=160)
 class LSODA(SciPyAdaptive):
     """Adams/BDF with automatic stiffness switching (Petzold 1983); its order varies up to 12, 1 is guaranteed."""
 

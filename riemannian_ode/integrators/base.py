@@ -6,13 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from riemannian_ode.arrays import namespace, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
+from riemannian_ode.registry import Registry
 
 
 class PhaseState(NamedTuple):
@@ -110,6 +111,27 @@ class Integrator(ABC):
     def partial_step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         """State at t + h by a run of its own from the state at t: for places inside a step."""
         return next(iter(self.states(system, state, t0=t, h=h, steps=1)))
+
+
+INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "riemannian_ode.integrators")
+_Scheme = TypeVar("_Scheme", bound=type[Integrator])
+
+
+def register_integrator(*, place: float = math.inf) -> Callable[[_Scheme], _Scheme]:
+    """Decorator that enters an integrator into :data:`riemannian_ode.INTEGRATORS` under its ``name``.
+
+    Args:
+        place: Position in the order shown to users; last by default.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+
+    def register(cls: _Scheme) -> _Scheme:
+        INTEGRATORS.add(cls.name, cls, place=place)
+        return cls
+
+    return register
 
 
 class OneStepIntegrator(Integrator):
