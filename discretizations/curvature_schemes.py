@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -131,25 +131,7 @@ def two_by_two(top_left: Any, top_right: Any, bottom_left: Any, bottom_right: An
     return matrix
 
 
-CURVATURE_SCHEMES: Registry[CurvatureScheme] = Registry("scheme")
-_Scheme = TypeVar("_Scheme", bound=type[CurvatureScheme])
-
-
-def register_curvature_scheme(*, place: float = math.inf) -> Callable[[_Scheme], _Scheme]:
-    """Decorator that enters an instance into :data:`CURVATURE_SCHEMES` under the class's ``name``.
-
-    Args:
-        place: Position in the order shown to users; last by default.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-
-    def register(cls: _Scheme) -> _Scheme:
-        CURVATURE_SCHEMES.add(cls.name, cls(), place=place)
-        return cls
-
-    return register
+CURVATURE_SCHEMES: Registry[CurvatureScheme] = Registry("scheme", entry=lambda cls: (cls.name, cls()))
 
 
 class _Rational(CurvatureScheme):
@@ -183,7 +165,7 @@ class _Rational(CurvatureScheme):
         )
 
 
-@register_curvature_scheme(place=10)
+@CURVATURE_SCHEMES.register(place=10)
 class LinearlyImplicitEuler(_Rational):
     r""":math:`\varphi(Z) = (I - Z)^{-1}`: implicit Euler with one Newton step."""
 
@@ -193,7 +175,7 @@ class LinearlyImplicitEuler(_Rational):
     implicitness = 1.0
 
 
-@register_curvature_scheme(place=20)
+@CURVATURE_SCHEMES.register(place=20)
 class LinearlyImplicitMidpoint(_Rational):
     r""":math:`\varphi(Z) = (I - Z/2)^{-1}`: the implicit midpoint rule with one Newton step."""
 
@@ -203,7 +185,7 @@ class LinearlyImplicitMidpoint(_Rational):
     implicitness = 0.5
 
 
-@register_curvature_scheme(place=30)
+@CURVATURE_SCHEMES.register(place=30)
 class LinearlyImplicitStrang(LinearlyImplicitMidpoint):
     """Half the damping exactly, the undamped flow by the midpoint rule with one Newton step, half the damping."""
 
@@ -231,7 +213,7 @@ class LinearlyImplicitStrang(LinearlyImplicitMidpoint):
         )
 
 
-@register_curvature_scheme(place=40)
+@CURVATURE_SCHEMES.register(place=40)
 class ExponentialPerMode(CurvatureScheme):
     r""":math:`\varphi(Z) = \varphi_1(Z) = (e^Z - 1)Z^{-1}`: exact on quadratics."""
 

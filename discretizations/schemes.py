@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.errors import require_positive
@@ -184,28 +184,10 @@ class OneGradientScheme(ABC):
         return EquivalentRule(share, keep * beta / (weight * gain) - 1, h * weight * gain / keep)
 
 
-ONE_GRADIENT_SCHEMES: Registry[OneGradientScheme] = Registry("scheme")
-_Scheme = TypeVar("_Scheme", bound=type[OneGradientScheme])
+ONE_GRADIENT_SCHEMES: Registry[OneGradientScheme] = Registry("scheme", entry=lambda cls: (cls.name, cls()))
 
 
-def register_one_gradient_scheme(*, place: float = math.inf) -> Callable[[_Scheme], _Scheme]:
-    """Decorator that enters an instance into :data:`ONE_GRADIENT_SCHEMES` under the class's ``name``.
-
-    Args:
-        place: Position in the order shown to users; last by default.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-
-    def register(cls: _Scheme) -> _Scheme:
-        ONE_GRADIENT_SCHEMES.add(cls.name, cls(), place=place)
-        return cls
-
-    return register
-
-
-@register_one_gradient_scheme(place=10)
+@ONE_GRADIENT_SCHEMES.register(place=10)
 class SemiImplicit(OneGradientScheme):
     """The optimizers' own: momentum first, then the position with the new momentum."""
 
@@ -216,7 +198,7 @@ class SemiImplicit(OneGradientScheme):
         return Kick(h * alpha, h, 1.0)
 
 
-@register_one_gradient_scheme(place=20)
+@ONE_GRADIENT_SCHEMES.register(place=20)
 class PositionFirst(SemiImplicit):
     r"""Position first, with the old momentum; the kick that follows waits for the next gradient.
 
@@ -233,7 +215,7 @@ class PositionFirst(SemiImplicit):
         return (m - gain * g) / (1 - share)
 
 
-@register_one_gradient_scheme(place=30)
+@ONE_GRADIENT_SCHEMES.register(place=30)
 class Explicit(OneGradientScheme):
     """Both halves at the old state: a gradient moves the position by β at once, and by the momentum a step later."""
 
@@ -245,7 +227,7 @@ class Explicit(OneGradientScheme):
         return Kick(h * alpha, h, 1.0)
 
 
-@register_one_gradient_scheme(place=40)
+@ONE_GRADIENT_SCHEMES.register(place=40)
 class ImplicitDamping(OneGradientScheme):
     r"""Damping at the new momentum, :math:`m_k = (m_{k-1} + hg_k)/(1 + h\alpha)`: no equation to solve."""
 
@@ -255,7 +237,7 @@ class ImplicitDamping(OneGradientScheme):
         return Kick(h * alpha / (1 + h * alpha), h / (1 + h * alpha), 1.0)
 
 
-@register_one_gradient_scheme(place=50)
+@ONE_GRADIENT_SCHEMES.register(place=50)
 class ExponentialDamping(OneGradientScheme):
     r"""The momentum equation solved exactly for a constant gradient.
 
@@ -269,7 +251,7 @@ class ExponentialDamping(OneGradientScheme):
         return Kick(share, share / alpha, 1.0)
 
 
-@register_one_gradient_scheme(place=60)
+@ONE_GRADIENT_SCHEMES.register(place=60)
 class Leapfrog(OneGradientScheme):
     r"""Strang splitting with exact damping; what is stored is the middle of the step, where the gradient is taken.
 

@@ -23,7 +23,6 @@ from riemannian_ode.integrators.base import IntegratorError as IntegratorError
 from riemannian_ode.integrators.base import OneStepIntegrator as OneStepIntegrator
 from riemannian_ode.integrators.base import PhaseState as PhaseState
 from riemannian_ode.integrators.base import StepLimitError as StepLimitError
-from riemannian_ode.integrators.base import register_integrator as register_integrator
 from riemannian_ode.integrators.runge_kutta import ButcherTableau as ButcherTableau
 from riemannian_ode.integrators.runge_kutta import ExplicitRungeKutta as ExplicitRungeKutta
 from riemannian_ode.metric import ConstantMetric as ConstantMetric

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Iterator, MutableMapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+Decorated = TypeVar("Decorated")
 
 
 class Registry(MutableMapping[str, T]):
@@ -20,10 +21,17 @@ class Registry(MutableMapping[str, T]):
     Args:
         kind: What the things are, for messages.
         package: Package whose modules register them; ``None`` if the module that owns the registry does.
+        entry: Name and thing of what :meth:`register` decorates; by default a function's name and the function.
     """
 
-    def __init__(self, kind: str, package: str | None = None) -> None:
-        self._kind, self._package = kind, package
+    def __init__(
+        self,
+        kind: str,
+        package: str | None = None,
+        *,
+        entry: Callable[[Any], tuple[str, T]] = lambda thing: (thing.__name__, thing),
+    ) -> None:
+        self._kind, self._package, self._entry = kind, package, entry
         self._things: dict[str, T] = {}
         self._places: dict[str, float] = {}
 
@@ -41,6 +49,22 @@ class Registry(MutableMapping[str, T]):
         if name in self._things:
             raise ValueError(f"{self._kind} = {name!r} is registered twice; give one of them another name.")
         self._things[name], self._places[name] = thing, place
+
+    def register(self, *, place: float = math.inf) -> Callable[[Decorated], Decorated]:
+        """Decorator that registers a class or a function.
+
+        Args:
+            place: Position in the order shown to users; last by default.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+
+        def decorate(decorated: Decorated) -> Decorated:
+            self.add(*self._entry(decorated), place=place)
+            return decorated
+
+        return decorate
 
     def _load(self) -> dict[str, T]:
         if self._package is not None:

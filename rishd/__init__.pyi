@@ -57,5 +57,4 @@ from rishd.report.study_records import read_studies as read_studies
 from rishd.report.study_records import write_study as write_study
 from rishd.study import STUDIES as STUDIES
 from rishd.study import StudyResult as StudyResult
-from rishd.study import register_study as register_study
 from rishd.study import run_study as run_study

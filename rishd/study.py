@@ -1,13 +1,12 @@
 """Studies by name: what ``rishd study NAME`` runs.
 
 A study is a function of (quick, seed) that returns a :class:`StudyResult`. To add one, decorate it with
-:func:`register_study` in a module of :mod:`rishd.studies`; the first line of its docstring is what the command line
+``@STUDIES.register()`` in a module of :mod:`rishd.studies`; the first line of its docstring is what the command line
 shows. The modules are imported when :data:`STUDIES` is first read.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,23 +38,6 @@ class StudyResult:
 Study: TypeAlias = Callable[[bool, int], StudyResult]
 
 STUDIES: Registry[Study] = Registry("study", "rishd.studies")
-
-
-def register_study(*, place: float = math.inf) -> Callable[[Study], Study]:
-    """Decorator that enters a study into :data:`STUDIES` under the function's name.
-
-    Args:
-        place: Position in the order shown to users; last by default.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-
-    def register(study: Study) -> Study:
-        STUDIES.add(study.__name__, study, place=place)
-        return study
-
-    return register
 
 
 def summary(name: str) -> str:

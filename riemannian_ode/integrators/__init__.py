@@ -1,6 +1,6 @@
 """Integrators by name, each declaring its order and structure.
 
-Every module here whose name has no leading underscore may register integrators (:func:`register_integrator`); they are
+Every module here whose name has no leading underscore may register integrators (``@INTEGRATORS.register()``); they are
 imported when :data:`INTEGRATORS` is first read.
 """
 
@@ -18,7 +18,6 @@ from riemannian_ode.integrators.base import (
     OneStepIntegrator,
     PhaseState,
     StepLimitError,
-    register_integrator,
 )
 
 
@@ -49,5 +48,4 @@ __all__ = [
     "PhaseState",
     "StepLimitError",
     "integrator",
-    "register_integrator",
 ]

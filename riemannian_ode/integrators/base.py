@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -113,25 +113,9 @@ class Integrator(ABC):
         return next(iter(self.states(system, state, t0=t, h=h, steps=1)))
 
 
-INTEGRATORS: Registry[type[Integrator]] = Registry("integrator", "riemannian_ode.integrators")
-_Scheme = TypeVar("_Scheme", bound=type[Integrator])
-
-
-def register_integrator(*, place: float = math.inf) -> Callable[[_Scheme], _Scheme]:
-    """Decorator that enters an integrator into :data:`riemannian_ode.INTEGRATORS` under its ``name``.
-
-    Args:
-        place: Position in the order shown to users; last by default.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-
-    def register(cls: _Scheme) -> _Scheme:
-        INTEGRATORS.add(cls.name, cls, place=place)
-        return cls
-
-    return register
+INTEGRATORS: Registry[type[Integrator]] = Registry(
+    "integrator", "riemannian_ode.integrators", entry=lambda cls: (cls.name, cls)
+)
 
 
 class OneStepIntegrator(Integrator):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array, momentum_step, position_step
-from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState, register_integrator
+from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, PhaseState
 
 
-@register_integrator(place=10)
+@INTEGRATORS.register(place=10)
 class ExplicitEuler(OneStepIntegrator):
     r"""Both halves at the old state, :math:`w' = w - h\eta u(w, m)`, :math:`m' = m + h(-\alpha m + cg + R)`.
 
@@ -25,7 +25,7 @@ class ExplicitEuler(OneStepIntegrator):
         return PhaseState(position_step(w, u, eta=system.at("eta", t), h=h), _kick(system, t, m, g, h, correction))
 
 
-@register_integrator(place=20)
+@INTEGRATORS.register(place=20)
 class SemiImplicitEuler(OneStepIntegrator):
     r"""Momentum first, then the position with the new momentum and the same gradient.
 
@@ -51,7 +51,7 @@ class SemiImplicitEuler(OneStepIntegrator):
         return PhaseState(position_step(w, system.direction(t, w, m, g), eta=eta, h=h), m)
 
 
-@register_integrator(place=30)
+@INTEGRATORS.register(place=30)
 class PositionFirstEuler(OneStepIntegrator):
     r"""Position first with the old momentum, then the momentum with the gradient at the new position.
 

@@ -12,7 +12,7 @@ from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.studies.certificate import CertificateStudy, LearningRateCase, certificate_study
 from rishd.studies.damping import ALPHA, DampingStudy, damping_study
 from rishd.studies.mask import MaskStudy, mask_study
-from rishd.study import StudyResult, register_study
+from rishd.study import STUDIES, StudyResult
 
 _HIGHEST = 1e2  # heights above it are of runs that diverged, drawn there
 _AXIS = {
@@ -67,7 +67,7 @@ def mask_figure(study: MaskStudy) -> Figure:
     return figure
 
 
-@register_study(place=30)
+@STUDIES.register(place=30)
 def mask(quick: bool, seed: int) -> StudyResult:
     """How soft, how stale and how wrong the sharp/flat mask may be."""
     study = mask_study(quick=quick, seed=seed)
@@ -108,7 +108,7 @@ def damping_figure(study: DampingStudy) -> Figure:
     return figure
 
 
-@register_study(place=40)
+@STUDIES.register(place=40)
 def damping(quick: bool, seed: int) -> StudyResult:
     """Hessian damping in flat, in sharp and in all directions; the paper's ablation."""
     study = damping_study(quick=quick, seed=seed)
@@ -161,7 +161,7 @@ def certificate_figure(study: CertificateStudy) -> Figure:
     return figure
 
 
-@register_study(place=50)
+@STUDIES.register(place=50)
 def certificate(quick: bool, seed: int) -> StudyResult:
     """χ, β₂ and the sharp rank chosen from curvature, against a grid search."""
     study = certificate_study(quick=quick, seed=seed)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rishd.studies.correction import CorrectionStudy, correction_study
-from rishd.study import StudyResult, register_study
+from rishd.study import STUDIES, StudyResult
 
 
 def correction_figure(study: CorrectionStudy) -> Figure:
@@ -41,7 +41,7 @@ def correction_figure(study: CorrectionStudy) -> Figure:
     return figure
 
 
-@register_study(place=20)
+@STUDIES.register(place=20)
 def correction(quick: bool, seed: int) -> StudyResult:
     """The Riemannian correction R that optimizers drop: its size, and what dropping it changes."""
     study = correction_study(quick=quick, seed=seed)

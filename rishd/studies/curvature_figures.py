@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
 from rishd.studies.proxy import METRICS, ProxyStudy, proxy_study
-from rishd.study import StudyResult, register_study
+from rishd.study import STUDIES, StudyResult
 
 _PROXY_COLOURS = {
     "none": BLACK,
@@ -56,7 +56,7 @@ def proxy_figure(study: ProxyStudy) -> Figure:
     return figure
 
 
-@register_study(place=80)
+@STUDIES.register(place=80)
 def proxy(quick: bool, seed: int) -> StudyResult:
     """Where a matrix's mask should come from, and which metric should damp the gradient."""
     study = proxy_study(quick=quick, seed=seed)
@@ -101,7 +101,7 @@ def alignment_figure(study: AlignmentStudy) -> Figure:
     return figure
 
 
-@register_study(place=90)
+@STUDIES.register(place=90)
 def alignment(quick: bool, seed: int) -> StudyResult:
     """Update size by Hessian eigen-direction; what the momentum's mask covers of the top eigenspace."""
     study = alignment_study(quick=quick, seed=seed)

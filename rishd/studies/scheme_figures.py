@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.studies.schemes import OPTIMIZER, SchemeStudy, scheme_study
-from rishd.study import StudyResult, register_study
+from rishd.study import STUDIES, StudyResult
 
 _CURVATURE = {"ls": (0, (4, 2)), "lw": 1.4}
 # Schemes with one gradient are solid, those that need the curvature dashed. position-first-euler has the modes of
@@ -71,7 +71,7 @@ def scheme_figure(study: SchemeStudy) -> Figure:
     return figure
 
 
-@register_study(place=10)
+@STUDIES.register(place=10)
 def schemes(quick: bool, seed: int) -> StudyResult:
     """Discretisations of the flow at h = 1: which is more stable, which is faster."""
     study = scheme_study(quick=quick, seed=seed)

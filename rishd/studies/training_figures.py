@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rishd.colours import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
 from rishd.studies.noise import NoiseStudy, noise_study
 from rishd.studies.robustness import RobustnessStudy, RobustnessSweep, robustness_study
-from rishd.study import StudyResult, register_study
+from rishd.study import STUDIES, StudyResult
 
 _HIGHEST = 1e2  # heights above it are of runs that diverged, drawn there
 _LAG_COLOURS = (GREEN, VERMILION, PURPLE)
@@ -58,7 +58,7 @@ def noise_figure(study: NoiseStudy) -> Figure:
     return figure
 
 
-@register_study(place=60)
+@STUDIES.register(place=60)
 def noise(quick: bool, seed: int) -> StudyResult:
     """LITE's gain over its base method under gradient noise, constant and annealed."""
     study = noise_study(quick=quick, seed=seed)
@@ -110,7 +110,7 @@ def robustness_figure(study: RobustnessStudy) -> Figure:
     return figure
 
 
-@register_study(place=70)
+@STUDIES.register(place=70)
 def robustness(quick: bool, seed: int) -> StudyResult:
     """Clipping, weight decay, bfloat16, learning-rate spikes and lagging masks."""
     study = robustness_study(quick=quick, seed=seed)

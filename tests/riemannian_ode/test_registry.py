@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from riemannian_ode import INTEGRATORS, RISHD, OneStepIntegrator, PhaseState, integrator, register_integrator, simulate
+from riemannian_ode import INTEGRATORS, RISHD, OneStepIntegrator, PhaseState, integrator, simulate
 from riemannian_ode.registry import Registry
 
 
@@ -74,7 +74,7 @@ def test_a_thing_can_be_replaced_and_removed():
 def test_a_decorated_integrator_runs_by_name(request):
     request.addfinalizer(lambda: INTEGRATORS.pop("of-a-test", None))
 
-    @register_integrator()
+    @INTEGRATORS.register()
     class OfATest(OneStepIntegrator):
         name = "of-a-test"
         order = 1
@@ -93,7 +93,7 @@ def test_a_decorated_integrator_runs_by_name(request):
     slow = simulate(system, np.ones(2), integrator=integrator("of-a-test", slowness=2.0), steps=4)
     assert not np.allclose(slow.w[-1], own.w[-1])
     with pytest.raises(ValueError, match=r"integrator = 'of-a-test' is registered twice"):
-        register_integrator()(OfATest)
+        INTEGRATORS.register()(OfATest)
 
 
 def test_built_in_integrators_come_in_the_declared_order():

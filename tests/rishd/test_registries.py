@@ -1,7 +1,7 @@
 import pytest
 
 from rishd.claims import CLAIMS, Measurement, register_claim, validate
-from rishd.study import STUDIES, StudyResult, register_study, run_study, summary
+from rishd.study import STUDIES, StudyResult, run_study, summary
 
 
 def test_a_decorated_claim_is_validated_in_the_order_of_the_numbers(request):
@@ -29,7 +29,7 @@ def test_a_claim_needs_a_number(key):
 def test_a_decorated_study_runs_by_name(request):
     request.addfinalizer(lambda: STUDIES.pop("of_a_test", None))
 
-    @register_study()
+    @STUDIES.register()
     def of_a_test(quick, seed):
         """What a test asks.
 
@@ -40,7 +40,7 @@ def test_a_decorated_study_runs_by_name(request):
     assert list(STUDIES)[-1] == "of_a_test" and summary("of_a_test") == "What a test asks."
     assert run_study("of_a_test", quick=True, seed=3) == StudyResult({"seed": 3}, [], {}, "quick")
     with pytest.raises(ValueError, match=r"study = 'of_a_test' is registered twice"):
-        register_study()(of_a_test)
+        STUDIES.register()(of_a_test)
 
 
 def test_studies_come_in_the_declared_order():
