@@ -11,6 +11,7 @@ import scipy.integrate
 from riemannian_ode.arrays import like, to_numpy, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.integrators.base import (
+    INTEGRATORS,
     Integrator,
     IntegratorError,
     Losses,
@@ -156,6 +157,7 @@ class _SharedSteps(MemberStates):
         return PhaseState(*(like(half.reshape(self.shape), self.start.w) for half in rows))
 
 
+@INTEGRATORS.register(place=140)
 class DOP853(SciPyAdaptive):
     """Dormand–Prince 8(5,3) with 7th-order dense output (Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5)."""
 
@@ -164,6 +166,7 @@ class DOP853(SciPyAdaptive):
     solver = scipy.integrate.DOP853
 
 
+@INTEGRATORS.register(place=130)
 class RK45(SciPyAdaptive):
     """Dormand–Prince 5(4) (Dormand and Prince 1980)."""
 
@@ -172,6 +175,7 @@ class RK45(SciPyAdaptive):
     solver = scipy.integrate.RK45
 
 
+@INTEGRATORS.register(place=150)
 class Radau(SciPyAdaptive):
     """Implicit Radau IIA of order 5, for stiff flows (Hairer and Wanner, *Solving ODEs II*, IV.8)."""
 
@@ -181,6 +185,7 @@ class Radau(SciPyAdaptive):
     solver = scipy.integrate.Radau
 
 
+@INTEGRATORS.register(place=160)
 class LSODA(SciPyAdaptive):
     """Adams/BDF with automatic stiffness switching (Petzold 1983); its order varies up to 12, 1 is guaranteed."""
 
