@@ -18,16 +18,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateState
-from riemannian_ode.errors import require_choice, require_positive
+from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import lite_direction, momentum_rate
+from riemannian_ode.registry import Registry
+
+Polynomial: TypeAlias = tuple[tuple[Any, Any], ...]  # (constant, slope in κ) of p₂, p₁, p₀
 
 
 class _Modes(NamedTuple):
@@ -48,11 +51,13 @@ class CurvatureScheme(ABC):
         name: Its key in :data:`CURVATURE_SCHEMES`.
         order: Order of convergence to the flow where λ is the exact Hessian diagonal and the Hessian is diagonal.
         integrator: The integrator that it equals on quadratics (``strang`` for β ≠ 0: at β = 0 that one is explicit).
+        splits_damping: Whether damping is a substep of its own.
     """
 
     name: ClassVar[str]
     order: ClassVar[int]
     integrator: ClassVar[str]
+    splits_damping: ClassVar[bool] = False
 
     def step(
         self,
@@ -107,6 +112,27 @@ class CurvatureScheme(ABC):
     def increment(self, modes: _Modes) -> tuple[Tensor, Tensor]:
         """φ(hJ)·hf, position and momentum."""
 
+    @abstractmethod
+    def mode_matrix(self, kappa: Any, alpha: Any, beta: Any) -> np.ndarray:
+        """Step of one mode with h = 1; see :func:`discretizations.scheme_modes.step_matrix`."""
+
+    @abstractmethod
+    def mode_polynomial(self, alpha: Any, beta: Any, *, expm1: Callable[[Any], Any]) -> Polynomial | None:
+        """Characteristic polynomial of that step; ``None`` if the step is exact, the flow's own :math:`e^J`.
+
+        See :func:`discretizations.scheme_modes.step_polynomial`.
+        """
+
+
+def two_by_two(top_left: Any, top_right: Any, bottom_left: Any, bottom_right: Any) -> np.ndarray:
+    """Matrices from their entries, shape ``(*broadcast, 2, 2)``."""
+    a, b, c, d = np.broadcast_arrays(top_left, top_right, bottom_left, bottom_right)
+    matrix: np.ndarray = np.stack([np.stack([a, b], axis=-1), np.stack([c, d], axis=-1)], axis=-2)
+    return matrix
+
+
+CURVATURE_SCHEMES: Registry[CurvatureScheme] = Registry("scheme", entry=lambda cls: (cls.name, cls()))
+
 
 class _Rational(CurvatureScheme):
     """φ(Z) = (I − ϑZ)⁻¹."""
@@ -122,7 +148,24 @@ class _Rational(CurvatureScheme):
             (mw * modes.w_rate + ww * modes.m_rate) / determinant,
         )
 
+    def mode_matrix(self, kappa: Any, alpha: Any, beta: Any) -> np.ndarray:
+        """(I − ϑJ)⁻¹(I + (1 − ϑ)J) with J = [[−βκ, −1], [κ, −α]]."""
+        part, rest = self.implicitness, 1.0 - self.implicitness
+        jacobian = two_by_two(-beta * kappa, -1.0, kappa, -alpha)
+        return np.asarray(np.linalg.solve(np.eye(2) - part * jacobian, np.eye(2) + rest * jacobian))
 
+    def mode_polynomial(self, alpha: Any, beta: Any, *, expm1: Callable[[Any], Any]) -> Polynomial:
+        """(z − 1)² − (z − 1)(ϑz + 1 − ϑ)·tr J + (ϑz + 1 − ϑ)²·det J, with tr J = −α − βκ and det J = (1 + αβ)κ."""
+        part, rest = self.implicitness, 1.0 - self.implicitness
+        one, gamma = 1.0 + 0 * alpha * beta, 1 + alpha * beta
+        return (
+            (one + part * alpha, part * beta + part**2 * gamma),
+            (-2 * one + (rest - part) * alpha, (rest - part) * beta + 2 * part * rest * gamma),
+            (one - rest * alpha, rest**2 * gamma - rest * beta),
+        )
+
+
+@CURVATURE_SCHEMES.register(place=10)
 class LinearlyImplicitEuler(_Rational):
     r""":math:`\varphi(Z) = (I - Z)^{-1}`: implicit Euler with one Newton step."""
 
@@ -132,6 +175,7 @@ class LinearlyImplicitEuler(_Rational):
     implicitness = 1.0
 
 
+@CURVATURE_SCHEMES.register(place=20)
 class LinearlyImplicitMidpoint(_Rational):
     r""":math:`\varphi(Z) = (I - Z/2)^{-1}`: the implicit midpoint rule with one Newton step."""
 
@@ -141,11 +185,13 @@ class LinearlyImplicitMidpoint(_Rational):
     implicitness = 0.5
 
 
+@CURVATURE_SCHEMES.register(place=30)
 class LinearlyImplicitStrang(LinearlyImplicitMidpoint):
     """Half the damping exactly, the undamped flow by the midpoint rule with one Newton step, half the damping."""
 
     name = "strang"
     integrator = "strang"
+    splits_damping = True
 
     def _advance(
         self, w: Tensor, m: Tensor, g: Tensor, curvature: Tensor, rate: Any, alpha: float, beta: float, h: float
@@ -154,7 +200,20 @@ class LinearlyImplicitStrang(LinearlyImplicitMidpoint):
         w, m = super()._advance(w, half * m, g, curvature, rate, 0.0, beta, h)
         return UpdateState(w, half * m)
 
+    def mode_matrix(self, kappa: Any, alpha: Any, beta: Any) -> np.ndarray:
+        half = np.exp(-0.5 * np.asarray(alpha))
+        return np.asarray(super().mode_matrix(kappa, 0.0 * alpha, beta) * two_by_two(1.0, half, half, half**2))
 
+    def mode_polynomial(self, alpha: Any, beta: Any, *, expm1: Callable[[Any], Any]) -> Polynomial:
+        one, keep = 1.0 + 0 * alpha * beta, 1 + expm1(-alpha)
+        return (
+            (one, beta / 2 + one / 4),
+            (-(1 + keep) * one, (1 - keep) * beta / 2 + (1 + keep) / 4),
+            (keep * one, keep * (one / 4 - beta / 2)),
+        )
+
+
+@CURVATURE_SCHEMES.register(place=40)
 class ExponentialPerMode(CurvatureScheme):
     r""":math:`\varphi(Z) = \varphi_1(Z) = (e^Z - 1)Z^{-1}`: exact on quadratics."""
 
@@ -170,25 +229,10 @@ class ExponentialPerMode(CurvatureScheme):
         exponential = torch.linalg.matrix_exp(augmented)
         return exponential[..., 0, 2], exponential[..., 1, 2]
 
+    def mode_matrix(self, kappa: Any, alpha: Any, beta: Any) -> np.ndarray:
+        import scipy.linalg
 
-CURVATURE_SCHEMES: Mapping[str, CurvatureScheme] = MappingProxyType(
-    {
-        scheme.name: scheme
-        for scheme in (
-            LinearlyImplicitEuler(),
-            LinearlyImplicitMidpoint(),
-            LinearlyImplicitStrang(),
-            ExponentialPerMode(),
-        )
-    }
-)
+        return np.asarray(scipy.linalg.expm(two_by_two(-beta * kappa, -1.0, kappa, -alpha)))
 
-
-def curvature_scheme(name: str) -> CurvatureScheme:
-    """The scheme called ``name``.
-
-    Raises:
-        ValueError: for an unknown name, listing those that exist.
-    """
-    require_choice("scheme", name, CURVATURE_SCHEMES)
-    return CURVATURE_SCHEMES[name]
+    def mode_polynomial(self, alpha: Any, beta: Any, *, expm1: Callable[[Any], Any]) -> None:
+        return None

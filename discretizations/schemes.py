@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from discretizations.update_rule import UpdateState, lite_step
-from riemannian_ode.errors import require_choice, require_positive
+from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array, Projector, lite_direction, momentum_step, position_step
+from riemannian_ode.registry import Registry
 
 Precondition = Callable[[Array], Array]
 
@@ -51,12 +51,14 @@ class OneGradientScheme(ABC):
         order: Order of convergence to the flow at β = 0; with β ≠ 0 all are of order 1.
         integrator: The scheme of :data:`riemannian_ode.INTEGRATORS` that it is; ``None`` if there is none.
         old_momentum: Whether the position moves with the momentum of the step before.
+        splits_damping: Whether damping is a substep of its own.
     """
 
     name: ClassVar[str]
     order: ClassVar[int] = 1
     integrator: ClassVar[str | None] = None
     old_momentum: ClassVar[bool] = False
+    splits_damping: ClassVar[bool] = False
 
     @abstractmethod
     def kick(self, alpha: Any, h: Any = 1.0, *, expm1: Callable[[Any], Any] = math.expm1) -> Kick:
@@ -182,6 +184,10 @@ class OneGradientScheme(ABC):
         return EquivalentRule(share, keep * beta / (weight * gain) - 1, h * weight * gain / keep)
 
 
+ONE_GRADIENT_SCHEMES: Registry[OneGradientScheme] = Registry("scheme", entry=lambda cls: (cls.name, cls()))
+
+
+@ONE_GRADIENT_SCHEMES.register(place=10)
 class SemiImplicit(OneGradientScheme):
     """The optimizers' own: momentum first, then the position with the new momentum."""
 
@@ -192,6 +198,7 @@ class SemiImplicit(OneGradientScheme):
         return Kick(h * alpha, h, 1.0)
 
 
+@ONE_GRADIENT_SCHEMES.register(place=20)
 class PositionFirst(SemiImplicit):
     r"""Position first, with the old momentum; the kick that follows waits for the next gradient.
 
@@ -208,6 +215,7 @@ class PositionFirst(SemiImplicit):
         return (m - gain * g) / (1 - share)
 
 
+@ONE_GRADIENT_SCHEMES.register(place=30)
 class Explicit(OneGradientScheme):
     """Both halves at the old state: a gradient moves the position by β at once, and by the momentum a step later."""
 
@@ -219,6 +227,7 @@ class Explicit(OneGradientScheme):
         return Kick(h * alpha, h, 1.0)
 
 
+@ONE_GRADIENT_SCHEMES.register(place=40)
 class ImplicitDamping(OneGradientScheme):
     r"""Damping at the new momentum, :math:`m_k = (m_{k-1} + hg_k)/(1 + h\alpha)`: no equation to solve."""
 
@@ -228,6 +237,7 @@ class ImplicitDamping(OneGradientScheme):
         return Kick(h * alpha / (1 + h * alpha), h / (1 + h * alpha), 1.0)
 
 
+@ONE_GRADIENT_SCHEMES.register(place=50)
 class ExponentialDamping(OneGradientScheme):
     r"""The momentum equation solved exactly for a constant gradient.
 
@@ -241,6 +251,7 @@ class ExponentialDamping(OneGradientScheme):
         return Kick(share, share / alpha, 1.0)
 
 
+@ONE_GRADIENT_SCHEMES.register(place=60)
 class Leapfrog(OneGradientScheme):
     r"""Strang splitting with exact damping; what is stored is the middle of the step, where the gradient is taken.
 
@@ -255,6 +266,7 @@ class Leapfrog(OneGradientScheme):
     name = "leapfrog"
     order = 2
     integrator = "strang"
+    splits_damping = True
 
     def kick(self, alpha: Any, h: Any = 1.0, *, expm1: Callable[[Any], Any] = math.expm1) -> Kick:
         share = -expm1(-h * alpha)
@@ -273,28 +285,3 @@ class Leapfrog(OneGradientScheme):
         """The flow's state from the stored one."""
         damped = math.exp(-h * alpha) * m
         return UpdateState(position_step(w, precondition(damped), eta=eta, h=-h / 2), math.exp(-h * alpha / 2) * m)
-
-
-ONE_GRADIENT_SCHEMES: Mapping[str, OneGradientScheme] = MappingProxyType(
-    {
-        scheme.name: scheme
-        for scheme in (
-            SemiImplicit(),
-            PositionFirst(),
-            Explicit(),
-            ImplicitDamping(),
-            ExponentialDamping(),
-            Leapfrog(),
-        )
-    }
-)
-
-
-def one_gradient_scheme(name: str) -> OneGradientScheme:
-    """The scheme called ``name``.
-
-    Raises:
-        ValueError: for an unknown name, listing those that exist.
-    """
-    require_choice("scheme", name, ONE_GRADIENT_SCHEMES)
-    return ONE_GRADIENT_SCHEMES[name]

@@ -6,22 +6,6 @@ and β_flat. Source: arXiv:2602.22681.
 
 from __future__ import annotations
 
-from lite.finiteness import NonFiniteError, check_finite_gradients
-from lite.muon_lite import Muon, MuonLITE
-from lite.optimizer import LITEOptimizer
-from lite.param_groups import param_groups
-from lite.schedules import LITESchedule, learning_rate_factor
-from lite.soap_lite import SOAP, SOAPLITE
+from riemannian_ode.lazy_names import lazy_names
 
-__all__ = [
-    "SOAP",
-    "SOAPLITE",
-    "LITEOptimizer",
-    "LITESchedule",
-    "Muon",
-    "MuonLITE",
-    "NonFiniteError",
-    "check_finite_gradients",
-    "learning_rate_factor",
-    "param_groups",
-]
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

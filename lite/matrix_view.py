@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from riemannian_ode.errors import shown
+from riemannian_ode.errors import require_choice, shown
 
 Layout: TypeAlias = Literal["matrix", "conv", "experts"]
 LAYOUTS: tuple[Layout, ...] = ("matrix", "conv", "experts")
@@ -53,8 +53,7 @@ def check_layout(
     Raises:
         ValueError: for a setting that is unknown or does not fit ``shape``.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout = {shown(layout)} is unknown. Choose one of: {', '.join(LAYOUTS)}.")
+    require_choice("layout", layout, LAYOUTS)
     if type(block_axis) is not int or block_axis not in BLOCK_AXES:
         raise ValueError(f"block_axis = {shown(block_axis)} must be −2 (rows) or −1 (columns of the matrix view).")
     fits = {"matrix": len(shape) == 2, "conv": len(shape) >= _CONV_DIMS, "experts": len(shape) == 3}

@@ -70,7 +70,7 @@ def placements(
     Args:
         model: Any module.
         head: Output head; its weight counts as such wherever else it is used.
-        overrides: Kinds that replace those by type, see :func:`lite.param_groups.param_groups`.
+        overrides: Kinds that replace those by type, see :func:`lite.param_groups`.
 
     Raises:
         ValueError: for a parameter without shape, or an override that matches nothing or does not fit.

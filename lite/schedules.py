@@ -9,12 +9,13 @@ Source: arXiv:2602.22681, published settings and code.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from lite.tensor_settings import set_number
+from riemannian_ode.errors import require_choice
 
 Schedule: TypeAlias = Literal["cosine", "wsd"]
 _MATRIX_RISE = 0.5  # χ of matrices rises from 1 over this fraction of the steps after warm-up (cosine runs)
@@ -22,8 +23,7 @@ _STABLE_FRACTION = 0.8  # of all steps before a wsd run starts to decay
 
 
 def _check(schedule: str, warmup_steps: int, total_steps: int, min_ratio: float) -> None:
-    if schedule not in ("cosine", "wsd"):
-        raise ValueError(f"schedule = {schedule!r} is unknown. Choose one of: cosine, wsd.")
+    require_choice("schedule", schedule, get_args(Schedule))
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f"warmup_steps = {warmup_steps!r} must be at least 0 and below total_steps = {total_steps!r}; train longer "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,10 +73,15 @@ def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: b
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse a value that is not one of the choices, listing them and the closest one.
 
+    Args:
+        name: The argument's name as the caller wrote it.
+        value: The value.
+        choices: What is accepted; a sequence is listed in its order, anything else is sorted.
+
     Raises:
         ValueError: naming the argument, its value, the choices and a likely intention.
     """
-    known = sorted(choices)
+    known = list(choices) if isinstance(choices, Sequence) else sorted(choices)
     if not isinstance(value, str) or value not in known:
         close = difflib.get_close_matches(str(value)[:_LONGEST], known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -50,9 +50,6 @@ class Recorder:
                 self.saves.pop()
         self.saves.append(Save(t, state, observed))
 
-    def _observe(self, t: float, state: PhaseState) -> dict[str, np.ndarray]:
-        return {name: np.array(to_numpy(observe(t, state.w, state.m))) for name, observe in self.observers.items()}
-
     def rewind(self, t: float) -> None:
         """Drop what was saved after t."""
         while self.saves[-1].time > t:

@@ -27,7 +27,7 @@ def activate(name: ActivationName, z: Array) -> tuple[Array, Array, Array]:
     Raises:
         ValueError: for an unknown name.
     """
-    require_choice("activation", name, ("tanh", "softplus"))
+    require_choice("activation", name, ("softplus", "tanh"))
     if name == "tanh":
         value: Any = namespace(z).tanh(z)
         slope = 1.0 - value**2

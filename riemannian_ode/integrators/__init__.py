@@ -1,10 +1,16 @@
-"""Integrators by name, each declaring its order and structure."""
+"""Integrators by name, each declaring its order and structure.
+
+Every module here whose name has no leading underscore may register integrators (``@INTEGRATORS.register()``); they are
+imported when :data:`INTEGRATORS` is first read.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from riemannian_ode.errors import require_choice
-from riemannian_ode.integrators.adaptive import DOP853, LSODA, RK45, Radau, SciPyAdaptive
 from riemannian_ode.integrators.base import (
+    INTEGRATORS,
     Integrator,
     IntegratorError,
     Losses,
@@ -13,74 +19,33 @@ from riemannian_ode.integrators.base import (
     PhaseState,
     StepLimitError,
 )
-from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
-from riemannian_ode.integrators.embedded import EnsembleDormandPrince
-from riemannian_ode.integrators.euler import ExplicitEuler, PositionFirstEuler, SemiImplicitEuler
-from riemannian_ode.integrators.exponential import ExponentialEuler
-from riemannian_ode.integrators.implicit import ImplicitEuler, ImplicitMidpoint
-from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, Heun, RungeKutta4
-from riemannian_ode.integrators.splitting import StrangSplitting, StrangSplitting4
-
-INTEGRATORS: dict[str, type[Integrator]] = {
-    cls.name: cls
-    for cls in (
-        ExplicitEuler,
-        SemiImplicitEuler,
-        PositionFirstEuler,
-        Heun,
-        RungeKutta4,
-        ImplicitEuler,
-        ImplicitMidpoint,
-        StrangSplitting,
-        StrangSplitting4,
-        ExponentialEuler,
-        DiscreteGradient,
-        EnsembleDormandPrince,
-        RK45,
-        DOP853,
-        Radau,
-        LSODA,
-    )
-}
 
 
-def integrator(name: str) -> Integrator:
-    """The integrator called ``name``, with its default settings.
+def integrator(name: str, **settings: Any) -> Integrator:
+    """The integrator called ``name``.
+
+    Args:
+        name: Of :data:`INTEGRATORS`.
+        settings: What its class takes, such as ``rtol``; the defaults otherwise.
 
     Raises:
         ValueError: for an unknown name, listing those that exist.
+        TypeError: for a setting that the integrator does not have.
     """
     require_choice("integrator", name, INTEGRATORS)
-    return INTEGRATORS[name]()
+    build: Any = INTEGRATORS[name]  # every class has settings of its own
+    scheme: Integrator = build(**settings)
+    return scheme
 
 
 __all__ = [
-    "DOP853",
     "INTEGRATORS",
-    "LSODA",
-    "RK45",
-    "ButcherTableau",
-    "DiscreteGradient",
-    "EnsembleDormandPrince",
-    "ExplicitEuler",
-    "ExplicitRungeKutta",
-    "ExponentialEuler",
-    "Heun",
-    "ImplicitEuler",
-    "ImplicitMidpoint",
     "Integrator",
     "IntegratorError",
     "Losses",
     "MemberStates",
     "OneStepIntegrator",
     "PhaseState",
-    "PositionFirstEuler",
-    "Radau",
-    "RungeKutta4",
-    "SciPyAdaptive",
-    "SemiImplicitEuler",
     "StepLimitError",
-    "StrangSplitting",
-    "StrangSplitting4",
     "integrator",
 ]

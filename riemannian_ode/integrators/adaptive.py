@@ -11,6 +11,7 @@ import scipy.integrate
 from riemannian_ode.arrays import like, to_numpy, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.integrators.base import (
+    INTEGRATORS,
     Integrator,
     IntegratorError,
     Losses,
@@ -168,6 +169,7 @@ class _SharedSteps(MemberStates):
         return PhaseState(*(like(rows.reshape(*ensemble, rows.shape[1]), self.start.w) for rows in (w, m)))
 
 
+@INTEGRATORS.register(place=140)
 class DOP853(SciPyAdaptive):
     """Dormand–Prince 8(5,3) with 7th-order dense output (Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5)."""
 
@@ -176,6 +178,7 @@ class DOP853(SciPyAdaptive):
     solver = scipy.integrate.DOP853
 
 
+@INTEGRATORS.register(place=130)
 class RK45(SciPyAdaptive):
     """Dormand–Prince 5(4) (Dormand and Prince 1980)."""
 
@@ -184,6 +187,7 @@ class RK45(SciPyAdaptive):
     solver = scipy.integrate.RK45
 
 
+@INTEGRATORS.register(place=150)
 class Radau(SciPyAdaptive):
     """Implicit Radau IIA of order 5, for stiff flows (Hairer and Wanner, *Solving ODEs II*, IV.8)."""
 
@@ -193,6 +197,7 @@ class Radau(SciPyAdaptive):
     solver = scipy.integrate.Radau
 
 
+@INTEGRATORS.register(place=160)
 class LSODA(SciPyAdaptive):
     """Adams/BDF with automatic stiffness switching (Petzold 1983); its order varies up to 12, 1 is guaranteed."""
 

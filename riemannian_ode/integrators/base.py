@@ -13,6 +13,7 @@ import numpy as np
 from riemannian_ode.arrays import namespace, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
+from riemannian_ode.registry import Registry
 
 
 class PhaseState(NamedTuple):
@@ -116,6 +117,11 @@ class Integrator(ABC):
     def partial_step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         """State at t + h by a run of its own from the state at t: for places inside a step."""
         return next(iter(self.states(system, state, t0=t, h=h, steps=1)))
+
+
+INTEGRATORS: Registry[type[Integrator]] = Registry(
+    "integrator", "riemannian_ode.integrators", entry=lambda cls: (cls.name, cls)
+)
 
 
 class OneStepIntegrator(Integrator):

@@ -18,12 +18,13 @@ from riemannian_ode.coefficients import TimeDependent
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.energy import total_energy
 from riemannian_ode.flow import Array, momentum_rate
-from riemannian_ode.integrators.base import PhaseState
+from riemannian_ode.integrators.base import INTEGRATORS, PhaseState
 from riemannian_ode.integrators.implicit import ImplicitScheme
 from riemannian_ode.integrators.linearisation import hessian_product
 from riemannian_ode.integrators.newton import Equations
 
 
+@INTEGRATORS.register(place=110)
 class DiscreteGradient(ImplicitScheme):
     r"""Gonzalez' midpoint discrete gradient; order 2, energy never increases.
 

@@ -11,6 +11,7 @@ from riemannian_ode.arrays import like, namespace, to_numpy
 from riemannian_ode.coefficients import COEFFICIENTS, TimeDependent
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.integrators.base import (
+    INTEGRATORS,
     Integrator,
     Losses,
     MemberStates,
@@ -50,6 +51,7 @@ _EXPONENT = -1 / 5
 _DEFAULT = Tolerances(1e-8, 1e-10)
 
 
+@INTEGRATORS.register(place=120)
 class EnsembleDormandPrince(Integrator):
     """Dormand–Prince 5(4) with a step size per member: stiff members do not slow the error control of the others.
 

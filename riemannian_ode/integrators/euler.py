@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array, momentum_step, position_step
-from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState
+from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, PhaseState
 
 
+@INTEGRATORS.register(place=10)
 class ExplicitEuler(OneStepIntegrator):
     r"""Both halves at the old state, :math:`w' = w - h\eta u(w, m)`, :math:`m' = m + h(-\alpha m + cg + R)`.
 
@@ -28,6 +29,7 @@ class ExplicitEuler(OneStepIntegrator):
         return PhaseState(position_step(w, u, eta=system.at("eta", t), h=h), _kick(system, t, m, g, h, correction))
 
 
+@INTEGRATORS.register(place=20)
 class SemiImplicitEuler(OneStepIntegrator):
     r"""Momentum first, then the position with the new momentum and the same gradient.
 
@@ -56,6 +58,7 @@ class SemiImplicitEuler(OneStepIntegrator):
         return PhaseState(position_step(w, system.direction(t, w, m, g), eta=eta, h=h), m)
 
 
+@INTEGRATORS.register(place=30)
 class PositionFirstEuler(OneStepIntegrator):
     r"""Position first with the old momentum, then the momentum with the gradient at the new position.
 

@@ -7,10 +7,11 @@ import scipy.linalg
 from riemannian_ode.arrays import like, matvec, namespace, to_numpy, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
-from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState
+from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, PhaseState
 from riemannian_ode.integrators.linearisation import rates_jacobian
 
 
+@INTEGRATORS.register(place=100)
 class ExponentialEuler(OneStepIntegrator):
     r"""Exponential Rosenbrock–Euler, :math:`y' = y + h\,\varphi_1(hJ)f(y)`, :math:`\varphi_1(z) = (e^z - 1)/z`.
 

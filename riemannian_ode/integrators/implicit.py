@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array
-from riemannian_ode.integrators.base import Losses, MemberStates, OneStepIntegrator, PhaseState
+from riemannian_ode.integrators.base import INTEGRATORS, Losses, MemberStates, OneStepIntegrator, PhaseState
 from riemannian_ode.integrators.linearisation import linearised
 from riemannian_ode.integrators.newton import Equations, solve
 
@@ -97,6 +97,7 @@ class _Solved(MemberStates):
         return next(self.states)
 
 
+@INTEGRATORS.register(place=60)
 class ImplicitEuler(ImplicitScheme):
     r"""The whole right-hand side at the new state, :math:`y' = y + hf(t+h, y')`; stiff walls are damped at any h.
 
@@ -118,6 +119,7 @@ class ImplicitEuler(ImplicitScheme):
         return self.solved(Equations(residual, derivative), state, t)
 
 
+@INTEGRATORS.register(place=70)
 class ImplicitMidpoint(ImplicitScheme):
     r"""The right-hand side at the middle, :math:`y' = y + hf(t + h/2, (y+y')/2)`: symmetric, symplectic at α = β = 0.
 

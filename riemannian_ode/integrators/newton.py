@@ -73,7 +73,7 @@ def solve(
         solution = _iterate(equations, guess, tolerance=tolerance, where=where, losses=losses)
     if not torch.is_grad_enabled():
         return solution
-    from riemannian_ode.integrators.implicit_function import attached
+    from riemannian_ode.integrators._implicit_function import attached
 
     return attached(equations.residual, solution)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.integrators.base import OneStepIntegrator, PhaseState
+from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, PhaseState
 
 Tree: TypeAlias = tuple["Tree", ...]  # a rooted tree by its branches; a vertex alone is ()
 
@@ -121,6 +121,7 @@ def advance(state: PhaseState, slopes: Sequence[PhaseState], coefficients: tuple
     return PhaseState(w, m)
 
 
+@INTEGRATORS.register(place=40)
 class Heun(ExplicitRungeKutta):
     """Heun's scheme of order 2, two gradients a step (Hairer, Nørsett, Wanner, *Solving ODEs I*, table II.1.1)."""
 
@@ -129,6 +130,7 @@ class Heun(ExplicitRungeKutta):
     tableau = ButcherTableau(((), (1.0,)), (0.5, 0.5))
 
 
+@INTEGRATORS.register(place=50)
 class RungeKutta4(ExplicitRungeKutta):
     """The classical scheme of order 4, four gradients a step (Kutta 1901; *Solving ODEs I*, table II.1.2)."""
 

@@ -17,10 +17,11 @@ import numpy as np
 from riemannian_ode.arrays import namespace
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array, momentum_step, position_step
-from riemannian_ode.integrators.base import PhaseState
+from riemannian_ode.integrators.base import INTEGRATORS, PhaseState
 from riemannian_ode.integrators.implicit import ImplicitScheme
 
 
+@INTEGRATORS.register(place=80)
 class StrangSplitting(ImplicitScheme):
     r"""Half the damping, the undamped flow, half the damping; order 2.
 
@@ -51,6 +52,7 @@ class StrangSplitting(ImplicitScheme):
         return PhaseState(position_step(w, system.direction(t + h / 2, w, m, g), eta=eta, h=h / 2), m)
 
 
+@INTEGRATORS.register(place=90)
 class StrangSplitting4(StrangSplitting):
     r"""Suzuki's composition of five Strang steps :math:`p, p, 1-4p, p, p` with :math:`p = 1/(4 - 4^{1/3})`; order 4.
 

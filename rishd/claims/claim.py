@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from riemannian_ode.registry import Registry
 from rishd.claims.evidence import (
     Attained,
     Bound,
@@ -170,3 +171,31 @@ class Claim:
             seed: Random seed of the instances.
         """
         return ClaimResult(self.key, self.title, "error", self.expected, (), (), 0.0, seed, f"{message} (seed {seed})")
+
+
+CLAIMS: Registry[Claim] = Registry("claim", "rishd.claims")
+
+
+def register_claim(
+    key: str, title: str, *, expected: Verdict = "proved", seconds: float = 1.0
+) -> Callable[[Gather], Gather]:
+    """Decorator that enters a function that gathers evidence into :data:`CLAIMS`, in the order of the numbers.
+
+    Args:
+        key: C and a number, with a letter for a part: C8, C11a.
+        title: See :class:`Claim`.
+        expected: See :class:`Claim`.
+        seconds: See :class:`Claim`.
+
+    Raises:
+        ValueError: for a key of another form, or one that is taken.
+    """
+    number = re.fullmatch(r"C([0-9]+)[a-z]?", key)
+    if number is None:
+        raise ValueError(f"claim = {key!r} must be C and a number, with a letter for a part, e.g. C8 or C11a.")
+
+    def register(gather: Gather) -> Gather:
+        CLAIMS.add(key, Claim(key, title, gather, expected, seconds), place=int(number[1]))
+        return gather
+
+    return register

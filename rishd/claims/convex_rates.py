@@ -12,6 +12,7 @@ from riemannian_ode import Trajectory
 from riemannian_ode.arrays import matvec
 from riemannian_ode.rates import convex_value_bound
 from rishd.claims import constants
+from rishd.claims.claim import register_claim
 from rishd.claims.convex import PROFILES, SMOOTH_PROFILES, ConvexRidges, convex_ridges, ridge_box
 from rishd.claims.evidence import Curve, Evidence, Panel, Proof
 from rishd.claims.flows import solve, time_integral
@@ -39,6 +40,7 @@ _UPDATE_BOX: Box = {
 }
 
 
+@register_claim("C8", "convex rate of the flow", seconds=6)
 def convex_flow_rate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Explicit rates of the flow on convex objectives.
 
@@ -74,6 +76,7 @@ def convex_flow_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
     ]
 
 
+@register_claim("C8b", "convex rate of the update rule", seconds=4)
 def convex_update_rate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""An explicit O(1/K) rate of the update rule on convex objectives.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from discretizations.proofs import dynamics
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel, Proof
 from rishd.claims.instances import relative
 from rishd.studies.correction import CorrectionRuns, correction_runs
@@ -19,6 +20,7 @@ _EXPONENTS = {"Adam": 3, "Muon": 3, "SOAP": 3, "Adam, √v + ε": 2}  # of 1/ε 
 _STRONG = 1000.0  # ε beside which gradients of size 1 hardly move the metric
 
 
+@register_claim("C13", "size of the correction R", expected="measured", seconds=12)
 def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""How large R is beside the other forces on the momentum, and what dropping it changes.
 
@@ -77,6 +79,7 @@ def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     ]
 
 
+@register_claim("C13b", "what the size of R depends on", seconds=8)
 def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""What R's size depends on: two numbers, and the regularisation to the third or the second power.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Muon, RMSprop
 from discretizations.correspondence import Correspondence, Rule
 from discretizations.known_optimizers import CORRESPONDENCES
 from discretizations.proofs.correspondences import row_residuals
-from rishd.claims.claim import Gather
+from rishd.claims.claim import Gather, register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.published_optimizers import (
     Gradient,
@@ -258,3 +259,9 @@ def _panel(row: Correspondence, deviations: np.ndarray) -> Panel:
     )
     title = f"{row.optimizer} against the update rule, {deviations.shape[1]} runs"
     return Panel(title, "step", "deviation / largest parameter", curves, log="y")
+
+
+for _letter, (_key, _row) in zip(string.ascii_lowercase, CORRESPONDENCES.items(), strict=False):
+    register_claim(f"C17{_letter}", f"{_row.optimizer} as a row of one rule", seconds=20 if _letter > "g" else 6)(
+        row_claim(_key)
+    )

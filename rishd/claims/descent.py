@@ -20,6 +20,7 @@ from discretizations.stability import descent_limit, stable_limit, step_matrix
 from riemannian_ode import Objective
 from riemannian_ode.arrays import matvec
 from rishd.claims import constants
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Evidence, Identity, Measurement, Panel, Proof
 from rishd.claims.geometry import SplitGeometry, Step, geometry_box, split_geometry
 from rishd.claims.instances import RippledQuadratic, from_spectrum, rotations
@@ -66,6 +67,7 @@ class Problem:
     negative: np.ndarray
 
 
+@register_claim("C9", "descent certificate of the update rule", seconds=5)
 def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Energies that never increase along the update rule, on nonconvex objectives with coupled blocks.
 

@@ -15,8 +15,9 @@ from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_s
 from discretizations.update_rule import lite_step
 from lite import MuonLITE
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, PreconditionerMetric, simulate, total_energy
-from riemannian_ode.integrators import DiscreteGradient
+from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
 from riemannian_ode.split import complement
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Evidence, Hypothesis, Identity
 from rishd.claims.flows import solve
 from rishd.claims.instances import curved_metric, from_spectrum, random_bases, rippled_quadratics
@@ -25,6 +26,7 @@ _STEPS = 10
 _STEP_SIZES = (0.1, 0.5, 2.0)
 
 
+@register_claim("C12", "semi-implicit Euler = update rule = optimizer", expected="holds", seconds=20)
 def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""Semi-implicit Euler with h = 1 and R = 0 is the update rule, and the update rule is the optimizer.
 

@@ -12,9 +12,10 @@ from scipy.linalg import expm
 from discretizations.proofs import lyapunov
 from riemannian_ode import RISHD, ConstantMetric, Metric, TimeDependent, simulate, total_energy
 from riemannian_ode.arrays import matvec
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from riemannian_ode.rates import polyak_lojasiewicz_rate
 from rishd.claims import constants
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.flows import decay_tightness, solve
 from rishd.claims.instances import (
@@ -85,6 +86,7 @@ class WigglyResiduals:
         return np.asarray(np.linalg.eigvalsh(inverse_metric)[:, 0] * (slope**2).min(-1))
 
 
+@register_claim("C15", "rate under a Polyak–Łojasiewicz inequality", seconds=5)
 def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Exponential decay of the energy under a Polyak–Łojasiewicz inequality, and a closed-form solution.
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import make_interp_spline
 
 from riemannian_ode import RISHD, Trajectory, simulate
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 
 
 def solve(

@@ -12,6 +12,7 @@ from riemannian_ode import RISHD, TimeDependent, Trajectory, dissipation, energy
 from riemannian_ode.arrays import matvec
 from riemannian_ode.flow import momentum_step, position_step
 from rishd.claims import constants
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Bound, Evidence, Identity, Measurement, Proof
 from rishd.claims.flows import solve, time_integral
 from rishd.claims.geometry import geometry_box, split_geometry
@@ -45,6 +46,7 @@ _CONFORMAL_BOX: Box = {
 }
 
 
+@register_claim("C1", "phase-space identity", seconds=2)
 def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""The phase-space system satisfies RISHD exactly.
 
@@ -126,6 +128,7 @@ def phase_space_identity(rng: np.random.Generator, instances: int) -> Sequence[E
     ]
 
 
+@register_claim("C2", "energy identity", seconds=7)
 def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""The energy identity along trajectories, with R, and how it breaks without R.
 
@@ -161,6 +164,7 @@ def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     ]
 
 
+@register_claim("C3", "integral bound", seconds=7)
 def integral_bound(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""The integral bound on momentum and gradient.
 
@@ -191,6 +195,7 @@ def integral_bound(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
     ]
 
 
+@register_claim("C7", "shadow gradient identity")
 def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""The shadow gradient identity, of the flow and of the update rule.
 

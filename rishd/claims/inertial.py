@@ -11,6 +11,7 @@ from discretizations.proofs import lyapunov
 from riemannian_ode import RISHD, Trajectory
 from riemannian_ode.rates import strongly_convex_rate
 from rishd.claims import constants
+from rishd.claims.claim import register_claim
 from rishd.claims.convex import SMOOTH_PROFILES, ConvexRidges, convex_ridges, example_ridges, ridge_box
 from rishd.claims.evidence import Bound, Curve, Evidence, Measurement, Panel, Proof
 from rishd.claims.flows import decay_tightness, solve
@@ -25,6 +26,7 @@ _STRONG_BOX: Box = {
 }
 
 
+@register_claim("C16a", "strongly convex flow (Attouch et al.)", seconds=4)
 def strongly_convex_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Attouch, Chbani, Fadili and Riahi: strongly convex f with Hessian damping; and a faster rate from their energy.
 
@@ -66,6 +68,7 @@ def strongly_convex_flow(rng: np.random.Generator, instances: int) -> Sequence[E
     ]
 
 
+@register_claim("C16d", "high-resolution flow (Shi et al.)", seconds=4)
 def high_resolution_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Shi, Du, Jordan and Su: the high-resolution ODE of Nesterov's method, strongly convex f; and a faster rate.
 

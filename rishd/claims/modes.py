@@ -10,6 +10,7 @@ from discretizations.proofs import dynamics
 from discretizations.stability import flat_rate, is_overdamped, mode_roots, stable_limit
 from discretizations.update_rule import lite_step
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Attained, Evidence, Identity, Proof
 from rishd.claims.instances import RippledQuadratic, from_spectrum, random_bases
 from rishd.claims.trial import Box, Inequality, Parameters, Range, draw, try_bounds
@@ -17,6 +18,7 @@ from rishd.claims.trial import Box, Inequality, Parameters, Range, draw, try_bou
 _STABILITY_BOX: Box = {"alpha": Range(0.01, 1.0), "beta": Range(-0.95, 5.0)}
 
 
+@register_claim("C5", "modes of a quadratic")
 def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""Modes of the flow on a quadratic.
 
@@ -106,6 +108,7 @@ def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     ]
 
 
+@register_claim("C6", "discrete stability")
 def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
     r"""Stability region of the update rule on a quadratic.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from discretizations.update_rule import lite_step
+from rishd.claims.claim import register_claim
 from rishd.claims.convex import PROFILES, ConvexRidges, convex_ridges, ridge_box
 from rishd.claims.evidence import Curve, Evidence, Panel
 from rishd.claims.flows import decay_tightness
@@ -19,6 +20,7 @@ _BOX: Box = {
 }
 
 
+@register_claim("C16e", "Nesterov's method (Shi et al.)", expected="holds")
 def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Shi, Du, Jordan and Su: Nesterov's method for strongly convex f with s = 1/(4L).
 
@@ -45,6 +47,7 @@ def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[E
     return [*try_bounds(_accelerated, _BOX, rng, instances), _panel()]
 
 
+@register_claim("C16f", "heavy ball (Shi et al.)", expected="holds")
 def heavy_ball(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Shi, Du, Jordan and Su: heavy ball for strongly convex f with s = μ/(16L²).
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode import RISHD, OneStepIntegrator, TimeDependent, integrator, simulate
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel
 from rishd.claims.flows import solve, time_integral
 from rishd.claims.instances import RippledQuadratic, rippled_quadratics
@@ -44,6 +45,7 @@ class TangentObjective:
         return np.concatenate(parts, axis=-1)
 
 
+@register_claim("C16g", "phase volume (Liouville)", expected="holds")
 def phase_volume(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Liouville: how fast the flow contracts phase volume.
 
@@ -75,6 +77,7 @@ def phase_volume(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
     ]
 
 
+@register_claim("C16h", "conformal symplecticity of splittings", expected="holds")
 def conformal_symplecticity(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Splitting schemes keep the symplectic form up to the exact damping factor.
 

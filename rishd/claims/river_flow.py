@@ -12,6 +12,7 @@ from scipy.interpolate import CubicSpline
 from discretizations.stability import stable_limit
 from riemannian_ode import RISHD, Trajectory, simulate
 from riemannian_ode.arrays import matvec
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Measurement, Panel
 from rishd.claims.flows import solve
 from toy_landscapes import RiverValley
@@ -26,6 +27,7 @@ _NEXT = "next order in slowness"
 _SLOW = 0.05  # largest slowness of an instance: fall and turn of the river in the memory 1/α and in 1/sharp rate
 
 
+@register_claim("C11c", "entry, tube and clock of a curved river", expected="holds", seconds=15)
 def river_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Slow flows beside a curved river: entry, tube and clock.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from discretizations.proofs import rivers
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.trial import Box, Parameters, Range, draw
 from toy_landscapes import RiverValley
@@ -43,6 +44,7 @@ _SCALE = 1e4  # λ at which the order of the remainder is measured
 _CIRCLE_WALL = 1e3  # λ of circular valleys: larger, and n = O(λ⁻²) drowns in the rounding of ‖w‖
 
 
+@register_claim("C11b", "a curved river is not its floor", seconds=8)
 def river_offset(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""The river of a curved valley is not its floor.
 

@@ -10,6 +10,7 @@ import numpy as np
 from discretizations.proofs import dynamics
 from discretizations.stability import asymptotic_speedup, stable_limit
 from riemannian_ode import RISHD, DiagonalMetric, Trajectory, simulate
+from rishd.claims.claim import register_claim
 from rishd.claims.convex import SMOOTH_PROFILES, ConvexRidges, convex_ridges, ridge_box
 from rishd.claims.evidence import Attained, Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.flows import solve
@@ -38,6 +39,7 @@ _STEP_BOX: Box = {
 }
 
 
+@register_claim("C11d", "time gained on a river", seconds=20)
 def river_speed(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""LITE's gain of time on a straight river, with an explicit error, and what amplifying P would gain.
 

@@ -11,6 +11,7 @@ from discretizations.certificate import circle_gradient, cycle_curvature, lookah
 from discretizations.proofs import lyapunov
 from discretizations.stability import descent_limit, stable_limit
 from discretizations.update_rule import lite_step
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Attained, Bound, Curve, Evidence, Identity, Measurement, Panel, Proof
 from rishd.claims.trial import Box, Inequality, Parameters, Range, try_bounds
 
@@ -59,6 +60,7 @@ class PolygonDistance:
         return np.asarray(np.where(local.real <= inradius, w, on_edge * middle))
 
 
+@register_claim("C9b", "sharpness of the certificate")
 def certificate_sharpness(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""How much of the certificate's caution is needed: objectives on which the update rule cycles for ever.
 

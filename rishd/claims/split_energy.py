@@ -11,6 +11,7 @@ from discretizations.proofs import lyapunov
 from riemannian_ode import ConstantMetric, Trajectory, dissipation, energy_identity_residual
 from riemannian_ode.dynamics import RISHD
 from rishd.claims import constants
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.flows import solve, time_integral
 from rishd.claims.geometry import geometry_box, split_geometry
@@ -34,6 +35,7 @@ _BOX: Box = {
 _FLAT = "∫ηχβ₂‖Qg‖² over its bound"
 
 
+@register_claim("C4", "energy identity and integral bound with the split", seconds=5)
 def split_energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""The energy identity with the split, and the bound on the flat gradient.
 

@@ -11,6 +11,7 @@ from discretizations.noise import flat_loss_floor, loss_floor, lyapunov_covarian
 from discretizations.proofs import lyapunov
 from discretizations.stability import asymptotic_speedup, spectral_radius, stable_limit
 from discretizations.update_rule import lite_step
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel, Proof
 
 _CHAINS, _STEPS = 32, 1500  # independent runs of each instance, and steps of each that are averaged
@@ -19,6 +20,7 @@ _BURN_IN = 512
 _FALSE_ALARM = 1e-6  # probability that a right formula fails the Monte-Carlo check
 
 
+@register_claim("C10", "stationary noise", seconds=2)
 def stationary_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Stationary covariance and loss floor of a mode under gradient noise.
 

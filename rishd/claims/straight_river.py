@@ -9,6 +9,7 @@ import numpy as np
 
 from discretizations.proofs import rivers
 from riemannian_ode import RISHD, ConstantMetric, Metric, StateDependentMetric, Trajectory, simulate
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.instances import from_spectrum, random_bases
 from toy_landscapes import Quadratic, StraightValley
@@ -17,6 +18,7 @@ _MEMBERS = 40  # instances that share a valley
 _COUPLED = 8  # every so many instances one misses a hypothesis of the metric
 
 
+@register_claim("C11a", "straight rivers", seconds=8)
 def straight_river(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""The river of a straight valley is invariant, and the motion on it is RISHD on the floor.
 

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Measurement, Panel
 from rishd.claims.trial import Inequality, Parameters, Range, try_bounds
 from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
@@ -23,6 +24,7 @@ _BOX = {
 Setting: TypeAlias = tuple[AlignmentStudy, ...]
 
 
+@register_claim("C14", "isotropy and alignment", expected="holds", seconds=50)
 def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Isotropy of updates and alignment of the momentum with the Hessian, on a tiny transformer.
 

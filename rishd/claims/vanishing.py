@@ -10,6 +10,7 @@ import numpy as np
 
 from discretizations.proofs import lyapunov
 from riemannian_ode import RISHD, TimeDependent, Trajectory
+from rishd.claims.claim import register_claim
 from rishd.claims.convex import PROFILES, SMOOTH_PROFILES, ConvexRidges, convex_ridges, example_ridges, ridge_box
 from rishd.claims.evidence import Attained, Curve, Evidence, Measurement, Panel, Proof
 from rishd.claims.flows import solve, time_integral
@@ -22,6 +23,7 @@ _CONVEX_BOX: Box = {**ridge_box(_P, 2, profiles=SMOOTH_PROFILES), "start": Range
 _EARLY = 1e-3  # start of the flow that begins at rest at t = 0: the state there is known up to its fourth power
 
 
+@register_claim("C16b", "vanishing damping (Attouch et al.)", seconds=4)
 def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Attouch, Chbani, Fadili and Riahi: convex f with vanishing damping a/t and Hessian damping.
 
@@ -81,6 +83,7 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
     ]
 
 
+@register_claim("C16c", "Nesterov's flow (Su, Boyd, Candès)", seconds=3)
 def nesterov_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Su, Boyd and Candès: Nesterov's method for convex f in continuous time.
 

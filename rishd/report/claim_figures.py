@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rishd.claims import Bound, ClaimResult, Identity, Panel
-from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.report.typeset import SCRIPT
 
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.comparing.plan import Plan
 from rishd.comparing.record import RecordedRun
 from rishd.comparing.scaling import PowerLaw
 from rishd.comparing.statistics import Comparison, VariantResult, final_runs
-from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 _PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _LINES = ("-", "--", ":")

@@ -9,22 +9,11 @@ import numpy as np
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from rishd.colours import BASE_COLOUR, BLACK, BLUE, GREEN, LITE_COLOUR, VERMILION
 from rishd.studies.energy import EnergyStudy
 from rishd.studies.stability import StabilityMap
 from rishd.studies.valley import ValleyFlows
 
-# Okabe and Ito's colours, told apart by every kind of colour vision.
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-BASE_COLOUR, LITE_COLOUR = BLUE, VERMILION
 _OPTIMIZER_COLOURS = {"muon": BASE_COLOUR, "muon-lite": LITE_COLOUR, "adamw": GREEN}
 
 

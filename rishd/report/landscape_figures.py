@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from rishd.report.figures import BLACK, BLUE, ORANGE, VERMILION
+from rishd.colours import BLACK, BLUE, ORANGE, VERMILION
 from rishd.studies.landscapes import LandscapeMap
 
 _COLUMNS = 3

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from rishd.probing.findings import BlockProbe, Probe
 from rishd.probing.lanczos import SpectralMeasure
-from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
 _COLOURS = {"adamw": GREEN, "muon": BLUE, "muon-lite": VERMILION, "soap": ORANGE, "soap-lite": PURPLE}
 _COLUMNS = 4

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode import RISHD, StateDependentMetric, energy_identity_residual, simulate
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from toy_landscapes import Quadratic
 
 _SPAN, _SAVES = 20.0, 1000  # units of time; save points

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from riemannian_ode import INTEGRATORS, OneStepIntegrator, energy_identity_residual, simulate
+from riemannian_ode import INTEGRATORS, OneStepIntegrator, energy_identity_residual, integrator, simulate
 from riemannian_ode.errors import require_choice
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from rishd.studies.integrator_problems import CountedLandscape, Problem, problems, stopped_text
 from rishd.studies.optimizer_steps import OptimizerSteps, optimizer_steps
 from rishd.studies.stable_steps import CURVATURES, StableStep, stable_step
@@ -145,8 +145,7 @@ def _runs(problem: Problem, name: str, w0: np.ndarray, exact: np.ndarray, *, mos
     counts, digits = (_IMPLICIT_STEP_COUNTS, _IMPLICIT_DIGITS) if implicit else (_STEP_COUNTS, _DIGITS)
     settings = [(1, 10.0**-digit) for digit in digits] if adaptive else [(n, 0.0) for n in counts]
     for steps, tolerance in settings[:most]:
-        build: Any = INTEGRATORS[name]
-        scheme = build(rtol=tolerance, atol=0.1 * tolerance) if adaptive else build()
+        scheme = integrator(name, rtol=tolerance, atol=0.1 * tolerance) if adaptive else integrator(name)
         counted = CountedLandscape(problem.landscape)
         h = problem.span / steps
         start = time.perf_counter()

@@ -30,7 +30,6 @@ from toy_landscapes import RiverValley
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0
 _THRESHOLD = 0.16  # τ: the geometric mean of the floor's curvature and the flattest wall's
 _SHARE = 0.15  # of the base method's stability limit: the common learning rate
-FAULTS = ("softness", "cadence", "error rate")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class MaskSweep:
     """One fault of the mask over its size.
 
     Args:
-        fault: What is swept, of :data:`FAULTS`.
+        fault: What is swept: softness, cadence or error rate.
         sizes: Shape ``(k,)``: s; steps between refreshes (∞ never); probability that a step swaps sharp and flat.
         height: Median over starts of f after the fixed number of steps at the common learning rate, shape ``(k,)``.
         stable: Largest stable learning rate over the base method's, shape ``(k,)``; infinite above the search.
@@ -166,7 +165,7 @@ def faulty_mask(valley: RiverValley, fault: str, size: np.ndarray, *, seed: int)
 
     Args:
         valley: The landscape.
-        fault: Of :data:`FAULTS`.
+        fault: softness, cadence or error rate.
         size: Its size, broadcasts against the ensemble.
         seed: Of the errors, which are drawn for every member and step.
     """

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from riemannian_ode import simulate
-from riemannian_ode.integrators import DOP853, StepLimitError
+from riemannian_ode.integrators import StepLimitError
+from riemannian_ode.integrators.adaptive import DOP853
 from rishd.studies.integrator_problems import CountedLandscape, Problem
 
 LEARNING_RATES = tuple(float(eta) for eta in np.geomspace(0.03, 9.5, 11))

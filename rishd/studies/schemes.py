@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from discretizations.curvature_schemes import CURVATURE_SCHEMES
-from discretizations.scheme_modes import ALL_SCHEMES, decay_rate, slow_rate, stable_limit, step_matrix
+from discretizations.scheme_modes import all_schemes, decay_rate, slow_rate, stable_limit, step_matrix
 from discretizations.schemes import ONE_GRADIENT_SCHEMES
 from rishd.studies.descent import FAR, curved_valley, largest_settled, sharpest_curvature, upstream_starts
 from rishd.studies.record import Record
@@ -110,7 +110,7 @@ class SchemeStudy(Record):
     @property
     def slow_rate_spread(self) -> float:
         """Largest over smallest slow rate of all schemes at β = 0, minus 1."""
-        rates = [float(slow_rate(name, self.alpha, 0.0)) for name in ALL_SCHEMES]
+        rates = [float(slow_rate(name, self.alpha, 0.0)) for name in all_schemes()]
         return max(rates) / min(rates) - 1.0
 
     def table(self) -> list[dict[str, str]]:
@@ -152,7 +152,7 @@ def scheme_study(*, alpha: float = 0.1, quick: bool = False, seed: int = 0) -> S
         beta,
         {name: stable_limit(name, alpha, beta) for name in ONE_GRADIENT_SCHEMES},
         kappa,
-        {name: decay_rate(name, kappa, alpha, betas) for name in ALL_SCHEMES},
+        {name: decay_rate(name, kappa, alpha, betas) for name in all_schemes()},
         tuple(
             LimitRow(name, b, float(stable_limit(name, alpha, b)), measured_limit(name, alpha, b))
             for name in ONE_GRADIENT_SCHEMES
@@ -190,7 +190,7 @@ def _valley_rows(alpha: float, betas: tuple[float, ...], *, quick: bool, seed: i
     sharpest = sharpest_curvature(valley)
     rows = []
     for beta in betas:
-        for name in ALL_SCHEMES:
+        for name in all_schemes():
             predicted = float(stable_limit(name, alpha, beta)) / sharpest
             unit = predicted if np.isfinite(predicted) else float(stable_limit(OPTIMIZER, alpha, beta)) / sharpest
             grid = np.arange(0.8, 1.2, 0.01) if np.isfinite(predicted) else np.geomspace(0.3, 30.0, 21)

@@ -6,28 +6,29 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from discretizations.curvature_schemes import CURVATURE_SCHEMES, curvature_scheme
+from discretizations.curvature_schemes import CURVATURE_SCHEMES
 from discretizations.proofs import schemes as schemes_proofs
 from discretizations.scheme_modes import (
-    ALL_SCHEMES,
+    all_schemes,
     decay_rate,
     slow_rate,
     spectral_radius,
     stable_limit,
     step_matrix,
+    step_polynomial,
 )
-from discretizations.schemes import ONE_GRADIENT_SCHEMES, one_gradient_scheme
+from discretizations.schemes import ONE_GRADIENT_SCHEMES
 from discretizations.stability import stable_limit as rule_limit
 from discretizations.update_rule import lite_step
 from riemannian_ode import RISHD, ConstantMetric, DiagonalMetric, PhaseState, integrator, simulate
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from toy_landscapes import Quadratic, RiverValley
 
 ALPHA, ETA = 0.3, 0.08
 VALLEY = RiverValley([6.0], floor_curvatures=[0.3], floor_width=2.0, amplitudes=0.5, frequency=0.9)
 METRIC = ConstantMetric(np.diag([1.0, 2.0]))
 START, MOMENTUM = np.array([-2.0, 1.2]), np.array([0.4, -0.7])
-AFFINE = [name for name in ALL_SCHEMES if name != "exponential-euler"]
+AFFINE = [name for name in all_schemes() if name != "exponential-euler"]
 
 
 def raise_index(x):
@@ -36,7 +37,7 @@ def raise_index(x):
 
 def run(name, steps, *, w=START, m=MOMENTUM, h=1.0, alpha=ALPHA, eta=ETA, **settings):
     """Stored states of a scheme with one gradient, on the valley."""
-    scheme, path = one_gradient_scheme(name), []
+    scheme, path = ONE_GRADIENT_SCHEMES[name], []
     for _ in range(steps):
         w, m = scheme.step(w, m, VALLEY.gradient(w), alpha=alpha, eta=eta, h=h, precondition=raise_index, **settings)
         path.append((w, m))
@@ -66,7 +67,7 @@ def test_a_split_is_the_flows(name):
     for k in range(20):
         basis = VALLEY.sharp_basis(w)
         split = lambda *_, basis=basis: lambda x: x - basis @ (basis.T @ x)  # noqa: E731
-        w, m = one_gradient_scheme(name).step(
+        w, m = ONE_GRADIENT_SCHEMES[name].step(
             w, m, VALLEY.gradient(w), alpha=ALPHA, eta=ETA, beta=0.2, split=split, **lite
         )
         np.testing.assert_allclose(w, flow.w[k + 1], rtol=1e-12, atol=1e-13)
@@ -74,7 +75,7 @@ def test_a_split_is_the_flows(name):
 
 def test_position_first_is_the_optimizers_rule_with_its_first_kick_left_out():
     flow = integrate("position-first-euler", 30, beta=0.7)
-    scheme = one_gradient_scheme("position-first-euler")
+    scheme = ONE_GRADIENT_SCHEMES["position-first-euler"]
     stored = scheme.stored_momentum(MOMENTUM, VALLEY.gradient(START), alpha=ALPHA)
     for name in ("position-first-euler", "semi-implicit-euler"):
         path = run(name, 30, m=stored, beta=0.7)
@@ -83,7 +84,7 @@ def test_position_first_is_the_optimizers_rule_with_its_first_kick_left_out():
 
 def test_leapfrog_is_the_strang_integrator():
     flow = integrate("strang", 30, beta=0.0)
-    scheme = one_gradient_scheme("leapfrog")
+    scheme = ONE_GRADIENT_SCHEMES["leapfrog"]
     shared = {"alpha": ALPHA, "eta": ETA, "precondition": raise_index}
     path = run("leapfrog", 30, **dict(zip("wm", scheme.enter(START, MOMENTUM, **shared), strict=True)))
     for state, w, m in zip(path, flow.w[1:], flow.m[1:], strict=True):
@@ -101,7 +102,7 @@ def test_curvature_schemes_are_the_integrators_on_quadratics(name, beta):
     curvature, metric = torch.tensor([3.0, 0.5, 0.01]).double(), np.array([1.0, 2.0, 0.5])
     system = RISHD.from_optimizer(Quadratic(curvature.numpy()), DiagonalMetric(metric), alpha=ALPHA, eta=0.6, beta=beta)
     w, m = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.3, 0.2, -0.4]).double()
-    scheme, peer = curvature_scheme(name), integrator(CURVATURE_SCHEMES[name].integrator)
+    scheme, peer = CURVATURE_SCHEMES[name], integrator(CURVATURE_SCHEMES[name].integrator)
     expected = PhaseState(w.numpy(), m.numpy())
     for k in range(20):
         inverse = 1 / torch.tensor(metric)
@@ -116,7 +117,7 @@ def test_curvature_schemes_are_the_integrators_on_quadratics(name, beta):
 def test_schemes_follow_the_flow_at_their_order(name, beta):
     span, eta = 4.0, 0.3
     exact = integrate(DOP853(rtol=1e-12, atol=1e-13), 1, beta=beta, h=span, eta=eta).w[-1]
-    scheme, errors, shared = one_gradient_scheme(name), [], {"alpha": ALPHA, "eta": eta, "precondition": raise_index}
+    scheme, errors, shared = ONE_GRADIENT_SCHEMES[name], [], {"alpha": ALPHA, "eta": eta, "precondition": raise_index}
     for steps in (200, 400):
         h = span / steps
         w, m = START, MOMENTUM
@@ -147,18 +148,18 @@ def test_curvature_schemes_follow_a_nonquadratic_flow_at_their_order(name):
         w, m = torch.tensor([2.0]).double(), torch.zeros(1).double()
         for _ in range(steps):
             stretch = torch.sqrt(1 + w**2)
-            w, m = curvature_scheme(name).step(
+            w, m = CURVATURE_SCHEMES[name].step(
                 w, m, w / stretch, stretch**-3, alpha=ALPHA, eta=0.5, beta=0.4, h=span / steps
             )
         errors.append(abs(w.item() - exact.w[-1].item()))
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(curvature_scheme(name).order, abs=0.15)
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(CURVATURE_SCHEMES[name].order, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ONE_GRADIENT_SCHEMES)
 @given(alpha=st.floats(0.05, 0.9), beta=st.floats(0, 3), h=st.floats(0.2, 1.0))
 def test_every_scheme_with_one_gradient_is_the_optimizers_rule(name, alpha, beta, h):
     """Same positions on a nonquadratic valley from α', β', η' of ``equivalent_rule``, the momentum being a sum."""
-    scheme = one_gradient_scheme(name)
+    scheme = ONE_GRADIENT_SCHEMES[name]
     rule = scheme.equivalent_rule(alpha, beta, h)
     eta = 0.02
     path = run(name, 15, m=np.zeros(2), alpha=alpha, eta=eta, beta=beta, h=h)
@@ -177,14 +178,14 @@ def tensor_step_matrix(name, kappa, alpha, beta):
     for unit in torch.eye(2).double():
         w, m = unit[:1], unit[1:]
         if name in ONE_GRADIENT_SCHEMES:
-            new = one_gradient_scheme(name).step(w, m, kappa * w, alpha=alpha, eta=1.0, beta=beta)
+            new = ONE_GRADIENT_SCHEMES[name].step(w, m, kappa * w, alpha=alpha, eta=1.0, beta=beta)
         else:
-            new = curvature_scheme(name).step(w, m, kappa * w, 0 * w + kappa, alpha=alpha, eta=1.0, beta=beta)
+            new = CURVATURE_SCHEMES[name].step(w, m, kappa * w, 0 * w + kappa, alpha=alpha, eta=1.0, beta=beta)
         columns.append(torch.cat(new).numpy())
     return np.stack(columns, axis=1)
 
 
-@pytest.mark.parametrize("name", ALL_SCHEMES)
+@pytest.mark.parametrize("name", all_schemes())
 @given(kappa=st.floats(1e-3, 20), alpha=st.floats(0.02, 1), beta=st.floats(0, 4))
 def test_step_matrix_is_that_of_the_update_rule(name, kappa, alpha, beta):
     matrix = step_matrix(name, kappa, alpha, beta)
@@ -193,7 +194,7 @@ def test_step_matrix_is_that_of_the_update_rule(name, kappa, alpha, beta):
     assert spectral_radius(name, kappa, alpha, beta) == pytest.approx(radius, abs=1e-6)  # double roots: half the digits
 
 
-@pytest.mark.parametrize("name", ALL_SCHEMES)
+@pytest.mark.parametrize("name", all_schemes())
 @given(alpha=st.floats(0.02, 1), beta=st.floats(-0.9, 5))
 def test_stable_limit_is_where_runs_begin_to_grow(name, alpha, beta):
     """Bisection on the eigenvalues of the tensors' own steps, to 1e−6."""
@@ -231,7 +232,7 @@ def test_stability_limits_differ_by_a_number_that_does_not_depend_on_beta(alpha,
         assert np.isinf(stable_limit(name, alpha, beta))
 
 
-@pytest.mark.parametrize("name", ALL_SCHEMES)
+@pytest.mark.parametrize("name", all_schemes())
 @given(alpha=st.floats(0.1, 1), beta=st.floats(0, 4))
 def test_slow_modes_decay_at_the_slow_rate(name, alpha, beta):
     kappa = 1e-7
@@ -259,13 +260,13 @@ def test_equivalent_rules_and_limits_are_proved(name):
 def test_bad_input_is_refused():
     w = torch.zeros(2)
     with pytest.raises(ValueError, match=r"scheme = 'leap' is unknown.*Did you mean 'leapfrog'"):
-        one_gradient_scheme("leap")
-    with pytest.raises(ValueError, match="scheme = 'leapfrog' is unknown"):
-        curvature_scheme("leapfrog")
+        step_matrix("leap", 1.0, 0.5, 0.0)
+    with pytest.raises(ValueError, match="scheme = 'exponential-euler' has no polynomial that is affine in κ"):
+        step_polynomial("exponential-euler", 0.5, 0.0)
     with pytest.raises(ValueError, match="alpha = 0 must be finite and positive"):
-        one_gradient_scheme("leapfrog").step(w, w, w, eta=0.1, alpha=0)
+        ONE_GRADIENT_SCHEMES["leapfrog"].step(w, w, w, eta=0.1, alpha=0)
     with pytest.raises(ValueError, match="chi and beta_flat act on flat directions"):
-        one_gradient_scheme("leapfrog").step(w, w, w, eta=0.1, alpha=0.1, chi=2.0)
+        ONE_GRADIENT_SCHEMES["leapfrog"].step(w, w, w, eta=0.1, alpha=0.1, chi=2.0)
     with pytest.raises(ValueError, match=r"beta = .* must exceed −1/alpha"):
         stable_limit("leapfrog", 0.5, -2.0)
     with pytest.raises(ValueError, match="scheme = 'heun' is unknown"):
@@ -275,7 +276,7 @@ def test_bad_input_is_refused():
 @pytest.mark.parametrize("name", ONE_GRADIENT_SCHEMES)
 def test_every_scheme_is_its_formula_with_a_split_and_with_a_metric_that_is_not_linear(name, rng):
     """w − hη[PF⁻¹(rm + β₁g) + χQF⁻¹(rm + β₂g)] with a linear F⁻¹, w − hηF⁻¹(rm + βg) with any."""
-    scheme, alpha, h, eta, beta, beta_flat, chi = one_gradient_scheme(name), 0.4, 0.7, 0.3, 0.6, 1.3, 2.5
+    scheme, alpha, h, eta, beta, beta_flat, chi = ONE_GRADIENT_SCHEMES[name], 0.4, 0.7, 0.3, 0.6, 1.3, 2.5
     w, m, g = rng.normal(size=(3, 4))
     share, gain, weight = scheme.kick(alpha, h)
     new_m = (1 - share) * m + gain * g
@@ -303,3 +304,21 @@ def test_every_scheme_is_its_formula_with_a_split_and_with_a_metric_that_is_not_
 
     step = scheme.step(w, m, g, eta=eta, alpha=alpha, beta=beta, precondition=unit, h=h)
     np.testing.assert_allclose(step.w, w - h * eta * unit(weight * moving + beta * g), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("registry", "base"),
+    [
+        (ONE_GRADIENT_SCHEMES, type(ONE_GRADIENT_SCHEMES["leapfrog"])),
+        (CURVATURE_SCHEMES, type(CURVATURE_SCHEMES["strang"])),
+    ],
+)
+def test_a_decorated_scheme_is_available_by_name(registry, base, request):
+    request.addfinalizer(lambda: registry.pop("of-a-test", None))
+    own = type("OfATest", (base,), {"name": "of-a-test"})
+    assert registry.register()(own) is own
+    assert list(registry)[-1] == "of-a-test" and isinstance(registry["of-a-test"], own)
+    assert stable_limit("of-a-test", 0.5, 0.2) == stable_limit(base.name, 0.5, 0.2)
+    np.testing.assert_array_equal(step_matrix("of-a-test", 1.0, 0.5, 0.2), step_matrix(base.name, 1.0, 0.5, 0.2))
+    with pytest.raises(ValueError, match=r"scheme = 'of-a-test' is registered twice"):
+        registry.register()(own)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from riemannian_ode import RISHD, ConstantMetric, Metric, TimeDependent, simulate
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from rishd.claims.instances import rippled_quadratics
 from toy_landscapes import Quadratic, RiverValley
 

@@ -172,7 +172,7 @@ def test_compiled_steps_serve_only_what_they_were_made_for():
 
 @needs_compiler
 def test_a_step_that_reads_the_clock_is_found_out():
-    from riemannian_ode.integrators import ExplicitEuler
+    from riemannian_ode.integrators.euler import ExplicitEuler
 
     class Drifting(ExplicitEuler):
         name = "drifting"

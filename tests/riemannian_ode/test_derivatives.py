@@ -24,7 +24,7 @@ from riemannian_ode import (
     simulate,
 )
 from riemannian_ode.derivatives import check_attached
-from riemannian_ode.integrators import EnsembleDormandPrince
+from riemannian_ode.integrators.embedded import EnsembleDormandPrince
 from riemannian_ode.leading_eigenvectors import leading_eigenvectors
 from tests.riemannian_ode.problems import random_metric
 from toy_landscapes import Quadratic, RiverValley, StraightValley, TorchLandscape

@@ -15,7 +15,7 @@ from riemannian_ode import (
     simulate,
     total_energy,
 )
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from rishd.claims.instances import rippled_quadratics
 from toy_landscapes import Quadratic
 

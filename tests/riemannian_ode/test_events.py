@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS, RISHD, Event, integrator, simulate
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from tests.riemannian_ode.problems import START, hardest_for
 from toy_landscapes import Quadratic, RiverValley
 

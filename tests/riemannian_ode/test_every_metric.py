@@ -18,7 +18,7 @@ from riemannian_ode import (
     riemannian_hvp,
     simulate,
 )
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from tests.riemannian_ode.problems import RankOneMetric, random_metric
 from toy_landscapes import RiverValley
 

@@ -15,7 +15,7 @@ from riemannian_ode import (
     riemannian_hvp,
     simulate,
 )
-from riemannian_ode.integrators import DOP853
+from riemannian_ode.integrators.adaptive import DOP853
 from riemannian_ode.matrix_root import matrix_root
 from rishd.claims.instances import rippled_quadratics
 

@@ -5,7 +5,8 @@ import pytest
 import scipy.integrate
 
 from riemannian_ode import INTEGRATORS, RISHD, TimeDependent, integrator, simulate
-from riemannian_ode.integrators import DOP853, OneStepIntegrator
+from riemannian_ode.integrators import OneStepIntegrator
+from riemannian_ode.integrators.adaptive import DOP853
 from rishd.claims.instances import rippled_quadratics
 from tests.riemannian_ode.problems import REFERENCE, START, RankOneMetric, general
 from toy_landscapes import Quadratic

@@ -15,7 +15,9 @@ from riemannian_ode import (
     TimeDependent,
     simulate,
 )
-from riemannian_ode.integrators import RK45, EnsembleDormandPrince, PhaseState, integrator
+from riemannian_ode.integrators import PhaseState, integrator
+from riemannian_ode.integrators.adaptive import RK45
+from riemannian_ode.integrators.embedded import EnsembleDormandPrince
 from toy_landscapes import Quadratic, RiverValley
 
 ADAPTIVE = [name for name, cls in INTEGRATORS.items() if cls.adaptive]

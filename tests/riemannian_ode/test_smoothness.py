@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS, RISHD, PhaseState, integrator, simulate
-from riemannian_ode.integrators import RK45, ImplicitMidpoint
+from riemannian_ode.integrators.adaptive import RK45
+from riemannian_ode.integrators.implicit import ImplicitMidpoint
 from riemannian_ode.smoothness import describe_jump
 from toy_landscapes import Quadratic, RiverValley
 

@@ -13,18 +13,12 @@ from riemannian_ode import (
     simulate,
     total_energy,
 )
-from riemannian_ode.integrators import (
-    DOP853,
-    ButcherTableau,
-    DiscreteGradient,
-    EnsembleDormandPrince,
-    ExplicitRungeKutta,
-    ImplicitEuler,
-    PhaseState,
-    integrator,
-)
-from riemannian_ode.integrators.embedded import DORMAND_PRINCE, ERROR_WEIGHTS
-from riemannian_ode.integrators.runge_kutta import rooted_trees
+from riemannian_ode.integrators import PhaseState, integrator
+from riemannian_ode.integrators.adaptive import DOP853
+from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
+from riemannian_ode.integrators.embedded import DORMAND_PRINCE, ERROR_WEIGHTS, EnsembleDormandPrince
+from riemannian_ode.integrators.implicit import ImplicitEuler
+from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, rooted_trees
 from rishd.claims.instances import rippled_quadratics
 from tests.riemannian_ode.problems import REFERENCE, RankOneMetric
 from toy_landscapes import Quadratic, RiverValley

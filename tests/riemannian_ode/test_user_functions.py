@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riemannian_ode import RISHD, ConstantSplit, Event, Metric, PreconditionerMetric, TimeDependent, simulate
-from riemannian_ode.integrators import EnsembleDormandPrince
+from riemannian_ode.integrators.embedded import EnsembleDormandPrince
 from tests.riemannian_ode.problems import NONLINEAR, START
 from toy_landscapes import GaussianNoise, Quadratic, RiverValley, StochasticGradient
 

@@ -182,6 +182,7 @@ def test_tables_in_a_pipe_are_written_whole():
 def test_ctrl_c_while_libraries_load_is_no_traceback(tmp_path, name):
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background ignores it
         "def interrupt(event, arguments):\n"
         f"    if event == 'import' and arguments[0] == {name!r}:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

@@ -11,8 +11,8 @@ import rishd.study
 from discretizations.curvature_schemes import CURVATURE_SCHEMES
 from discretizations.schemes import ONE_GRADIENT_SCHEMES
 from rishd.commands.application import app
-from rishd.report.scheme_figures import scheme_figure
 from rishd.report.tables import correspondence_table
+from rishd.studies.scheme_figures import scheme_figure
 from rishd.studies.schemes import OPTIMIZER, scheme_study
 from rishd.study import StudyResult, run_study
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from rishd.studies.schemes import OPTIMIZER, SchemeStudy
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from rishd.studies.schemes import OPTIMIZER, SchemeStudy, scheme_study
+from rishd.study import STUDIES, StudyResult
 
 _CURVATURE = {"ls": (0, (4, 2)), "lw": 1.4}
 # Schemes with one gradient are solid, those that need the curvature dashed. position-first-euler has the modes of
@@ -68,3 +69,10 @@ def scheme_figure(study: SchemeStudy) -> Figure:
         f"Discretisations of one mode at h = 1, α = {study.alpha:g} (momentum {1 - study.alpha:g})", fontsize=11
     )
     return figure
+
+
+@STUDIES.register(place=10)
+def schemes(quick: bool, seed: int) -> StudyResult:
+    """Discretisations of the flow at h = 1: which is more stable, which is faster."""
+    study = scheme_study(quick=quick, seed=seed)
+    return StudyResult(study.as_dict(), study.table(), {"schemes": lambda: scheme_figure(study)}, study.conclusion)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy
-from rishd.studies.proxy import METRICS, ProxyStudy
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
+from rishd.studies.proxy import METRICS, ProxyStudy, proxy_study
+from rishd.study import STUDIES, StudyResult
 
 _PROXY_COLOURS = {
     "none": BLACK,
@@ -55,6 +56,13 @@ def proxy_figure(study: ProxyStudy) -> Figure:
     return figure
 
 
+@STUDIES.register(place=80)
+def proxy(quick: bool, seed: int) -> StudyResult:
+    """Where a matrix's mask should come from, and which metric should damp the gradient."""
+    study = proxy_study(quick=quick, seed=seed)
+    return StudyResult(study.as_dict(), study.table(), {"proxy": lambda: proxy_figure(study)}, study.conclusion)
+
+
 def alignment_figure(study: AlignmentStudy) -> Figure:
     """Update size over the Hessian's eigen-directions at each stage, and the mask's coverage by layer.
 
@@ -91,6 +99,13 @@ def alignment_figure(study: AlignmentStudy) -> Figure:
     covered.set(xlabel="coverage score", xlim=(0.0, 1.0), title="Top Hessian space in the momentum's")
     covered.legend(fontsize=7.5, loc="upper right")
     return figure
+
+
+@STUDIES.register(place=90)
+def alignment(quick: bool, seed: int) -> StudyResult:
+    """Update size by Hessian eigen-direction; what the momentum's mask covers of the top eigenspace."""
+    study = alignment_study(quick=quick, seed=seed)
+    return StudyResult(study.as_dict(), study.table(), {"alignment": lambda: alignment_figure(study)}, study.conclusion)
 
 
 def _finite(loss: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from rishd.studies.correction import CorrectionStudy
+from rishd.studies.correction import CorrectionStudy, correction_study
+from rishd.study import STUDIES, StudyResult
 
 
 def correction_figure(study: CorrectionStudy) -> Figure:
@@ -38,3 +39,12 @@ def correction_figure(study: CorrectionStudy) -> Figure:
         f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}", fontsize=11
     )
     return figure
+
+
+@STUDIES.register(place=20)
+def correction(quick: bool, seed: int) -> StudyResult:
+    """The Riemannian correction R that optimizers drop: its size, and what dropping it changes."""
+    study = correction_study(quick=quick, seed=seed)
+    return StudyResult(
+        study.as_dict(), study.table(), {"correction": lambda: correction_figure(study)}, study.conclusion
+    )

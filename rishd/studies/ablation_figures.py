@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from rishd.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from rishd.studies.certificate import CertificateStudy, LearningRateCase
-from rishd.studies.damping import ALPHA, DampingStudy
-from rishd.studies.mask import MaskStudy
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from rishd.studies.certificate import CertificateStudy, LearningRateCase, certificate_study
+from rishd.studies.damping import ALPHA, DampingStudy, damping_study
+from rishd.studies.mask import MaskStudy, mask_study
+from rishd.study import STUDIES, StudyResult
 
 _HIGHEST = 1e2  # heights above it are of runs that diverged, drawn there
 _AXIS = {
@@ -66,6 +67,13 @@ def mask_figure(study: MaskStudy) -> Figure:
     return figure
 
 
+@STUDIES.register(place=30)
+def mask(quick: bool, seed: int) -> StudyResult:
+    """How soft, how stale and how wrong the sharp/flat mask may be."""
+    study = mask_study(quick=quick, seed=seed)
+    return StudyResult(study.as_dict(), study.table(), {"mask": lambda: mask_figure(study)}, study.conclusion)
+
+
 def damping_figure(study: DampingStudy) -> Figure:
     """Largest stable learning rate and height over β by place; heights of the ablation over steps.
 
@@ -98,6 +106,13 @@ def damping_figure(study: DampingStudy) -> Figure:
         axes.legend(fontsize=7.5)
     figure.suptitle(f"Where Hessian damping acts, α = {ALPHA:g}", fontsize=11)
     return figure
+
+
+@STUDIES.register(place=40)
+def damping(quick: bool, seed: int) -> StudyResult:
+    """Hessian damping in flat, in sharp and in all directions; the paper's ablation."""
+    study = damping_study(quick=quick, seed=seed)
+    return StudyResult(study.as_dict(), study.table(), {"damping": lambda: damping_figure(study)}, study.conclusion)
 
 
 def certificate_figure(study: CertificateStudy) -> Figure:
@@ -144,6 +159,14 @@ def certificate_figure(study: CertificateStudy) -> Figure:
         title_fontsize=8,
     )
     return figure
+
+
+@STUDIES.register(place=50)
+def certificate(quick: bool, seed: int) -> StudyResult:
+    """χ, β₂ and the sharp rank chosen from curvature, against a grid search."""
+    study = certificate_study(quick=quick, seed=seed)
+    figures = {"certificate": lambda: certificate_figure(study)}
+    return StudyResult(study.as_dict(), study.table(), figures, study.conclusion)
 
 
 def _draw_choices(axes: Any, study: CertificateStudy, case: LearningRateCase) -> None:

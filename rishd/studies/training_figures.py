@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rishd.report.figures import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
-from rishd.studies.noise import NoiseStudy
-from rishd.studies.robustness import RobustnessStudy, RobustnessSweep
+from rishd.colours import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
+from rishd.studies.noise import NoiseStudy, noise_study
+from rishd.studies.robustness import RobustnessStudy, RobustnessSweep, robustness_study
+from rishd.study import STUDIES, StudyResult
 
 _HIGHEST = 1e2  # heights above it are of runs that diverged, drawn there
 _LAG_COLOURS = (GREEN, VERMILION, PURPLE)
@@ -57,6 +58,13 @@ def noise_figure(study: NoiseStudy) -> Figure:
     return figure
 
 
+@STUDIES.register(place=60)
+def noise(quick: bool, seed: int) -> StudyResult:
+    """LITE's gain over its base method under gradient noise, constant and annealed."""
+    study = noise_study(quick=quick, seed=seed)
+    return StudyResult(study.as_dict(), study.table(), {"noise": lambda: noise_figure(study)}, study.conclusion)
+
+
 def robustness_figure(study: RobustnessStudy) -> Figure:
     """Final heights of both methods over the size of each disturbance.
 
@@ -100,6 +108,15 @@ def robustness_figure(study: RobustnessStudy) -> Figure:
         fontsize=11,
     )
     return figure
+
+
+@STUDIES.register(place=70)
+def robustness(quick: bool, seed: int) -> StudyResult:
+    """Clipping, weight decay, bfloat16, learning-rate spikes and lagging masks."""
+    study = robustness_study(quick=quick, seed=seed)
+    return StudyResult(
+        study.as_dict(), study.table(), {"robustness": lambda: robustness_figure(study)}, study.conclusion
+    )
 
 
 def _shown(heights: np.ndarray) -> np.ndarray:
