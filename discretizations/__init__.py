@@ -1,6 +1,13 @@
-"""From flow to update rule: LITE's algorithm, known optimizers, other schemes, stability and symbolic proofs.
+"""From flow to update rule: preconditioners, LITE's rule, known optimizers, other schemes, stability and proofs.
 
-Import the modules themselves. ``update_rule``, ``polar``, ``preconditioners``, ``adaptive_metrics``, ``flat_split``,
-``schemes`` and ``curvature_schemes`` need torch only; ``stability`` and ``scheme_modes`` numpy; ``correspondence``,
-``known_optimizers``, ``symbolic`` and the modules of proofs SymPy.
+Subpackages: ``preconditioners`` (one file each), ``matrices`` (kernels on batches of matrices), ``proofs`` (SymPy).
+
+Names are imported on first use: what ``lite`` needs loads torch alone, ``stability`` numpy, the correspondence table
+SymPy.
 """
+
+from __future__ import annotations
+
+from riemannian_ode.lazy_names import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -21,7 +21,7 @@ import sympy as sp
 from sympy.printing.str import StrPrinter
 from torch import Tensor
 
-from discretizations.preconditioners import Identity
+from discretizations.preconditioners.identity import Identity
 from discretizations.update_rule import RuleState, UpdateRule
 from riemannian_ode.errors import require_choice
 from riemannian_ode.preconditioner import Preconditioner

@@ -5,16 +5,18 @@ Hyperparameters and their default values are those of the implementation that a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from discretizations.correspondence import Correspondence, Settings
-from discretizations.preconditioners import EigenbasisMoment, Identity, KroneckerRoot, PolarFactor, SecondMoment
-from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR
+from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.identity import Identity
+from discretizations.preconditioners.kronecker_root import KroneckerRoot
+from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
+from discretizations.preconditioners.second_moment import SecondMoment
 from riemannian_ode.errors import require_choice
+from riemannian_ode.registry import Registry
 
 _MUON_SCALE = "sqrt(Max(1, rows/columns))"  # torch.optim.Muon, adjust_lr_fn="original"
 
@@ -202,7 +204,9 @@ _ROWS = (
         defaults={"lr": 3e-3, "beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "frequency": 10},
     ),
 )
-CORRESPONDENCES: Mapping[str, Correspondence] = MappingProxyType({row.key: row for row in _ROWS})
+CORRESPONDENCES: Registry[Correspondence] = Registry("optimizer")
+for _place, _row in enumerate(_ROWS):
+    CORRESPONDENCES.add(_row.key, _row, place=_place)
 
 
 def correspondence(key: str) -> Correspondence:

@@ -1,6 +1,6 @@
 """An optimizer from a declaration: Shampoo with LITE (Gupta et al., arXiv:1802.09568; LITE: arXiv:2602.22681)."""
 
-from discretizations.preconditioners import KroneckerRoot
+from discretizations import KroneckerRoot
 from discretizations.update_rule import UpdateRule
 from lite import LITEOptimizer
 

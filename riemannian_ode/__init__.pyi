@@ -30,6 +30,7 @@ from riemannian_ode.metric import DiagonalMetric as DiagonalMetric
 from riemannian_ode.metric import Euclidean as Euclidean
 from riemannian_ode.metric import Metric as Metric
 from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
+from riemannian_ode.preconditioner import Preconditioner as Preconditioner
 from riemannian_ode.rates import convex_value_bound as convex_value_bound
 from riemannian_ode.rates import polyak_lojasiewicz_rate as polyak_lojasiewicz_rate
 from riemannian_ode.rates import strongly_convex_rate as strongly_convex_rate

@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be cut to it
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 # Deadlines measure the machine, not the code; a fixed derandomised run gives every machine the same examples.
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=40)

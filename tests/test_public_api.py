@@ -13,7 +13,7 @@ import pytest
 from tests.launches import finished
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("riemannian_ode", "toy_landscapes", "lite", "rishd")
+PACKAGES = ("riemannian_ode", "toy_landscapes", "discretizations", "lite", "rishd")
 
 
 def names_of(package):

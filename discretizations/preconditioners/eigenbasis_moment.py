@@ -16,6 +16,7 @@ from discretizations.matrices.eigenbases import (
     refreshed_eigenbasis,
     to_eigenbasis,
 )
+from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector, wide_dtype
 from discretizations.preconditioners.second_moment import diagonal_metric
 from riemannian_ode.flow import Projector
@@ -26,6 +27,7 @@ _SIDES = (("left", -2), ("right", -1))
 _BASES = ("left_basis", "right_basis")
 
 
+@PRECONDITIONERS.register(place=5)
 @dataclass(frozen=True, kw_only=True)
 class EigenbasisMoment(Preconditioner):
     r"""SOAP's metric: Adam's :math:`\mathrm{diag}(\sqrt V + \epsilon)` in the eigenbasis of Shampoo's factors.

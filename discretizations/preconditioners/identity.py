@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from discretizations.preconditioners._registry import PRECONDITIONERS
 from riemannian_ode.flow import Array
 from riemannian_ode.preconditioner import Memory, Preconditioner
 
 
+@PRECONDITIONERS.register(place=1)
 @dataclass(frozen=True)
 class Identity(Preconditioner):
     """F = I, without memory."""

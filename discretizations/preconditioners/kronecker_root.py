@@ -11,12 +11,14 @@ from torch import Tensor
 
 from discretizations.matrices.roots import inverse_root
 from discretizations.matrices.sharp_masks import SubspaceComplement
+from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import wide_dtype
 from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 
+@PRECONDITIONERS.register(place=4)
 @dataclass(frozen=True, kw_only=True)
 class KroneckerRoot(Preconditioner):
     r"""Shampoo's metric :math:`F = L^{1/4} \otimes R^{1/4}`: :math:`F^{-1}X = L^{-1/4} X R^{-1/4}`.

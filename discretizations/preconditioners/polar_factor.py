@@ -11,6 +11,7 @@ from torch import Tensor
 from discretizations.matrices.newton_schulz import newton_schulz
 from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express
 from discretizations.matrices.symmetric_newton_schulz import is_supported
+from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import SingularMask
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner
@@ -21,6 +22,7 @@ TORCH_COEFFICIENTS: Coefficients = (3.4445, -4.7750, 2.0315)
 TORCH_FLOOR = 1e-7  # smallest norm that torch.optim.Muon divides by
 
 
+@PRECONDITIONERS.register(place=3)
 @dataclass(frozen=True, kw_only=True)
 class PolarFactor(Preconditioner):
     r"""Muon's metric :math:`F = (X^\top X)^{1/2}` at the covector X it raises: :math:`F^{-1}X = \mathrm{msign}(X)`.

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import CoordinateMask, wide_dtype
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 
+@PRECONDITIONERS.register(place=2)
 @dataclass(frozen=True, kw_only=True)
 class SecondMoment(Preconditioner):
     r"""Adam's metric :math:`F = \mathrm{diag}(\sqrt{v/c} + \epsilon)`.

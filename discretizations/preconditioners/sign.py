@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import CoordinateProjector
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 
+@PRECONDITIONERS.register(place=6)
 @dataclass(frozen=True, kw_only=True)
 class Sign(Preconditioner):
     r"""The metric :math:`F = \mathrm{diag}(|x|)` at the covector x it raises: :math:`F^{-1}x = \mathrm{sign}(x)`.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from discretizations.matrices.eigenbases import from_eigenbasis, to_eigenbasis
 from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
-from discretizations.preconditioners import SecondMoment
+from discretizations.preconditioners.second_moment import SecondMoment
 from lite import LITEOptimizer
 from lite.muon_lite import sharp_rank
 from riemannian_ode.flow import Projector, lookahead

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
-from discretizations.preconditioners import EigenbasisMoment, Identity, PolarFactor, SecondMoment
+from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.identity import Identity
+from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import lite_direction, momentum_step
 from riemannian_ode.preconditioner import Memory, Preconditioner

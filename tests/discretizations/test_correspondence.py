@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from discretizations import EigenbasisMoment
 from discretizations.known_optimizers import CORRESPONDENCES, correspondence
-from discretizations.preconditioners import EigenbasisMoment
 from discretizations.proofs.correspondences import momentum_units, row_residuals
 from rishd.claims.correspondences import rule_path
 from rishd.claims.published_optimizers import averaged_shampoo_path, shampoo_path, soap_path, torch_paths

@@ -141,7 +141,9 @@ def test_the_command_prints_tables_or_json_and_writes_its_figures(output, monkey
     monkeypatch.setattr(study_module, "problems", lambda: quick)
     monkeypatch.setattr(study_module, "CURVATURES", (1.0,))
     names = ["semi-implicit-euler", "rk4"]
-    run = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["integrators", *names, "--out", str(tmp_path), "--format", output])
+    run = CliRunner(env={"COLUMNS": "160"}).invoke(
+        app, ["integrators", *names, "--out", str(tmp_path), "--format", output]
+    )
     assert run.exit_code == 0, run.output
     figures = ["optimizer_steps.png", "stable_steps.png", "work_precision.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == figures
