@@ -74,6 +74,10 @@ def check_derivatives(
 
 def _check_parts(system: RISHD, start: PhaseState) -> None:
     w, m = start.w.detach(), start.m.detach()
+    if system.memory is not None:
+        if not is_random(system.objective):
+            check_attached("objective.gradient", system.objective.gradient, w)
+        return
     metric, flat = system.metric, system.flat
     covector = w + m
     if not is_random(system.objective):

@@ -82,19 +82,30 @@ class RememberedMetric(Metric):
         """Shape of the parameter."""
         return (int(w.shape[-1]),) if self.shape is None else self.shape
 
-    def start(self, w: Array, m: Array, g: Array) -> Array:
-        """z at the start: momentum and the memory before the first gradient, shape ``(*ensemble, q)``.
+    def start(self, w: Array, m: Array, g: Array, memory0: Mapping[str, Array] | None = None) -> Array:
+        """z at the start: momentum and memory, shape ``(*ensemble, q)``.
 
         Args:
             w: Positions, shape ``(*ensemble, p)``.
             m: Momentum, likewise.
             g: Gradient there; a preconditioner whose first gradient only sets its frame takes it in.
+            memory0: Memory by key, each of shape ``(*ensemble, …)``; by default that before the first gradient.
+
+        Raises:
+            ValueError: for a memory of other keys or shapes.
         """
-        parameter, batch = self._shaped(w, w), w.ndim - 1
+        parameter, batch = self._shaped(w, w), len(_members(w))
         memory = self.preconditioner.initial(parameter, batch=batch)
         if self.corrects_momentum:
             memory = memory | {MASS: self.preconditioner.initial_mass(parameter, batch=batch)}
-        if self.preconditioner.skips_first:
+        if memory0 is not None:
+            ensemble = tuple(w.shape[:-1])
+            wanted = {key: (*ensemble, *x.shape[batch:]) for key, x in memory.items()}
+            given = {key: tuple(np.shape(x)) for key, x in memory0.items()}
+            if wanted != given:
+                raise ValueError(f"memory0 has shapes {given}; give {wanted}, as trajectory.memory has at a save.")
+            memory = {key: _tensor(memory0[key]).to(x.dtype).reshape(x.shape) for key, x in memory.items()}
+        elif self.preconditioner.skips_first:
             memory = self.preconditioner.first(memory, self._shaped(g, w))
         return self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w)
 
@@ -102,23 +113,23 @@ class RememberedMetric(Metric):
         """z of momentum and memory, in the kind of ``w``."""
         import torch
 
-        ensemble = tuple(w.shape[:-1])
         parts = [m, *(memory[key] for key in sorted(memory))]
-        return _in_kind_of(w, torch.cat([part.to(m.dtype).reshape(*ensemble, -1) for part in parts], dim=-1))
+        z = torch.cat([part.to(m.dtype).reshape((*_members(w), -1)) for part in parts], dim=-1)
+        return _in_kind_of(w, z.reshape((*w.shape[:-1], -1)))
 
     def unpack(self, w: Array, z: Array) -> tuple[Array, Memory]:
-        """Momentum (in the frame) and memory of z, tensors of shape ``(*ensemble, *shape)`` and so on."""
+        """Momentum (in the frame) and memory of z, tensors with one axis for all members, or none."""
         import torch
 
-        shape, ensemble = self.shape_of(w), tuple(w.shape[:-1])
+        shape, members = self.shape_of(w), _members(w)
         layout = _layout(self.preconditioner, shape, self.corrects_momentum)
         sizes = [math.prod(shape), *(math.prod(part) for _, part in layout)]
-        first, *others = torch.split(_tensor(z), sizes, dim=-1)
-        memory: Memory = {key: x.reshape((*ensemble, *part)) for (key, part), x in zip(layout, others, strict=True)}
+        first, *others = torch.split(_tensor(z).reshape((*members, -1)), sizes, dim=-1)
+        memory: Memory = {key: x.reshape((*members, *part)) for (key, part), x in zip(layout, others, strict=True)}
         for key in _MASSES:
             if key in memory:
                 memory[key] = memory[key].double()
-        return first.reshape((*ensemble, *shape)), memory
+        return first.reshape((*members, *shape)), memory
 
     def rates(self, now: Mapping[str, Any], w: Array, z: Array, g: Array) -> tuple[Array, Array]:
         """(ẇ, ż) for coefficients by name.
@@ -127,6 +138,7 @@ class RememberedMetric(Metric):
         after the first gradient.
         """
         m, memory = self.unpack(w, z)
+        memory = self.preconditioner.admissible(memory)
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         gradient = self._shaped(g, w)
         frame_g = self.preconditioner.to_frame(memory, gradient)
@@ -192,10 +204,12 @@ class RememberedMetric(Metric):
 
     def memory(self, w: Array, z: Array) -> Memory:
         """The memory in z, arrays of the kind of ``w`` of shape ``(*ensemble, …)``."""
-        return {key: _in_kind_of(w, value) for key, value in self.unpack(w, z)[1].items()}
+        batch, ensemble = len(_members(w)), tuple(w.shape[:-1])
+        memory = self.unpack(w, z)[1]
+        return {key: _in_kind_of(w, x.reshape((*ensemble, *x.shape[batch:]))) for key, x in memory.items()}
 
     def _shaped(self, x: Array, w: Array) -> Array:
-        return _tensor(x).reshape(*w.shape[:-1], *self.shape_of(w))
+        return _tensor(x).reshape((*_members(w), *self.shape_of(w)))
 
     def _take_in(self, now: Mapping[str, Any], m: Array, memory: Memory, g: Array, *, h: float) -> TakenIn:
         rates = {name: now[name] for name in ("alpha", "gain", "nesterov")}
@@ -204,7 +218,9 @@ class RememberedMetric(Metric):
     def _direct(self, now: Mapping[str, Any], taken: TakenIn, w: Array | None, *, step: int, h: float) -> Directed:
         settings = {name: now[name] for name in ("chi", "beta_sharp", "beta_flat")}
         decayed = None if w is None else shrinkage(taken, w, now["decay"])
-        return direct(self.preconditioner, taken, **settings, is_split=self.is_split, shrinkage=decayed, step=step, h=h)
+        numbers = (0,) * (len(taken.m) if taken.m.ndim > len(self.shape or (0,)) else 1)  # all members jump together
+        turn: dict[str, Any] = {"step": step, "numbers": numbers, "h": h}
+        return direct(self.preconditioner, taken, **settings, is_split=self.is_split, shrinkage=decayed, **turn)
 
 
 @cache
@@ -225,7 +241,15 @@ def _tensor(x: Array) -> Array:
     """The same numbers as a torch tensor."""
     import torch
 
-    return x if is_torch(x) else torch.from_numpy(x if x.flags.writeable else x.copy())
+    if is_torch(x):
+        return x
+    x = np.asarray(x)
+    return torch.from_numpy(x if x.flags.writeable else x.copy())
+
+
+def _members(w: Array) -> tuple[int, ...]:
+    """The ensemble as one batch axis, or none."""
+    return (math.prod(w.shape[:-1]),) if w.ndim > 1 else ()
 
 
 def _in_kind_of(w: Array, x: Array) -> Array:
@@ -234,13 +258,13 @@ def _in_kind_of(w: Array, x: Array) -> Array:
 
 
 def _broadcast(coefficient: Any, m: Array, w: Array) -> Any:
-    """A coefficient of shape ``(*ensemble, 1)`` so that it broadcasts against ``(*ensemble, *shape)``."""
+    """A coefficient of shape ``(*ensemble, 1)`` so that it broadcasts against ``(members, *shape)``."""
     if isinstance(coefficient, float) or coefficient.ndim == 0:
         return coefficient
     values = _tensor(coefficient)
-    return values.reshape(*values.shape[:-1], *(1,) * (m.ndim - w.ndim + 1))
+    return values.reshape((math.prod(values.shape[:-1]), *(1,) * (m.ndim - 1)))
 
 
 def _flat_number(coefficient: Any, mass: Array) -> Any:
-    """A coefficient per member, against a mass of shape ``(*ensemble,)``."""
+    """A coefficient per member, against a mass of shape ``(members,)``."""
     return coefficient if isinstance(coefficient, float) or coefficient.ndim == 0 else coefficient.reshape(mass.shape)

@@ -119,6 +119,10 @@ class Preconditioner(ABC):
         }
         return {key: changes[key] if key in changes else 0.0 * value for key, value in memory.items()}
 
+    def admissible(self, memory: Memory) -> Memory:
+        """The memory inside its bounds, which stages of integrators may leave: second moments are not negative."""
+        return memory
+
     @abstractmethod
     def raise_index(self, memory: Memory, covector: Array) -> Array:
         """F⁻¹ of a covector, both in the frame, shape ``(*batch, *shape)``."""

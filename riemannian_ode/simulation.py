@@ -36,6 +36,7 @@ def simulate(
     w0: Array,
     m0: Array | None = None,
     *,
+    memory0: Mapping[str, Array] | None = None,
     integrator: str | Integrator = "semi-implicit-euler",
     h: float = 1.0,
     steps: int,
@@ -66,6 +67,9 @@ def simulate(
         system: The dynamics.
         w0: Start, shape ``(p,)`` or ``(*ensemble, p)``; numpy (float64 by default) or torch.
         m0: Initial momentum, shape of ``w0``; zero by default.
+        memory0: Initial memory of a preconditioner, by key, each of shape ``(*ensemble, …)``; by default that before
+            the first gradient. Where bias is corrected, schemes of order above 3 have their order only from a memory
+            that has seen gradients: at the start, averages over their masses are 0/0.
         integrator: An :class:`~riemannian_ode.Integrator`, or the name of one. Adaptive ones choose their tolerances by
             the dtype of ``w0``, unless they are given.
         h: Step size in units of time (an adaptive scheme's output spacing); 1 is an optimizer's step.
@@ -133,11 +137,13 @@ def simulate(
     checked = _checked_system(system, start.w, t0)
     if checked.memory is not None:
         _check_memory(checked, scheme, is_compiled=compile is not False)
-        sets_frame = checked.memory.preconditioner.skips_first
+        sets_frame = memory0 is None and checked.memory.preconditioner.skips_first
         g = checked.objective.gradient(start.w) if sets_frame else start.w
-        start = PhaseState(start.w, checked.memory.start(*start, g))
+        start = PhaseState(start.w, checked.memory.start(*start, g, memory0))
         observers = _of_momentum(checked.memory, observers)
         events = [replace(event, function=_of_momentum(checked.memory, {"": event.function})[""]) for event in events]
+    elif memory0 is not None:
+        raise ValueError("memory0 is given, but the system's metric has no memory; leave it out.")
     check_derivatives(
         checked, start, t0=t0, scheme=scheme, is_compiled=compile is not False, events=events, checkpoint=checkpoint
     )

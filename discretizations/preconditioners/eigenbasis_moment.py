@@ -122,6 +122,9 @@ class EigenbasisMoment(Preconditioner):
         # In row order, as they are kept: products depend on strides in their last bits.
         return {key: basis.contiguous() for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
 
+    def admissible(self, memory: Memory) -> Memory:
+        return memory | {"v": memory["v"].clamp(min=0.0)}
+
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
         raised: Tensor = covector / diagonal_metric(memory, eps=self.eps, eps_first=True)
         return raised

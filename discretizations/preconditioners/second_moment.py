@@ -56,6 +56,9 @@ class SecondMoment(Preconditioner):
         square = frame_g.to(memory["v"].dtype) ** 2
         return {"v": square} | ({"v_mass": torch.ones_like(memory["v_mass"])} if self.corrects_bias else {})
 
+    def admissible(self, memory: Memory) -> Memory:
+        return memory | {"v": memory["v"].clamp(min=0.0)}
+
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
         return covector / diagonal_metric(memory, eps=self.eps, eps_first=self.eps_first)
 
@@ -67,9 +70,17 @@ class SecondMoment(Preconditioner):
         return self.mask.flat(memory, memory["v"], h=h)
 
 
+def _root(v: Tensor) -> Tensor:
+    """√v, with the derivative 0 at v = 0, where autograd would have ∞·0."""
+    if not v.requires_grad:
+        return v.sqrt()
+    is_positive = v > 0
+    return torch.where(is_positive, torch.where(is_positive, v, 1.0).sqrt(), 0.0)
+
+
 def diagonal_metric(memory: Memory, *, eps: float, eps_first: bool) -> Tensor:
     """Diagonal of F from a memory with ``"v"`` and, if bias is corrected, ``"v_mass"``."""
-    root: Tensor = memory["v"].sqrt()
+    root = _root(memory["v"])
     add, divide = (torch.add, torch.div) if root.requires_grad else (Tensor.add_, Tensor.div_)  # it is ours to change
     if "v_mass" not in memory:
         return add(root, eps)

@@ -1,0 +1,267 @@
+"""Known optimizers three times: as a flow, as an update rule and as a torch optimizer of ``lite``; for claim C12."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.identity import Identity
+from discretizations.preconditioners.kronecker_root import KroneckerRoot
+from discretizations.preconditioners.masks import CoordinateMask, ExactSubspace, ThresholdMask, TrackedSubspace
+from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.preconditioners.second_moment import SecondMoment
+from discretizations.update_rule import UpdateRule
+from lite import SOAPLITE, LITEOptimizer, MuonLITE
+from lite.muon_lite import update_scale
+from riemannian_ode import RISHD, TimeDependent, simulate
+
+STEPS = 100
+_SHAPE = (6, 4)
+_ETA, _DECAY, _FRACTION = 0.02, 0.1, 0.3
+_THETA, _BETA2, _FREQUENCY = 0.9, 0.95, 7
+
+
+@dataclass(frozen=True)
+class Regression:
+    """f(W) = ½‖AW − C‖²_F + Σ log cosh W on the flattened matrix W: nonquadratic, with gradients of full rank."""
+
+    left: Tensor
+    target: Tensor
+
+    def value(self, w: Tensor) -> Tensor:
+        """f, one number."""
+        x = w.reshape(_SHAPE)
+        return 0.5 * ((self.left @ x - self.target) ** 2).sum() + torch.log(torch.cosh(w)).sum()
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """∇f, flattened."""
+        return (self.left.T @ (self.left @ w.reshape(_SHAPE) - self.target)).reshape(-1) + torch.tanh(w)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """An optimizer: its update rule, how it is built in ``lite``, and which coefficients follow a schedule.
+
+    Args:
+        rule: The update rule, with the coefficients of the schedule's start.
+        build: Parameter ↦ optimizer of ``lite``.
+        group: (χ, β_flat beside F⁻¹m̃, η) ↦ settings of the optimizer's group that vary.
+        scale: What η is multiplied by beside the group's ``lr``.
+        is_lite: Whether χ and β_flat follow schedules.
+    """
+
+    rule: UpdateRule
+    build: Callable[[torch.nn.Parameter], torch.optim.Optimizer]
+    group: Callable[[float, float, float], dict[str, float]]
+    scale: float = 1.0
+    is_lite: bool = False
+
+
+class _FromRule(LITEOptimizer):
+    """A torch optimizer from an update rule alone, for those that ``lite`` has no class of."""
+
+    rule = "declared"
+
+    def __init__(self, p: torch.nn.Parameter, rule: UpdateRule) -> None:
+        self.declared = rule
+        super().__init__([p], _ETA, weight_decay=0.0)
+
+    def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
+        flow = {"chi": group["chi"], "beta_flat": group["beta_flat"]} if self.declared.splits else {}
+        return replace(self.declared, **flow)
+
+
+def schedule(t: float) -> tuple[float, float, float]:
+    """χ, β_flat and η at step t: χ and β_flat rise, η falls."""
+    return 1.5 + 0.01 * t, 0.5 + 0.005 * t, _ETA * (1.0 - 0.005 * t)
+
+
+def optimizers() -> dict[str, Declared]:
+    """The optimizers of claim C12, by name."""
+    average: dict[str, Any] = {"alpha": 1.0 - _THETA, "gain": 1.0 - _THETA}
+    lite: dict[str, Any] = {"chi": schedule(0)[0], "beta_flat": schedule(0)[1]}
+    corrected = average | {"corrects_momentum": True}
+    adam = SecondMoment(beta2=_BETA2)
+    identity = Identity()
+    declared: dict[str, UpdateRule] = {
+        "SGD": UpdateRule(preconditioner=identity, alpha=1.0),
+        "heavy ball": UpdateRule(preconditioner=identity, alpha=1.0 - _THETA),
+        "Nesterov": UpdateRule(preconditioner=identity, alpha=1.0 - _THETA, nesterov=1.0 / _THETA),
+        "RMSprop": UpdateRule(preconditioner=replace(adam, corrects_bias=False), alpha=1.0),
+        "Adam": UpdateRule(preconditioner=adam, **corrected),
+        "AdamW": UpdateRule(preconditioner=adam, **corrected, decay=_DECAY),
+        "Shampoo": UpdateRule(preconditioner=KroneckerRoot(beta2=_BETA2, eps=1e-3), **corrected, decay=_DECAY),
+        "Shampoo-LITE": UpdateRule(
+            preconditioner=KroneckerRoot(beta2=_BETA2, eps=1e-3, sharp_fraction=_FRACTION),
+            **corrected,
+            **lite,
+            decay=_DECAY,
+        ),
+    }
+    found = {
+        name: Declared(
+            rule=rule,
+            build=lambda p, rule=rule: _FromRule(p, rule),  # type: ignore[misc]  # binds this rule
+            group=lambda chi, beta_flat, eta: {"chi": chi, "beta_flat": beta_flat, "lr": eta},
+            is_lite="LITE" in name,
+        )
+        for name, rule in declared.items()
+    }
+    found["AdamW-LITE"] = _adamw_lite(corrected)
+    for name, mask in {
+        "Muon": None,
+        "Muon-LITE, tracked subspace": TrackedSubspace(sharp_fraction=_FRACTION),
+        "Muon-LITE, threshold": ThresholdMask(sharp_fraction=_FRACTION),
+        "Muon-LITE, exact subspace": ExactSubspace(sharp_fraction=_FRACTION),
+    }.items():
+        found[name] = _muon(mask, average, lite)
+    for name in ("SOAP", "SOAP-LITE"):
+        found[name] = _soap(corrected, lite if name == "SOAP-LITE" else {})
+    return found
+
+
+def _adamw_lite(corrected: dict[str, Any]) -> Declared:
+    def build(p: torch.nn.Parameter) -> torch.optim.Optimizer:
+        settings: dict[str, Any] = {"adamw_betas": (_THETA, _BETA2), "sharp_fraction": _FRACTION}
+        group = {"params": [p], "rule": "adamw", "weight_decay": _DECAY, **settings}
+        return MuonLITE([group], _ETA)
+
+    mask = CoordinateMask(sharp_fraction=_FRACTION)
+    return Declared(
+        rule=UpdateRule(
+            preconditioner=SecondMoment(beta2=_BETA2, eps_first=True, mask=mask),
+            **corrected,
+            chi=schedule(0)[0],
+            decay=_DECAY,
+        ),
+        build=build,
+        group=lambda chi, _, eta: {"chi": chi, "lr": eta},
+        is_lite=True,
+    )
+
+
+def _muon(
+    mask: TrackedSubspace | ThresholdMask | ExactSubspace | None, average: dict[str, Any], lite: dict[str, Any]
+) -> Declared:
+    names = {TrackedSubspace: "subspace", ThresholdMask: "threshold", ExactSubspace: "exact"}
+    settings: dict[str, Any] = {"momentum": _THETA, "weight_decay": _DECAY, "sharp_fraction": _FRACTION}
+    if mask is None:
+        settings |= {"chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
+    else:
+        settings |= {"mask": names[type(mask)], "beta_sharp": -0.25}
+    scale = update_scale(_SHAPE)
+    polar = PolarFactor(mask=mask)
+    if isinstance(mask, ThresholdMask):
+        polar = replace(polar, floor=1e-8)  # the published code's
+    return Declared(
+        rule=UpdateRule(
+            preconditioner=polar,
+            **average,
+            nesterov=(1.0 - _THETA) / _THETA,
+            **({} if mask is None else lite | {"beta_sharp": -0.25}),
+            decay=_DECAY / scale,
+        ),
+        build=lambda p: MuonLITE([p], _ETA, **settings),
+        group=lambda chi, beta_flat, eta: {"lr": eta} | ({} if mask is None else {"chi": chi, "beta_flat": beta_flat}),
+        scale=scale,
+        is_lite=mask is not None,
+    )
+
+
+def _soap(corrected: dict[str, Any], lite: dict[str, Any]) -> Declared:
+    mask = CoordinateMask(sharp_fraction=_FRACTION)
+    gain = 1.0 - _THETA  # the optimizer's β is in theory's units
+    settings: dict[str, Any] = {"betas": (_THETA, _BETA2), "weight_decay": _DECAY, "sharp_fraction": _FRACTION}
+    settings |= {"precondition_frequency": _FREQUENCY, "beta_flat": 0.0, "chi": 1.0}
+    beta = {"beta_flat": gain * lite["beta_flat"]} if lite else {}
+    return Declared(
+        rule=UpdateRule(
+            preconditioner=EigenbasisMoment(beta2=_BETA2, frequency=_FREQUENCY, mask=mask),
+            **corrected,
+            **lite | beta,
+            decay=_DECAY,
+        ),
+        build=lambda p: SOAPLITE([p], _ETA, **settings),
+        group=lambda chi, beta_flat, eta: {"lr": eta} | ({"chi": chi, "beta_flat": beta_flat} if lite else {}),
+        is_lite=bool(lite),
+    )
+
+
+def largest_gaps(declared: Declared, rng: np.random.Generator) -> tuple[float, float]:
+    """Largest difference after each of 100 steps: flow against update rule, update rule against ``lite``.
+
+    Args:
+        declared: The optimizer.
+        rng: Draws f and the start.
+    """
+    objective = Regression(
+        torch.as_tensor(rng.normal(size=(_SHAPE[0], _SHAPE[0])) / _SHAPE[0] ** 0.5),
+        torch.as_tensor(rng.normal(size=_SHAPE)),
+    )
+    start = torch.as_tensor(rng.normal(size=int(np.prod(_SHAPE))))
+    rule_path = list(_by_rule(declared, objective, start))
+    flow = _flow_path(declared, objective, start)
+    torch_path = list(_by_lite(declared, objective, start))
+    by_rule, by_lite = torch.stack(rule_path), torch.stack(torch_path)
+    return float((flow - by_rule).abs().max()), float((by_rule - by_lite).abs().max())
+
+
+def _beta_factor(declared: Declared) -> float:
+    """β beside F⁻¹m̃ over β of the schedule."""
+    return 1.0 - _THETA if isinstance(declared.rule.preconditioner, EigenbasisMoment) else 1.0
+
+
+def _flow_path(declared: Declared, objective: Regression, start: Tensor) -> Tensor:
+    rule, factor = declared.rule, _beta_factor(declared)
+    lite: dict[str, Any] = {}
+    if declared.is_lite:
+        lite["chi"] = TimeDependent(lambda t: schedule(t)[0])
+        if not isinstance(rule.preconditioner, SecondMoment):
+            lite["beta_flat"] = TimeDependent(lambda t: factor * schedule(t)[1])
+    system = RISHD.from_optimizer(
+        objective,
+        rule.preconditioner,
+        alpha=rule.alpha,
+        gain=rule.gain,
+        nesterov=rule.nesterov,
+        eta=TimeDependent(lambda t: schedule(t)[2] * declared.scale),
+        beta=rule.beta_sharp,
+        decay=rule.decay,
+        corrects_momentum=rule.corrects_momentum,
+        shape=_SHAPE,
+        **lite,
+    )
+    path: Tensor = simulate(system, start, steps=STEPS, progress=False).checked().w[1:]
+    return path
+
+
+def _by_rule(declared: Declared, objective: Regression, start: Tensor) -> Iterator[Tensor]:
+    rule, factor = declared.rule, _beta_factor(declared)
+    state = rule.start(start.reshape(_SHAPE))
+    if rule.preconditioner.skips_first:
+        state = rule.step(state, objective.gradient(start).reshape(_SHAPE), eta=0.0)
+    for t in range(STEPS):
+        chi, beta_flat, eta = schedule(float(t))
+        if declared.is_lite:
+            has_damping = not isinstance(rule.preconditioner, SecondMoment)
+            rule = replace(rule, chi=chi, beta_flat=factor * beta_flat if has_damping else 0.0)
+        g = objective.gradient(state.w.reshape(-1)).reshape(_SHAPE)
+        state = rule.step(state, g, eta=eta * declared.scale)
+        yield state.w.reshape(-1)
+
+
+def _by_lite(declared: Declared, objective: Regression, start: Tensor) -> Iterator[Tensor]:
+    p = torch.nn.Parameter(start.reshape(_SHAPE).clone())
+    optimizer = declared.build(p)
+    for t in range(-int(declared.rule.preconditioner.skips_first), STEPS):
+        optimizer.param_groups[0].update(declared.group(*schedule(float(max(t, 0)))))
+        p.grad = objective.gradient(p.detach().reshape(-1)).reshape(_SHAPE)
+        optimizer.step()
+        if t >= 0:
+            yield p.detach().reshape(-1).clone()
