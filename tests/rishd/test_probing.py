@@ -199,7 +199,7 @@ def test_adam_geometry_is_the_optimizers_metric(memories, optimizer):
     geometry = adam_geometry(memory, TALL, 0.3)
     assert geometry.beta == 0
     theta = 1 - geometry.alpha
-    m = memory.state(TALL)["m" if optimizer == "soap" else "exp_avg"]
+    m = memory.state(TALL)["momentum" if optimizer == "soap" else "exp_avg"]
     if optimizer == "soap":
         m = memory.state(TALL)["left_basis"] @ m @ memory.state(TALL)["right_basis"].mT
     steps = 3 if optimizer == "soap" else 4
