@@ -40,7 +40,7 @@ autodoc_type_aliases = {
         "NSDtype",
         "OnNonfinite",
         "Projector",
-        "Schedule",
+        "SaveGrid",
         "StepFunction",
         "TensorLayout",
     )

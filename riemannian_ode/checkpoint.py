@@ -13,8 +13,8 @@ import numpy as np
 from riemannian_ode.archive import write_arrays
 from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.flow import Array
-from riemannian_ode.health import Health
 from riemannian_ode.integrators import PhaseState
+from riemannian_ode.lost_members import LostMembers
 from riemannian_ode.recording import Recorder, Save
 from riemannian_ode.trajectory import EventRecord, pack_events, unpack_events
 
@@ -37,7 +37,7 @@ def write_checkpoint(
     run: Mapping[str, Any],
     position: Position,
     recorder: Recorder,
-    health: Health,
+    lost: LostMembers,
     events: Sequence[EventRecord],
 ) -> None:
     """Write a checkpoint atomically: the file is whole or as it was.
@@ -47,7 +47,7 @@ def write_checkpoint(
         run: What identifies the run, see :func:`riemannian_ode.fingerprint.fingerprint`.
         position: Where the run is.
         recorder: Its saves.
-        health: Its lost members.
+        lost: Its lost members.
         events: Its events, of which those up to the position are written.
     """
     times, w, m, observed_times, observed = recorder.stacked()
@@ -59,9 +59,9 @@ def write_checkpoint(
         "times": times,
         "w": to_numpy(w),
         "m": to_numpy(m),
-        "failed_at": health.failed_at,
-        "causes": health.causes,
-        "causes_messages": json.dumps(health.messages),
+        "failed_at": lost.failed_at,
+        "causes": lost.causes,
+        "causes_messages": json.dumps(lost.messages),
         "observed_times": observed_times,
         **{f"observed_{name}": values for name, values in observed.items()},
         **pack_events(events[: position.events]),
@@ -82,7 +82,7 @@ def check_place(path: Path) -> None:
 
 
 def read_checkpoint(
-    path: Path, *, run: Mapping[str, Any], reference: Array, recorder: Recorder, health: Health
+    path: Path, *, run: Mapping[str, Any], reference: Array, recorder: Recorder, lost: LostMembers
 ) -> tuple[Position, list[EventRecord]]:
     """Take a checkpoint's saves and lost members over, and return its position and events.
 
@@ -91,7 +91,7 @@ def read_checkpoint(
         run: What identifies this run.
         reference: Array whose kind, dtype and device the states get.
         recorder: Gets the saves.
-        health: Gets the lost members.
+        lost: Gets the lost members.
 
     Raises:
         CheckpointError: if the file is of another run, naming the difference, or no checkpoint.
@@ -115,7 +115,7 @@ def read_checkpoint(
         Save(time, states.get(time), {name: saved[f"observed_{name}"][i] for name in recorder.observers})
         for i, time in enumerate(rows)
     ]
-    health.restore(saved["failed_at"], saved["causes"], json.loads(str(saved["causes_messages"])))
+    lost.restore(saved["failed_at"], saved["causes"], json.loads(str(saved["causes_messages"])))
     state = PhaseState(like(saved["state_w"], reference), like(saved["state_m"], reference))
     events = unpack_events(saved)
     return Position(int(saved["step"]), state, len(events)), events

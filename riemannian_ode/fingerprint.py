@@ -16,7 +16,7 @@ from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
 from riemannian_ode.recording import Recorder
-from riemannian_ode.schedule import Schedule
+from riemannian_ode.save_grid import SaveGrid
 
 _DEEPEST = 4  # objects within objects that are looked into: a split's landscape, its layout, …
 
@@ -26,7 +26,7 @@ def fingerprint(
     start: PhaseState,
     scheme: Integrator,
     *,
-    schedule: Schedule,
+    grid: SaveGrid,
     recorder: Recorder,
     events: Sequence[Event],
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def fingerprint(
         system: The dynamics.
         start: State at the start.
         scheme: Integrator with its settings.
-        schedule: Steps and saves.
+        grid: Steps and saves.
         recorder: Has the observers.
         events: What is watched for.
 
@@ -52,12 +52,12 @@ def fingerprint(
         name: "varies in time" if isinstance(value := getattr(system, name), TimeDependent) else _digest(value)
         for name in (COEFFICIENTS if system.memory is None else (*COEFFICIENTS, "decay"))
     }
-    times = schedule.save_at.times
+    times = grid.save_at.times
     numbers = {k: v for k, v in vars(scheme).items() if isinstance(v, (int, float, str)) and k != "max_steps"}
     return {
-        "h": float(schedule.h),
-        "t0": float(schedule.t0),
-        "save_every": int(schedule.save_every),
+        "h": float(grid.h),
+        "t0": float(grid.t0),
+        "save_every": int(grid.save_every),
         "integrator": scheme.name,
         "integrator's settings": numbers,
         "objective": _identity(system.objective),

@@ -16,12 +16,13 @@ from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.events import Event, EventWatch
 from riemannian_ode.fingerprint import fingerprint
-from riemannian_ode.health import Health, SystemCheck
 from riemannian_ode.integrators import Integrator, IntegratorError, MemberStates, PhaseState, StepLimitError
 from riemannian_ode.integrators.base import states_with_jumps
+from riemannian_ode.lost_members import LostMembers
 from riemannian_ode.recording import Recorder
-from riemannian_ode.schedule import Schedule
+from riemannian_ode.save_grid import SaveGrid
 from riemannian_ode.smoothness import describe_jump
+from riemannian_ode.system_check import SystemCheck
 from riemannian_ode.trajectory import EventRecord, Status, Trajectory, unpacked
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Run:
     Args:
         system: The dynamics, for the arrays of ``start``.
         scheme: The integrator.
-        schedule: Its steps, and when something is kept.
+        grid: Its steps, and when something is kept.
         start: State at the start.
         recorder: Has the start.
         events: What to watch for.
@@ -50,18 +51,18 @@ class Run:
         *,
         system: RISHD,
         scheme: Integrator,
-        schedule: Schedule,
+        grid: SaveGrid,
         start: PhaseState,
         recorder: Recorder,
         events: Sequence[Event],
         file: Path | None,
         compiled: CompiledSteps | None,
     ) -> None:
-        self.system, self.scheme, self.schedule = system, scheme, schedule
+        self.system, self.scheme, self.grid = system, scheme, grid
         self.recorder, self.file, self.compiled = recorder, file, compiled
         self.watch, self.check = EventWatch(events, system, scheme), SystemCheck(system)
         self.ensemble = tuple(start.w.shape[:-1])
-        self.health = Health(self.ensemble)
+        self.lost = LostMembers(self.ensemble)
         self.position = Position(0, start, 0)
         self.events: list[EventRecord] = []
         self.members: MemberStates | None = None
@@ -69,10 +70,10 @@ class Run:
         if file is None:
             return
         check_place(file)
-        self.identity = fingerprint(system, start, scheme, schedule=schedule, recorder=recorder, events=events)
+        self.identity = fingerprint(system, start, scheme, grid=grid, recorder=recorder, events=events)
         if file.exists():
             self.position, self.events = read_checkpoint(
-                file, run=self.identity, reference=start.w, recorder=recorder, health=self.health
+                file, run=self.identity, reference=start.w, recorder=recorder, lost=self.lost
             )
 
     def go(self, advance: Callable[[int], None]) -> Trajectory:
@@ -89,9 +90,9 @@ class Run:
         except KeyboardInterrupt:
             status, message = "interrupted", ""
         step, state = self.position.step, self.position.state
-        now = self.schedule.time(step)
+        now = self.grid.time(step)
         if status == "interrupted":
-            message = f"interrupted at t = {now:.6g} after {step} of {self.schedule.steps} steps"
+            message = f"interrupted at t = {now:.6g} after {step} of {self.grid.steps} steps"
         if status != "event":
             # What a step cut short has left behind goes: records end where the run stands.
             self.events = self.events[: self.position.events]
@@ -100,28 +101,28 @@ class Run:
             self._write_checkpoint()
         if status != "event":
             self.recorder.end(now, state)
-        status, message = self.health.verdict(status, message)
+        status, message = self.lost.verdict(status, message)
         times, w, m, observed_times, observed = self.recorder.stacked()
-        failed_at, causes, events = self.health.failed_at, self.health.causes, tuple(self.events)
+        failed_at, causes, events = self.lost.failed_at, self.lost.causes, tuple(self.events)
         made = Trajectory(times, w, m, status, message, failed_at, causes, observed_times, observed, events)
         return made if self.system.memory is None else unpacked(made, self.system.memory)
 
     def _loop(self, advance: Callable[[int], None]) -> tuple[Status, str]:
-        schedule = self.schedule
+        grid = self.grid
         for k, state in self._states():
             step, before, _ = self.position
-            now = schedule.time(k)
+            now = grid.time(k)
             self.check.coefficients(now)
-            found = self.watch.search(schedule.time(step), before, state, schedule.h)
+            found = self.watch.search(grid.time(step), before, state, grid.h)
             ending = self.watch.ending([*self.events, *found], self.ensemble) if found else None
             if ending is not None:
                 self._write_checkpoint()  # of the step before: a longer run finds the event again
-            inside = self._inside(step, before, ending) if schedule.save_at.inside(step) else ()
-            is_saved = schedule.is_saved(k)
+            inside = self._inside(step, before, ending) if grid.save_at.inside(step) else ()
+            is_saved = grid.is_saved(k)
             if is_saved:
-                self.check.geometry(k, now, state, last=k == schedule.steps)
+                self.check.geometry(k, now, state, last=k == grid.steps)
             self._explain_losses()
-            lost = self.health.lost_all(state, now, None if self.members is None else self.members.losses)
+            lost = self.lost.lost_all(state, now, None if self.members is None else self.members.losses)
             # Records first, the position last: Ctrl-C in between takes them back, see go().
             self.events += found
             for t, partial in inside:
@@ -133,7 +134,7 @@ class Run:
             self.position = Position(k, state, len(self.events))
             if lost:
                 return "non-finite", ""
-            if schedule.is_written(k):
+            if grid.is_written(k):
                 self._write_checkpoint()
             advance(k)
         return "finished", ""
@@ -143,7 +144,7 @@ class Run:
         step, state, _ = self.position
         try:
             # The solution of an implicit step may lie beyond the explicit way of one step.
-            jump = describe_jump(self.system, self.schedule.time(step), state, 3.0 * self.schedule.h, member)
+            jump = describe_jump(self.system, self.grid.time(step), state, 3.0 * self.grid.h, member)
         except Exception:  # the user's functions are called where the run never came, and may not exist there
             return message
         return f"{message.partition('; ')[0]}; {jump}" if jump else message
@@ -160,12 +161,12 @@ class Run:
 
     def _states(self) -> Iterator[tuple[int, PhaseState]]:
         """Steps done and the state after them: after every step, or of compiled ones after those that are kept."""
-        schedule, (first, state, _) = self.schedule, self.position
+        grid, (first, state, _) = self.grid, self.position
         if self.compiled is not None:
             from riemannian_ode.compiled import compiled_states
 
-            return compiled_states(self.compiled, state, t0=schedule.t0, first=first, stops=self._next_stop)
-        times: dict[str, Any] = {"t0": schedule.t0, "h": schedule.h, "steps": schedule.steps, "first": first}
+            return compiled_states(self.compiled, state, t0=grid.t0, first=first, stops=self._next_stop)
+        times: dict[str, Any] = {"t0": grid.t0, "h": grid.h, "steps": grid.steps, "first": first}
         memory = self.system.memory
         if memory is not None and memory.changes_between_steps and "optimizer" not in self.scheme.structure:
             return enumerate(states_with_jumps(self.scheme, self.system, state, **times), first + 1)
@@ -179,10 +180,10 @@ class Run:
         Raises:
             InvalidSystemError: if the next step's are not.
         """
-        stop = self.schedule.next_stop(k)
+        stop = self.grid.next_stop(k)
         for j in range(k + 1, stop + 1) if self.check.varying else ():
             try:
-                self.check.coefficients(self.schedule.time(j))
+                self.check.coefficients(self.grid.time(j))
             except InvalidSystemError:
                 if j == k + 1:
                     raise
@@ -191,8 +192,8 @@ class Run:
 
     def _inside(self, step: int, before: PhaseState, ending: EventRecord | None) -> list[tuple[float, PhaseState]]:
         """The wanted states inside a step, up to a single trajectory's end."""
-        t, until = self.schedule.time(step), math.inf if ending is None or self.ensemble else ending.time
-        wanted = [time for time in self.schedule.save_at.inside(step) if time < until]
+        t, until = self.grid.time(step), math.inf if ending is None or self.ensemble else ending.time
+        wanted = [time for time in self.grid.save_at.inside(step) if time < until]
         return [(time, self.scheme.partial_step(self.system, t, before, time - t)) for time in wanted]
 
     def _end_at(self, event: EventRecord, now: float, state: PhaseState) -> str:
@@ -213,7 +214,7 @@ class Run:
                 run=self.identity,
                 position=self.position,
                 recorder=self.recorder,
-                health=self.health,
+                lost=self.lost,
                 events=self.events,
             )
         except OSError as problem:

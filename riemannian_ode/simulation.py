@@ -16,14 +16,14 @@ from riemannian_ode.dynamics import RISHD, check_parts, is_random
 from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
-from riemannian_ode.health import SystemCheck
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
 from riemannian_ode.memory import RememberedMetric
 from riemannian_ode.progress import progress_bar
 from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run
-from riemannian_ode.schedule import SavePoints, Schedule
+from riemannian_ode.save_grid import SaveGrid, SavePoints
+from riemannian_ode.system_check import SystemCheck
 from riemannian_ode.trajectory import Trajectory
 from riemannian_ode.user_functions import check_observers, check_user_functions
 
@@ -123,7 +123,7 @@ def simulate(
     scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
     if compile is not False and events:
         raise ValueError("events are looked for at every step, compiled steps show few; give compile=False.")
-    schedule = Schedule(
+    grid = SaveGrid(
         t0=t0,
         h=h,
         steps=steps,
@@ -154,12 +154,12 @@ def simulate(
     run = Run(
         system=checked,
         scheme=scheme,
-        schedule=schedule,
+        grid=grid,
         start=start,
         recorder=Recorder(t0, start, observers=observers, keep_states=keep_states),
         events=events,
         file=None if checkpoint is None else Path(checkpoint),
-        compiled=_compiled(compile, system, start.w, scheme, schedule),
+        compiled=_compiled(compile, system, start.w, scheme, grid),
     )
     bar = progress_bar(steps, progress, first=run.position.step)
     # Overflow on the way to a non-finite number is reported through the status, not as a numpy warning.
@@ -181,21 +181,21 @@ def _checked_start(w0: Array, m0: Array | None) -> PhaseState:
 
 
 def _compiled(
-    wanted: bool | int | CompiledSteps, system: RISHD, w0: Array, scheme: Integrator, schedule: Schedule
+    wanted: bool | int | CompiledSteps, system: RISHD, w0: Array, scheme: Integrator, grid: SaveGrid
 ) -> CompiledSteps | None:
     if wanted is False:
         return None
     from riemannian_ode.compiled import CompiledSteps  # loads torch
 
     if isinstance(wanted, CompiledSteps):
-        wanted.check_fits(system, w0, scheme, schedule.h)
+        wanted.check_fits(system, w0, scheme, grid.h)
         return wanted
     if wanted is not True and not (isinstance(wanted, (int, np.integer)) and wanted >= 1):
         raise ValueError(
             f"compile = {shown(wanted)} must be True, False, CompiledSteps or a number of steps of at least 1."
         )
-    last = schedule.time(schedule.steps - 1)
-    return CompiledSteps(system, w0, integrator=scheme, h=schedule.h, t=last, steps=None if wanted is True else wanted)
+    last = grid.time(grid.steps - 1)
+    return CompiledSteps(system, w0, integrator=scheme, h=grid.h, t=last, steps=None if wanted is True else wanted)
 
 
 def _checked_kind(system: RISHD) -> RISHD:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, Event, integrator, simulate
-from riemannian_ode.schedule import SavePoints
+from riemannian_ode.save_grid import SavePoints
 from tests.riemannian_ode.problems import REFERENCE, START, general, hardest_for, random_metric
 from toy_landscapes import Quadratic, RiverValley
 

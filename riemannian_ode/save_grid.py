@@ -69,7 +69,7 @@ class SavePoints:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class SaveGrid:
     """Steps of one size, and what is kept after which of them.
 
     Args:
