@@ -5,7 +5,6 @@ from riemannian_ode.coefficients import TimeDependent as TimeDependent
 from riemannian_ode.compiled.steps import CompiledSteps as CompiledSteps
 from riemannian_ode.compiled.steps import CompileError as CompileError
 from riemannian_ode.dynamics import RISHD as RISHD
-from riemannian_ode.dynamics import Objective as Objective
 from riemannian_ode.energy import Dissipation as Dissipation
 from riemannian_ode.energy import EnergyBalance as EnergyBalance
 from riemannian_ode.energy import dissipation as dissipation
@@ -30,6 +29,7 @@ from riemannian_ode.metric import DiagonalMetric as DiagonalMetric
 from riemannian_ode.metric import Euclidean as Euclidean
 from riemannian_ode.metric import Metric as Metric
 from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
+from riemannian_ode.objective import Objective as Objective
 from riemannian_ode.preconditioner import Preconditioner as Preconditioner
 from riemannian_ode.rates import convex_value_bound as convex_value_bound
 from riemannian_ode.rates import polyak_lojasiewicz_rate as polyak_lojasiewicz_rate

@@ -10,10 +10,11 @@ import numpy as np
 
 from riemannian_ode.arrays import is_torch, to_numpy, tracks
 from riemannian_ode.coefficients import COEFFICIENTS
-from riemannian_ode.dynamics import RISHD, is_random
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
+from riemannian_ode.objective import is_random
 from riemannian_ode.split import PhasePoint
 
 _SHIFT = 1e-3  # relative move by which a function that is cut off from its argument shows that it depends on it

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from riemannian_ode.arrays import to_numpy
 from riemannian_ode.coefficients import (
@@ -27,29 +27,13 @@ from riemannian_ode.coefficients import (
 )
 from riemannian_ode.coefficients import at as coefficient_at
 from riemannian_ode.coefficients import rate as coefficient_rate
-from riemannian_ode.errors import require_method
 from riemannian_ode.flow import Array, lite_direction, momentum_rate
 from riemannian_ode.memory import RememberedMetric
 from riemannian_ode.metric import Euclidean, Metric
+from riemannian_ode.objective import Objective, check_parts
 from riemannian_ode.optimizer_form import check_optimizer, gain_of
 from riemannian_ode.preconditioner import Preconditioner
 from riemannian_ode.split import FlatSplit, PhasePoint
-
-
-class Objective(Protocol):
-    """What a flow needs of a landscape; every ``toy_landscapes`` landscape is one.
-
-    Methods take any leading axes; ``simulate`` compares an ensemble with some of its members at the start. An objective
-    whose gradient is random sets ``is_random = True``: its gradient is then called once there, and not compared.
-    """
-
-    def value(self, w: Array) -> Array:
-        """f(w), shape ``(*ensemble,)``."""
-        ...
-
-    def gradient(self, w: Array) -> Array:
-        """∇f(w), shape ``(*ensemble, p)``."""
-        ...
 
 
 class SecondOrderCoefficients(NamedTuple):
@@ -370,28 +354,3 @@ class RISHD:
             is_function = isinstance(coefficient, TimeDependent)
             converted[name] = coefficient.map(convert) if is_function else convert(coefficient)
         return replace(self, **converted)
-
-
-def is_random(objective: Any) -> bool:
-    """Whether an objective's gradient draws noise, so that further calls would change what follows."""
-    return bool(getattr(objective, "is_random", False))
-
-
-def check_parts(objective: Any, metric: Any, flat: Any) -> None:
-    """Refuse an objective, a metric or a split of a wrong kind.
-
-    Raises:
-        ValueError: naming the argument and what it is instead.
-    """
-    kind = f"the class {objective.__name__}" if isinstance(objective, type) else f"of type {type(objective).__name__}"
-    if isinstance(objective, type) or not callable(getattr(objective, "gradient", None)):
-        raise ValueError(
-            f"objective is {kind}; give an object with the methods value(w) and gradient(w), such as a landscape (or "
-            "toy_landscapes.TorchLandscape of a torch function)."
-        )
-    if metric is not None and not isinstance(metric, (Metric, Preconditioner)):
-        raise ValueError(f"metric is of type {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
-    if flat is not None and isinstance(metric, Preconditioner):
-        raise ValueError("flat is given, but a preconditioner has sharp directions of its own; give it a mask instead.")
-    if flat is not None:
-        require_method("flat", flat, "PhasePoint ↦ (x ↦ Qx), e.g. landscape.flat_split or ConstantSplit(basis)")

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from riemannian_ode.arrays import inner
-from riemannian_ode.dynamics import RISHD, Objective
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
 from riemannian_ode.metric import Metric
+from riemannian_ode.objective import Objective
 
 
 class Curved(Objective, Protocol):

@@ -12,13 +12,14 @@ import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace, tracks
 from riemannian_ode.derivatives import check_attached, check_derivatives
-from riemannian_ode.dynamics import RISHD, check_parts, is_random
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
 from riemannian_ode.memory import RememberedMetric
+from riemannian_ode.objective import check_parts, is_random
 from riemannian_ode.progress import progress_bar
 from riemannian_ode.recording import Observer, Recorder
 from riemannian_ode.run import Run

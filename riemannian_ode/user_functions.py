@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, like, to_numpy
-from riemannian_ode.dynamics import RISHD, is_random
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import require_method
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
 from riemannian_ode.metric import Euclidean, Metric, PreconditionerMetric
+from riemannian_ode.objective import is_random
 from riemannian_ode.split import PhasePoint, check_self_adjoint
 
 _Function = Callable[..., Any]

@@ -13,8 +13,9 @@ from typing import TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, namespace, to_numpy
-from riemannian_ode.dynamics import RISHD, Objective
+from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
+from riemannian_ode.objective import Objective
 from riemannian_ode.split import ConstantSplit
 
 Product: TypeAlias = Callable[[Array], Array]

@@ -1,0 +1,51 @@
+"""Objectives: what a flow needs of a landscape, and what is refused in its place."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from riemannian_ode.errors import require_method
+from riemannian_ode.flow import Array
+from riemannian_ode.metric import Metric
+from riemannian_ode.preconditioner import Preconditioner
+
+
+class Objective(Protocol):
+    """What a flow needs of a landscape; every ``toy_landscapes`` landscape is one.
+
+    Methods take any leading axes; ``simulate`` compares an ensemble with some of its members at the start. An objective
+    whose gradient is random sets ``is_random = True``: its gradient is then called once there, and not compared.
+    """
+
+    def value(self, w: Array) -> Array:
+        """f(w), shape ``(*ensemble,)``."""
+        ...
+
+    def gradient(self, w: Array) -> Array:
+        """∇f(w), shape ``(*ensemble, p)``."""
+        ...
+
+
+def is_random(objective: Any) -> bool:
+    """Whether an objective's gradient draws noise, so that further calls would change what follows."""
+    return bool(getattr(objective, "is_random", False))
+
+
+def check_parts(objective: Any, metric: Any, flat: Any) -> None:
+    """Refuse an objective, a metric or a split of a wrong kind.
+
+    Raises:
+        ValueError: naming the argument and what it is instead.
+    """
+    kind = f"the class {objective.__name__}" if isinstance(objective, type) else f"of type {type(objective).__name__}"
+    if isinstance(objective, type) or not callable(getattr(objective, "gradient", None)):
+        raise ValueError(
+            f"objective is {kind}; give an object with the methods value(w) and gradient(w), such as a landscape (or "
+            "toy_landscapes.TorchLandscape of a torch function)."
+        )
+    if metric is not None and not isinstance(metric, (Metric, Preconditioner)):
+        raise ValueError(f"metric is of type {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
+    if flat is not None and isinstance(metric, Preconditioner):
+        raise ValueError("flat is given, but a preconditioner has sharp directions of its own; give it a mask instead.")
+    if flat is not None:
+        require_method("flat", flat, "PhasePoint ↦ (x ↦ Qx), e.g. landscape.flat_split or ConstantSplit(basis)")
