@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 from discretizations.certificate import block_curvatures
 from discretizations.stability import descent_limit, stable_limit
+from examples.factored_moment import FactoredLITE
+from examples.shampoo_lite import ShampooLITE
+from lite import param_groups
 from rishd.commands.application import app
 from rishd.pretraining.blocks import make_collator
 from rishd.pretraining.config import OptimizerConfig
@@ -206,6 +209,29 @@ def test_adam_geometry_is_the_optimizers_metric(memories, optimizer):
     raised = metric.root(metric.root(m)) / (1 - theta**steps)
     assert torch.allclose(raised, memory.directions[TALL], rtol=1e-4, atol=1e-6)
     check_commuting_projector(metric, m)
+
+
+def test_geometry_of_a_preconditioner_of_ones_own(model, ids):
+    def frozen(cls):
+        def optimizer(own):
+            return cls(param_groups(own, matrix_rule=cls.rule), lr=1.0, weight_decay=0.0, chi=1.0)
+
+        made = FrozenOptimizer(model, optimizer)
+        for k in range(4):
+            made.observe(mean_gradient(model, [inputs_of(ids[k : k + 2])]))
+        return made
+
+    base = frozen(FactoredLITE)
+    metric = geometry(base, TALL, 0.3)
+    state = base.state(TALL)
+    m, u = state["momentum"], base.directions[TALL]
+    assert torch.allclose(metric.root(metric.root(m)) / state["momentum_mass"], u, rtol=1e-9, atol=0)
+    v = torch.outer(state["rows"], state["columns"])
+    largest = v.flatten().topk(24).indices
+    assert torch.equal((metric.flat(torch.ones_like(v)) == 0).flatten().nonzero().flatten(), largest.sort().values)
+    check_commuting_projector(metric, m)
+    with pytest.raises(ValueError, match=r"metric of 'kronecker-root' is not diagonal"):
+        geometry(frozen(ShampooLITE), TALL, 0.3)
 
 
 def check_commuting_projector(metric, x):
