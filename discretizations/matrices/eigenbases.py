@@ -1,8 +1,6 @@
-"""Preconditioners of known optimizers, as functions on tensors."""
+"""Kronecker factors and their eigenbases, as functions on tensors."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,46 +9,6 @@ from discretizations.matrices.products import orthonormal_columns, product
 
 # Rows of a symmetric product that are computed at once: few enough to save half, enough for fast products.
 _PANELS, _SMALLEST_PANEL = 8, 128
-
-
-def second_moment_step(v: Tensor, g: Tensor, *, beta2: float) -> Tensor:
-    r"""Adam's second moment :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`.
-
-    Args:
-        v: Second moment, any shape.
-        g: Gradient, shape of ``v``.
-        beta2: EMA coefficient in [0, 1).
-
-    Source: Kingma and Ba, arXiv:1412.6980, Algorithm 1.
-    """
-    return beta2 * v + (1.0 - beta2) * (g * g)
-
-
-def adam_direction(m: Tensor, v: Tensor, *, beta1: float, beta2: float, step: Any, eps: float) -> Tensor:
-    r"""Adam's preconditioned momentum with LITE's order of ε and bias correction.
-
-    .. math:: a = \frac{m}{1-\beta_1^t}\,\frac{\sqrt{1-\beta_2^t}}{\sqrt v + \epsilon}
-
-    The metric is :math:`F = \mathrm{diag}(\sqrt v)`. torch's Adam adds ε after the correction; they agree for ε → 0.
-
-    Args:
-        m: First moment (EMA), any shape.
-        v: Second moment (EMA), shape of ``m``.
-        beta1: EMA coefficient of ``m``.
-        beta2: EMA coefficient of ``v``.
-        step: t ≥ 1, a number or a tensor on the device of ``m`` that broadcasts against it.
-        eps: ε > 0.
-
-    Returns:
-        a, shape of ``m``.
-
-    Source: arXiv:2602.22681, AdamW-LITE.
-    """
-    correction = (1.0 - beta2**step) ** 0.5 / (1.0 - beta1**step)
-    if isinstance(correction, Tensor):
-        correction = correction.to(m.dtype)  # counts are float64, the moments need not become so
-    direction: Tensor = correction * m / (v.sqrt() + eps)
-    return direction
 
 
 def factor_step_(factor: Tensor, g: Tensor, *, weight: float | Tensor) -> None:

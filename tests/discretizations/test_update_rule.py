@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from discretizations.matrices.eigenbases import adam_direction, second_moment_step
-from discretizations.update_rule import lite_step
+from discretizations.preconditioners.second_moment import SecondMoment
+from discretizations.update_rule import UpdateRule, lite_step
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -33,23 +33,14 @@ def test_adam_up_to_the_place_of_epsilon():
     beta1, beta2, lr = 0.9, 0.99, 0.01
     p = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.Adam([p], lr=lr, betas=(beta1, beta2), eps=1e-14)
-    w, m, v = start, torch.zeros_like(start), torch.zeros_like(start)
-    for t in range(1, 51):
-        g = torch.sin(3 * w) + w
+    metric = SecondMoment(beta2=beta2, eps=1e-14, eps_first=True)
+    rule = UpdateRule(preconditioner=metric, alpha=1 - beta1, gain=1 - beta1, corrects_momentum=True)
+    state = rule.start(start)
+    for _ in range(50):
+        state = rule.step(state, torch.sin(3 * state.w) + state.w, eta=lr)
         p.grad = torch.sin(3 * p.detach()) + p.detach()
         optimizer.step()
-        v = second_moment_step(v, g, beta2=beta2)
-        here = v
-        w, m = lite_step(
-            w,
-            m,
-            g,
-            eta=lr,
-            alpha=1 - beta1,
-            gain=1 - beta1,
-            precondition=lambda x, v=here, t=t: adam_direction(x, v, beta1=beta1, beta2=beta2, step=t, eps=1e-14),
-        )
-    torch.testing.assert_close(w, p.detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.w, p.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_split_moves_flat_directions_chi_times_as_far(rng):
