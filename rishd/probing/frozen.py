@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from discretizations.matrices.eigenbases import from_eigenbasis, to_eigenbasis
+from discretizations.matrices.eigenbases import from_eigenbasis
 from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
+from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
+from discretizations.update_rule import UpdateRule
 from lite import LITEOptimizer
+from lite.matrix_rule import MOMENTUM, matrix_shape
 from lite.muon_lite import sharp_rank
 from riemannian_ode.flow import Projector, lookahead
-from riemannian_ode.preconditioner import Preconditioner
+from riemannian_ode.preconditioner import Memory, Preconditioner
 from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.optimizers import build_optimizer
 
@@ -28,20 +31,25 @@ class FrozenOptimizer:
 
     Args:
         model: The model; a copy of it is made.
-        config: The optimizer; its learning rate and decay are replaced by 1 and 0.
+        build: Makes the optimizer of the copy, with learning rate 1 and without weight decay.
 
     Attributes:
         directions: u of the last step by parameter name, with w − u the parameter after a step of learning rate 1.
         gradients: Of the last step.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         own = copy.deepcopy(model)
-        self.optimizer = build_optimizer(replace(config, lr=1.0, weight_decay=0.0), own)
+        self.optimizer = build(own)
         self.directions: dict[str, Tensor] = {}
         self.gradients: Mapping[str, Tensor] = {}
         self._parameters = {name: p for name, p in own.named_parameters() if p.requires_grad}
         self._start = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @classmethod
+    def configured(cls, model: nn.Module, config: OptimizerConfig) -> FrozenOptimizer:
+        """The optimizer of a run's configuration; its learning rate and decay are replaced by 1 and 0."""
+        return cls(model, lambda own: build_optimizer(replace(config, lr=1.0, weight_decay=0.0), own))
 
     def observe(self, gradients: Mapping[str, Tensor]) -> None:
         """Take a gradient in.
@@ -68,6 +76,23 @@ class FrozenOptimizer:
         state: dict[str, Any] = self.optimizer.state[self._parameters[name]]
         return state
 
+    def rule(self, name: str) -> tuple[UpdateRule, Memory] | None:
+        """Update rule of a parameter, and the memory of its preconditioner.
+
+        Returns:
+            ``None`` for parameters of LITE's optimizers that are not plain matrices of their rule.
+        """
+        group, state = self.group(name), self.state(name)
+        if isinstance(self.optimizer, LITEOptimizer):
+            if group["rule"] != self.optimizer.rule or group["layout"] != "matrix" or group["blocks"] is not None:
+                return None
+            memory = {key: value for key, value in state.items() if key != MOMENTUM}
+            return self.optimizer.update_rule(group, matrix_shape(self._parameters[name])), memory
+        theta, beta2 = group["betas"]  # torch's AdamW
+        metric = SecondMoment(beta2=beta2, eps=group["eps"])
+        memory = {"v": state["exp_avg_sq"], "v_mass": 1.0 - beta2 ** state["step"].double()}
+        return UpdateRule(preconditioner=metric, alpha=1.0 - theta, gain=1.0 - theta), memory
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -90,80 +115,64 @@ class Geometry:
     chance: float
 
 
-def muon_geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Geometry | None:
+def geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Geometry | None:
+    """Metric of a parameter by its preconditioner, and the sharp mask that LITE gives it.
+
+    Args:
+        base: Frozen optimizer, which treats all directions alike.
+        name: Parameter.
+        sharp_fraction: r.
+
+    Returns:
+        ``None`` for parameters of LITE's optimizers that are not plain matrices of their rule.
+
+    Raises:
+        ValueError: for a metric that is neither Muon's nor diagonal.
+    """
+    found = base.rule(name)
+    if found is None:
+        return None
+    rule, memory = found
+    if isinstance(rule.preconditioner, PolarFactor):
+        covector = lookahead(base.state(name)[MOMENTUM], base.gradients[name], rule.nesterov)
+        parts = _polar_parts(covector, base.directions[name], sharp_fraction)
+    else:
+        parts = _diagonal_parts(rule.preconditioner, memory, base.gradients[name], sharp_fraction)
+    root, flat, chance = parts
+    return Geometry(rule.alpha, rule.nesterov / rule.gain, rule.gain, root, flat, chance)
+
+
+def _polar_parts(covector: Tensor, direction: Tensor, sharp_fraction: float) -> tuple[Projector, Projector, float]:
     r"""Muon's metric and the mask of MuonLITE.
 
     F acts on the shorter side of :math:`\tilde M = U\,\mathrm{diag}(\sigma)V^\top`, with :math:`F^{-1}\tilde M` the
     update as it is: Newton–Schulz and scale included. P keeps the top k right singular directions.
-
-    Args:
-        base: Frozen Muon.
-        name: Parameter.
-        sharp_fraction: r.
-
-    Returns:
-        ``None`` for parameters that are not plain matrices of Muon.
     """
-    group, g = base.group(name), base.gradients[name]
-    if group["rule"] != "muon" or group["layout"] != "matrix" or group["blocks"] is not None:
-        return None
-    theta = group["momentum"]
-    covector = lookahead(base.state(name)["momentum"], g, (1.0 - theta) / theta)
     u, sigma, vh = torch.linalg.svd(covector, full_matrices=False)
     singular = sigma.clamp(min=_FLOOR * float(sigma[0]))
-    inverse = ((u.mT @ base.directions[name]) * vh).sum(-1) / singular
+    inverse = ((u.mT @ direction) * vh).sum(-1) / singular
     roots = inverse.clamp(min=0.0).sqrt()
     rows, columns = covector.shape
     left = (u * roots) @ u.mT if rows <= columns else None
     right = (vh.mT * roots) @ vh if rows > columns else None
-    rank = max(1, sharp_rank(sharp_fraction, g))
-    return Geometry(
-        alpha=1.0 - theta,
-        beta=1.0 / theta,
-        gain=1.0 - theta,
-        root=lambda x: from_eigenbasis(x, left, right),
-        flat=SubspaceComplement(top_right_subspace(covector, rank)),
-        chance=rank / columns,
-    )
+    rank = max(1, sharp_rank(sharp_fraction, covector))
+    flat = SubspaceComplement(top_right_subspace(covector, rank))
+    return lambda x: from_eigenbasis(x, left, right), flat, rank / columns
 
 
-def adam_geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Geometry | None:
-    r"""The metric of Adam, or of SOAP in its eigenbasis, and the mask of the coordinates of largest second moment.
+def _diagonal_parts(
+    preconditioner: Preconditioner, memory: Memory, g: Tensor, sharp_fraction: float
+) -> tuple[Projector, Projector, float]:
+    """A metric that is diagonal in its frame, and the mask of the coordinates where it is largest."""
+    framed = preconditioner.to_frame(memory, g)
+    inverse = preconditioner.raise_index(memory, torch.ones_like(framed))
+    if not torch.allclose(preconditioner.raise_index(memory, framed), inverse * framed):
+        raise ValueError(f"the metric of {preconditioner.name!r} is not diagonal; its square root is not known here.")
+    count = max(1, round(sharp_fraction * inverse.numel()))
+    is_flat = torch.ones_like(inverse).reshape(-1)
+    is_flat[inverse.reshape(-1).topk(count, largest=False).indices] = 0.0
 
-    Args:
-        base: Frozen AdamW or SOAP.
-        name: Parameter.
-        sharp_fraction: r.
+    def in_frame(scale: Tensor) -> Projector:
+        return lambda x: preconditioner.from_frame(memory, scale * preconditioner.to_frame(memory, x))
 
-    Returns:
-        ``None`` for parameters of SOAP that are not plain matrices of its rule.
-    """
-    group, memory = base.group(name), base.state(name)
-    theta, beta2 = group["betas"]
-    preconditioner: Preconditioner
-    if isinstance(base.optimizer, LITEOptimizer):
-        if group["rule"] != "soap" or group["layout"] != "matrix" or group["blocks"] is not None:
-            return None
-        rows, columns = memory["v"].shape
-        preconditioner = base.optimizer.update_rule(group, (rows, columns)).preconditioner
-    else:  # torch's AdamW
-        preconditioner = SecondMoment(beta2=beta2, eps=group["eps"], eps_first=True)
-        memory = {"v": memory["exp_avg_sq"], "v_mass": 1.0 - beta2 ** memory["step"].double()}
-    v, left, right = memory["v"], memory.get("left_basis"), memory.get("right_basis")
-    inverse = preconditioner.raise_index(memory, torch.ones_like(v))
-    count = max(1, round(sharp_fraction * v.numel()))
-    is_flat = torch.ones(v.numel(), dtype=v.dtype, device=v.device)
-    is_flat[v.reshape(-1).topk(count).indices] = 0.0
-    is_flat = is_flat.reshape(v.shape)
-
-    def in_basis(scale: Tensor) -> Projector:
-        return lambda x: from_eigenbasis(scale * to_eigenbasis(x, left, right), left, right)
-
-    return Geometry(
-        alpha=1.0 - theta,
-        beta=0.0,
-        gain=1.0 - theta,
-        root=in_basis(inverse.sqrt()),
-        flat=in_basis(is_flat),
-        chance=count / v.numel(),
-    )
+    return in_frame(inverse.sqrt()), in_frame(is_flat.reshape(inverse.shape)), count / inverse.numel()

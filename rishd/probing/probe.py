@@ -25,7 +25,7 @@ from rishd.probing.checkpoint import (
     training_sequences,
 )
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
-from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
+from rishd.probing.frozen import FrozenOptimizer, Geometry, geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
 from rishd.probing.split_curvature import split_curvature
@@ -163,7 +163,9 @@ def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]
 def frozen_optimizers(model: nn.Module, run: OptimizerConfig) -> dict[str, FrozenOptimizer]:
     """One of each of :data:`OPTIMIZERS`: with the run's settings where it is the run's own, else with the defaults."""
     return {
-        name: FrozenOptimizer(model, replace(run, name=name) if name == run.name else OptimizerConfig(name=name))
+        name: FrozenOptimizer.configured(
+            model, replace(run, name=name) if name == run.name else OptimizerConfig(name=name)
+        )
         for name in OPTIMIZERS
     }
 
@@ -234,8 +236,5 @@ def _geometries(memories: Mapping[str, FrozenOptimizer], name: str, fraction: fl
     """Metrics and masks of LITE that a parameter has."""
     if memories["muon"].directions[name].ndim != 2:
         return {}
-    made = {
-        "muon-lite": muon_geometry(memories["muon"], name, fraction),
-        "soap-lite": adam_geometry(memories["soap"], name, fraction),
-    }
-    return {optimizer: geometry for optimizer, geometry in made.items() if geometry is not None}
+    made = {f"{base}-lite": geometry(memories[base], name, fraction) for base in ("muon", "soap")}
+    return {optimizer: found for optimizer, found in made.items() if found is not None}

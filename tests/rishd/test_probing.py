@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 from discretizations.certificate import block_curvatures
 from discretizations.stability import descent_limit, stable_limit
+from examples.factored_moment import FactoredLITE
+from examples.shampoo_lite import ShampooLITE
+from lite import param_groups
 from rishd.commands.application import app
 from rishd.pretraining.blocks import make_collator
 from rishd.pretraining.config import OptimizerConfig
@@ -21,7 +24,7 @@ from rishd.pretraining.optimizers import build_optimizer
 from rishd.pretraining.run import train
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.checkpoint import passes
-from rishd.probing.frozen import FrozenOptimizer, adam_geometry, muon_geometry
+from rishd.probing.frozen import FrozenOptimizer, geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
 from rishd.probing.probe import ProbeSettings, chosen_blocks, mean_gradient
@@ -76,7 +79,7 @@ def dense(model, ids, name):
 @pytest.fixture(scope="module")
 def memories(model, ids):
     made = {
-        name: FrozenOptimizer(model, OptimizerConfig(name=name, settings=settings))
+        name: FrozenOptimizer.configured(model, OptimizerConfig(name=name, settings=settings))
         for name, settings in (("muon", {"ns_steps": 0}), ("soap", {"precondition_frequency": 99}), ("adamw", {}))
     }
     for k in range(4):
@@ -167,7 +170,7 @@ def test_frozen_optimizers_move_as_real_ones_and_stay(model, ids):
 
     gradients = mean_gradient(model, [inputs_of(ids)])
     for name in ("adamw", "muon-lite"):
-        frozen = FrozenOptimizer(model, OptimizerConfig(name=name))
+        frozen = FrozenOptimizer.configured(model, OptimizerConfig(name=name))
         moved = copy.deepcopy(model)
         real = build_optimizer(OptimizerConfig(name=name, lr=1.0, weight_decay=0.0), moved)
         for p_name, p in moved.named_parameters():
@@ -184,98 +187,118 @@ def test_frozen_optimizers_move_as_real_ones_and_stay(model, ids):
 
 @pytest.mark.parametrize("name", [TALL, WIDE])
 def test_muon_geometry_is_the_optimizers_metric(memories, name):
-    geometry = muon_geometry(memories["muon"], name, 0.3)
+    metric = geometry(memories["muon"], name, 0.3)
     theta = 0.95
     covector = memories["muon"].state(name)["momentum"] + (1 - theta) / theta * memories["muon"].gradients[name]
     u = memories["muon"].directions[name]
-    assert torch.allclose(geometry.root(geometry.root(covector)), u, atol=1e-10 * float(u.abs().max()))
-    assert (geometry.alpha, geometry.beta, geometry.gain) == pytest.approx((0.05, 1 / 0.95, 0.05))
-    check_commuting_projector(geometry, covector)
+    assert torch.allclose(metric.root(metric.root(covector)), u, atol=1e-10 * float(u.abs().max()))
+    assert (metric.alpha, metric.beta, metric.gain) == pytest.approx((0.05, 1 / 0.95, 0.05))
+    check_commuting_projector(metric, covector)
 
 
 @pytest.mark.parametrize("optimizer", ["soap", "adamw"])
 def test_adam_geometry_is_the_optimizers_metric(memories, optimizer):
     memory = memories[optimizer]
-    geometry = adam_geometry(memory, TALL, 0.3)
-    assert geometry.beta == 0
-    theta = 1 - geometry.alpha
+    metric = geometry(memory, TALL, 0.3)
+    assert metric.beta == 0
+    theta = 1 - metric.alpha
     m = memory.state(TALL)["momentum" if optimizer == "soap" else "exp_avg"]
     if optimizer == "soap":
         m = memory.state(TALL)["left_basis"] @ m @ memory.state(TALL)["right_basis"].mT
     steps = 3 if optimizer == "soap" else 4
-    raised = geometry.root(geometry.root(m)) / (1 - theta**steps)
+    raised = metric.root(metric.root(m)) / (1 - theta**steps)
     assert torch.allclose(raised, memory.directions[TALL], rtol=1e-4, atol=1e-6)
-    check_commuting_projector(geometry, m)
+    check_commuting_projector(metric, m)
 
 
-def check_commuting_projector(geometry, x):
-    flat = geometry.flat(x)
-    assert torch.allclose(geometry.flat(flat), flat, atol=1e-12)
-    assert torch.allclose(
-        geometry.flat(geometry.root(x)), geometry.root(flat), atol=1e-9 * float(geometry.root(x).norm())
-    )
+def test_geometry_of_a_preconditioner_of_ones_own(model, ids):
+    def frozen(cls):
+        def optimizer(own):
+            return cls(param_groups(own, matrix_rule=cls.rule), lr=1.0, weight_decay=0.0, chi=1.0)
+
+        made = FrozenOptimizer(model, optimizer)
+        for k in range(4):
+            made.observe(mean_gradient(model, [inputs_of(ids[k : k + 2])]))
+        return made
+
+    base = frozen(FactoredLITE)
+    metric = geometry(base, TALL, 0.3)
+    state = base.state(TALL)
+    m, u = state["momentum"], base.directions[TALL]
+    assert torch.allclose(metric.root(metric.root(m)) / state["momentum_mass"], u, rtol=1e-9, atol=0)
+    v = torch.outer(state["rows"], state["columns"])
+    largest = v.flatten().topk(24).indices
+    assert torch.equal((metric.flat(torch.ones_like(v)) == 0).flatten().nonzero().flatten(), largest.sort().values)
+    check_commuting_projector(metric, m)
+    with pytest.raises(ValueError, match=r"metric of 'kronecker-root' is not diagonal"):
+        geometry(frozen(ShampooLITE), TALL, 0.3)
+
+
+def check_commuting_projector(metric, x):
+    flat = metric.flat(x)
+    assert torch.allclose(metric.flat(flat), flat, atol=1e-12)
+    assert torch.allclose(metric.flat(metric.root(x)), metric.root(flat), atol=1e-9 * float(metric.root(x).norm()))
 
 
 def test_noise_scale_is_that_of_gaussian_gradients_and_does_not_depend_on_the_number_of_batches(memories):
     """Signal of a size and white noise of another, in whitened coordinates: the ratio of their squares."""
-    geometry = muon_geometry(memories["muon"], TALL, 0.3)
+    metric = geometry(memories["muon"], TALL, 0.3)
     source = torch.Generator().manual_seed(0)
     signal = torch.randn(10, 8, generator=source, dtype=torch.float64)
 
     def unwhitened(x):  # F^{1/2}x, by what F^{-1/2} does to a basis
         basis = torch.eye(80, dtype=x.dtype).reshape(80, 10, 8)
-        matrix = torch.stack([geometry.root(each).flatten() for each in basis], dim=1)
+        matrix = torch.stack([metric.root(each).flatten() for each in basis], dim=1)
         return torch.linalg.solve(matrix, x.flatten()).reshape(x.shape)
 
     count, size = 400, 3.0
     noise = torch.randn(count, 10, 8, generator=source, dtype=torch.float64)
     gradients = [unwhitened(signal + size * each) for each in noise]
-    found, fewer = (noise_scale("muon-lite", some, geometry) for some in (gradients, gradients[:200]))
-    flat = geometry.flat(signal)
+    found, fewer = (noise_scale("muon-lite", some, metric) for some in (gradients, gradients[:200]))
+    flat = metric.flat(signal)
     share = float((flat**2).sum() / (signal**2).sum())
-    entries = 80 * (1 - geometry.chance)
+    entries = 80 * (1 - metric.chance)
     for noisy in (found, fewer):
         assert noisy.flat == pytest.approx(size**2 * entries / float((flat**2).sum()), rel=0.15)
         assert noisy.sharp == pytest.approx(size**2 * (80 - entries) / float(((signal - flat) ** 2).sum()), rel=0.25)
         assert noisy.sharp_share == pytest.approx(1 - share, abs=0.05)
-    alone = noise_scale("muon-lite", [gradients[0], -gradients[0]], geometry)
+    alone = noise_scale("muon-lite", [gradients[0], -gradients[0]], metric)
     assert alone.flat == alone.sharp == float("inf")
 
 
 def test_geometry_of_parameters_without_one_is_none(memories):
-    assert muon_geometry(memories["muon"], "lm_head.weight", 0.1) is None
-    assert adam_geometry(memories["soap"], "lm_head.weight", 0.1) is None
+    assert geometry(memories["muon"], "lm_head.weight", 0.1) is None
+    assert geometry(memories["soap"], "lm_head.weight", 0.1) is None
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "soap"])
 def test_split_curvature_is_the_dense_one(model, ids, hessian, memories, optimizer):
-    make = muon_geometry if optimizer == "muon" else adam_geometry
-    geometry = make(memories[optimizer], TALL, 0.3)
+    metric = geometry(memories[optimizer], TALL, 0.3)
     p = 80
     shape = model.get_parameter(TALL).shape
     unit = torch.eye(p, dtype=torch.float64).reshape(p, *shape)
-    root = torch.stack([geometry.root(x).reshape(-1) for x in unit]).numpy()
-    flat = torch.stack([geometry.flat(x).reshape(-1) for x in unit]).numpy()
+    root = torch.stack([metric.root(x).reshape(-1) for x in unit]).numpy()
+    flat = torch.stack([metric.flat(x).reshape(-1) for x in unit]).numpy()
     majorant = root @ dense(model, ids, TALL) @ root
     values, vectors = np.linalg.eigh(np.eye(p) - flat)
     sharp = vectors[:, values > 0.5]
-    assert sharp.shape[1] == pytest.approx(geometry.chance * p)
+    assert sharp.shape[1] == pytest.approx(metric.chance * p)
     upper = block_curvatures(majorant, sharp)
     top = top_eigenpairs(hessian.product(TALL), p, 4, tolerance=1e-10)
-    lr = 0.3 * float(descent_limit(geometry.alpha, geometry.beta)) / (geometry.gain * float(upper[0]))
-    split = split_curvature(optimizer, hessian, TALL, geometry, top.vectors, lr=lr)
+    lr = 0.3 * float(descent_limit(metric.alpha, metric.beta)) / (metric.gain * float(upper[0]))
+    split = split_curvature(optimizer, hessian, TALL, metric, top.vectors, lr=lr)
     assert (split.sharp_bound, split.flat_bound) == pytest.approx(upper, rel=2e-3)
     assert split.coverage == pytest.approx(np.mean(((sharp.T @ top.vectors) ** 2).sum(0)), abs=1e-8)
-    eta = lr * geometry.gain
+    eta = lr * metric.gain
     for allowance, limit in zip(split.allowances, (descent_limit, stable_limit), strict=True):
-        within = float(limit(geometry.alpha, geometry.beta))
-        assert allowance.largest_lr * geometry.gain * split.sharp == pytest.approx(within)
+        within = float(limit(metric.alpha, metric.beta))
+        assert allowance.largest_lr * metric.gain * split.sharp == pytest.approx(within)
         balance = (within / eta - split.sharp) / split.coupling
         flat_bound = split.flat + split.coupling / balance
-        assert eta * allowance.chi_at_lr * flat_bound == pytest.approx(limit(geometry.alpha, allowance.beta_flat))
+        assert eta * allowance.chi_at_lr * flat_bound == pytest.approx(limit(metric.alpha, allowance.beta_flat))
     # C9 bounds the whole flat speed, so that every β₂ gives the same speed-up.
-    speed = split.allowances[0].chi * (1 + geometry.alpha * split.allowances[0].beta_flat)
-    assert speed / (1 + geometry.alpha * geometry.beta) == pytest.approx(split.speedup)
+    speed = split.allowances[0].chi * (1 + metric.alpha * split.allowances[0].beta_flat)
+    assert speed / (1 + metric.alpha * metric.beta) == pytest.approx(split.speedup)
 
 
 def test_blocks_are_chosen_by_pattern_or_from_the_middle(model):
