@@ -41,9 +41,9 @@ _MOST_GRAPHS = 64  # of one optimizer; SOAP has one more than steps between refr
 class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
     """Base of the LITE optimizers: matrices by a rule of their own, everything else by AdamW-LITE.
 
-    A subclass names its rule, makes the state of a batch of matrices and updates it: ``rule``, ``matrix_state`` and
-    ``matrix_update`` of :class:`lite.matrix_rule.MatrixRule`. Parameter groups, layouts, batches, checkpoints and bad
-    gradients are dealt with here.
+    A subclass names its rule and declares the update rule of a group: ``rule`` and ``update_rule`` of
+    :class:`lite.matrix_rule.MatrixRule`. Parameter groups, layouts, batches, checkpoints and bad gradients are dealt
+    with here.
 
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices

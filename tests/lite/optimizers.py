@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from examples.factored_moment import FactoredLITE
 from examples.shampoo_lite import ShampooLITE
 from lite import SOAP, SOAPLITE, Muon, MuonLITE, param_groups
 
@@ -29,6 +30,7 @@ RULES = {
     "soap base": partial(SOAP, precondition_frequency=2),
     "one-sided": partial(SOAPLITE, precondition_frequency=2, max_precondition_dim=10),
     "own": ShampooLITE,
+    "factored": FactoredLITE,
 }
 
 

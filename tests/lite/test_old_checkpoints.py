@@ -40,7 +40,7 @@ def test_training_goes_on(rule):
 
 
 def test_every_rule_has_one():
-    assert set(SAVED) == set(RULES)
+    assert set(SAVED) == set(RULES) - {"factored"}  # an example that version 0.1.0 did not have
 
 
 @pytest.mark.parametrize("count", [-5, 2.5, math.nan, 10**400, torch.tensor(-1.0), "six"])
