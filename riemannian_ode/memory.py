@@ -36,7 +36,6 @@ from riemannian_ode.preconditioner import (
     take_in,
 )
 
-_MASSES = (MASS, "v_mass", "mass")
 _ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
 
 
@@ -126,7 +125,7 @@ class RememberedMetric(Metric):
         sizes = [math.prod(shape), *(math.prod(part) for _, part in layout)]
         first, *others = torch.split(_tensor(z).reshape((*members, -1)), sizes, dim=-1)
         memory: Memory = {key: x.reshape((*members, *part)) for (key, part), x in zip(layout, others, strict=True)}
-        for key in _MASSES:
+        for key in self._masses:
             if key in memory:
                 memory[key] = memory[key].double()
         return first.reshape((*members, *shape)), memory
@@ -142,7 +141,7 @@ class RememberedMetric(Metric):
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         gradient = self._shaped(g, w)
         frame_g = self.preconditioner.to_frame(memory, gradient)
-        if any(key in memory and not bool(memory[key].any()) for key in _MASSES):
+        if any(key in memory and not bool(memory[key].any()) for key in self._masses):
             taken = self._take_in(now, m, memory, gradient, h=1.0)
         else:
             taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
@@ -207,6 +206,10 @@ class RememberedMetric(Metric):
         batch, ensemble = len(_members(w)), tuple(w.shape[:-1])
         memory = self.unpack(w, z)[1]
         return {key: _in_kind_of(w, x.reshape((*ensemble, *x.shape[batch:]))) for key, x in memory.items()}
+
+    @property
+    def _masses(self) -> tuple[str, ...]:
+        return MASS, *self.preconditioner.masses
 
     def _shaped(self, x: Array, w: Array) -> Array:
         return _tensor(x).reshape((*_members(w), *self.shape_of(w)))

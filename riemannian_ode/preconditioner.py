@@ -50,6 +50,7 @@ class Preconditioner(ABC):
         has_frame: Whether momentum is kept in coordinates of its own.
         skips_first: Whether the first gradient only sets the frame, without a step.
         elementwise: Keys of the memory that have the parameter's shape.
+        masses: Keys of the memory that are averages of 1, by which bias is corrected.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Preconditioner(ABC):
     has_frame: ClassVar[bool] = False
     skips_first: ClassVar[bool] = False
     elementwise: ClassVar[tuple[str, ...]] = ()
+    masses: ClassVar[tuple[str, ...]] = ()
 
     def initial(self, w: Array, *, batch: int = 0) -> Memory:
         """Memory before the first gradient.

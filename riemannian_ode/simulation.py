@@ -137,7 +137,7 @@ def simulate(
         check_attached("objective.gradient", system.objective.gradient, start.w)
     checked = _checked_system(system, start.w, t0)
     if checked.memory is not None:
-        _check_memory(checked, scheme, is_compiled=compile is not False)
+        _check_memory(checked, scheme, is_compiled=compile is not False, is_new=memory0 is None)
         sets_frame = memory0 is None and checked.memory.preconditioner.skips_first
         g = checked.objective.gradient(start.w) if sets_frame else start.w
         start = PhaseState(start.w, checked.memory.start(*start, g, memory0))
@@ -205,8 +205,8 @@ def _checked_kind(system: RISHD) -> RISHD:
     return system
 
 
-def _check_memory(system: RISHD, scheme: Integrator, *, is_compiled: bool) -> None:
-    """Refuse what does not integrate a preconditioner's memory."""
+def _check_memory(system: RISHD, scheme: Integrator, *, is_compiled: bool, is_new: bool) -> None:
+    """Refuse what does not integrate a preconditioner's memory, and a flow that has no solution from its start."""
     if not scheme.handles_memory:
         able = ", ".join(name for name, cls in INTEGRATORS.items() if cls.handles_memory)
         raise ValueError(
@@ -214,6 +214,15 @@ def _check_memory(system: RISHD, scheme: Integrator, *, is_compiled: bool) -> No
         )
     if is_compiled:
         raise ValueError("a flow with memory is not compiled; give compile=False.")
+    damping = (system.nesterov, system.beta_sharp, system.beta_flat)
+    is_damped = any(not isinstance(beta, float) or beta != 0.0 for beta in damping)
+    corrects = system.memory is not None and system.memory.corrects_momentum
+    if is_new and is_damped and corrects and "optimizer" not in scheme.structure:
+        raise ValueError(
+            f"with corrects_momentum=True, βg over the momentum's mass c₁ ≈ αt has no integral at t = 0, so "
+            f"{scheme.name!r} has nothing to converge to; start from a memory that has seen gradients (memory0), take "
+            "'semi-implicit-euler', or set corrects_momentum=False."
+        )
 
 
 def _of_momentum(metric: RememberedMetric, functions: Mapping[str, Observer] | None) -> dict[str, Observer]:

@@ -57,6 +57,7 @@ class EigenbasisMoment(Preconditioner):
     has_frame = True
     skips_first = True
     elementwise = ("v",)
+    masses = ("v_mass",)
 
     beta2: float
     eps: float = 1e-8

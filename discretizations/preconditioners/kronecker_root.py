@@ -39,6 +39,7 @@ class KroneckerRoot(Preconditioner):
 
     name = "kronecker-root"
     needs_matrices = True
+    masses = ("mass",)
 
     beta2: float | None
     eps: float

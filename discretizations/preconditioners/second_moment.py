@@ -36,6 +36,7 @@ class SecondMoment(Preconditioner):
 
     name = "second-moment"
     elementwise = ("v",)
+    masses = ("v_mass",)
 
     beta2: float
     eps: float = 1e-8

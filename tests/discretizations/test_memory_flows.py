@@ -82,6 +82,13 @@ def flow(name, **changes):
     return RISHD.from_optimizer(Wells(), preconditioner, shape=SHAPE, **settings | changes)
 
 
+def smooth_start(name, scheme):
+    """Changes with which a flow exists from an empty memory: β over a vanishing mass has no integral."""
+    is_corrected = FLOWS[name][1].get("corrects_momentum", False)
+    damped = {"beta": 0.0, "beta_flat": 0.0} if "beta_flat" in FLOWS[name][1] else {}
+    return damped if is_corrected and scheme != "semi-implicit-euler" else {}
+
+
 def run(system, w0, **settings):
     return simulate(system, w0, progress=False, **settings).checked()
 
@@ -155,8 +162,9 @@ def test_adaptive_schemes_agree(name):
 def test_members_of_an_ensemble_are_what_they_are_alone(name, scheme):
     w0 = start(2, 2, 2)
     settings = {"integrator": scheme, "h": 0.5, "steps": 8}
-    together = run(flow(name), w0, **settings)
-    alone = run(flow(name), w0[1, 0], **settings)
+    system = flow(name, **smooth_start(name, scheme))
+    together = run(system, w0, **settings)
+    alone = run(system, w0[1, 0], **settings)
     np.testing.assert_allclose(together.w[:, 1, 0], alone.w, rtol=1e-7, atol=1e-9)
     for key, value in together.memory.items():
         assert value.shape == (9, 2, 2, *alone.memory[key].shape[1:])
@@ -175,9 +183,10 @@ def test_per_member_coefficients_are_members_own():
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_run_resumes_bit_for_bit(name, scheme, tmp_path):
     settings = {"integrator": scheme, "h": 0.5, "checkpoint_every": 4, "checkpoint": tmp_path / "run.npz"}
-    whole = run(flow(name), start(), integrator=scheme, h=0.5, steps=11)
-    run(flow(name), start(), steps=6, **settings)
-    resumed = run(flow(name), start(), steps=11, **settings)
+    system = flow(name, **smooth_start(name, scheme))
+    whole = run(system, start(), integrator=scheme, h=0.5, steps=11)
+    run(system, start(), steps=6, **settings)
+    resumed = run(system, start(), steps=11, **settings)
     np.testing.assert_array_equal(resumed.w, whole.w)
     np.testing.assert_array_equal(resumed.m, whole.m)
     for key, value in whole.memory.items():
@@ -274,6 +283,8 @@ def test_what_does_not_fit_is_refused():
         simulate(system, np.ones(5), steps=1)
     with pytest.raises(ValueError, match="made for matrices"):
         simulate(RISHD.from_optimizer(Wells(), PolarFactor(), **AVERAGE), start(), steps=1)
+    with pytest.raises(ValueError, match="'rk4' has nothing to converge to; start from a memory"):
+        simulate(flow("soap, lite"), start(), steps=1, integrator="rk4")
     with pytest.raises(ValueError, match="memory0 has shapes"):
         simulate(system, start(), steps=1, memory0={"v": np.ones(P)})
     with pytest.raises(ValueError, match="memory0 is given, but the system's metric has no memory"):
