@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rishd.atomic import write_json
+from riemannian_ode.atomic import write_json
 from rishd.claims.validation import Validation
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config

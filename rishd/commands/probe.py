@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from riemannian_ode.atomic import write_text
 from rishd.commands.console import INTERRUPTED, Format, err, out
 from rishd.progress import progress_bar
 from rishd.report.terminal import text_table
@@ -58,9 +59,8 @@ def probe(
         err.print("interrupted before the first block was done")
         raise typer.Exit(INTERRUPTED)
     folder = folder or checkpoint / "probe"
-    folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(result.as_dict() | {"conclusion": result.conclusion}, indent=2, allow_nan=False)
-    (folder / "probe.json").write_text(record + "\n", encoding="utf-8")
+    write_text(folder / "probe.json", record + "\n")
     spectrum_figure(result).savefig(folder / "spectra.png", dpi=140)
     update_figure(result).savefig(folder / "updates.png", dpi=140)
     certificate_probe_figure(result).savefig(folder / "certificate.png", dpi=140)

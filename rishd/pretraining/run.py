@@ -13,12 +13,12 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from lite import NonFiniteError
+from riemannian_ode.atomic import remove_partials
 from rishd.pretraining.blocks import TokenBlocks, left_out, make_collator, training_blocks, validation_blocks
-from rishd.pretraining.checkpoints import (
+from rishd.pretraining.checkpoint_folders import (
     RunCheckpointError,
     check_checkpoint,
     check_model,
-    clean,
     problems_of_ranks,
     step_of,
 )
@@ -160,7 +160,7 @@ def _train(
         write_config(out)
         write_metrics(out, rows)
         (out / SUMMARY).unlink(missing_ok=True)
-        clean(out)
+        remove_partials(out)
     result = _fit(config, out, cost, arguments, model, tokenizer, training, validation, checkpoint, rows, progress, say)
     _say_left_out(config, corpus, (training, validation), say, known=lacking)  # while the run read on
     return result

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from rishd.atomic import write_json, write_text
-from rishd.pretraining.checkpoints import last_checkpoint
+from riemannian_ode.atomic import write_json, write_text
+from rishd.pretraining.checkpoint_folders import last_checkpoint
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import dump_yaml, make_config
 from rishd.pretraining.results import CONFIG, FORMAT, RECORD, format_problem

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from riemannian_ode.atomic import write_bytes
 from rishd.pretraining.cache import (
     CacheError,
     cache_folder,
@@ -275,9 +276,7 @@ class TokenStore:
         stream = io.BytesIO()
         np.save(stream, blocks)
         stream.write(self._checksum(number, stream.getbuffer()))
-        partial = self._path(number).with_suffix(".partial")
-        partial.write_bytes(stream.getbuffer())
-        partial.replace(self._path(number))
+        write_bytes(self._path(number), stream.getbuffer())
 
     def _read(self, number: int) -> np.ndarray | None:
         """Blocks of a file; ``None`` if it is missing, damaged or another one's."""

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.token_store import Progress
 from rishd.probing.block_hessian import BlockHessian
-from rishd.probing.checkpoint import (
+from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
+from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
+from rishd.probing.gradient_noise import noise_scale
+from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
+from rishd.probing.split_curvature import split_curvature
+from rishd.probing.trained_model import (
     Inputs,
     ProbeError,
     load_checkpoint,
@@ -24,11 +29,6 @@ from rishd.probing.checkpoint import (
     passes,
     training_sequences,
 )
-from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
-from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
-from rishd.probing.gradient_noise import noise_scale
-from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
-from rishd.probing.split_curvature import split_curvature
 
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 _PASS = 16  # sequences a graph

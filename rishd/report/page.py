@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from rishd.atomic import write_text
+from riemannian_ode.atomic import write_text
 from rishd.claims import Bound, Identity
 from rishd.claims.validation import Validation
 from rishd.progress import Advance

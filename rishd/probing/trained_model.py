@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from riemannian_ode.errors import one_line
 from rishd.pretraining.blocks import IGNORED, make_collator
-from rishd.pretraining.checkpoints import last_checkpoint
+from rishd.pretraining.checkpoint_folders import last_checkpoint
 from rishd.pretraining.checksums import SUMS, check_files, check_listed, read_sums
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
