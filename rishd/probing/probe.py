@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from rishd.pretraining.config import OptimizerConfig
-from rishd.pretraining.token_store import Progress
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
 from rishd.probing.frozen import FrozenOptimizer, Geometry, adam_geometry, muon_geometry
@@ -29,6 +28,7 @@ from rishd.probing.trained_model import (
     passes,
     training_sequences,
 )
+from rishd.progress import Advance
 
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 _PASS = 16  # sequences a graph
@@ -76,7 +76,7 @@ class ProbeSettings:
             raise ValueError(f"sharp_fraction = {self.sharp_fraction!r} must lie between 0 and 1.")
 
 
-def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
+def probe(path: Path, settings: ProbeSettings, progress: Advance) -> Probe:
     """Probe a checkpoint.
 
     Args:
