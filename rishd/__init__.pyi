@@ -46,8 +46,8 @@ from rishd.pretraining.run_folder import RunFolderError as RunFolderError
 from rishd.pretraining.text_files import CorpusError as CorpusError
 from rishd.pretraining.tokenizer import TokenizerError as TokenizerError
 from rishd.probing.findings import Probe as Probe
-from rishd.probing.probe import ProbeSettings as ProbeSettings
 from rishd.probing.probe import probe as probe
+from rishd.probing.settings import ProbeSettings as ProbeSettings
 from rishd.probing.trained_model import ProbeError as ProbeError
 from rishd.report.page import Report as Report
 from rishd.report.page import write_report as write_report

@@ -23,7 +23,8 @@ from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.frozen import FrozenOptimizer, adam_geometry, muon_geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
-from rishd.probing.probe import ProbeSettings, chosen_blocks, mean_gradient
+from rishd.probing.probe import chosen_blocks, mean_gradient
+from rishd.probing.settings import ProbeSettings
 from rishd.probing.split_curvature import split_curvature
 from rishd.probing.trained_model import passes
 
