@@ -14,7 +14,6 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable would load 
 
 from lite.adamw import initial_adamw_state
 from lite.batch_step import step_batch, traced_batch
-from lite.checkpoints import copied, load_between_hooks, loadable_state
 from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
 from lite.group_checks import check_group, require_flag
 from lite.matrix_rule import MatrixRule, narrowest_squares
@@ -25,6 +24,7 @@ from lite.parameter_entries import (
     row_ordered_copies,
     steps_so_far,
 )
+from lite.state_loading import copied, load_between_hooks, loadable_state
 from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, tensor_batches
 from lite.tensor_settings import keep_tensors, own_tensors
 

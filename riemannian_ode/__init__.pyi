@@ -1,6 +1,5 @@
 # The public names. At run time they are imported on first use: riemannian_ode.lazy_names.
 
-from riemannian_ode.checkpoint import CheckpointError as CheckpointError
 from riemannian_ode.coefficients import TimeDependent as TimeDependent
 from riemannian_ode.compiled.steps import CompiledSteps as CompiledSteps
 from riemannian_ode.compiled.steps import CompileError as CompileError
@@ -35,6 +34,7 @@ from riemannian_ode.rates import convex_value_bound as convex_value_bound
 from riemannian_ode.rates import polyak_lojasiewicz_rate as polyak_lojasiewicz_rate
 from riemannian_ode.rates import strongly_convex_rate as strongly_convex_rate
 from riemannian_ode.simulation import simulate as simulate
+from riemannian_ode.simulation_checkpoint import CheckpointError as CheckpointError
 from riemannian_ode.split import ConstantSplit as ConstantSplit
 from riemannian_ode.split import MetricSplit as MetricSplit
 from riemannian_ode.split import PhasePoint as PhasePoint

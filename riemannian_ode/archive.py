@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from riemannian_ode.atomic import replaced
+
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an ``.npz`` atomically: afterwards the file is the new one, or as it was.
@@ -19,15 +21,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         path: Where.
         arrays: Name to array, number or text.
     """
-    partial = path.with_name(path.name + ".partial")
-    with _interrupts_later():
-        try:
-            with partial.open("wb") as stream:
-                np.savez(stream, **arrays)
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)  # on a full disk half a file helps nobody
-            raise
+    with _interrupts_later(), replaced(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)
 
 
 @contextlib.contextmanager

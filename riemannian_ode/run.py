@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from riemannian_ode.arrays import like
-from riemannian_ode.checkpoint import Position, check_place, read_checkpoint, write_checkpoint
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.events import Event, EventWatch
@@ -21,6 +20,7 @@ from riemannian_ode.integrators.base import states_with_jumps
 from riemannian_ode.lost_members import LostMembers
 from riemannian_ode.recording import Recorder
 from riemannian_ode.save_grid import SaveGrid
+from riemannian_ode.simulation_checkpoint import Position, check_place, read_checkpoint, write_checkpoint
 from riemannian_ode.smoothness import describe_jump
 from riemannian_ode.system_check import SystemCheck
 from riemannian_ode.trajectory import EventRecord, Status, Trajectory, unpacked

@@ -24,7 +24,7 @@ from rishd.comparing.statistics import compare as compare
 from rishd.json_lines import JsonLinesError as JsonLinesError
 from rishd.pretraining import MissingExtraError as MissingExtraError
 from rishd.pretraining.cache import CacheError as CacheError
-from rishd.pretraining.checkpoints import RunCheckpointError as RunCheckpointError
+from rishd.pretraining.checkpoint_folders import RunCheckpointError as RunCheckpointError
 from rishd.pretraining.config import CheckpointConfig as CheckpointConfig
 from rishd.pretraining.config import DataConfig as DataConfig
 from rishd.pretraining.config import EvaluationConfig as EvaluationConfig
@@ -45,10 +45,10 @@ from rishd.pretraining.run import train as train
 from rishd.pretraining.run_folder import RunFolderError as RunFolderError
 from rishd.pretraining.text_files import CorpusError as CorpusError
 from rishd.pretraining.tokenizer import TokenizerError as TokenizerError
-from rishd.probing.checkpoint import ProbeError as ProbeError
 from rishd.probing.findings import Probe as Probe
-from rishd.probing.probe import ProbeSettings as ProbeSettings
 from rishd.probing.probe import probe as probe
+from rishd.probing.settings import ProbeSettings as ProbeSettings
+from rishd.probing.trained_model import ProbeError as ProbeError
 from rishd.report.page import Report as Report
 from rishd.report.page import write_report as write_report
 from rishd.report.study_records import StudyFolderError as StudyFolderError

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rishd.atomic import write_json
+from riemannian_ode.atomic import write_json
 from rishd.claims.validation import Validation
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
-from rishd.pretraining.run import RunResult, train
+from rishd.pretraining.results import RunResult
+from rishd.pretraining.run import train
 from rishd.pretraining.run_folder import RunFolderError
 from rishd.provenance import versions
 from rishd.report.figures import energy_figure, loss_figure, stability_figure, valley_figure

@@ -11,6 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Advance = Callable[[str, int, int], None]
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """The ``advance`` that draws nothing."""
+
+
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Advance]:
     """Yields ``advance(what, done, total)``; each new ``what`` gets a line of its own. Silent outside a terminal.

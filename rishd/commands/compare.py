@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rishd.atomic import write_text
+from riemannian_ode.atomic import write_text
 from rishd.commands.console import INTERRUPTED, Format, err, out
 from rishd.progress import progress_bar
 from rishd.report.terminal import text_table

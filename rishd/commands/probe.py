@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from riemannian_ode.atomic import write_text
 from rishd.commands.console import INTERRUPTED, Format, err, out
+from rishd.probing.settings import ProbeSettings
 from rishd.progress import progress_bar
 from rishd.report.terminal import text_table
 
@@ -21,13 +23,17 @@ def probe(
         list[str] | None,
         typer.Option("--block", help="Pattern of parameter names; may be repeated. By default the middle layer."),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Training tokens that the Hessian is of.")] = 2048,
-    eigenvalues: Annotated[int, typer.Option(help="Top eigenpairs of each block.")] = 10,
-    probes: Annotated[int, typer.Option(help="Random vectors of the spectral density.")] = 4,
-    lanczos_steps: Annotated[int, typer.Option(help="Lanczos steps of each.")] = 30,
-    gradients: Annotated[int, typer.Option(help="Mini-batches that build the optimizers' memories.")] = 20,
-    noise_batches: Annotated[int, typer.Option(help="Batches of 16 sequences that measure the gradients' noise.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Training tokens that the Hessian is of.")] = ProbeSettings.tokens,
+    eigenvalues: Annotated[int, typer.Option(help="Top eigenpairs of each block.")] = ProbeSettings.eigenvalues,
+    probes: Annotated[int, typer.Option(help="Random vectors of the spectral density.")] = ProbeSettings.probes,
+    lanczos_steps: Annotated[int, typer.Option(help="Lanczos steps of each.")] = ProbeSettings.lanczos_steps,
+    gradients: Annotated[
+        int, typer.Option(help="Mini-batches that build the optimizers' memories.")
+    ] = ProbeSettings.gradients,
+    noise_batches: Annotated[
+        int, typer.Option(help="Batches of 16 sequences that measure the gradients' noise.")
+    ] = ProbeSettings.noise_batches,
+    seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = ProbeSettings.seed,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of data and figures; CHECKPOINT/probe by default.")
     ] = None,
@@ -37,7 +43,6 @@ def probe(
     from rishd.pretraining import require_extra
 
     require_extra()
-    from rishd.probing.probe import ProbeSettings
 
     settings = ProbeSettings(
         blocks=tuple(blocks) if blocks else None,
@@ -58,9 +63,8 @@ def probe(
         err.print("interrupted before the first block was done")
         raise typer.Exit(INTERRUPTED)
     folder = folder or checkpoint / "probe"
-    folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(result.as_dict() | {"conclusion": result.conclusion}, indent=2, allow_nan=False)
-    (folder / "probe.json").write_text(record + "\n", encoding="utf-8")
+    write_text(folder / "probe.json", record + "\n")
     spectrum_figure(result).savefig(folder / "spectra.png", dpi=140)
     update_figure(result).savefig(folder / "updates.png", dpi=140)
     certificate_probe_figure(result).savefig(folder / "certificate.png", dpi=140)

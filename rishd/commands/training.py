@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from rishd.commands.console import INTERRUPTED, err, out
+from rishd.pretraining.presets import OPTIMIZERS, PRESETS
 from rishd.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rishd.pretraining.results import RunResult
 
 
 def pretrain(
@@ -19,11 +23,9 @@ def pretrain(
         Path | None, typer.Argument(metavar="[CONFIG]", help="Run configuration, YAML or TOML; defaults without it.")
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adamw, muon, muon-lite, soap, soap-lite, or module:Class of any other.")
+        str | None, typer.Option(help=f"{', '.join(OPTIMIZERS)}, or module:Class of any other.")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Model: 1M, 9M, 60M, 130M, 250M, 350M, 500M, 1B, moe-tiny, moe-1B.")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Model: {', '.join(PRESETS)}.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per step, over all ranks.")] = None,
@@ -69,10 +71,15 @@ def pretrain(
     with progress_bar(err) as advance:
         result = train(config, folder, resume=resume, progress=advance, say=err.print)
     several = not result.interrupted and disconnect()
-    if int(os.environ.get("RANK", "0")):  # the first rank tells it all
-        if several:
-            leave()
-        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
+    if os.environ.get("RANK", "0") == "0":
+        _print_result(result)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if several:
+        leave()
+
+
+def _print_result(result: RunResult) -> None:
     table = Table("step", "validation loss (nats per token)")
     for step, loss in result.series("validation_loss"):
         table.add_row(str(step), f"{loss:.4f}")
@@ -85,8 +92,4 @@ def pretrain(
             f"{summary.peak_memory_bytes / 2**30:.2f} GiB",
             highlight=False,
         )
-    out.print(f"results in {folder}")
-    if result.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if several:
-        leave()
+    out.print(f"results in {result.folder}")

@@ -16,7 +16,7 @@ from rishd.comparing.plan import Plan, PlannedRun
 from rishd.comparing.record import RecordedRun, append_run, collect, read_runs
 from rishd.comparing.schedule import due_runs
 from rishd.pretraining.results import METRICS, read_metrics
-from rishd.progress import Advance
+from rishd.progress import Advance, silent
 
 _POLL = 1.0  # seconds between looks at how far runs in other processes are
 
@@ -31,7 +31,7 @@ def execute(
     jobs: int = 1,
     threads: int | None = None,
     keep: bool = False,
-    progress: Advance = lambda what, done, total: None,
+    progress: Advance = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, RecordedRun]:
     """Run whatever is due until nothing is, recording each run as it ends.

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from rishd.pretraining.config import Packing, PretrainConfig
 from rishd.pretraining.corpus import Corpus
 from rishd.pretraining.text_files import CorpusError
-from rishd.pretraining.token_store import Progress, TokenStore
+from rishd.pretraining.token_store import TokenStore
+from rishd.progress import Advance
 
 IGNORED = -100  # label of a token that no loss is taken of, in transformers and torch
 # The size of a streamed corpus is guessed from its first blocks; within this factor of what is asked for it is counted.
@@ -64,7 +65,7 @@ class TokenBlocks(Dataset[np.ndarray]):
 
 
 def training_blocks(
-    config: PretrainConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    config: PretrainConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Advance
 ) -> TokenBlocks:
     """Blocks to train on; of a large corpus most are written while the training goes on.
 
@@ -102,7 +103,7 @@ def training_blocks(
 
 
 def validation_blocks(
-    config: PretrainConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    config: PretrainConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Advance
 ) -> TokenBlocks:
     """Blocks to evaluate on, always the same.
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from rishd.atomic import write_json
+from riemannian_ode.atomic import write_json
 
 # Of what is kept. Raise it whenever files are written in another way, or the same corpus gives other texts, parts,
 # tokenizers or tokens than before: what a cache has would go on being used, and runs would differ from those of a fresh

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from rishd.atomic import to_disk, write_text
+from riemannian_ode.atomic import to_disk, write_text
 
 SUMS = "SHA256SUMS"
 # What reading a checkpoint or a model may open, also files that only some versions write or only some libraries look

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, field
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Strict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from riemannian_ode.errors import require_choice, require_positive, shown
 from rishd.pretraining.plain_data import LARGEST
-from rishd.pretraining.presets import PRESETS
+from rishd.pretraining.presets import OPTIMIZERS, PRESETS
 
 
 def _whole(value: Any) -> Any:
@@ -25,7 +26,14 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST else value
 
 
+def _count(value: int) -> int:
+    if value < 1:
+        raise PydanticCustomError("refused", "must be a whole number of at least 1.")
+    return value
+
+
 Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Strict()]  # neither a boolean nor text
+Count: TypeAlias = Annotated[Whole, AfterValidator(_count)]
 Number: TypeAlias = Annotated[float, Strict()]
 Switch: TypeAlias = Annotated[bool, Strict()]
 
@@ -33,7 +41,6 @@ Schedule: TypeAlias = Literal["cosine", "wsd"]
 Packing: TypeAlias = Literal["concatenate", "separate", "truncate"]
 Sharding: TypeAlias = Literal["none", "fsdp2"]
 Precision: TypeAlias = Literal["float32", "bfloat16-mixed", "bfloat16"]
-OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
 _WARMUP_SHARE = 0.1  # published: 1000 steps of 10 000
 _EVALUATION_TOKENS = 16384  # by default: a standard error of some hundredths of a nat per token
@@ -97,7 +104,7 @@ class DataConfig:
     sequence_length: Whole = 256
     packing: Packing = "concatenate"
     validation_share: Number = 0.02
-    epochs: Whole = 1
+    epochs: Count = 1
 
     def __post_init__(self) -> None:
         if self.paths is not None and self.dataset is not None:
@@ -120,7 +127,6 @@ class DataConfig:
                 f"data.validation_share = {self.validation_share!r} must lie strictly between 0 and 1: both parts need "
                 "text."
             )
-        _require_count("data.epochs", self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -128,7 +134,7 @@ class OptimizerConfig:
     """Which optimizer, with what settings.
 
     Args:
-        name: One of :data:`OPTIMIZERS`, or ``module:Class`` for any torch optimizer.
+        name: A key of :data:`~rishd.pretraining.presets.OPTIMIZERS`, or ``module:Class`` for any torch optimizer.
         lr: Peak learning rate.
         weight_decay: Decoupled; ``None`` leaves it to the class.
         settings: Further arguments of the optimizer's class, e.g. ``{"chi": 2.0, "beta_flat": 1.0}`` for MuonLITE.
@@ -172,7 +178,6 @@ class ScheduleConfig:
     lite: Switch = True
 
     def __post_init__(self) -> None:
-        require_choice("schedule.name", self.name, get_args(Schedule))
         if self.min_ratio is not None and not 0 <= self.min_ratio <= 1:
             raise ValueError(f"schedule.min_ratio = {self.min_ratio!r} must lie between 0 and 1: it is a fraction.")
 
@@ -194,10 +199,10 @@ class TrainingConfig:
         gradient_checkpointing: Whether layers' activations are computed again in backward instead of kept.
     """
 
-    steps: Whole | None = None
-    tokens: Whole | None = None
-    batch_size: Whole = 8
-    micro_batch_size: Whole | None = None
+    steps: Count | None = None
+    tokens: Count | None = None
+    batch_size: Count = 8
+    micro_batch_size: Count | None = None
     clip: Number = 1.0
     precision: Precision = "float32"
     gradient_checkpointing: Switch = False
@@ -208,8 +213,6 @@ class TrainingConfig:
             raise ValueError(
                 f"training.steps = {self.steps!r} and training.tokens = {self.tokens!r}: give one of them."
             )
-        for name in ("steps", "tokens", "batch_size", "micro_batch_size"):
-            _require_count(f"training.{name}", getattr(self, name))
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"training.micro_batch_size = {self.micro_batch_size!r} must divide training.batch_size = "
@@ -227,12 +230,8 @@ class EvaluationConfig:
         tokens: How many validation tokens, rounded up to whole sequences; ``None`` takes 16384, or what there is.
     """
 
-    every: Whole = 50
-    tokens: Whole | None = None
-
-    def __post_init__(self) -> None:
-        _require_count("evaluation.every", self.every)
-        _require_count("evaluation.tokens", self.tokens)
+    every: Count = 50
+    tokens: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -244,12 +243,8 @@ class CheckpointConfig:
         keep: How many of the newest stay.
     """
 
-    every: Whole = 50
-    keep: Whole = 2
-
-    def __post_init__(self) -> None:
-        _require_count("checkpoints.every", self.every)
-        _require_count("checkpoints.keep", self.keep)
+    every: Count = 50
+    keep: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -264,12 +259,11 @@ class LoggingConfig:
             ``"wandb"``, ``"mlflow"``, …
     """
 
-    every: Whole = 1
+    every: Count = 1
     updates_every: Whole = 10
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        _require_count("logging.every", self.every)
         if self.updates_every < 0:
             raise ValueError(f"logging.updates_every = {self.updates_every!r} must be at least 0 (0: none).")
 
@@ -352,8 +346,3 @@ class PretrainConfig:
     def to_mapping(self) -> dict[str, Any]:
         """Plain data, as in a file."""
         return asdict(self)
-
-
-def _require_count(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")

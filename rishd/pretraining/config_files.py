@@ -161,6 +161,8 @@ def _finding(error: Any) -> str:
         case "value_error":  # our own checks say everything themselves, except where they stand in a plan
             own = str(error["ctx"]["error"])
             return own if own.startswith(where) else f"{where}: {own}"
+        case "refused":  # of config.Count
+            return f"{where} = {shown(error['input'])} {error['msg']}"
         case "unexpected_keyword_argument":
             return f"{where} is no known setting (its value is {shown(error['input'])})"
         case "missing":

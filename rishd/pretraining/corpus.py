@@ -24,7 +24,7 @@ from rishd.pretraining.text_files import (
     is_compressed,
     text_files,
 )
-from rishd.progress import Advance
+from rishd.progress import Advance, silent
 
 # The default corpus: sources that the project's own dependencies put on every machine, 116 MB.
 PACKAGES = ("matplotlib", "numpy", "scipy", "sympy", "transformers")
@@ -140,7 +140,7 @@ class ShardedCorpus:
     reader: Reader
     validation_share: float
     warning: str = ""
-    progress: InitVar[Advance] = lambda what, done, total: None
+    progress: InitVar[Advance] = silent
 
     def __post_init__(self, progress: Advance) -> None:
         self._sizes = [path.stat().st_size for path, _ in self.files]
@@ -186,7 +186,7 @@ class ShardedCorpus:
         self._bytes = read
 
 
-def load_corpus(config: DataConfig | None = None, progress: Advance = lambda what, done, total: None) -> Corpus:
+def load_corpus(config: DataConfig | None = None, progress: Advance = silent) -> Corpus:
     """The corpus of a run.
 
     Args:

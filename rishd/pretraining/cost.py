@@ -69,6 +69,15 @@ class StaticCost:
         """Weights, gradients and optimizer state."""
         return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run's record and summary have of it."""
+        return {
+            "parameters": self.parameters,
+            "non_embedding_parameters": self.non_embedding_parameters,
+            "flops_per_token": self.flops_per_token,
+        }
+
 
 @dataclass(frozen=True)
 class MeasuredCost:

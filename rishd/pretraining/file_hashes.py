@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from rishd.pretraining.cache import cache_folder, cache_key, locked, read_record, write_record
 from rishd.pretraining.text_files import CorpusError
-from rishd.progress import Advance
+from rishd.progress import Advance, silent
 
 _State: TypeAlias = list[int]  # of a file: size, times of change of content and of entry, inode
 _CHUNK = 1 << 22  # bytes
@@ -36,7 +36,7 @@ class HashedFiles:
         digests: Hexadecimal, in the order of the paths.
     """
 
-    def __init__(self, paths: Sequence[Path], progress: Advance = lambda what, done, total: None) -> None:
+    def __init__(self, paths: Sequence[Path], progress: Advance = silent) -> None:
         self.paths = tuple(path.absolute() for path in paths)
         index = cache_folder() / f"hashes-{cache_key(sorted(map(str, self.paths)))}.json"
         known, self._states = _read(index), [_state(path) for path in self.paths]

@@ -16,7 +16,7 @@ from datasets.utils.logging import disable_progress_bar
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.file_hashes import HashedFiles
 from rishd.pretraining.text_files import BROKEN, CorpusError, Document, Position, Split
-from rishd.progress import Advance
+from rishd.progress import Advance, silent
 
 _SETTINGS = ("README.md", ".huggingface.yaml")  # of a data set's folder: which files are read, and how
 
@@ -32,7 +32,7 @@ class HubCorpus:
         CorpusError: for a data set that cannot be opened, or without the text field.
     """
 
-    def __init__(self, config: DataConfig, progress: Advance = lambda what, done, total: None) -> None:
+    def __init__(self, config: DataConfig, progress: Advance = silent) -> None:
         disable_progress_bar()
         assert config.dataset is not None
         self.name = "/".join(filter(None, (config.dataset, config.subset, config.dataset_split)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from riemannian_ode.errors import one_line, shown
 from rishd.pretraining.config import ModelConfig, PretrainConfig
@@ -117,6 +118,12 @@ def chosen_experts(made: PreTrainedConfig) -> int | None:
     """Experts that a token meets in a layer, by any of the names that transformers has for it; ``None`` without one."""
     found = [getattr(made, name) for name in ("num_experts_per_tok", "moe_topk") if hasattr(made, name)]
     return int(found[0]) if found and found[0] else None
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and remarks out of the way of the run's."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_settings(settings: Mapping[str, Any], known: PreTrainedConfig, where: str) -> None:

@@ -15,19 +15,13 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler
 
-from lite import SOAP, SOAPLITE, LITEOptimizer, LITESchedule, Muon, MuonLITE, learning_rate_factor, param_groups
+from lite import LITEOptimizer, LITESchedule, learning_rate_factor, param_groups
 from riemannian_ode.errors import one_line, shown
 from rishd.pretraining.config import OptimizerConfig, PretrainConfig
 from rishd.pretraining.config_files import ConfigError
+from rishd.pretraining.presets import OPTIMIZERS
 
 _ADAMW_BETAS = (0.9, 0.95)  # the usual choice for language models (Brown et al., arXiv:2005.14165, appendix B)
-_CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "muon": Muon,
-    "muon-lite": MuonLITE,
-    "soap": SOAP,
-    "soap-lite": SOAPLITE,
-}
 _ELSEWHERE = {  # arguments of the classes that a configuration sets in another place, or not at all
     "lr": "set optimizer.lr",
     "weight_decay": "set optimizer.weight_decay",
@@ -133,9 +127,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         ConfigError: for a module or class that cannot be found, or a class that is no torch optimizer.
     """
-    if name in _CLASSES:
-        return _CLASSES[name]
-    module_name, _, class_name = name.partition(":")
+    module_name, _, class_name = OPTIMIZERS.get(name, name).partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as problem:  # whatever the module does when it is imported

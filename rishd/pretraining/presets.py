@@ -1,4 +1,4 @@
-"""Published model sizes and their small relatives, in the terms of transformers' configurations."""
+"""What a run may name: published model sizes and their small relatives, in transformers' terms, and optimizers."""
 
 from __future__ import annotations
 
@@ -49,4 +49,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "1B": _llama(2048, 5461, 24, 32),
     "moe-tiny": _qwen2_moe(128, 4, 4, experts=8, width=128, chosen=2, shared=256),
     "moe-1B": _qwen2_moe(768, 15, 12, experts=32, width=768, chosen=4, shared=3072),
+}
+
+OPTIMIZERS: Mapping[str, str] = {  # name ↦ module:Class
+    "adamw": "torch.optim:AdamW",
+    "muon": "lite:Muon",
+    "muon-lite": "lite:MuonLITE",
+    "soap": "lite:SOAP",
+    "soap-lite": "lite:SOAPLITE",
 }

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
 from riemannian_ode.errors import one_line
-from rishd.pretraining.checkpoints import kept
+from rishd.pretraining.checkpoint_folders import kept
 from rishd.pretraining.config import PretrainConfig
 
 _LOST = re.compile("gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|TCPStore")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from rishd.pretraining.clock import StepClock
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.results import append_metrics
 from rishd.pretraining.updates import UpdateNorms
+from rishd.progress import Advance
 
 _FLUSH_SECONDS = 10  # until TensorBoard has a number; metrics.jsonl has it at once
-Progress = Callable[[str, int, int], None]
 
 
 def tensorboard(config: PretrainConfig, folder: Path, step: int) -> list[TrainerCallback]:
@@ -66,7 +65,7 @@ class RunRecorder(TrainerCallback):
         updates: UpdateNorms,
         tokens: int,
         step: int,
-        progress: Progress,
+        progress: Advance,
     ) -> None:
         self.folder, self.config, self.clock, self.blocks = folder, config, clock, blocks
         self.progress, self.updates = progress, updates

@@ -7,13 +7,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from rishd.atomic import write_json, write_text
-from rishd.pretraining.checkpoints import last_checkpoint
+from riemannian_ode.atomic import write_json, write_text
+from rishd.pretraining.checkpoint_folders import last_checkpoint, problems_of_ranks
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import dump_yaml, make_config
 from rishd.pretraining.results import CONFIG, FORMAT, RECORD, format_problem
@@ -52,6 +52,29 @@ def hold(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             folder.rmdir()
         stream.close()
+
+
+@contextmanager
+def hold_for_all_ranks(folder: Path, *, is_first_rank: bool) -> Iterator[None]:
+    """:func:`hold` on the first rank for all ranks of a run, which call it together.
+
+    Args:
+        folder: Output folder.
+        is_first_rank: Whether this is that rank.
+
+    Raises:
+        RunFolderError: on every rank.
+    """
+    problem: RunFolderError | None = None
+    with ExitStack() as held:
+        if is_first_rank:
+            try:
+                held.enter_context(hold(folder))
+            except RunFolderError as error:
+                problem = error
+        if failed := problems_of_ranks(problem):
+            raise problem or RunFolderError(failed[0])
+        yield
 
 
 def _locked(path: Path) -> IO[str]:

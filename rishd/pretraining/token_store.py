@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from riemannian_ode.atomic import write_bytes
 from rishd.pretraining.cache import (
     CacheError,
     cache_folder,
@@ -36,8 +37,8 @@ from rishd.pretraining.config import Packing
 from rishd.pretraining.corpus import Corpus
 from rishd.pretraining.text_files import CorpusError, Split
 from rishd.pretraining.tokenizer import encoding_hash, vocabulary_size
+from rishd.progress import Advance, silent
 
-Progress = Callable[[str, int, int], None]
 _TOKENS_PER_FILE = 1 << 21
 _TEXTS = 64  # encoded at a time, in parallel
 _POLL = 0.05  # seconds between looks for a file that another thread writes
@@ -51,10 +52,6 @@ _START: dict[str, Any] = {
     "complete": False,
     "skipped": [],
 }
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 class TokenStore:
@@ -78,7 +75,7 @@ class TokenStore:
         *,
         length: int,
         packing: Packing,
-        progress: Progress = _silent,
+        progress: Advance = silent,
     ) -> None:
         # A copy has a position of its own: one store may be repaired while another is written in the background.
         self.corpus = copy(corpus)
@@ -119,7 +116,7 @@ class TokenStore:
 
         def work() -> None:
             with suppress(Exception):
-                self._fill(wanted, _silent)
+                self._fill(wanted, silent)
 
         thread = threading.Thread(target=work, name=f"tokens of {self.split}", daemon=True)
         self._writer = thread
@@ -166,7 +163,7 @@ class TokenStore:
             "ask for fewer steps, or set data.epochs."
         )
 
-    def _fill(self, wanted: int, progress: Progress) -> dict[str, Any]:
+    def _fill(self, wanted: int, progress: Advance) -> dict[str, Any]:
         state = self.state()
         if state["complete"] or state["blocks"] >= wanted:
             return state
@@ -275,9 +272,7 @@ class TokenStore:
         stream = io.BytesIO()
         np.save(stream, blocks)
         stream.write(self._checksum(number, stream.getbuffer()))
-        partial = self._path(number).with_suffix(".partial")
-        partial.write_bytes(stream.getbuffer())
-        partial.replace(self._path(number))
+        write_bytes(self._path(number), stream.getbuffer())
 
     def _read(self, number: int) -> np.ndarray | None:
         """Blocks of a file; ``None`` if it is missing, damaged or another one's."""

@@ -21,9 +21,9 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from lite import NonFiniteError, check_finite_gradients
-from rishd.atomic import to_disk
+from riemannian_ode.atomic import move_into_place, partial_folder, to_disk
 from rishd.pretraining.blocks import IGNORED
-from rishd.pretraining.checkpoints import RunCheckpointError, kept, readable, step_of, write_checkpoint
+from rishd.pretraining.checkpoint_folders import RunCheckpointError, kept, readable, step_of, write_checkpoint
 from rishd.pretraining.checksums import digests, files_of, write_sums
 from rishd.pretraining.clock import StepClock
 from rishd.pretraining.optimizer_state import load_optimizer, save_optimizer, saved_optimizer
@@ -284,15 +284,13 @@ def save_model(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, fol
     Raises:
         RunCheckpointError: if the disk is full.
     """
-    place, partial = folder / MODEL, folder / f".{MODEL}.partial"
+    place, partial = folder / MODEL, partial_folder(folder / MODEL)
     try:
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(partial)
             write_sums(partial, digests(partial, files_of(partial)))
-            shutil.rmtree(place, ignore_errors=True)
-            partial.rename(place)
-            to_disk(folder)
+            move_into_place(partial, place)
     except Exception as problem:  # safetensors has errors of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise RunCheckpointError(f"the model could not be saved ({problem}); make room, then --resume.") from problem

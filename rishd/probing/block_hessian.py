@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rishd.probing.checkpoint import Inputs, loss_and_count
 from rishd.probing.lanczos import Product
+from rishd.probing.trained_model import Inputs, loss_and_count
 
 
 class BlockHessian:

@@ -19,7 +19,7 @@ class UpdateProbe:
     """One optimizer's update over a block's spectrum.
 
     Args:
-        optimizer: Of :data:`rishd.probing.probe.OPTIMIZERS`.
+        optimizer: Of :data:`rishd.pretraining.presets.OPTIMIZERS`.
         rms: Root mean square of its entries at learning rate 1.
         sizes: √p times the size of ⟨x, u⟩/‖u‖ for the top eigenvectors x, shape ``(eigenvalues,)``; 1 is isotropic.
         curvature: uᵀHu/‖u‖².

@@ -137,15 +137,3 @@ def spectral_density(
     weights = np.concatenate([measure.weights for measure in measures]) / probes
     order = np.argsort(nodes)
     return SpectralMeasure(nodes[order], weights[order])
-
-
-def operator_norm(product: Product, dimension: int, *, seed: int = 0, dtype: np.dtype | None = None) -> float:
-    """Largest eigenvalue of a symmetric operator, at least 0 where the operator is zero.
-
-    Args:
-        product: v ↦ Hv.
-        dimension: p.
-        seed: Of the starting vector.
-        dtype: Of the vectors, float64 by default.
-    """
-    return float(top_eigenpairs(product, dimension, 1, seed=seed, tolerance=1e-3, dtype=dtype).values[0])

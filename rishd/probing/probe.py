@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from rishd.pretraining.config import OptimizerConfig
-from rishd.pretraining.token_store import Progress
+from rishd.pretraining.presets import OPTIMIZERS
 from rishd.probing.block_hessian import BlockHessian
-from rishd.probing.checkpoint import (
+from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
+from rishd.probing.frozen import FrozenOptimizer, Geometry
+from rishd.probing.gradient_noise import noise_scale
+from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
+from rishd.probing.settings import ProbeSettings
+from rishd.probing.split_curvature import split_curvature
+from rishd.probing.trained_model import (
     Inputs,
     ProbeError,
     load_checkpoint,
@@ -24,59 +30,13 @@ from rishd.probing.checkpoint import (
     passes,
     training_sequences,
 )
-from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
-from rishd.probing.frozen import FrozenOptimizer, Geometry, geometry
-from rishd.probing.gradient_noise import noise_scale
-from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
-from rishd.probing.split_curvature import split_curvature
+from rishd.progress import Advance
 
-OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 _PASS = 16  # sequences a graph
 _SHARP_SHARE = 0.1  # of λ_max: curvature above it counts as sharp in summaries
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
-    """What is measured.
-
-    Args:
-        blocks: Patterns of parameter names (``*`` stands for anything); ``None`` is every matrix of the middle layer.
-        tokens: Tokens of the training split that the Hessian is of.
-        eigenvalues: Top eigenpairs of each block.
-        probes: Random vectors of the density.
-        lanczos_steps: Lanczos steps of each.
-        gradients: Mini-batches, of the run's size, that build the optimizers' memories.
-        noise_batches: Small batches of 16 sequences, others than these, that the gradients' noise is measured from.
-        sharp_fraction: r of the masks where the run has none.
-        seed: Of the random vectors.
-    """
-
-    blocks: tuple[str, ...] | None = None
-    tokens: int = 2048
-    eigenvalues: int = 10
-    probes: int = 4
-    lanczos_steps: int = 30
-    gradients: int = 20
-    noise_batches: int = 32
-    sharp_fraction: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("tokens", 2),
-            ("eigenvalues", 1),
-            ("probes", 1),
-            ("lanczos_steps", 2),
-            ("gradients", 2),  # SOAP's first one only sets its basis
-            ("noise_batches", 2),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)!r} must be at least {least}.")
-        if not 0 < self.sharp_fraction < 1:
-            raise ValueError(f"sharp_fraction = {self.sharp_fraction!r} must lie between 0 and 1.")
-
-
-def probe(path: Path, settings: ProbeSettings, progress: Progress) -> Probe:
+def probe(path: Path, settings: ProbeSettings, progress: Advance) -> Probe:
     """Probe a checkpoint.
 
     Args:
@@ -161,7 +121,7 @@ def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]
 
 
 def frozen_optimizers(model: nn.Module, run: OptimizerConfig) -> dict[str, FrozenOptimizer]:
-    """One of each of :data:`OPTIMIZERS`: with the run's settings where it is the run's own, else with the defaults."""
+    """One of each known optimizer: with the run's settings where it is the run's own, else with the defaults."""
     return {
         name: FrozenOptimizer.configured(
             model, replace(run, name=name) if name == run.name else OptimizerConfig(name=name)

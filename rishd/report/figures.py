@@ -101,7 +101,7 @@ def loss_figure(runs: Mapping[str, Any]) -> Figure:
     """Training and validation loss of several runs.
 
     Args:
-        runs: Optimizer name to :class:`rishd.pretraining.run.RunResult`.
+        runs: Optimizer name to :class:`rishd.pretraining.results.RunResult`.
     """
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     training, validation = figure.subplots(1, 2)

@@ -16,10 +16,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from rishd.atomic import write_text
+from riemannian_ode.atomic import write_text
 from rishd.claims import Bound, Identity
 from rishd.claims.validation import Validation
-from rishd.progress import Advance
+from rishd.progress import Advance, silent
 from rishd.report.claim_views import claim_view, standing
 from rishd.report.notation import NOTATION
 from rishd.report.study_records import DPI, StudyRecord
@@ -64,7 +64,7 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_report(path: Path, report: Report, *, progress: Advance = lambda what, done, total: None) -> None:
+def write_report(path: Path, report: Report, *, progress: Advance = silent) -> None:
     """Write one HTML file that needs no other, atomically.
 
     Args:

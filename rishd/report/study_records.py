@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from riemannian_ode.atomic import write_text
 from riemannian_ode.errors import one_line, shown
-from rishd.atomic import write_text
 from rishd.provenance import versions
 from rishd.saved_types import require_types
 from rishd.study import STUDIES, StudyResult, summary

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS, RISHD, Event, TimeDependent, Trajectory, VaryingDiagonalMetric, simulate
-from riemannian_ode.checkpoint import CheckpointError
 from riemannian_ode.integrators import OneStepIntegrator
+from riemannian_ode.simulation_checkpoint import CheckpointError
 from toy_landscapes import RiverValley
 
 VALLEY = RiverValley([3.0], floor_curvatures=[0.2], amplitudes=0.8)
@@ -275,7 +275,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     whole = simulate(system(), W0, steps=6)
-    monkeypatch.setattr("riemannian_ode.checkpoint.write_arrays", full)
+    monkeypatch.setattr("riemannian_ode.simulation_checkpoint.write_arrays", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         run = simulate(system(), W0, steps=6, checkpoint=tmp_path / "run.npz", checkpoint_every=2)
     assert run.status == "finished"

@@ -2,7 +2,7 @@
 
 import shutil
 
-from rishd.atomic import write_json
+from riemannian_ode.atomic import write_json
 from rishd.pretraining.config_files import make_config, override
 from rishd.pretraining.results import read_metrics
 from rishd.pretraining.run import train

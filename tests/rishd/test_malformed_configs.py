@@ -109,6 +109,26 @@ def test_files_are_refused_in_one_line(tmp_path, suffix, text, word):
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        *(f"training.{name}" for name in ("steps", "tokens", "batch_size", "micro_batch_size")),
+        *("data.epochs", "evaluation.every", "evaluation.tokens"),
+        *("checkpoints.every", "checkpoints.keep", "logging.every"),
+    ],
+)
+def test_counts_are_at_least_one(key):
+    for value in (0, -3, 0.0):
+        message = refused(lambda value=value: load_config(None, changes={key: value}))
+        assert message == f"the overrides: {key} = {value} must be a whole number of at least 1."
+    refused(lambda: load_config(None, changes={key: 1.5}), f"{key} = 1.5: input should be a valid integer")
+    section, name = key.split(".")
+    assert (
+        getattr(getattr(load_config(None, ["logging.every=1", f"{key}=1e0", "schedule.warmup_steps=0"]), section), name)
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
     ("override", "word"),
     [
         ("seed=true", "seed = True"),

@@ -131,7 +131,7 @@ def test_durations_are_for_people(seconds, text):
 @pytest.mark.parametrize("gigabytes", [3, 10])
 def test_a_preset_that_does_not_fit_is_refused_before_anything_is_allocated(text, tmp_path, monkeypatch, gigabytes):
     monkeypatch.setattr(cost_module, "available_memory", lambda device: gigabytes * 2**30)
-    monkeypatch.setattr("rishd.pretraining.run.build_model", lambda *_: pytest.fail("allocated"))
+    monkeypatch.setattr("rishd.pretraining.prepare.build_model", lambda *_: pytest.fail("allocated"))
     with pytest.raises(DoesNotFitError, match=r"needs [\d.]+ GiB .*optimizer state.* and cpu has .* smaller model"):
         run(tiny(text, {"model.preset": "1B"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from rishd.pretraining.optimizers import optimizer_class
 from rishd.pretraining.results import RECORD
 from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.tokenizer import TokenizerError, load_tokenizer, named_tokenizer
-from rishd.probing.checkpoint import load_checkpoint
+from rishd.probing.trained_model import load_checkpoint
 from tests.rishd.runs import tiny, write_text
 from tests.rishd.test_corpus import documents, lines_like_c4
 

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from lite import NonFiniteError
-from rishd.pretraining.checkpoints import last_checkpoint
+from rishd.pretraining.checkpoint_folders import last_checkpoint
 from rishd.pretraining.config_files import override
 from rishd.pretraining.ranks import training_arguments
 from rishd.pretraining.results import read_metrics, read_summary

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rishd.pretraining.checkpoints import RunCheckpointError, whole_checkpoints
+from rishd.pretraining.checkpoint_folders import RunCheckpointError, whole_checkpoints
 from rishd.pretraining.config_files import dump_yaml, override
 from rishd.pretraining.results import METRICS, read_metrics, read_summary, series
 from rishd.pretraining.trainer import PretrainTrainer

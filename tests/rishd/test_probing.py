@@ -23,12 +23,13 @@ from rishd.pretraining.config_files import load_config
 from rishd.pretraining.optimizers import build_optimizer
 from rishd.pretraining.run import train
 from rishd.probing.block_hessian import BlockHessian
-from rishd.probing.checkpoint import passes
 from rishd.probing.frozen import FrozenOptimizer, geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
-from rishd.probing.probe import ProbeSettings, chosen_blocks, mean_gradient
+from rishd.probing.probe import chosen_blocks, mean_gradient
+from rishd.probing.settings import ProbeSettings
 from rishd.probing.split_curvature import split_curvature
+from rishd.probing.trained_model import passes
 
 TALL, WIDE = "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"

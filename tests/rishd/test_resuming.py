@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rishd.pretraining.checkpoints import RunCheckpointError
+from rishd.pretraining.checkpoint_folders import RunCheckpointError
 from rishd.pretraining.checksums import SUMS
 from rishd.pretraining.presets import PRESETS
 from rishd.pretraining.weights import WEIGHTS, read_model
-from rishd.probing.checkpoint import ProbeError, load_checkpoint
+from rishd.probing.trained_model import ProbeError, load_checkpoint
 from tests.launches import torchrun
 from tests.rishd.runs import back_to, contents, run, short, small_model
 

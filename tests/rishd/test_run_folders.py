@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 from rishd.commands.application import app
 from rishd.comparing.record import collect
 from rishd.json_lines import JsonLinesError
-from rishd.pretraining.checkpoints import RunCheckpointError
+from rishd.pretraining.checkpoint_folders import RunCheckpointError
 from rishd.pretraining.checksums import SUMS, digests, files_of, write_sums
 from rishd.pretraining.optimizer_state import _PlainPlanner, _PlainReader
 from rishd.pretraining.results import ResultsError, read_metrics, read_summary
 from rishd.pretraining.run_folder import RunFolderError, check_run_folder, claim_run_folder, hold
 from rishd.pretraining.weights import WEIGHTS, read_model
-from rishd.probing.checkpoint import ProbeError, load_checkpoint
+from rishd.probing.trained_model import ProbeError, load_checkpoint
 from tests.launches import ROOT
 from tests.rishd.runs import back_to, contents, run, short
 

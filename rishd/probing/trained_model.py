@@ -12,17 +12,18 @@ from transformers import PreTrainedModel
 
 from riemannian_ode.errors import one_line
 from rishd.pretraining.blocks import IGNORED, make_collator
-from rishd.pretraining.checkpoints import last_checkpoint
+from rishd.pretraining.checkpoint_folders import last_checkpoint
 from rishd.pretraining.checksums import SUMS, check_files, check_listed, read_sums
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.corpus import load_corpus
+from rishd.pretraining.models import quiet
 from rishd.pretraining.results import RECORD
-from rishd.pretraining.run import quiet
 from rishd.pretraining.run_folder import read_record
-from rishd.pretraining.token_store import Progress, TokenStore
+from rishd.pretraining.token_store import TokenStore
 from rishd.pretraining.tokenizer import load_tokenizer
 from rishd.pretraining.weights import WEIGHTS, read_model
+from rishd.progress import Advance
 
 # A model's arguments by name (ids, labels, with some packings positions), each of shape ``(sequences, length)``, int64.
 Inputs: TypeAlias = dict[str, Tensor]
@@ -82,7 +83,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(folder, model, config, step)
 
 
-def training_sequences(config: PretrainConfig, count: int, progress: Progress) -> Inputs:
+def training_sequences(config: PretrainConfig, count: int, progress: Advance) -> Inputs:
     """The first sequences of the run's training split, packed as in training.
 
     Args:

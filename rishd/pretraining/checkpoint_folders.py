@@ -16,8 +16,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from riemannian_ode.atomic import move_into_place, partial_folder, remove_folder, remove_partials
 from riemannian_ode.errors import one_line
-from rishd.atomic import to_disk
 from rishd.pretraining.checksums import SUMS, check_files, check_listed, digests, files_of, read_sums, write_sums
 from rishd.pretraining.results import MODEL, SUMMARY
 
@@ -139,9 +139,9 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
         RunCheckpointError: on every rank if any of them could not write; the older checkpoints are as they were.
     """
     place = folder / f"checkpoint-{step}"
-    partial = folder / f".{place.name}.partial"
+    partial = partial_folder(place)
     if is_first_rank:
-        clean(folder)
+        remove_partials(folder)
         partial.mkdir(parents=True)
     _barrier()
     sums: dict[str, str] = {}
@@ -170,28 +170,10 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
                 f"{kept(folder)}"
             ) from problem
     if is_first_rank:
-        if place.exists():  # of a run that was resumed from an earlier one
-            _remove(place)
-        partial.rename(place)
-        to_disk(folder)
+        move_into_place(partial, place)  # an old one is of a run that was resumed from an earlier one
         for old in whole_checkpoints(folder)[:-keep]:
-            _remove(old)
+            remove_folder(old)
     _barrier()
-
-
-def clean(folder: Path) -> None:
-    """Remove what killed runs left half written or half removed."""
-    for path in (*folder.glob("*.partial"), *folder.glob(".checkpoint-*.old")):  # the first are also hidden ones
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _remove(checkpoint: Path) -> None:
-    hidden = checkpoint.with_name(f".{checkpoint.name}.old")  # in one step it is no checkpoint any more
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def problems_of_ranks(problem: Exception | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints: a run's position and everything that it has recorded, in one file."""
+"""Checkpoints of a simulation: its position and everything that it has recorded, in one file."""
 
 from __future__ import annotations
 

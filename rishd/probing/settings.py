@@ -1,0 +1,46 @@
+"""What a probe measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What is measured.
+
+    Args:
+        blocks: Patterns of parameter names (``*`` stands for anything); ``None`` is every matrix of the middle layer.
+        tokens: Tokens of the training split that the Hessian is of.
+        eigenvalues: Top eigenpairs of each block.
+        probes: Random vectors of the density.
+        lanczos_steps: Lanczos steps of each.
+        gradients: Mini-batches, of the run's size, that build the optimizers' memories.
+        noise_batches: Small batches of 16 sequences, others than these, that the gradients' noise is measured from.
+        sharp_fraction: r of the masks where the run has none.
+        seed: Of the random vectors.
+    """
+
+    blocks: tuple[str, ...] | None = None
+    tokens: int = 2048
+    eigenvalues: int = 10
+    probes: int = 4
+    lanczos_steps: int = 30
+    gradients: int = 20
+    noise_batches: int = 32
+    sharp_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("tokens", 2),
+            ("eigenvalues", 1),
+            ("probes", 1),
+            ("lanczos_steps", 2),
+            ("gradients", 2),  # SOAP's first one only sets its basis
+            ("noise_batches", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be at least {least}.")
+        if not 0 < self.sharp_fraction < 1:
+            raise ValueError(f"sharp_fraction = {self.sharp_fraction!r} must lie between 0 and 1.")
