@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lite.soap import SOAPRule, initial_soap_state
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -29,6 +28,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
+from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.masks import CoordinateMask
+from discretizations.update_rule import UpdateRule
 from lite import SOAPLITE, LITEOptimizer, MuonLITE, param_groups
 from lite.distributed import exchange
 from lite.distributed.division import Division, Job
@@ -225,14 +227,14 @@ def soap_prediction(name: str, world: int) -> dict[str, float]:
     Messages are those of the largest megabatch on the rank that owns most of it: what comes and what goes back.
     """
     shapes = matrices(*LLAMAS[name])
-    rule = SOAPRule(lr=1.0, weight_decay=0.1, chi=2.0, beta_sharp=0.0, beta_flat=1.0, sharp_fraction=0.1)
-    loads, owners = divided(shapes, [rule.cost(*shape) for shape in shapes], world)
+    preconditioner = EigenbasisMoment(beta2=0.95, mask=CoordinateMask(sharp_fraction=0.1))
+    rule = UpdateRule(preconditioner=preconditioner, alpha=0.05, corrects_momentum=True)
+    loads, owners = divided(shapes, [preconditioner.cost(*shape) for shape in shapes], world)
     moments, factors = [0.0] * world, [0.0] * world
     for (m, n), owner in zip(shapes, owners, strict=True):
-        state = initial_soap_state(rule, torch.empty(m, n, device="meta"))
-        sizes = {key: x.nbytes for key, x in state._asdict().items() if x is not None}
-        moments[owner] += sizes["m"] + sizes["v"]
-        factors[owner] += sum(sizes.values()) - sizes["m"] - sizes["v"]
+        memory = rule.initial_memory(torch.empty(m, n, device="meta"))
+        moments[owner] += 2 * memory["v"].nbytes
+        factors[owner] += sum(x.nbytes for x in memory.values()) - memory["v"].nbytes
     both = [a + b for a, b in zip(moments, factors, strict=True)]
     once = 4 * sum(m * n for m, n in shapes) * (world - 1) / world**2  # each number there or back, float32
     owned = Counter(zip(shapes, owners, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lite.distributed.division import Member
 from lite.distributed.layout import Team
-from lite.finiteness import NonFiniteError, nonfinite_message
+from lite.execution.finiteness import NonFiniteError, nonfinite_message
 
 
 def check_same_construction(team: Team, descriptions: list[str]) -> None:

@@ -11,10 +11,9 @@ from torch import Tensor
 from lite.distributed.division import Task, Unit
 from lite.distributed.exchange import Parcel, Transfer, all_to_all
 from lite.distributed.layout import local_part
-from lite.matrix_rule import MatrixRule
-from lite.parameter_entries import parameter_entries
-from lite.rounding import rounds_stochastically
-from lite.tensor_batches import TensorBatch, TensorEntry, tensor_batches
+from lite.execution.tensor_batches import TensorBatch, tensor_batches
+from lite.matrix_rule import MatrixRule, rounds_stochastically
+from lite.parameters.parameter_entries import TensorEntry, parameter_entries
 
 
 class Piece(NamedTuple):
@@ -115,7 +114,7 @@ class Megabatch:
         """Update the whole matrices that this rank owns and send the replies' shards back.
 
         Args:
-            largest: See :func:`lite.tensor_batches.tensor_batches`.
+            largest: See :func:`lite.execution.tensor_batches.tensor_batches`.
 
         Returns:
             State of the matrices, not yet written.

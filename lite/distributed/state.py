@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lite.adamw import initial_adamw_state
 from lite.distributed.division import Member, Task
 from lite.distributed.layout import local_part
+from lite.execution.executor import Workload
 from lite.matrix_rule import MatrixRule
-from lite.parameter_entries import matrix_state, parameter_entries
-from lite.tensor_batches import TensorEntry
-
-if TYPE_CHECKING:
-    from lite.optimizer import LITEOptimizer
+from lite.parameters.parameter_entries import TensorEntry, parameter_entries
 
 
 def initial_state(rule: MatrixRule, group: dict[str, Any], member: Member) -> dict[str, Tensor]:
@@ -38,12 +35,12 @@ def initial_state(rule: MatrixRule, group: dict[str, Any], member: Member) -> di
         state: dict[str, Tensor] = {}
         if member.layout.team.shards.size > 1 and rule.sharded_state:
             like = torch.empty(member.shape, dtype=member.p.dtype, device="meta")
-            for name, value in matrix_state(rule, group, like).items():
+            for name, value in rule.parameter_state(group, like).items():
                 if name in rule.sharded_state:
                     state[name] = torch.zeros_like(member.p, dtype=value.dtype)
         if member.own is None:
             return state
-        values = matrix_state(rule, group, local_part(member.p).new_empty(member.unit_shape(member.own)))
+        values = rule.parameter_state(group, local_part(member.p).new_empty(member.unit_shape(member.own)))
         return state | {name: _on_workers(member, value) for name, value in values.items() if name not in state}
 
 
@@ -68,34 +65,30 @@ def fitted_state(
 class StateShapes:
     """Shapes of the state of all matrices, also of those that other ranks own.
 
-    By them every rank refuses a setting that the state does not allow, where the owner alone would and the others wait
-    for it. They are those of the settings at the time when state was made or loaded.
-
-    Args:
-        optimizer: Its rule and groups.
+    With them every rank refuses a setting that the state does not allow; otherwise only the owner would, and the other
+    ranks would wait for it. They are those of the settings at the time when state was made or loaded.
     """
 
-    def __init__(self, optimizer: LITEOptimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(self) -> None:
         self._entries: dict[Any, list[TensorEntry]] = {}  # one for each kind of parameter, on the meta device
         self._kinds: dict[Task, Any] = {}
 
     def __contains__(self, task: Task) -> bool:
         return task in self._kinds
 
-    def note(self, task: Task) -> None:
+    def note(self, work: Workload, task: Task) -> None:
         """Take in that the state of a matrix was made or loaded under the settings that its group has now."""
-        group = self._optimizer.param_groups[task.group]
+        group = work.groups[task.group]
         like = torch.empty(task.shape, dtype=task.p.dtype, device="meta")
-        state = matrix_state(self._optimizer, group, like)
+        state = work.rule.parameter_state(group, like)
         kind = (task.group, task.shape, task.p.dtype, tuple((name, x.shape) for name, x in state.items()))
         self._kinds[task] = kind
         if kind not in self._entries:
             self._entries[kind] = parameter_entries(
-                self._optimizer.elementwise_state(group), group, like, {}, state, step=0, numbers=task.numbers
+                work.rule.elementwise_state(group), group, like, {}, state, step=0, numbers=task.numbers
             )
 
-    def check(self, members: Iterable[Member]) -> None:
+    def check(self, work: Workload, members: Iterable[Member]) -> None:
         """Refuse settings of groups that the state of these parameters does not allow.
 
         Raises:
@@ -103,7 +96,7 @@ class StateShapes:
         """
         kinds = {self._kinds[member]: member.group for member in members if isinstance(member, Task)}
         for kind, group in kinds.items():
-            self._optimizer.check_matrices(self._optimizer.param_groups[group], self._entries[kind])
+            work.rule.check_matrices(work.groups[group], self._entries[kind])
 
 
 def _on_workers(task: Task, value: Tensor) -> Tensor:

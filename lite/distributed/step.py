@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,13 +20,11 @@ from lite.distributed.division import Member, Task
 from lite.distributed.exchange import Parcel, all_gather
 from lite.distributed.layout import Team, local_part
 from lite.distributed.megabatch import Megabatch, NewState, Piece
-from lite.finiteness import finite_per_tensor
-from lite.matrix_rule import narrowest_squares
-from lite.parameter_entries import steps_so_far
-from lite.rounding import rounded_stochastically, rounds_stochastically
-
-if TYPE_CHECKING:
-    from lite.optimizer import LITEOptimizer
+from lite.execution.executor import Workload
+from lite.execution.finiteness import finite_per_tensor
+from lite.execution.rounding import rounded_stochastically
+from lite.matrix_rule import rounds_stochastically
+from lite.parameters.parameter_entries import steps_so_far
 
 # Numbers of one rank's shards in one megabatch; above that, its buffers would count beside parameters and gradients.
 LARGEST_MEGABATCH = 2**27
@@ -40,16 +38,14 @@ class Step:
     replies, so that there is a single collective.
 
     Args:
-        optimizer: The optimizer; all of its state exists.
+        work: The optimizer's; all state exists.
         active: Parameters that take part, the same on all ranks.
         agreements: The one of all ranks, then those of teams among them.
         steps_made: Steps before this one.
     """
 
-    def __init__(
-        self, optimizer: LITEOptimizer, active: Sequence[Member], agreements: list[Agreement], steps_made: int
-    ) -> None:
-        self._optimizer, self._agreements, self._steps_made = optimizer, agreements, steps_made
+    def __init__(self, work: Workload, active: Sequence[Member], agreements: list[Agreement], steps_made: int) -> None:
+        self._work, self._agreements, self._steps_made = work, agreements, steps_made
         self._gradients = {member.p: _gradient(member.p) for member in active}
         self._device = next(iter(self._gradients.values())).device
         self._tasks = [member for member in active if isinstance(member, Task)]
@@ -57,7 +53,7 @@ class Step:
         self._present = {member for member in active if member.p.grad is not None}
         self._flags = self._own_flags()
         self._usable: Tensor | None = None  # on this rank at first, on all of them once that is agreed
-        if optimizer.on_nonfinite != "ignore":
+        if work.on_nonfinite != "ignore":
             self._usable = ~self._flags[: len(agreements[0].members)].any().bool()
         self._changes: dict[Member, Tensor] = {}  # whether each parameter changes, once that is agreed
         self._waiting: list[Callable[[], None]] = []
@@ -81,7 +77,7 @@ class Step:
     def _own_flags(self) -> Tensor:
         main, nothing = self._agreements[0], torch.empty(0, device=self._device)
         present = [member in self._present for member in main.members]
-        if self._optimizer.on_nonfinite == "ignore":
+        if self._work.on_nonfinite == "ignore":
             return main.flags(None, present, self._device)
         seen = [
             self._gradients[member.p] if there else nothing for member, there in zip(main.members, present, strict=True)
@@ -89,7 +85,7 @@ class Step:
         finite = finite_per_tensor(
             seen,
             entries=max(member.p.numel() for member in main.members),  # of whole tensors, and the same on all ranks
-            squares=narrowest_squares(self._optimizer, self._optimizer.param_groups),
+            squares=self._work.narrowest_squares(),
         )
         return main.flags(finite.to(self._device), present, self._device)
 
@@ -148,8 +144,8 @@ class Step:
                 turns[owner] += 1
         made = []
         for each in chunks.values():
-            group = self._optimizer.param_groups[each[0].group]
-            made.append(Megabatch(self._optimizer, group, each, self._optimizer.state, steps_so_far(group)))
+            group = self._work.groups[each[0].group]
+            made.append(Megabatch(self._work.rule, group, each, self._work.state, steps_so_far(group)))
         return made
 
     def _through(self, megabatches: list[Megabatch], *, move: bool) -> list[Piece]:
@@ -160,7 +156,7 @@ class Step:
         for i, megabatch in enumerate(megabatches):
             if i + 1 < len(megabatches):
                 self._send(megabatches[i + 1])
-            for new in megabatch.compute(self._optimizer.largest_batch):
+            for new in megabatch.compute(self._largest_batch):
                 self._once_agreed(partial(self._write_state, new))
             if i:
                 pieces += megabatches[i - 1].collect()
@@ -170,6 +166,9 @@ class Step:
                 self._move(pieces)
                 pieces = []
         return pieces
+
+    def _largest_batch(self, w: Tensor) -> int:
+        return self._work.largest_batch(w, on_cpu=self._work.rule.largest_cpu_batch)
 
     def _send(self, megabatch: Megabatch) -> None:
         for task, target, value in megabatch.send(self._gradients, self._usable):
@@ -201,22 +200,22 @@ class Step:
         for piece in pieces:
             alike[piece.task, piece.name].append(piece)
         for (task, name), parts in alike.items():
-            group, w = self._optimizer.param_groups[task.group], local_part(task.p)
+            group, w = self._work.groups[task.group], local_part(task.p)
             parts.sort(key=lambda piece: piece.unit.experts or (0, 0))
             reply = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
             if name is not None:
-                self._write(task, local_part(self._optimizer.state[task.p][name]), reply)
+                self._write(task, local_part(self._work.state[task.p][name]), reply)
                 continue
             if rounds_stochastically(group, w):
                 w = w.float()
-            new = self._optimizer.shard_move(group, w, reply.to(torch.promote_types(w.dtype, reply.dtype)))
+            new = self._work.rule.shard_move(group, w, reply.to(torch.promote_types(w.dtype, reply.dtype)))
             self._write_parameter(task, new)
 
     def _step_adamw(self) -> list[tuple[list[AdamWPart], Tensor, Any]]:
         """Move AdamW's parameters; returns what is still being summed over ranks for the next step's masks."""
         cut: defaultdict[Team, list[AdamWPart]] = defaultdict(list)
         for part in self._parts:
-            group = self._optimizer.param_groups[part.member.group]
+            group = self._work.groups[part.member.group]
             self._write_parameter(part.member, part.position(group["lr"]))
             for key, value in part.after.items():
                 self._write(part.member, part.before[key], value)
@@ -231,8 +230,8 @@ class Step:
         return counts
 
     def _part(self, member: Member) -> AdamWPart:
-        rule = adamw_rule(self._optimizer.param_groups[member.group])
-        return AdamWPart(member, rule, self._optimizer.state[member.p], self._gradients[member.p])
+        rule = adamw_rule(self._work.groups[member.group])
+        return AdamWPart(member, rule, self._work.state[member.p], self._gradients[member.p])
 
     def _adapt(self, part: AdamWPart, passing: CoordinateThresholds) -> None:
         after = adapt_coordinate_thresholds(part.thresholds, passing, sharp_fraction=part.sharp_fraction)
@@ -260,7 +259,7 @@ class Step:
 
     def _write_parameter(self, member: Member, value: Tensor) -> None:
         w = local_part(member.p)
-        if rounds_stochastically(self._optimizer.param_groups[member.group], w):
+        if rounds_stochastically(self._work.groups[member.group], w):
             value = torch.where(self._changes[member], value, w)
             value = rounded_stochastically(value, self._generator(member.layout.team, w.device))
         self._write(member, w, value)
