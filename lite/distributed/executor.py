@@ -13,8 +13,8 @@ from torch.distributed import ProcessGroup
 
 from lite.adamw import ADAMW_KEYS
 from lite.distributed.agreement import Agreement, check_same_construction, raise_together
-from lite.distributed.division import Division, Job, Member, Task
-from lite.distributed.layout import Axis, Layouts, Team
+from lite.distributed.division import Division, OwnedParameter, PlacedParameter, WorkItem
+from lite.distributed.sharding import MeshAxis, RankMesh, Shardings
 from lite.distributed.state import StateShapes, fitted_state, initial_state
 from lite.distributed.step import Step
 from lite.execution.executor import Workload
@@ -28,10 +28,10 @@ class DistributedExecutor:
 
     Args:
         work: The optimizer's, with its first groups.
-        process_group: See :class:`lite.distributed.layout.Layouts`.
+        process_group: See :class:`lite.distributed.sharding.Shardings`.
 
     Raises:
-        ValueError: for a layout that is not supported, ranks that build different optimizers, or a rule that says two
+        ValueError: for a sharding that is not supported, ranks that build different optimizers, or a rule that says two
             things of where its state lies.
     """
 
@@ -40,11 +40,11 @@ class DistributedExecutor:
     def __init__(self, work: Workload, process_group: ProcessGroup | None) -> None:
         _check_places(work)
         self.steps_made = 0
-        self._layouts, self._division = Layouts(process_group), Division()
-        self.members: dict[Tensor, Member] = {}
+        self._shardings, self._division = Shardings(process_group), Division()
+        self.parameters: dict[Tensor, PlacedParameter] = {}
         self._agreements: list[Agreement] = []
         self._warned: set[str] = set()
-        self._active: list[Member] = []
+        self._active: list[PlacedParameter] = []
         self._checked = StateShapes()
         self._error: NonFiniteError | None = None
         self.add_parameters(work)
@@ -52,44 +52,48 @@ class DistributedExecutor:
     def add_parameters(self, work: Workload) -> None:
         self.settle(work)  # of what the step before was agreed on without them
         new: list[dict[str, Any]] = []
-        jobs: list[Job] = []
+        items: list[WorkItem] = []
         for number, group in enumerate(work.groups):
             names, is_matrix = parameter_names(group), group["rule"] != "adamw"
             shapes = [torch.empty(p.shape, device="meta") for p in group["params"]]
             every = [group_views(group, x) if is_matrix else [] for x in shapes]
             numbers = matrix_numbers(names, every)
             for index, (name, p, views) in enumerate(zip(names, group["params"], every, strict=True)):
-                if p in self.members:
+                if p in self.parameters:
                     continue
                 label = name if isinstance(name, str) else f"{name} of group {number}"
-                layout = self._layouts.of(p, name=label, group=group)
-                new.append({"p": p, "group": number, "index": index, "name": label, "layout": layout})
+                sharding = self._shardings.of(p, name=label, group=group)
+                new.append({"p": p, "group": number, "index": index, "name": label, "sharding": sharding})
                 if is_matrix:
                     cost = sum(x.shape[:-2].numel() * work.rule.matrix_cost(group, *x.shape[-2:]) for x in views)
-                    jobs.append(Job(layout, cost, p.shape[0] if group["layout"] == "experts" else None))
+                    items.append(WorkItem(sharding, cost, p.shape[0] if group["layout"] == "experts" else None))
                     new[-1] |= {"numbers": numbers[index]}
-        divided = iter(self._division.divide(jobs))
-        for member in new:
-            made = Task(**member, units=next(divided)) if "numbers" in member else Member(**member)
-            self.members[made.p] = made
+        divided = iter(self._division.divide(items))
+        for parameter in new:
+            made = (
+                OwnedParameter(**parameter, owners=next(divided))
+                if "numbers" in parameter
+                else PlacedParameter(**parameter)
+            )
+            self.parameters[made.p] = made
         self._agree(work)
 
     def compile(self, **options: Any) -> None:
         raise ValueError("an optimizer on several ranks cannot be compiled; compile the model alone.")
 
     def init_state(self, work: Workload) -> None:
-        for member in self.members.values():
-            self._init(work, member)
+        for parameter in self.parameters.values():
+            self._init(work, parameter)
 
     def held(self, work: Workload, p: Tensor) -> set[str]:
-        member = self.members[p]
-        group = work.groups[member.group]
-        if not isinstance(member, Task):
+        parameter = self.parameters[p]
+        group = work.groups[parameter.group]
+        if not isinstance(parameter, OwnedParameter):
             return set(ADAMW_KEYS)
-        names = set(work.rule.parameter_state(group, torch.empty(member.shape, device="meta")))
-        if member.own is not None:
+        names = set(work.rule.parameter_state(group, torch.empty(parameter.shape, device="meta")))
+        if parameter.own is not None:
             return names
-        return names & set(work.rule.sharded_state) if member.layout.team.shards.size > 1 else set()
+        return names & set(work.rule.sharded_state) if parameter.sharding.mesh.shards.size > 1 else set()
 
     def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -98,31 +102,31 @@ class DistributedExecutor:
             result = find()
         except Exception as found:
             error = found
-        raise_together(self._agreements[0].team, error)
+        raise_together(self._agreements[0].mesh, error)
         return result
 
     def load_state(self, work: Workload, saved: Mapping[Tensor, dict[str, Any]]) -> None:
         for p, state in saved.items():
-            member = self.members[p]
-            work.state[p] = fitted_state(work.rule, work.groups[member.group], member, state)
-        for member in self.members.values():  # also those of other ranks
-            if isinstance(member, Task) and (
-                member in self._checked or steps_so_far(work.groups[member.group])[member.index]
+            parameter = self.parameters[p]
+            work.state[p] = fitted_state(work.rule, work.groups[parameter.group], parameter, state)
+        for parameter in self.parameters.values():  # also those of other ranks
+            if isinstance(parameter, OwnedParameter) and (
+                parameter in self._checked or steps_so_far(work.groups[parameter.group])[parameter.index]
             ):
-                self._checked.note(work, member)
+                self._checked.note(work, parameter)
         self._error = None  # of a step that is undone
 
     def step(self, work: Workload) -> None:
         self.settle(work)
-        for member in self.members.values():
-            _refuse_gradient(member)
+        for parameter in self.parameters.values():
+            _refuse_gradient(parameter)
         self._active = [
-            member
-            for member in self.members.values()
-            if member.p.grad is not None or (member.p.requires_grad and member.layout.team.size > 1)
+            parameter
+            for parameter in self.parameters.values()
+            if parameter.p.grad is not None or (parameter.p.requires_grad and parameter.sharding.mesh.size > 1)
         ]
-        for member in self._active:
-            self._init(work, member)
+        for parameter in self._active:
+            self._init(work, parameter)
         self._checked.check(work, self._active)
         if self._active:
             Step(work, self._active, self._agreements, self.steps_made).run()
@@ -135,53 +139,55 @@ class DistributedExecutor:
             raise error
 
     def settle(self, work: Workload) -> None:
-        moved: dict[Member, bool] = {}
+        moved: dict[PlacedParameter, bool] = {}
         skipped = False
         for agreement in self._agreements:  # the first one speaks for all ranks, the others for their own parameters
             outcome = agreement.settle()
             if outcome is None:
                 continue
-            moved.update(zip(agreement.members, outcome.moved, strict=True))
+            moved.update(zip(agreement.parameters, outcome.moved, strict=True))
             skipped |= outcome.error is not None
             if work.on_nonfinite == "raise":
                 self._error = outcome.error or self._error
             for text in outcome.warnings:
                 warnings.warn(text, stacklevel=4)
-        had = {member.p for member in self._active if moved.get(member) and not skipped}
+        had = {parameter.p for parameter in self._active if moved.get(parameter) and not skipped}
         self._active = []
         for group in work.groups:
             if group["rule"] != "adamw" and had:
                 count_gradients(group, [p in had for p in group["params"]])
 
-    def _init(self, work: Workload, member: Member) -> None:
-        if member.p not in work.state:
-            group = work.groups[member.group]
-            work.state[member.p] = initial_state(work.rule, group, member)
-        if isinstance(member, Task) and member not in self._checked:
-            self._checked.note(work, member)
+    def _init(self, work: Workload, parameter: PlacedParameter) -> None:
+        if parameter.p not in work.state:
+            group = work.groups[parameter.group]
+            work.state[parameter.p] = initial_state(work.rule, group, parameter)
+        if isinstance(parameter, OwnedParameter) and parameter not in self._checked:
+            self._checked.note(work, parameter)
 
     def _agree(self, work: Workload) -> None:
-        members, teams = list(self.members.values()), self._layouts.teams
-        for team in teams:
-            shared = [member for member in members if member.layout.team is team]
-            check_same_construction(team, [_description(work.groups[member.group], member) for member in shared])
-        main = max(teams, key=lambda team: team.size, default=Team(Axis(), Axis(), None, (0,)))
-        if any(not set(team.ranks) <= set(main.ranks) for team in teams):
-            world = Axis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
-            main = Team(Axis(), world, world.group, tuple(range(world.size)))
+        parameters, meshes = list(self.parameters.values()), self._shardings.meshes
+        for mesh in meshes:
+            shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
+            check_same_construction(
+                mesh, [_description(work.groups[parameter.group], parameter) for parameter in shared]
+            )
+        main = max(meshes, key=lambda mesh: mesh.size, default=RankMesh(MeshAxis(), MeshAxis(), None, (0,)))
+        if any(not set(mesh.global_ranks) <= set(main.global_ranks) for mesh in meshes):
+            world = MeshAxis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+            main = RankMesh(MeshAxis(), world, world.group, tuple(range(world.size)))
         watches = work.on_nonfinite != "ignore"
-        self._agreements = [Agreement(main, members, watches=watches, warned=self._warned)]
-        for team in teams:
-            if team is not main:
-                shared = [member for member in members if member.layout.team is team]
-                self._agreements.append(Agreement(team, shared, watches=False, warned=self._warned))
+        self._agreements = [Agreement(main, parameters, watches=watches, warned=self._warned)]
+        for mesh in meshes:
+            if mesh is not main:
+                shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
+                self._agreements.append(Agreement(mesh, shared, watches=False, warned=self._warned))
 
 
-def _description(group: dict[str, Any], member: Member) -> str:
+def _description(group: dict[str, Any], parameter: PlacedParameter) -> str:
     view = "" if group["rule"] == "adamw" else f", layout {group['layout']}, blocks {group['blocks']}"
-    cut = "" if member.layout.dim is None else f", cut along dimension {member.layout.dim}"
+    cut = "" if parameter.sharding.dim is None else f", cut along dimension {parameter.sharding.dim}"
     return (
-        f"{member.name} of shape {tuple(member.p.shape)} and {member.p.dtype} in group {member.group} "
+        f"{parameter.name} of shape {tuple(parameter.p.shape)} and {parameter.p.dtype} in group {parameter.group} "
         f"(rule {group['rule']}{view}{cut})"
     )
 
@@ -200,14 +206,14 @@ def _check_places(work: Workload) -> None:
                 )
 
 
-def _refuse_gradient(member: Member) -> None:
-    g = member.p.grad
+def _refuse_gradient(parameter: PlacedParameter) -> None:
+    g = parameter.p.grad
     if g is None:
         return
     if g.is_sparse:
-        raise ValueError(sparse_message(member.name))
-    places, own = (getattr(x, "placements", "a plain tensor") for x in (g, member.p))
+        raise ValueError(sparse_message(parameter.name))
+    places, own = (getattr(x, "placements", "a plain tensor") for x in (g, parameter.p))
     if places != own:
         raise ValueError(
-            f"the gradient of {member.name} lies on ranks as {places}, the parameter as {own}; redistribute it."
+            f"the gradient of {parameter.name} lies on ranks as {places}, the parameter as {own}; redistribute it."
         )
