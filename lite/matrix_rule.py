@@ -43,7 +43,7 @@ class MatrixRule(ABC):
         counts_gradients: Whether the update depends on how many gradients came before, beyond what the memory knows.
             Then a step first waits until the device has found out whether the gradients of the step before were finite:
             those of a skipped step do not count.
-        largest_cpu_batch: How many numbers a batch may hold on a CPU; ``None`` if it may be as large as elsewhere.
+        largest_cpu_batch: How many numbers a batch may hold on a CPU; ``None`` if the limit is that of other devices.
     """
 
     rule: ClassVar[str]

@@ -25,7 +25,7 @@ class Workload:
         rule: The rule of matrices.
         groups: Parameter groups.
         state: Parameter ↦ its state.
-        on_nonfinite: What a gradient does that is not finite.
+        on_nonfinite: What happens if a gradient is not finite.
     """
 
     rule: MatrixRule
@@ -47,7 +47,7 @@ class Workload:
 
         Args:
             w: A tensor.
-            on_cpu: The same on a CPU; ``None`` if it is no exception.
+            on_cpu: The limit on a CPU; ``None`` if it is that of other devices.
         """
         if on_cpu is not None and w.device.type == "cpu":
             return on_cpu

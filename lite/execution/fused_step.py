@@ -53,11 +53,11 @@ def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, usable: Tensor |
 
 
 def largest_cpu_batch(rule: MatrixRule, groups: Iterable[dict[str, Any]], w: Tensor) -> int | None:
-    """How many numbers a batch may hold on a CPU, ``None`` if that is no exception among devices.
+    """How many numbers a batch may hold on a CPU; ``None`` if the rule sets no limit of its own.
 
     Args:
         rule: The rule of matrices.
-        groups: All parameter groups; a fused step of some alone would not make larger batches worth their memory.
+        groups: All parameter groups; batches are larger only if the steps of all matrices are fused.
         w: A tensor of the batch.
     """
     if rule.largest_cpu_batch is None:
