@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from discretizations import CoordinateMask, EigenbasisMoment
 from lite import SOAPLITE, LITEOptimizer, MuonLITE, param_groups
 from lite.distributed import exchange
-from lite.distributed.division import Division, Job
-from lite.distributed.layout import Axis, Layout, Team, local_part
+from lite.distributed.division import Division, WorkItem
+from lite.distributed.sharding import MeshAxis, RankMesh, Sharding, local_part
 from lite.distributed.step import LARGEST_MEGABATCH
 from lite.soap_lite import Moments
 
@@ -198,10 +198,10 @@ def newton_schulz_flops(rows: int, columns: int) -> float:
 
 def divided(shapes: list[tuple[int, int]], costs: list[float], world: int) -> tuple[list[float], list[int]]:
     """Cost of every rank's matrices, and the owner of each matrix."""
-    team = Team(Axis(world), Axis(), None, tuple(range(world)))
+    mesh = RankMesh(MeshAxis(world), MeshAxis(), None, tuple(range(world)))
     division = Division()
-    units = division.divide([Job(Layout(team, 0), cost, None) for cost in costs])
-    return division.loads(team), [own[0].worker for own in units]
+    owners = division.divide([WorkItem(Sharding(mesh, 0), cost, None) for cost in costs])
+    return division.loads(mesh), [own[0].rank for own in owners]
 
 
 def prediction(name: str, world: int) -> dict[str, float]:

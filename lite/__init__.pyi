@@ -1,13 +1,13 @@
 # The public names. At run time they are imported on first use: riemannian_ode.lazy_names.
 
-from lite.finiteness import NonFiniteError as NonFiniteError
-from lite.finiteness import check_finite_gradients as check_finite_gradients
-from lite.grouping import param_groups as param_groups
-from lite.grouping import print_groups as print_groups
-from lite.matrix_view import matrix_views as matrix_views
+from lite.execution.finiteness import NonFiniteError as NonFiniteError
+from lite.execution.finiteness import check_finite_gradients as check_finite_gradients
 from lite.muon_lite import Muon as Muon
 from lite.muon_lite import MuonLITE as MuonLITE
 from lite.optimizer import LITEOptimizer as LITEOptimizer
+from lite.parameters.grouping import param_groups as param_groups
+from lite.parameters.grouping import print_groups as print_groups
+from lite.parameters.matrix_view import matrix_views as matrix_views
 from lite.schedules import LITESchedule as LITESchedule
 from lite.schedules import learning_rate_factor as learning_rate_factor
 from lite.soap_lite import SOAP as SOAP

@@ -22,7 +22,7 @@ from discretizations.matrices.sharp_masks import PUBLISHED_WIDTH_FLOOR
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
-from lite.tensor_settings import acts
+from lite.parameters.tensor_settings import acts
 
 ADAMW_KEYS = ("momentum", "v", "momentum_mass", "v_mass", "hi", "lo")  # of a parameter's state
 _ALL_SHARP = 1.0 - 1e-5  # above this fraction there is no flat part (published code)

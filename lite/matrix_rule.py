@@ -15,7 +15,7 @@ shard.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
-from lite.finiteness import guarded, guarded_state
-from lite.rounding import rounds_stochastically
-from lite.tensor_batches import TensorBatch, TensorEntry
-from lite.tensor_settings import acts
+from lite.parameters.parameter_entries import TensorEntry, group_views, row_ordered, state_key
+from lite.parameters.tensor_settings import acts
 from riemannian_ode.preconditioner import Directed, Memory, TakenIn, move
 
+PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
 MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
 
 
@@ -44,6 +43,7 @@ class MatrixRule(ABC):
         counts_gradients: Whether the update depends on how many gradients came before, beyond what the memory knows.
             Then a step first waits until the device has found out whether the gradients of the step before were finite:
             those of a skipped step do not count.
+        largest_cpu_batch: How many numbers a batch may hold on a CPU; ``None`` if the limit is that of other devices.
     """
 
     rule: ClassVar[str]
@@ -51,6 +51,7 @@ class MatrixRule(ABC):
     travelling_state: tuple[str, ...] = ()
     spare_state: ClassVar[tuple[str, ...]] = ()
     counts_gradients: ClassVar[bool] = False
+    largest_cpu_batch: ClassVar[int | None] = None
 
     @abstractmethod
     def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
@@ -90,6 +91,25 @@ class MatrixRule(ABC):
         m = torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype))
         return {MOMENTUM: m, **rule.initial_memory(w, batch=w.ndim - 2)}
 
+    def parameter_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        """State of a parameter before its first step: that of all its matrices.
+
+        Args:
+            group: Its parameter group.
+            p: The parameter, or part of a stack of experts; as for :meth:`matrix_state`, values do not count.
+        """
+        p = row_ordered(p)
+        views = group_views(group, p)
+        elementwise = self.elementwise_state(group)
+        state: dict[str, Tensor] = {}
+        for i, view in enumerate(views):
+            for name, value in self.matrix_state(group, view).items():
+                if name in elementwise:
+                    state[name] = torch.zeros_like(p, dtype=value.dtype)
+                else:
+                    state[state_key(name, i, len(views))] = value
+        return state
+
     def elementwise_state(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Keys of the state that have the parameter's shape."""
         return MOMENTUM, *self.update_rule(group, (1, 1)).preconditioner.elementwise
@@ -127,47 +147,6 @@ class MatrixRule(ABC):
             numbers=numbers,
             is_phase="count" in group,
         )
-
-    def guarded_update(
-        self,
-        group: dict[str, Any],
-        w: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        *,
-        step: int,
-        numbers: Sequence[int],
-        usable: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """:meth:`matrix_update` where the gradients are usable, else no change.
-
-        Args:
-            group: As for :meth:`matrix_update`.
-            w: Likewise.
-            g: Likewise, zero where they are not usable.
-            state: Likewise.
-            step: Likewise.
-            numbers: Likewise.
-            usable: Whether the gradients are finite, 0-dimensional; ``None`` is yes.
-
-        Returns:
-            New parameters, and the state that changes.
-        """
-        new_w, new_state = self.matrix_update(group, w, g, state, step=step, numbers=numbers)
-        return guarded(usable, new_w, w), guarded_state(usable, new_state, state)
-
-    def step_in_place(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> bool:
-        """A way of the rule's own to change parameters and state of a batch, for speed.
-
-        Args:
-            group: The batch's parameter group.
-            batch: Parameters, gradients and state.
-            usable: Whether the gradients are finite, 0-dimensional; ``None`` is yes.
-
-        Returns:
-            Whether it took the step, as :meth:`guarded_update` would; else nothing has changed.
-        """
-        return False
 
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         """Floating type in which the rule computes sums of squares; gradients that overflow there are not finite.
@@ -328,18 +307,6 @@ def matrix_shape(w: Tensor) -> tuple[int, int]:
     return (int(w.size(-2)), int(w.size(-1))) if w.ndim > 1 else (1, 1)
 
 
-def narrowest_squares(rule: MatrixRule, groups: Iterable[dict[str, Any]]) -> torch.dtype:
-    """Floating type in which squares of all gradients must stay finite, see :meth:`MatrixRule.squares_dtype`.
-
-    Args:
-        rule: The rule of matrices.
-        groups: An optimizer's parameter groups.
-    """
-    for group in groups:
-        for dtype in {p.dtype for p in group["params"]}:
-            wide = torch.promote_types(dtype, torch.float32)
-            if group["rule"] != "adamw":
-                wide = rule.squares_dtype(group, dtype)
-            if wide != torch.float64:
-                return torch.float32
-    return torch.float64
+def rounds_stochastically(group: Mapping[str, Any], w: Tensor) -> bool:
+    """Whether parameters of a group are rounded up or down at random: they are bfloat16 and the group says so."""
+    return bool(group["stochastic_rounding"]) and w.dtype == torch.bfloat16

@@ -14,14 +14,12 @@ from discretizations.matrices.polar import PUBLISHED_FLOOR
 from discretizations.preconditioners.masks import ExactSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.update_rule import UpdateRule
-from lite import fused_step
-from lite.finiteness import OnNonfinite
-from lite.group_checks import is_setting_number, require_flag, require_whole
-from lite.matrix_rule import MOMENTUM, matrix_shape
+from lite.execution.finiteness import OnNonfinite
+from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION, matrix_shape
 from lite.optimizer import Exchange, LITEOptimizer
-from lite.rounding import rounds_stochastically
-from lite.tensor_batches import TensorBatch, TensorEntry
-from lite.tensor_settings import acts
+from lite.parameters.group_checks import is_setting_number, require_flag, require_whole
+from lite.parameters.parameter_entries import TensorEntry
+from lite.parameters.tensor_settings import acts
 from riemannian_ode.errors import shown
 
 if TYPE_CHECKING:
@@ -70,6 +68,7 @@ class MuonLITE(LITEOptimizer):
     rule = "muon"
     sharded_state = ("momentum",)
     spare_state = ("rho", "subspace")
+    largest_cpu_batch = 2**20  # beyond that temporaries leave a CPU's caches (measured)
 
     def __init__(
         self,
@@ -167,38 +166,6 @@ class MuonLITE(LITEOptimizer):
         for entry in entries:
             _require_memory(group, mask, splits, matrix_shape(entry.w), entry.state)
 
-    def largest_batch(self, w: Tensor) -> int:
-        if w.device.type != "cpu":
-            return super().largest_batch(w)
-        matrix, shape = [w[0] if w.ndim == 3 else w], matrix_shape(w)
-        groups = [group for group in self.param_groups if group["rule"] == self.rule]
-        in_place = not self.is_divided and all(
-            fused_step.is_supported(self.update_rule(group, shape), group["lr"], *[matrix] * 3) for group in groups
-        )
-        return _LARGEST_BATCH_IN_PLACE if in_place else _LARGEST_CPU_BATCH
-
-    def step_in_place(self, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> bool:
-        if type(self).matrix_update is not MuonLITE.matrix_update:  # a subclass has an update of its own
-            return False
-        entries = batch.entries
-        w, g, momentum = (
-            batch.matrices(tensors)
-            for tensors in (
-                [entry.w for entry in entries],
-                [entry.inputs["g"] for entry in entries],
-                [entry.state[MOMENTUM] for entry in entries],
-            )
-        )
-        if rounds_stochastically(group, w[0]):
-            return False
-        shape = matrix_shape(w[0])
-        rule, eta = self.update_rule(group, shape), self.learning_rate(group, shape)
-        if not fused_step.is_supported(rule, eta, w, g, momentum):
-            return False
-        memory = {key: batch.matrices([e.state[key] for e in entries]) for key in entries[0].state if key != MOMENTUM}
-        fused_step.fused_step_(rule, w, g, momentum, memory, eta=eta, usable=usable)
-        return True
-
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(_iteration_dtype(group, torch.empty((), dtype=dtype)), torch.float32)
 
@@ -258,10 +225,7 @@ _NS_DTYPES: dict[NSDtype, Any] = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs plain Muon (published code)
 _UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
-_LARGEST_CPU_BATCH = 2**20  # numbers; beyond that temporaries leave a CPU's caches (measured)
-_LARGEST_BATCH_IN_PLACE = 2**22  # there they are few, and each thread has matrices of its own (measured)
 
 
 def update_scale(shape: tuple[int, int]) -> float:

@@ -1,8 +1,7 @@
-"""The optimizer shell: parameter groups to rules, batches of matrices, state, loading, and bad gradients."""
+"""The optimizer shell: parameter groups, checkpoints, and the choice of what runs the steps."""
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Collection
 from functools import partial
@@ -12,30 +11,20 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
-from lite.adamw import initial_adamw_state
-from lite.batch_step import step_batch, traced_batch
-from lite.finiteness import ON_NONFINITE, FinitenessWatch, OnNonfinite, usable_gradients
-from lite.group_checks import check_group, require_flag
-from lite.matrix_rule import MatrixRule, narrowest_squares
-from lite.parameter_entries import (
-    count_gradients,
-    matrix_entries,
-    matrix_state,
-    row_ordered_copies,
-    steps_so_far,
-)
-from lite.state_loading import copied, load_between_hooks, loadable_state
-from lite.tensor_batches import TensorBatch, TensorEntry, largest_batch, tensor_batches
-from lite.tensor_settings import keep_tensors, own_tensors
+from lite.checkpoints.loading import load_between_hooks, loadable_state
+from lite.execution.executor import Executor, Workload
+from lite.execution.finiteness import ON_NONFINITE, OnNonfinite
+from lite.execution.local import LocalExecutor
+from lite.matrix_rule import MatrixRule
+from lite.parameters.group_checks import check_group, require_flag
+from lite.parameters.parameter_entries import steps_so_far
+from lite.parameters.tensor_settings import keep_tensors, own_tensors
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from lite.distributed.ranks import Ranks
-
 Exchange: TypeAlias = Literal["fastest", "exact", "bfloat16"]
 EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
-_MOST_GRAPHS = 64  # of one optimizer; SOAP has one more than steps between refreshes
 
 
 class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
@@ -57,9 +46,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
-        on_nonfinite: What a gradient does that is not finite, or whose squares overflow (:mod:`lite.finiteness`), found
-            without a device sync: ``"raise"`` skips that step and raises at a later one, once the device has got there;
-            ``"skip"`` skips it; ``"ignore"`` never looks.
+        on_nonfinite: What happens if a gradient is not finite or its squares overflow
+            (:mod:`lite.execution.finiteness`). It is found without a device sync: ``"raise"`` skips that step and
+            raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
         stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
         capturable: Whether learning rate, weight decay, χ and β₂ of groups become tensors on the device, so that a
             step in a CUDA graph follows their schedules.
@@ -101,11 +90,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         self.on_nonfinite = on_nonfinite
         self.exchange = exchange
         self.capturable = capturable
-        self._ranks: Ranks | None = None
+        self._executor: Executor = LocalExecutor()
         self._is_built = False
-        self._watch = FinitenessWatch()
-        self._steps_made = 0
-        self._compiled: Callable[..., None] | None = None
         defaults = {
             "rule": self.rule,
             "kind": "matrix",
@@ -125,26 +111,21 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         }
         super().__init__(params, defaults | settings)
         self._is_built = True
-        self._divide(process_group)
+        self._choose_executor(process_group)
 
     @property
     def is_divided(self) -> bool:
         """Whether several ranks share the work, so that each has a part of the state."""
-        return self._ranks is not None
-
-    def largest_batch(self, w: Tensor) -> int:
-        """How many numbers a batch of tensors like ``w`` may hold."""
-        return largest_batch(sum(p.numel() for group in self.param_groups for p in group["params"]))
+        return self._executor.is_divided
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
-        if self._ranks is not None:
+        if self.is_divided:
             raise TypeError("an optimizer on several ranks cannot be copied or pickled; save its state_dict().")
-        self._watch.settle()  # the groups' counts of gradients
-        layout = ("sharded_state", "travelling_state")
-        names = ("on_nonfinite", "exchange", "capturable", "_ranks", "_is_built", "_steps_made")
-        own = {name: getattr(self, name) for name in names + layout}
-        return super().__getstate__() | own | {"_watch": FinitenessWatch(), "_compiled": None}
+        self._executor.settle(self._work())  # the groups' counts of gradients
+        names = ("on_nonfinite", "exchange", "capturable", "sharded_state", "travelling_state", "_is_built")
+        own = {name: getattr(self, name) for name in names}
+        return super().__getstate__() | own | {"_executor": LocalExecutor(self._executor.steps_made)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see ``torch.optim.Optimizer.add_param_group``.
@@ -160,7 +141,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             raise
         own_tensors(self.param_groups[-1], capturable=self.capturable)
         if self._is_built:
-            self._divide()
+            self._choose_executor()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -182,15 +163,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._ranks is not None:
-            self._ranks.step(self._steps_made)
-            self._steps_made += 1
-        else:
-            traced = self._compiled is not None or torch.compiler.is_compiling()
-            batches, usable, copies = self._prepared(traced=traced)
-            (self._compiled or self._apply)(batches, usable)
-            if copies:
-                torch._foreach_copy_(list(copies), list(copies.values()))
+        self._executor.step(self._work())
         return loss
 
     def compile(self, **options: Any) -> None:
@@ -205,12 +178,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         Raises:
             ValueError: on several ranks, whose steps are not compiled.
         """
-        if self._ranks is not None:
-            raise ValueError("an optimizer on several ranks cannot be compiled; compile the model alone.")
-        known = inspect.signature(torch.compile).parameters  # early torch has no limits here
-        own = {"dynamic": False, "recompile_limit": _MOST_GRAPHS, "isolate_recompiles": True}
-        options = {name: value for name, value in own.items() if name in known} | options
-        self._compiled = torch.compile(self._apply, **options)
+        self._executor.compile(**options)
 
     @_disable_dynamo
     def check_gradients(self, *, wait: bool = True) -> None:
@@ -223,10 +191,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         Raises:
             NonFiniteError: naming the step and the parameters, and ranks if there are several.
         """
-        if self._ranks is None:
-            self._watch.check(wait=wait)
-        else:
-            self._ranks.check()
+        self._executor.check(self._work(), wait=wait)
 
     def init_state(self) -> None:
         """Create all state before the first step, e.g. for ``torch.distributed.checkpoint``."""
@@ -234,11 +199,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         for group in self.param_groups:
             if group["rule"] != "adamw":
                 group["steps"] = steps_so_far(group)
-        if self._ranks is not None:
-            self._ranks.init_state()
-            return
-        for group in self.param_groups:
-            self._init_group(group, group["params"])
+        self._executor.init_state(self._work())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave, keeping every tensor's own dtype (float32 state of bfloat16 parameters too).
@@ -252,31 +213,31 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
                 checkpoint is damaged, naming the first difference; on all ranks if they do on one. Nothing has changed.
         """
         self._notice_sharding()
-        if self._ranks is not None:
-            self._ranks.settle()  # the step before counts for the groups that go
+        self._executor.settle(self._work())  # the step before counts for the groups that go
         load_between_hooks(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        ranks, before = self._ranks, self.param_groups
+        executor, work = self._executor, self._work()
         loadable = partial(
-            loadable_state, state_dict, before, self._initial_state, self._check_group, spare=self.spare_state
+            loadable_state,
+            state_dict,
+            work.groups,
+            work.initial_state,
+            self._check_group,
+            partial(executor.held, work),
+            spare=self.spare_state,
         )
-        state_dict = loadable() if ranks is None else ranks.found_together(partial(loadable, ranks.held))
+        state_dict = executor.found_together(loadable)
         super().load_state_dict(state_dict)
-        for own, loaded in zip(before, self.param_groups, strict=True):
+        for own, loaded in zip(work.groups, self.param_groups, strict=True):
             for name, value in own.items():
                 loaded.setdefault(name, value)  # of settings that the checkpoint did not know
             keep_tensors(own, loaded)
         # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for index, p in zip(indices, self._parameters(), strict=True):
-            saved = state_dict["state"].get(index)
-            if saved is not None:
-                self.state[p] = ranks.fitted_state(p, saved) if ranks else copied(saved, p.device)
-        if ranks:
-            ranks.note_loaded()
-        self._watch = FinitenessWatch()  # what steps since then have found is undone
-        self._steps_made = max((step for group in self.param_groups for step in group.get("steps", [])), default=0)
+        saved = {p: state_dict["state"].get(index) for index, p in zip(indices, self._parameters(), strict=True)}
+        executor.load_state(self._work(), {p: state for p, state in saved.items() if state is not None})
+        executor.steps_made = max((step for group in self.param_groups for step in group.get("steps", [])), default=0)
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups; see ``torch.optim.Optimizer.state_dict``.
@@ -284,19 +245,24 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         Of an optimizer on several ranks it is what this rank has: save and load it with
         ``torch.distributed.checkpoint``.
         """
-        (self._ranks or self._watch).settle()  # the groups' counts of gradients
+        self._executor.settle(self._work())  # the groups' counts of gradients
         return super().state_dict()
 
-    def _divide(self, process_group: ProcessGroup | None = None) -> None:
-        """Find out who works on what, where parameters lie on several ranks; a collective there."""
-        if self._ranks is not None:
-            self._ranks.extend()
-        elif process_group is not None or any(map(_is_dtensor, self._parameters())):
-            from lite.distributed.ranks import Ranks
+    def _choose_executor(self, process_group: ProcessGroup | None = None) -> None:
+        """Divide the work where parameters lie on several ranks, a collective there; else this process does it all."""
+        is_spread = process_group is not None or any(map(_is_dtensor, self._parameters()))
+        if self.is_divided or not is_spread:
+            self._executor.add_parameters(self._work())
+            return
+        from lite.distributed.executor import DistributedExecutor
 
-            if self.capturable:
-                raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
-            self._ranks = Ranks(self, process_group)
+        if self.capturable:
+            raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
+        self._executor = DistributedExecutor(self._work(), process_group)
+
+    @_disable_dynamo
+    def _work(self) -> Workload:
+        return Workload(self, self.param_groups, self.state, self.on_nonfinite)
 
     @_disable_dynamo
     def _notice_sharding(self) -> None:
@@ -305,13 +271,13 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         Raises:
             ValueError: if there is state already, which belongs to tensors that are gone.
         """
-        if self._ranks is None and any(map(_is_dtensor, self._parameters())):
-            if self._steps_made or self.state:
+        if not self.is_divided and any(map(_is_dtensor, self._parameters())):
+            if self._executor.steps_made or self.state:
                 raise ValueError(
-                    f"the parameters were sharded after {self._steps_made} steps of this optimizer, whose state "
-                    "belongs to the tensors before; shard the model first, then load a checkpoint."
+                    f"the parameters were sharded after {self._executor.steps_made} steps of this optimizer, whose "
+                    "state belongs to the tensors before; shard the model first, then load a checkpoint."
                 )
-            self._divide()
+            self._choose_executor()
 
     def _check_group(self, group: dict[str, Any], tags: Collection[Any] = ()) -> None:
         check_group(group, rule=self.rule, known=self.defaults, tags=tags)
@@ -319,67 +285,6 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
-
-    def _init_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = self._initial_state(group, p)
-
-    def _initial_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        if group["rule"] == "adamw":
-            return initial_adamw_state(group, p)
-        return matrix_state(self, group, p)
-
-    def _entries(self, group: dict[str, Any], copies: dict[Tensor, Tensor]) -> list[TensorEntry]:
-        """What a step works on: whole tensors for AdamW, else matrices. State is created where there is none."""
-        self._init_group(group, [p for p in group["params"] if p.grad is not None])
-        if group["rule"] == "adamw":
-            return [TensorEntry(p, {"g": p.grad}, self.state[p]) for p in group["params"] if p.grad is not None]
-        return matrix_entries(self, group, self.state, copies)
-
-    @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would take for constants
-    def _prepared(
-        self, *, traced: bool
-    ) -> tuple[list[tuple[dict[str, Any], TensorBatch]], Tensor | None, dict[Tensor, Tensor]]:
-        """What a step works on: batches with their settings, whether gradients are usable, and copies to write back.
-
-        Args:
-            traced: Whether the step is compiled.
-        """
-        copies: dict[Tensor, Tensor] = {}
-        for group in self.param_groups:
-            copies |= row_ordered_copies(group)
-        work = [(group, self._entries(group, copies)) for group in self.param_groups]
-        for group, entries in work:
-            if group["rule"] != "adamw":
-                self.check_matrices(group, entries)
-        squares = narrowest_squares(self, self.param_groups)
-        present = [(group, [p.grad is not None for p in group["params"]]) for group, _ in work]
-        usable = usable_gradients(
-            self.param_groups,
-            self.on_nonfinite,
-            self._watch,
-            step=self._steps_made,
-            squares=squares,
-            undo=partial(_count, present, by=-1) if self.counts_gradients else None,
-        )
-        batches = []
-        for group, entries in work:
-            for batch in tensor_batches(entries, self.largest_batch):
-                batches.append(traced_batch(self, group, batch) if traced else (group, batch))
-        _count(present)
-        self._steps_made += 1
-        return batches, usable, copies
-
-    def _apply(self, batches: list[tuple[dict[str, Any], TensorBatch]], usable: Tensor | None) -> None:
-        for group, batch in batches:
-            step_batch(self, group, batch, usable)
-
-
-def _count(present: list[tuple[dict[str, Any], list[bool]]], *, by: int = 1) -> None:
-    for group, had in present:
-        if group["rule"] != "adamw":
-            count_gradients(group, had, by=by)
 
 
 def _is_dtensor(p: Tensor) -> bool:

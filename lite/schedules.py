@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from lite.tensor_settings import set_number
+from lite.parameters.tensor_settings import set_number
 from riemannian_ode.errors import require_choice
 
 Schedule: TypeAlias = Literal["cosine", "wsd"]

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-from torch import Tensor
 
 from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
-from lite.finiteness import OnNonfinite, guarded, guarded_state
-from lite.group_checks import require_betas, require_whole
-from lite.matrix_rule import MOMENTUM, matrix_shape, rule_update
-from lite.muon_lite import PLAIN_FRACTION
+from lite.execution.finiteness import OnNonfinite
+from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
-from riemannian_ode.preconditioner import Memory
+from lite.parameters.group_checks import require_betas, require_whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_LARGEST_CPU_BATCH = 2**17  # numbers
 Moments: TypeAlias = Literal["owner", "sharded"]
 MOMENTS: tuple[Moments, ...] = ("owner", "sharded")
 
@@ -66,6 +59,7 @@ class SOAPLITE(LITEOptimizer):
 
     rule = "soap"
     counts_gradients = True  # for the turns of refreshes, and the first gradient
+    largest_cpu_batch = 2**17  # a CPU gains nothing from batches of large matrices, and would copy factors and bases
 
     def __init__(
         self,
@@ -143,28 +137,6 @@ class SOAPLITE(LITEOptimizer):
             **({} if r <= PLAIN_FRACTION else flow),
         )
 
-    def guarded_update(
-        self,
-        group: dict[str, Any],
-        w: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        *,
-        step: int,
-        numbers: Sequence[int],
-        usable: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        shape = matrix_shape(w)
-        rule = in_place(self.update_rule(group, shape), usable)
-        turn: dict[str, Any] = {"step": step, "numbers": numbers, "is_phase": "count" in group}
-        new_w, after = rule_update(rule, w, g, state, eta=self.learning_rate(group, shape), **turn)
-        factors = {key: state[key] for key in ("left", "right") if key in state}  # changed in place
-        return guarded(usable, new_w, w), guarded_state(usable, after, state) | factors
-
-    def largest_batch(self, w: Tensor) -> int:
-        # A CPU gains nothing from batches of large matrices, and would copy their factors and bases to make them.
-        return _LARGEST_CPU_BATCH if w.device.type == "cpu" else super().largest_batch(w)
-
 
 class SOAP(SOAPLITE):
     """SOAP with AdamW for other parameters: :class:`SOAPLITE` with χ = 1 and β = 0 in every group.
@@ -182,26 +154,3 @@ class SOAP(SOAPLITE):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InPlace(EigenbasisMoment):
-    """The same preconditioner, whose factors, the largest part of its memory, are changed in place.
-
-    Args:
-        usable: Whether they may change, 0-dimensional; ``None`` is yes.
-    """
-
-    usable: Tensor | None
-
-    def observed_factors(
-        self, memory: Memory, g: Tensor, *, h: Any = 1.0, usable: Tensor | None = None, in_place: bool = False
-    ) -> Memory:
-        return super().observed_factors(memory, g, h=h, usable=self.usable, in_place=True)
-
-
-def in_place(rule: UpdateRule, usable: Tensor | None) -> UpdateRule:
-    """The same rule, which changes its factors in place where gradients are usable."""
-    preconditioner: Any = rule.preconditioner
-    settings = {field.name: getattr(preconditioner, field.name) for field in fields(preconditioner)}
-    return replace(rule, preconditioner=_InPlace(**settings, usable=usable))

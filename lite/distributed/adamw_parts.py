@@ -11,8 +11,8 @@ from torch import Tensor
 from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask, passing_fractions
 from discretizations.preconditioners.masks import NO_SHARP, CoordinateMask, CoordinateProjector
 from discretizations.update_rule import UpdateRule
-from lite.distributed.division import Member
-from lite.distributed.layout import local_part
+from lite.distributed.division import PlacedParameter
+from lite.distributed.sharding import local_part
 from lite.matrix_rule import with_preconditioner
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, move
@@ -42,7 +42,7 @@ class AdamWPart:
     :meth:`position` and :meth:`counts`. So many parameters share two collectives.
 
     Args:
-        member: The parameter.
+        parameter: The parameter.
         rule: Its update rule.
         state: State before the step.
         g: This rank's part of the gradient.
@@ -52,8 +52,8 @@ class AdamWPart:
         after: The same after the step, but for the thresholds.
     """
 
-    def __init__(self, member: Member, rule: UpdateRule, state: dict[str, Tensor], g: Tensor) -> None:
-        self.member, self._rule = member, rule
+    def __init__(self, parameter: PlacedParameter, rule: UpdateRule, state: dict[str, Tensor], g: Tensor) -> None:
+        self.parameter, self._rule = parameter, rule
         self.before = {key: local_part(x) for key, x in state.items()}
         memory = {key: x for key, x in self.before.items() if key != "momentum"}
         wide = memory["v"].dtype
@@ -76,7 +76,7 @@ class AdamWPart:
     @property
     def is_cut(self) -> bool:
         """Whether the mask needs numbers of other ranks."""
-        return self.has_mask and self.member.layout.team.shards.size > 1
+        return self.has_mask and self.parameter.sharding.mesh.shards.size > 1
 
     @property
     def thresholds(self) -> CoordinateThresholds:
@@ -86,7 +86,7 @@ class AdamWPart:
     @property
     def share(self) -> float:
         """What a sum over this rank's part counts in a sum over all ranks, of which some hold the same."""
-        return 1.0 / self.member.layout.team.replicas.size
+        return 1.0 / self.parameter.sharding.mesh.replicas.size
 
     @property
     def _mask(self) -> CoordinateMask:
@@ -105,7 +105,7 @@ class AdamWPart:
             eta: η.
         """
         mask = CutMask(sharp_fraction=self.sharp_fraction, floor=self._mask.floor, mean=self.mean)
-        w = local_part(self.member.p)
+        w = local_part(self.parameter.p)
         w = w.to(torch.promote_types(w.dtype, self.v.dtype))
         moved: Tensor = move(w, with_preconditioner(self._rule, mask=mask).direct(self._taken, w=w), eta=eta)
         return moved

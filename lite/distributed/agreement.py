@@ -10,29 +10,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lite.distributed.division import Member
-from lite.distributed.layout import Team
-from lite.finiteness import NonFiniteError, nonfinite_message
+from lite.distributed.division import PlacedParameter
+from lite.distributed.sharding import RankMesh
+from lite.execution.finiteness import NonFiniteError, nonfinite_message
 
 
-def check_same_construction(team: Team, descriptions: list[str]) -> None:
-    """Compare what the ranks of a team have built; a collective, for construction only.
+def check_same_construction(mesh: RankMesh, descriptions: list[str]) -> None:
+    """Compare what the ranks of a mesh have built; a collective, for construction only.
 
     Args:
-        team: The ranks.
+        mesh: The ranks.
         descriptions: One line for each parameter that they share, in order.
 
     Raises:
         ValueError: on every rank, naming the first difference.
     """
     digest = hashlib.sha256("\n".join(descriptions).encode()).hexdigest()
-    digests: list[Any] = [None] * team.size
-    dist.all_gather_object(digests, digest, group=team.group)
+    digests: list[Any] = [None] * mesh.size
+    dist.all_gather_object(digests, digest, group=mesh.group)
     if len(set(digests)) == 1:
         return
-    everything: list[Any] = [None] * team.size
-    dist.all_gather_object(everything, descriptions, group=team.group)
-    ranks = _ranks(team)
+    everything: list[Any] = [None] * mesh.size
+    dist.all_gather_object(everything, descriptions, group=mesh.group)
+    ranks = _ranks(mesh)
     other = next(i for i, each in enumerate(everything) if each != everything[0])
     pairs = zip(_padded(everything[0], everything[other]), _padded(everything[other], everything[0]), strict=True)
     place, (first, second) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
@@ -42,23 +42,23 @@ def check_same_construction(team: Team, descriptions: list[str]) -> None:
     )
 
 
-def raise_together(team: Team, error: Exception | None) -> None:
+def raise_together(mesh: RankMesh, error: Exception | None) -> None:
     """Raise on every rank what some have found wrong; a collective.
 
     Args:
-        team: The ranks.
+        mesh: The ranks.
         error: What is wrong on this rank.
 
     Raises:
         Exception: the rank's own error, or else
         ValueError: with the error of the first rank that has one.
     """
-    messages: list[Any] = [None] * team.size
-    if team.size > 1:
-        dist.all_gather_object(messages, None if error is None else str(error), group=team.group)
+    messages: list[Any] = [None] * mesh.size
+    if mesh.size > 1:
+        dist.all_gather_object(messages, None if error is None else str(error), group=mesh.group)
     if error is not None:
         raise error
-    for rank, message in zip(_ranks(team), messages, strict=True):
+    for rank, message in zip(_ranks(mesh), messages, strict=True):
         if message is not None:
             raise ValueError(f"on rank {rank}: {message}")
 
@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
     """Outcome of a step's agreement, on the device.
 
     Args:
-        usable: Whether all gradients on all ranks are finite; ``None`` where nobody asks.
+        usable: Whether all gradients on all ranks are finite; ``None`` if they are not checked.
         moved: Whether each parameter moves, bool.
     """
 
@@ -101,21 +101,21 @@ class Agreement:
     The host learns the outcome of a step at the start of the next, on all ranks at the same one.
 
     Args:
-        team: The ranks.
-        members: All parameters of the optimizer; of those that another team holds, or only this rank, nothing but
+        mesh: The ranks.
+        parameters: All parameters of the optimizer; of those that another mesh holds, or only this rank, nothing but
             whether they are finite is agreed on here.
         watches: Whether gradients are looked at for numbers that are not finite.
         warned: Names of parameters that a warning was given of; grows.
 
     Attributes:
-        members: Those that the team holds, then (if it watches) the others: the order of all flags.
+        parameters: Those that the mesh holds, then (if it watches) the others: the order of all flags.
     """
 
-    def __init__(self, team: Team, members: list[Member], *, watches: bool, warned: set[str]) -> None:
-        shared = [member for member in members if member.layout.team is team]
-        self.members = shared + [member for member in members if member.layout.team is not team]
-        self.team, self._shared, self._watches = team, len(shared), watches
-        self._names = [member.name for member in self.members]
+    def __init__(self, mesh: RankMesh, parameters: list[PlacedParameter], *, watches: bool, warned: set[str]) -> None:
+        shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
+        self.parameters = shared + [parameter for parameter in parameters if parameter.sharding.mesh is not mesh]
+        self.mesh, self._shared, self._watches = mesh, len(shared), watches
+        self._names = [parameter.name for parameter in self.parameters]
         self._pending: tuple[int, Tensor, Any] | None = None
         self._present: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
         self._warned = warned
@@ -143,11 +143,11 @@ class Agreement:
         Returns:
             Record for :meth:`verdict`, and the sums over ranks, float64.
         """
-        on_rank = torch.zeros(self.team.size, dtype=torch.float64, device=flags.device)
-        on_rank[_place(self.team)] = flags[: len(self._names)].any()
+        on_rank = torch.zeros(self.mesh.size, dtype=torch.float64, device=flags.device)
+        on_rank[_place(self.mesh)] = flags[: len(self._names)].any()
         vector = torch.cat([flags.double(), on_rank, *(x.double().reshape(1) for x in sums)])
-        if self.team.size > 1:
-            dist.all_reduce(vector, group=self.team.group)
+        if self.mesh.size > 1:
+            dist.all_reduce(vector, group=self.mesh.group)
         size = len(vector) - len(sums)
         return vector[:size], list(vector[size:].unbind())
 
@@ -166,7 +166,7 @@ class Agreement:
         self._pending = step, known, event
         n = len(self._names)
         present = record[n : n + self._shared]
-        moved = present == self.team.size if self._alike else present > 0
+        moved = present == self.mesh.size if self._alike else present > 0
         own = self._present[1][self._shared :].bool()
         return Verdict(record[2 * n :].sum() == 0 if self._watches else None, torch.cat([moved, own]))
 
@@ -177,7 +177,7 @@ class Agreement:
         (step, record, event), self._pending = self._pending, None
         if event is not None:
             event.synchronize()
-        n, size = len(self._names), self.team.size
+        n, size = len(self._names), self.mesh.size
         numbers = [int(x) for x in record.tolist()]
         bad, present, on_rank = numbers[:n], numbers[n : n + self._shared], numbers[2 * n :]
         moved = [count == size if self._alike else count > 0 for count in present]
@@ -197,22 +197,22 @@ class Agreement:
 
     @property
     def _alike(self) -> bool:
-        return self.team.replicas.size > 1
+        return self.mesh.replicas.size > 1
 
     def _error(self, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
         names = [name for name, count in zip(self._names, bad, strict=True) if count]
-        ranks = [str(rank) for rank, count in zip(_ranks(self.team), on_rank, strict=True) if count]
+        ranks = [str(rank) for rank, count in zip(_ranks(self.mesh), on_rank, strict=True) if count]
         where = f" at step {step} of this optimizer on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
         return NonFiniteError(nonfinite_message(names, where))
 
 
-def _place(team: Team) -> int:
-    return dist.get_rank(team.group) if team.size > 1 else 0
+def _place(mesh: RankMesh) -> int:
+    return dist.get_rank(mesh.group) if mesh.size > 1 else 0
 
 
-def _ranks(team: Team) -> list[int]:
+def _ranks(mesh: RankMesh) -> list[int]:
     """Global ranks in the order of the group."""
-    return dist.get_process_group_ranks(team.group) if team.group is not None else list(team.ranks)
+    return dist.get_process_group_ranks(mesh.group) if mesh.group is not None else list(mesh.global_ranks)
 
 
 def _padded(lines: list[str], other: list[str]) -> list[str]:

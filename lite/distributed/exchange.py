@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lite.distributed.layout import Axis
+from lite.distributed.sharding import MeshAxis
 
 _ALIGNMENT = 16  # bytes: any dtype may start there
 # torch 2.13 renamed it; the old name warns from then on.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class Parcel(NamedTuple):
-    """Shape and dtype of a tensor that travels."""
+class MessageSpec(NamedTuple):
+    """Shape and dtype of a message, a tensor that travels."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -33,8 +33,8 @@ class Parcel(NamedTuple):
 class Transfer:
     """Tensors on their way; :meth:`wait` gives them, by rank of the sender."""
 
-    def __init__(self, work: Any, buffer: Tensor, parcels: list[list[Parcel]], starts: list[int], sent: Any) -> None:
-        self._work, self._buffer, self._parcels, self._starts = work, buffer, parcels, starts
+    def __init__(self, work: Any, buffer: Tensor, specs: list[list[MessageSpec]], starts: list[int], sent: Any) -> None:
+        self._work, self._buffer, self._specs, self._starts = work, buffer, specs, starts
         self._sent = sent  # must live until the work is done
 
     def wait(self) -> list[list[Tensor]]:
@@ -42,11 +42,14 @@ class Transfer:
         if self._work is not None:
             self._work.wait()
             self._work = self._sent = None
-        return [_unpacked(self._buffer, each, start) for each, start in zip(self._parcels, self._starts, strict=True)]
+        return [_unpacked(self._buffer, each, start) for each, start in zip(self._specs, self._starts, strict=True)]
 
 
 def all_to_all(
-    sent: Sequence[Sequence[tuple[Tensor, torch.dtype]]], received: list[list[Parcel]], axis: Axis, device: torch.device
+    sent: Sequence[Sequence[tuple[Tensor, torch.dtype]]],
+    received: list[list[MessageSpec]],
+    axis: MeshAxis,
+    device: torch.device,
 ) -> Transfer:
     """Send each rank its own tensors; does not wait.
 
@@ -56,27 +59,27 @@ def all_to_all(
         axis: The ranks.
         device: Where the tensors lie.
     """
-    parcels = [[Parcel(tuple(x.shape), dtype) for x, dtype in each] for each in sent]
-    out = _packed([x for each in sent for x, _ in each], [parcel for each in parcels for parcel in each], device)
+    specs = [[MessageSpec(tuple(x.shape), dtype) for x, dtype in each] for each in sent]
+    out = _packed([x for each in sent for x, _ in each], [spec for each in specs for spec in each], device)
     if axis.size == 1:
         return Transfer(None, out, received, [0], None)
-    sizes = [sum(parcel.bytes for parcel in each) for each in received]
+    sizes = [sum(spec.bytes for spec in each) for each in received]
     buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
-    split = [sum(parcel.bytes for parcel in each) for each in parcels]
+    split = [sum(spec.bytes for spec in each) for each in specs]
     work = dist.all_to_all_single(buffer, out, sizes, split, group=axis.group, async_op=True)
     return Transfer(work, buffer, received, [sum(sizes[:i]) for i in range(axis.size)], out)
 
 
 def all_gather(
-    sent: Sequence[tuple[Tensor, torch.dtype]], received: list[list[Parcel]], axis: Axis, device: torch.device
+    sent: Sequence[tuple[Tensor, torch.dtype]], received: list[list[MessageSpec]], axis: MeshAxis, device: torch.device
 ) -> Transfer:
     """Send all ranks the same tensors; does not wait. Arguments as of :func:`all_to_all`.
 
     Every rank's share is padded to the largest one: only then do all backends gather it along the fastest route.
     """
-    share = max(sum(parcel.bytes for parcel in each) for each in received)
-    parcels = [Parcel(tuple(x.shape), dtype) for x, dtype in sent]
-    out = _packed([x for x, _ in sent], parcels, device, size=share)
+    share = max(sum(spec.bytes for spec in each) for each in received)
+    specs = [MessageSpec(tuple(x.shape), dtype) for x, dtype in sent]
+    out = _packed([x for x, _ in sent], specs, device, size=share)
     if axis.size == 1:
         return Transfer(None, out, received, [0], None)
     buffer = torch.empty(axis.size * share, dtype=torch.uint8, device=device)
@@ -84,20 +87,20 @@ def all_gather(
     return Transfer(work, buffer, received, [i * share for i in range(axis.size)], out)
 
 
-def _packed(tensors: list[Tensor], parcels: list[Parcel], device: torch.device, size: int | None = None) -> Tensor:
-    needed = sum(parcel.bytes for parcel in parcels)
+def _packed(tensors: list[Tensor], specs: list[MessageSpec], device: torch.device, size: int | None = None) -> Tensor:
+    needed = sum(spec.bytes for spec in specs)
     buffer = torch.empty(needed if size is None else size, dtype=torch.uint8, device=device)
-    places = _unpacked(buffer, parcels, 0)
+    places = _unpacked(buffer, specs, 0)
     filled = [(place, x) for place, x in zip(places, tensors, strict=True) if x.numel()]
     if filled:
         torch._foreach_copy_([place for place, _ in filled], [x for _, x in filled])
     return buffer
 
 
-def _unpacked(buffer: Tensor, parcels: Sequence[Parcel], start: int) -> list[Tensor]:
+def _unpacked(buffer: Tensor, specs: Sequence[MessageSpec], start: int) -> list[Tensor]:
     tensors = []
-    for parcel in parcels:
-        size = math.prod(parcel.shape) * parcel.dtype.itemsize
-        tensors.append(buffer[start : start + size].view(parcel.dtype).view(parcel.shape))
-        start += parcel.bytes
+    for spec in specs:
+        size = math.prod(spec.shape) * spec.dtype.itemsize
+        tensors.append(buffer[start : start + size].view(spec.dtype).view(spec.shape))
+        start += spec.bytes
     return tensors

@@ -17,7 +17,7 @@ from rishd.pretraining.config import OptimizerConfig
 from rishd.pretraining.presets import OPTIMIZERS
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
-from rishd.probing.frozen import FrozenOptimizer, Geometry
+from rishd.probing.frozen import FrozenOptimizer, Geometry, geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
 from rishd.probing.settings import ProbeSettings

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lite import SOAP, SOAPLITE, MuonLITE, NonFiniteError, check_finite_gradients
-from lite.finiteness import finite_per_tensor, largest_magnitude
+from lite.execution.finiteness import finite_per_tensor, largest_magnitude
 from tests.lite.optimizers import OPTIMIZERS, RULES, build, copies, equal, loss_of, tensors, train
 
 NAN, INF = float("nan"), float("inf")

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lite import Muon, MuonLITE, fused_muon, fused_step
+from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.update_rule import UpdateRule
+from lite import SOAPLITE, LITEOptimizer, Muon, MuonLITE
+from lite.execution import fused_muon, fused_step
 from riemannian_ode.flow import lite_velocity, lookahead, momentum_step, position_step
 from tests.machines import needs_compiler
 
@@ -188,13 +191,64 @@ def test_the_formulas_alone_step_in_bfloat16_as_in_float32(name):
         assert (half - exact).norm() < 0.02 * exact.norm()  # measured: 0.007
 
 
-def test_an_update_of_a_subclass_is_heeded():
-    class Still(MuonLITE):
+@pytest.mark.parametrize("base", [MuonLITE, SOAPLITE])
+def test_an_update_of_a_subclass_is_heeded(base):
+    class Still(base):
         def matrix_update(self, group, w, g, state, **turn):
             return w, {}
 
     p = nn.Parameter(torch.ones(4, 5))
-    optimizer = Still([p], 0.01, ns_dtype="bfloat16")
-    p.grad = torch.ones(4, 5)
-    optimizer.step()
+    optimizer = Still([p], 0.01, **({"ns_dtype": "bfloat16"} if base is MuonLITE else {}))
+    for _ in range(2):  # SOAP's first step moves nothing anyway
+        p.grad = torch.ones(4, 5)
+        optimizer.step()
     assert torch.equal(p, torch.ones(4, 5))
+
+
+class Halved(PolarFactor):
+    def raise_index(self, memory, covector):
+        return 0.5 * super().raise_index(memory, covector)
+
+
+class OwnRule(LITEOptimizer):
+    """A rule of one's own with the polar factor; nothing but its declaration is known."""
+
+    rule = "own"
+    polar, declared = PolarFactor, {}
+
+    def update_rule(self, group, shape):
+        polar = self.polar(dtype=torch.bfloat16, narrows=True)
+        return UpdateRule(**{"preconditioner": polar, "alpha": 0.1, "gain": 0.1, "nesterov": 0.1} | self.declared)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("polar", "declared", "fused"),
+    [
+        (PolarFactor, {}, True),
+        (PolarFactor, {"beta_sharp": 0.5, "beta_flat": 0.5}, True),
+        (PolarFactor, {"gain": 1.0}, False),
+        (PolarFactor, {"corrects_momentum": True}, False),
+        (Halved, {}, False),
+    ],
+)
+def test_a_rule_of_ones_own_is_fused_where_the_formulas_are_its_own(polar, declared, fused):
+    class Own(OwnRule):
+        pass
+
+    Own.polar, Own.declared = polar, declared
+    ends = []
+    for supported in (fused_step.is_supported, lambda *_: False):
+        params = [nn.Parameter(x) for x in matrices(2, (6, 9), torch.float32, 0)]
+        optimizer = Own(params, 0.1)
+        with (
+            mock.patch.object(fused_step, "is_supported", supported),
+            mock.patch.object(fused_step, "fused_step_", wraps=fused_step.fused_step_) as taken,
+        ):
+            for seed in range(1, 4):
+                for p, g in zip(params, matrices(2, (6, 9), torch.float32, seed), strict=True):
+                    p.grad = g
+                optimizer.step()
+        assert taken.called == (fused and supported is fused_step.is_supported)
+        ends.append(torch.stack(params) - torch.stack(matrices(2, (6, 9), torch.float32, 0)))
+    assert (ends[0] - ends[1]).norm() < (0.02 if fused else 1e-6) * ends[1].norm()

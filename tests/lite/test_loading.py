@@ -132,8 +132,9 @@ def test_other_names_of_equal_shapes_load_by_order_with_a_warning(make):
     other.load_state_dict(model.state_dict())
     with pytest.warns(
         UserWarning, match=r"2 parameters have other names .*\(first\.weight is first_one\.weight here\)"
-    ):
+    ) as caught:
         other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert caught[0].filename == __file__
     train(model, optimizer, 2, start=3)
     train(other, other_optimizer, 2, start=3)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):

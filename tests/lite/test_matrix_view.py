@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite.matrix_view import check_layout, matrix_views
+from lite.parameters.matrix_view import check_layout, matrix_views
 
 SIDE = st.integers(1, 6)
 

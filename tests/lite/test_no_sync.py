@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lite import MuonLITE, NonFiniteError
-from lite.finiteness import FinitenessWatch, _Pending
+from lite.execution.finiteness import FinitenessWatch, _Pending
 from tests.lite.optimizers import RULES
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from discretizations.matrices.sharp_masks import top_right_subspace
 from lite import SOAPLITE, Muon, MuonLITE
-from lite.rounding import rounded_stochastically
+from lite.execution.rounding import rounded_stochastically
 from tests.lite.optimizers import OPTIMIZERS, build, tensors, train
 
 BF16 = torch.bfloat16

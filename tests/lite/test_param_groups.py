@@ -32,8 +32,8 @@ from transformers import (
 )
 
 from lite import SOAPLITE, MuonLITE, param_groups
-from lite.grouping import print_groups
-from lite.matrix_view import check_layout, matrix_views
+from lite.parameters.grouping import print_groups
+from lite.parameters.matrix_view import check_layout, matrix_views
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 ONE_KV = {**SMALL, "num_key_value_heads": 1}

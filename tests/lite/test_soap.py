@@ -205,7 +205,7 @@ def test_turns_do_not_depend_on_which_others_have_gradients():
 @pytest.mark.parametrize("limit", [1, 50, 10**6])
 def test_the_size_of_batches_does_not_matter(limit, monkeypatch):
     """Matrices by themselves, whose factors are changed where they lie, pairs, and all in one batch."""
-    monkeypatch.setattr(SOAPLITE, "largest_batch", lambda self, w: limit)
+    monkeypatch.setattr(SOAPLITE, "largest_cpu_batch", limit)
     params = [torch.nn.Parameter(torch.ones(4, 6, dtype=torch.float64)) for _ in range(5)]
     alone = SOAPLITE([torch.nn.Parameter(torch.ones(4, 6, dtype=torch.float64))], 0.1, precondition_frequency=1)
     optimizer = SOAPLITE(params, 0.1, precondition_frequency=1)

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lite import MuonLITE, NonFiniteError
 from lite.distributed import megabatch
 from lite.distributed.exchange import Transfer
-from lite.distributed.layout import local_part
+from lite.distributed.sharding import local_part
 from tests.lite.distributed.models import OPTIMIZERS, SIZE, groups_of, loss_of, model_for, muon, train
 
 CHECKS = {}

@@ -2,7 +2,7 @@
 
 transformers' classes are recognised without importing transformers: by the qualified name of a class among a module's
 base classes, or by the attributes that its experts and routers share (``num_experts``). Parameter names are never
-searched for words; exact attributes count in classes known to have them and in :mod:`lite.named_parameters`.
+searched for words; exact attributes count in classes known to have them and in :mod:`lite.parameters.named_parameters`.
 
 What a parametrized weight is made of (``torch.nn.utils.parametrizations``, or the older ``weight_norm`` and
 ``spectral_norm``) counts as the weight: it is trained in its place.
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lite.matrix_view import Layout
-from lite.named_parameters import is_table
+from lite.parameters.matrix_view import Layout
+from lite.parameters.named_parameters import is_table
 
 Kind: TypeAlias = Literal["matrix", "conv", "experts", "router", "plain-matrix", "embedding", "head", "norm", "other"]
 KINDS: tuple[Kind, ...] = (
@@ -48,7 +48,7 @@ _GATED_MLPS = ("Phi3MLP", "GlmMLP", "Glm4MLP")
 
 
 class Placement(NamedTuple):
-    """Kind of a parameter; for a matrix kind also layout and blocks, see :mod:`lite.matrix_view`.
+    """Kind of a parameter; for a matrix kind also layout and blocks, see :mod:`lite.parameters.matrix_view`.
 
     ``has_decay`` is whether its group has the optimizer's weight decay, ``is_known`` whether module type, name or user
     decided the kind, not shape alone.

@@ -3,40 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lite.group_checks import parameter_names
-from lite.matrix_rule import MatrixRule
-from lite.matrix_view import matrix_views
-from lite.tensor_batches import TensorEntry, matrix_numbers
+from lite.parameters.group_checks import parameter_names
+from lite.parameters.matrix_view import matrix_views
+
+
+class TensorEntry(NamedTuple):
+    """A tensor, one matrix view of it, or one stack of experts.
+
+    Args:
+        w: View of the parameter, or of what else the result goes to, of any shape; a stack of experts is ``(E, m, n)``.
+        inputs: What the rule reads beside it, each of the shape of ``w``: its gradient ``g``.
+        state: State tensors, or views of them, to be overwritten.
+        step: How many gradients it has had before.
+        numbers: Running numbers of its matrices, see :func:`matrix_numbers`; empty where the rule is elementwise.
+        stack: E where ``w`` is a stack of experts, else ``None``.
+    """
+
+    w: Tensor
+    inputs: dict[str, Tensor]
+    state: dict[str, Tensor]
+    step: int = 0
+    numbers: Sequence[int] = ()
+    stack: int | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor, or of one expert."""
+        return self.w.shape if self.stack is None else self.w.shape[1:]
+
+
+def matrix_numbers(names: Sequence[Any], views: Sequence[Sequence[Tensor]]) -> list[list[range]]:
+    """Running numbers of a group's matrices: consecutive within each shape, in the order of the names.
+
+    They depend on the model alone, not on batches, gradients or ranks, so that work which matrices do in turn (a
+    refresh of a basis) is divided in the same way everywhere. A shape starts with the number of matrices before it.
+
+    Args:
+        names: Of the group's parameters, or what else orders them.
+        views: Matrix views of each, of shape ``(m, n)`` or ``(E, m, n)``.
+
+    Returns:
+        The numbers of the matrices of each view of each parameter.
+    """
+    following: dict[tuple[int, ...], int] = {}
+    numbers: list[list[range]] = [[] for _ in names]
+    total = 0
+    for i in sorted(range(len(names)), key=names.__getitem__):
+        for w in views[i]:
+            count = w.size(0) if w.ndim == 3 else 1
+            shape = tuple(w.shape[-2:])
+            first = following.get(shape, total)
+            following[shape] = first + count
+            total += count
+            numbers[i].append(range(first, first + count))
+    return numbers
 
 
 def group_views(group: dict[str, Any], tensor: Tensor) -> list[Tensor]:
-    """Matrices of a parameter of ``group``, or of a tensor of its shape; see :func:`lite.matrix_view.matrix_views`."""
+    """:func:`lite.parameters.matrix_view.matrix_views` of a parameter of ``group``, or of a tensor of its shape."""
     return matrix_views(tensor, layout=group["layout"], blocks=group["blocks"], block_axis=group["block_axis"])
 
 
 def state_key(name: str, view: int, count: int) -> str:
     """Key under which a parameter keeps the state ``name`` of one of its ``count`` views."""
     return name if count == 1 else f"{name}/{view}"
-
-
-def matrix_state(rule: MatrixRule, group: dict[str, Any], tensor: Tensor) -> dict[str, Tensor]:
-    """State of a parameter of ``group``, or of part of a stack of experts, before its first step."""
-    tensor = _row_ordered(tensor)
-    views = group_views(group, tensor)
-    elementwise = rule.elementwise_state(group)
-    state: dict[str, Tensor] = {}
-    for i, view in enumerate(views):
-        for name, value in rule.matrix_state(group, view).items():
-            if name in elementwise:
-                state[name] = torch.zeros_like(tensor, dtype=value.dtype)
-            else:
-                state[state_key(name, i, len(views))] = value
-    return state
 
 
 def steps_so_far(group: dict[str, Any]) -> list[int]:
@@ -89,7 +124,7 @@ def parameter_entries(
     ]
 
 
-def _row_ordered(tensor: Tensor) -> Tensor:
+def row_ordered(tensor: Tensor) -> Tensor:
     """A tensor whose matrices are contiguous views of it; its values matter only where it is contiguous itself."""
     return tensor if tensor.is_contiguous() else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
@@ -109,7 +144,7 @@ def row_ordered_copies(group: dict[str, Any]) -> dict[Tensor, Tensor]:
 
 
 def matrix_entries(
-    rule: MatrixRule,
+    elementwise: Sequence[str],
     group: dict[str, Any],
     state: Mapping[Tensor, dict[str, Tensor]],
     copies: Mapping[Tensor, Tensor],
@@ -117,15 +152,14 @@ def matrix_entries(
     """One entry for every view of every parameter of a group that has a gradient.
 
     Args:
-        rule: The rule of matrices.
+        elementwise: Keys of the state that have the parameter's shape.
         group: Their group.
         state: Of each parameter with a gradient.
         copies: :func:`row_ordered_copies`.
     """
     # Also of parameters without gradient.
-    views = [group_views(group, copies[p] if p in copies else _row_ordered(p)) for p in group["params"]]
+    views = [group_views(group, copies[p] if p in copies else row_ordered(p)) for p in group["params"]]
     every = matrix_numbers(parameter_names(group), views)
-    elementwise = rule.elementwise_state(group)
     entries = []
     for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
         if p.grad is not None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from lite.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements, stored_weights
+from lite.parameters.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements, stored_weights
 
 # χ of the published LLaMA runs: embeddings 4, norms 4, output head 1; matrices take the optimizer's own.
 PUBLISHED_CHI: dict[Kind, float] = {
@@ -60,7 +60,7 @@ def param_groups(
     ``norm``              adamw       weights and biases of normalisation layers
     ``other``             adamw       everything else: biases, gates of one row or column, tensors of more dimensions
                                       in modules of unknown type; without weight decay, tables and coefficients of
-                                      :mod:`lite.named_parameters`: no LITE
+                                      :mod:`lite.parameters.named_parameters`: no LITE
     ====================  ==========  ==========================================================================
 
     A matrix of one row or column goes to AdamW because its polar factor is only the row over its norm: there are no
@@ -84,8 +84,8 @@ def param_groups(
 
     Returns:
         Groups in the order of the table, empty ones left out; parameters come with their names. Groups of matrices have
-        ``layout``, ``blocks`` and ``block_axis`` (:mod:`lite.matrix_view`) where these differ from the optimizers'
-        defaults ``"matrix"``, ``None`` and −2.
+        ``layout``, ``blocks`` and ``block_axis`` (:mod:`lite.parameters.matrix_view`) where these differ from the
+        optimizers' defaults ``"matrix"``, ``None`` and −2.
 
     Raises:
         ValueError: if the model has no trainable parameter, a kind is unknown, the head has no weight of the model, or

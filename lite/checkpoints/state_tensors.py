@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lite.finiteness import largest_magnitudes
+from lite.execution.finiteness import largest_magnitudes
 from riemannian_ode.errors import shown
 
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lite.matrix_view import check_layout
-from lite.tensor_settings import TENSOR_SETTINGS
+from lite.parameters.matrix_view import check_layout
+from lite.parameters.tensor_settings import TENSOR_SETTINGS
 from riemannian_ode.errors import is_number, shown
 
 # What schedulers leave in groups: ours and all of torch's; OneCycleLR, CyclicLR and SWALR add the last ones.

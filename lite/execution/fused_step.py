@@ -6,7 +6,7 @@ They are other implementations of :func:`riemannian_ode.preconditioner.take_in`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,10 +17,55 @@ from discretizations.matrices.sharp_masks import SubspaceComplement
 from discretizations.preconditioners.masks import TrackedSubspace
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.update_rule import UpdateRule
-from lite import fused_muon
-from lite.finiteness import guarded
+from lite.execution import fused_muon
+from lite.execution.finiteness import guarded
+from lite.execution.tensor_batches import TensorBatch
+from lite.matrix_rule import MOMENTUM, MatrixRule, matrix_shape
 from riemannian_ode.flow import lite_velocity
 from riemannian_ode.preconditioner import Memory, TakenIn
+
+LARGEST_BATCH = 2**22  # numbers: temporaries are few, and each thread has matrices of its own (measured)
+
+
+def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, usable: Tensor | None) -> bool:
+    """One step of a batch, changed in place with its state.
+
+    Args:
+        rule: The update rule.
+        eta: η.
+        batch: Parameters, gradients and state.
+        usable: Whether the gradients are finite, 0-dimensional, else nothing changes; ``None`` is yes.
+
+    Returns:
+        Whether the step was made; if not, the rule or the tensors are not supported, and nothing has changed.
+    """
+    if type(rule.preconditioner) is not PolarFactor:  # the usual case of other rules, told at once
+        return False
+    entries = batch.entries
+    w = batch.matrices([entry.w for entry in entries])
+    g = batch.matrices([entry.inputs["g"] for entry in entries])
+    momentum = batch.matrices([entry.state[MOMENTUM] for entry in entries])
+    if not is_supported(rule, eta, w, g, momentum):
+        return False
+    memory = {key: batch.matrices([e.state[key] for e in entries]) for key in entries[0].state if key != MOMENTUM}
+    fused_step_(rule, w, g, momentum, memory, eta=eta, usable=usable)
+    return True
+
+
+def largest_cpu_batch(rule: MatrixRule, groups: Iterable[dict[str, Any]], w: Tensor) -> int | None:
+    """How many numbers a batch may hold on a CPU; ``None`` if the rule sets no limit of its own.
+
+    Args:
+        rule: The rule of matrices.
+        groups: All parameter groups; batches are larger only if the steps of all matrices are fused.
+        w: A tensor of the batch.
+    """
+    if rule.largest_cpu_batch is None:
+        return None
+    matrix, shape = [w[0] if w.ndim == 3 else w], matrix_shape(w)
+    matrices = [group for group in groups if group["rule"] == rule.rule]
+    fuses = (is_supported(rule.update_rule(group, shape), group["lr"], *[matrix] * 3) for group in matrices)
+    return LARGEST_BATCH if matrices and all(fuses) else rule.largest_cpu_batch
 
 
 def is_supported(
@@ -36,7 +81,9 @@ def is_supported(
         momentum: M.
     """
     polar = rule.preconditioner
-    if not isinstance(polar, PolarFactor) or polar.iteration == "svd" or not polar.narrows:
+    if type(polar) is not PolarFactor:  # a subclass may have formulas of its own
+        return False
+    if polar.iteration == "svd" or not polar.narrows or rule.corrects_momentum or rule.gain != rule.alpha:
         return False
     if not isinstance(polar.mask, (TrackedSubspace, type(None))):
         return False

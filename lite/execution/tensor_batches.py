@@ -5,66 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lite.parameters.parameter_entries import TensorEntry
+
 _LARGEST_SHARE = 1 / 40  # of all an optimizer's numbers in one batch: about ten temporaries of it stay below a tenth of
 # parameters, gradients and momentum together
 _SMALLEST_BATCH = 2**21  # numbers; below that a kernel's launch costs more than its work
-
-
-class TensorEntry(NamedTuple):
-    """A tensor, one matrix view of it, or one stack of experts.
-
-    Args:
-        w: View of the parameter, or of what else the result goes to, of any shape; a stack of experts is ``(E, m, n)``.
-        inputs: What the rule reads beside it, each of the shape of ``w``: its gradient ``g``.
-        state: State tensors, or views of them, to be overwritten.
-        step: How many gradients it has had before.
-        numbers: Running numbers of its matrices, see :func:`matrix_numbers`; empty where the rule is elementwise.
-        stack: E where ``w`` is a stack of experts, else ``None``.
-    """
-
-    w: Tensor
-    inputs: dict[str, Tensor]
-    state: dict[str, Tensor]
-    step: int = 0
-    numbers: Sequence[int] = ()
-    stack: int | None = None
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the tensor, or of one expert."""
-        return self.w.shape if self.stack is None else self.w.shape[1:]
-
-
-def matrix_numbers(names: Sequence[Any], views: Sequence[Sequence[Tensor]]) -> list[list[range]]:
-    """Running numbers of a group's matrices: consecutive within each shape, in the order of the names.
-
-    They depend on the model alone, not on batches, gradients or ranks, so that work which matrices do in turn (a
-    refresh of a basis) is divided in the same way everywhere. A shape starts with the number of matrices before it.
-
-    Args:
-        names: Of the group's parameters, or what else orders them.
-        views: Matrix views of each, of shape ``(m, n)`` or ``(E, m, n)``.
-
-    Returns:
-        The numbers of the matrices of each view of each parameter.
-    """
-    following: dict[tuple[int, ...], int] = {}
-    numbers: list[list[range]] = [[] for _ in names]
-    total = 0
-    for i in sorted(range(len(names)), key=names.__getitem__):
-        for w in views[i]:
-            count = w.size(0) if w.ndim == 3 else 1
-            shape = tuple(w.shape[-2:])
-            first = following.get(shape, total)
-            following[shape] = first + count
-            total += count
-            numbers[i].append(range(first, first + count))
-    return numbers
 
 
 @dataclass(frozen=True)

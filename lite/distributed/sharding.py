@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 _CUTTABLE = {"matrix": (0, 1), "conv": (0, 1), "experts": (0, 1, 2)}
 
 
-class Axis(NamedTuple):
-    """Ranks along one direction of a team; ``group`` is needed where there is more than one."""
+class MeshAxis(NamedTuple):
+    """Ranks along one direction of a mesh; ``group`` is needed where there is more than one."""
 
     size: int = 1
     rank: int = 0
@@ -27,66 +27,66 @@ class Axis(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Team:
+class RankMesh:
     """Ranks that hold the same parameters: each of them one of ``shards``, in one of ``replicas``.
 
-    Workers are numbered shard first, so that replicas of one shard are neighbours.
+    They are numbered shard first, so that replicas of one shard are neighbours.
 
     Args:
         shards: Along it each rank has another part.
         replicas: Along it each rank has the same.
         group: All of them.
-        ranks: Global rank of every worker.
+        global_ranks: Global rank of every rank of the mesh, in this order.
     """
 
-    shards: Axis
-    replicas: Axis
+    shards: MeshAxis
+    replicas: MeshAxis
     group: ProcessGroup | None
-    ranks: tuple[int, ...]
-    _meshes: dict[str, DeviceMesh] = field(default_factory=dict, init=False)
+    global_ranks: tuple[int, ...]
+    _device_meshes: dict[str, DeviceMesh] = field(default_factory=dict, init=False)
 
     @property
     def size(self) -> int:
-        """Number of workers."""
+        """Number of ranks."""
         return self.shards.size * self.replicas.size
 
     @property
-    def worker(self) -> int:
-        """Number of this rank."""
-        return self.worker_at(self.shards.rank, self.replicas.rank)
+    def rank(self) -> int:
+        """Number of this rank in the mesh."""
+        return self.rank_at(self.shards.rank, self.replicas.rank)
 
-    def worker_at(self, shard: int, replica: int) -> int:
-        """Number of the rank at a place."""
+    def rank_at(self, shard: int, replica: int) -> int:
+        """Number of the rank with a shard in a replica."""
         return shard * self.replicas.size + replica
 
-    def place(self, worker: int) -> tuple[int, int]:
-        """Shard and replica of a worker."""
-        return divmod(worker, self.replicas.size)
+    def place(self, rank: int) -> tuple[int, int]:
+        """Shard and replica of a rank."""
+        return divmod(rank, self.replicas.size)
 
-    def worker_mesh(self, device_type: str) -> DeviceMesh:
-        """All workers in their order, as a mesh of the dimensions shards and replicas that have more than one rank."""
-        if device_type not in self._meshes:
-            self._meshes[device_type] = self._worker_mesh(device_type)
-        return self._meshes[device_type]
+    def device_mesh(self, device_type: str) -> DeviceMesh:
+        """The mesh for torch: the dimensions shards and replicas, without those of a single rank."""
+        if device_type not in self._device_meshes:
+            self._device_meshes[device_type] = self._device_mesh(device_type)
+        return self._device_meshes[device_type]
 
-    def _worker_mesh(self, device_type: str) -> DeviceMesh:
+    def _device_mesh(self, device_type: str) -> DeviceMesh:
         axes = [axis for axis in (self.shards, self.replicas) if axis.size > 1]
         groups = [axis.group for axis in axes if axis.group is not None]
         if len(groups) == 1:
             return DeviceMesh.from_group(groups[0], device_type)
-        mesh = torch.tensor(self.ranks).reshape(self.shards.size, self.replicas.size)
-        return DeviceMesh.from_group(groups, device_type, mesh=mesh, mesh_dim_names=("shards", "replicas"))
+        ranks = torch.tensor(self.global_ranks).reshape(self.shards.size, self.replicas.size)
+        return DeviceMesh.from_group(groups, device_type, mesh=ranks, mesh_dim_names=("shards", "replicas"))
 
 
-class Layout(NamedTuple):
-    """How one parameter lies on its team: cut along ``dim`` among the shards, or whole where ``dim`` is ``None``."""
+class Sharding(NamedTuple):
+    """How one parameter lies on its mesh: cut along ``dim`` among the shards, or whole where ``dim`` is ``None``."""
 
-    team: Team
+    mesh: RankMesh
     dim: int | None
 
     def bounds(self, length: int, shard: int) -> tuple[int, int]:
         """Part of a length that a shard has, as ``torch.chunk`` cuts: equal parts, the last ones shorter or empty."""
-        part = math.ceil(length / self.team.shards.size)
+        part = math.ceil(length / self.mesh.shards.size)
         return min(shard * part, length), min((shard + 1) * part, length)
 
     def shard_shape(self, shape: Sequence[int], shard: int) -> tuple[int, ...]:
@@ -102,8 +102,8 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class Layouts:
-    """Layouts of an optimizer's parameters; parameters on the same ranks share one :class:`Team`.
+class Shardings:
+    """Shardings of an optimizer's parameters; parameters on the same ranks share one :class:`RankMesh`.
 
     Args:
         process_group: Ranks on each of which plain tensors are whole and alike (DDP); ``None``: each rank is alone
@@ -112,15 +112,17 @@ class Layouts:
 
     def __init__(self, process_group: ProcessGroup | None) -> None:
         self._process_group = process_group
-        self._teams: dict[Any, Team] = {}
+        self._meshes: dict[Any, RankMesh] = {}
 
     @property
-    def teams(self) -> list[Team]:
-        """Teams of several ranks, in an order on which their members agree."""
-        return sorted((team for team in self._teams.values() if team.size > 1), key=lambda team: sorted(team.ranks))
+    def meshes(self) -> list[RankMesh]:
+        """Meshes of several ranks, in an order on which their ranks agree."""
+        return sorted(
+            (mesh for mesh in self._meshes.values() if mesh.size > 1), key=lambda mesh: sorted(mesh.global_ranks)
+        )
 
-    def of(self, p: Tensor, *, name: Any, group: dict[str, Any]) -> Layout:
-        """Layout of a parameter.
+    def of(self, p: Tensor, *, name: Any, group: dict[str, Any]) -> Sharding:
+        """Sharding of a parameter.
 
         Args:
             p: Plain tensor or DTensor.
@@ -128,7 +130,7 @@ class Layouts:
             group: Its parameter group.
 
         Raises:
-            ValueError: for a layout whose matrices cannot be put together, naming it and the remedy.
+            ValueError: for shards whose matrices cannot be put together, naming it and the remedy.
         """
         if hasattr(p, "_fsdp_flattened"):
             raise ValueError(
@@ -136,14 +138,14 @@ class Layouts:
                 "with torch.distributed.fsdp.fully_shard instead of FullyShardedDataParallel."
             )
         if not isinstance(p, DTensor):
-            return Layout(self._plain_team(), None)
+            return Sharding(self._plain_mesh(), None)
         is_matrix = group["rule"] != "adamw"
-        mesh, axes = p.device_mesh, [i for i in range(p.device_mesh.ndim) if p.device_mesh.size(i) > 1]
+        device_mesh, axes = p.device_mesh, [i for i in range(p.device_mesh.ndim) if p.device_mesh.size(i) > 1]
         shards = [i for i in axes if not isinstance(p.placements[i], Replicate)]
         if any(p.placements[i].is_partial() for i in axes):
             raise ValueError(_refusal(name, p, "holds a sum that is not yet reduced", "redistribute it to Shard(0)"))
         if not is_matrix:  # updated number by number, so that any cut will do
-            return Layout(self._team(mesh, shards, axes), None)
+            return Sharding(self._mesh(device_mesh, shards, axes), None)
         if len(shards) > 1:
             raise ValueError(
                 _refusal(
@@ -156,7 +158,7 @@ class Layouts:
         if len(axes) - len(shards) > 1:
             raise ValueError(_refusal(name, p, "is replicated along several axes of the mesh", "merge those axes"))
         if not shards:
-            return Layout(self._team(mesh, shards, axes), None)
+            return Sharding(self._mesh(device_mesh, shards, axes), None)
         placement = p.placements[shards[0]]
         if type(placement) is not Shard or placement.dim % p.ndim not in _CUTTABLE[group["layout"]]:
             raise ValueError(
@@ -164,51 +166,56 @@ class Layouts:
                     name, p, f"is cut in a way that layout {group['layout']!r} has no matrices for", "use Shard(0)"
                 )
             )
-        layout = Layout(self._team(mesh, shards, axes), placement.dim % p.ndim)
-        if tuple(p.to_local().shape) != layout.shard_shape(p.shape, layout.team.shards.rank):
+        sharding = Sharding(self._mesh(device_mesh, shards, axes), placement.dim % p.ndim)
+        if tuple(p.to_local().shape) != sharding.shard_shape(p.shape, sharding.mesh.shards.rank):
             raise ValueError(
                 _refusal(name, p, f"has a shard of shape {tuple(p.to_local().shape)} here, not torch.chunk's", "use it")
             )
-        return layout
+        return sharding
 
-    def _plain_team(self) -> Team:
+    def _plain_mesh(self) -> RankMesh:
         group = self._process_group
-        if None not in self._teams:
+        if None not in self._meshes:
             if group is None or group.size() == 1:
-                self._teams[None] = Team(Axis(), Axis(), None, (0,))
+                self._meshes[None] = RankMesh(MeshAxis(), MeshAxis(), None, (0,))
             else:
-                replicas = Axis(group.size(), group.rank(), group)
-                self._teams[None] = Team(Axis(), replicas, group, tuple(dist.get_process_group_ranks(group)))
-        return self._teams[None]
+                replicas = MeshAxis(group.size(), group.rank(), group)
+                self._meshes[None] = RankMesh(MeshAxis(), replicas, group, tuple(dist.get_process_group_ranks(group)))
+        return self._meshes[None]
 
-    def _team(self, mesh: DeviceMesh, shards: list[int], axes: list[int]) -> Team:
-        key = (mesh, tuple(shards))
-        if key not in self._teams:
+    def _mesh(self, device_mesh: DeviceMesh, shards: list[int], axes: list[int]) -> RankMesh:
+        key = (device_mesh, tuple(shards))
+        if key not in self._meshes:
             replicas = [i for i in axes if i not in shards]
-            order = [*shards, *replicas, *(i for i in range(mesh.ndim) if i not in axes)]
-            coordinate = mesh.get_coordinate()
+            order = [*shards, *replicas, *(i for i in range(device_mesh.ndim) if i not in axes)]
+            coordinate = device_mesh.get_coordinate()
             assert coordinate is not None, "a parameter lies on ranks that this one is not among"
             # Only ranks that differ along `axes` count; along the others the mesh has a single one.
-            ranks = tuple(mesh.mesh.permute(order).flatten().tolist())
-            self._teams[key] = Team(
-                _axis(mesh, shards, coordinate), _axis(mesh, replicas, coordinate), _spanning(mesh, axes, ranks), ranks
+            ranks = tuple(device_mesh.mesh.permute(order).flatten().tolist())
+            self._meshes[key] = RankMesh(
+                _axis(device_mesh, shards, coordinate),
+                _axis(device_mesh, replicas, coordinate),
+                _spanning(device_mesh, axes, ranks),
+                ranks,
             )
-        return self._teams[key]
+        return self._meshes[key]
 
 
-def _axis(mesh: DeviceMesh, dims: list[int], coordinate: Sequence[int]) -> Axis:
+def _axis(device_mesh: DeviceMesh, dims: list[int], coordinate: Sequence[int]) -> MeshAxis:
     if len(dims) == 1:
-        return Axis(mesh.size(dims[0]), coordinate[dims[0]], mesh.get_group(dims[0]))
+        return MeshAxis(device_mesh.size(dims[0]), coordinate[dims[0]], device_mesh.get_group(dims[0]))
     rank = 0
     for i in dims:
-        rank = rank * mesh.size(i) + coordinate[i]
-    return Axis(math.prod(mesh.size(i) for i in dims), rank)  # several or none: nothing is exchanged along it
+        rank = rank * device_mesh.size(i) + coordinate[i]
+    return MeshAxis(
+        math.prod(device_mesh.size(i) for i in dims), rank
+    )  # several or none: nothing is exchanged along it
 
 
-def _spanning(mesh: DeviceMesh, axes: list[int], ranks: tuple[int, ...]) -> ProcessGroup | None:
+def _spanning(device_mesh: DeviceMesh, axes: list[int], ranks: tuple[int, ...]) -> ProcessGroup | None:
     group: ProcessGroup | None = None
     if len(axes) == 1:
-        group = mesh.get_group(axes[0])
+        group = device_mesh.get_group(axes[0])
     elif axes and len(ranks) == dist.get_world_size():
         group = dist.group.WORLD
     elif axes:
@@ -217,10 +224,10 @@ def _spanning(mesh: DeviceMesh, axes: list[int], ranks: tuple[int, ...]) -> Proc
 
 
 def _refusal(name: Any, p: DTensor, what: str, remedy: str) -> str:
-    mesh = p.device_mesh
-    names = mesh.mesh_dim_names or tuple(str(i) for i in range(mesh.ndim))
+    device_mesh = p.device_mesh
+    names = device_mesh.mesh_dim_names or tuple(str(i) for i in range(device_mesh.ndim))
     where = ", ".join(
-        f"{place} along {axis} ({mesh.size(i)})"
+        f"{place} along {axis} ({device_mesh.size(i)})"
         for i, (axis, place) in enumerate(zip(names, p.placements, strict=True))
     )
     return (

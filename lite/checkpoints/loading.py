@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lite.checkpoint_names import matched_groups
-from lite.checkpoint_state import StateValue, check_values, is_mass, is_spare, loadable_tensor
-from lite.group_checks import LARGEST_COUNT, parameter_names
-from lite.old_checkpoints import converted_state
+from lite.checkpoints.names import matched_groups
+from lite.checkpoints.old_versions import converted_state
+from lite.checkpoints.state_tensors import StateValue, check_values, is_mass, is_spare, loadable_tensor
+from lite.parameters.group_checks import LARGEST_COUNT, parameter_names
 from riemannian_ode.errors import shown
 
 
@@ -23,7 +23,7 @@ def loadable_state(
     groups: list[dict[str, Any]],
     initial_state: Callable[..., dict[str, Tensor]],
     check: Callable[[dict[str, Any], Collection[Any]], None],
-    held: Callable[[Tensor], Collection[str]] | None = None,
+    held: Callable[[Tensor], Collection[str] | None],
     *,
     spare: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def loadable_state(
         groups: This optimizer's parameter groups.
         initial_state: (group, tensor like a parameter) ↦ its state before the first step.
         check: Refuses settings of a group, beside which the group may have further keys.
-        held: Parameter ↦ keys of the state that this rank holds; ``None``: all of them.
+        held: Parameter ↦ keys of the state that this rank holds; ``None`` if it holds all of them.
         spare: Keys of state that may be there without need, or with more columns: of a sharp fraction since lowered.
 
     Raises:
@@ -55,7 +55,8 @@ def loadable_state(
             like = torch.empty(p.shape, dtype=p.dtype, device="meta")
             with torch.device("meta"):
                 expected = initial_state(settings, like)
-            needed = set(expected) if held is None else set(held(p))
+            keys = held(p)
+            needed = set(expected if keys is None else keys)
             steps = saved.get("steps", [])[place : place + 1]
             gradients = steps[0] if steps else 0
             state = converted_state(state, settings, expected, gradients=gradients, name=name)
@@ -70,7 +71,7 @@ def loadable_state(
                     values.append(StateValue(label, key, value, is_mass(key)))
     check_values(values)
     if warning:
-        warnings.warn(warning, stacklevel=5)
+        warnings.warn(warning, stacklevel=6)  # whoever calls load_state_dict
     return {"state": states, "param_groups": saved_groups}
 
 
@@ -118,11 +119,6 @@ def load_between_hooks(
         optimizer._optimizer_load_state_dict_post_hooks = after
     for post_hook in after.values():
         post_hook(optimizer)
-
-
-def copied(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A parameter's saved state on its device, each tensor in the dtype that it was saved in."""
-    return {key: x.to(device, copy=True) if isinstance(x, Tensor) else x for key, x in state.items()}
 
 
 def _check_form(state_dict: Any) -> None:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-
-
-def rounds_stochastically(group: dict[str, Any], w: Tensor) -> bool:
-    """Whether a parameter of ``group`` is written by way of :func:`rounded_stochastically`."""
-    return bool(group["stochastic_rounding"]) and w.dtype == torch.bfloat16
 
 
 def rounded_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lite.group_checks import short_text
+from lite.parameters.group_checks import short_text
 
 # Components that torch.compile, FSDP1 and activation checkpointing put into names.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lite.group_checks import parameter_names, sparse_message
+from lite.parameters.group_checks import parameter_names, sparse_message
 
 OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 ON_NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")

@@ -1,0 +1,1 @@
+"""Loading of checkpoints: parameters matched by name, state checked, old versions converted."""

@@ -1,0 +1,1 @@
+"""How a step runs: batches of tensors, kernels, compilation, and gradients that are not finite."""

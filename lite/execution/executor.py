@@ -1,0 +1,121 @@
+"""What an optimizer asks of the code that runs its steps, on one process or several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lite.adamw import initial_adamw_state
+from lite.execution.finiteness import OnNonfinite
+from lite.execution.tensor_batches import largest_batch
+from lite.matrix_rule import MatrixRule
+
+
+@dataclass(frozen=True)
+class Workload:
+    """An optimizer's rule, groups and state, as an executor sees them.
+
+    It is made anew for every call, because torch replaces groups and state when an optimizer loads a checkpoint.
+
+    Args:
+        rule: The rule of matrices.
+        groups: Parameter groups.
+        state: Parameter ↦ its state.
+        on_nonfinite: What happens if a gradient is not finite.
+    """
+
+    rule: MatrixRule
+    groups: list[dict[str, Any]]
+    state: MutableMapping[Tensor, dict[str, Tensor]]
+    on_nonfinite: OnNonfinite
+
+    def initial_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        """State of a parameter before its first step, on one process.
+
+        Args:
+            group: The parameter's group.
+            p: The parameter, or a tensor like it.
+        """
+        return initial_adamw_state(group, p) if group["rule"] == "adamw" else self.rule.parameter_state(group, p)
+
+    def largest_batch(self, w: Tensor, *, on_cpu: int | None) -> int:
+        """How many numbers a batch of tensors like ``w`` may hold.
+
+        Args:
+            w: A tensor.
+            on_cpu: The limit on a CPU; ``None`` if it is that of other devices.
+        """
+        if on_cpu is not None and w.device.type == "cpu":
+            return on_cpu
+        return largest_batch(sum(p.numel() for group in self.groups for p in group["params"]))
+
+    def narrowest_squares(self) -> torch.dtype:
+        """Floating type in which squares of all gradients must stay finite, see :meth:`MatrixRule.squares_dtype`."""
+        for group in self.groups:
+            for dtype in {p.dtype for p in group["params"]}:
+                wide = torch.promote_types(dtype, torch.float32)
+                if group["rule"] != "adamw":
+                    wide = self.rule.squares_dtype(group, dtype)
+                if wide != torch.float64:
+                    return torch.float32
+        return torch.float64
+
+
+class Executor(Protocol):
+    """Runs the steps of one optimizer, which holds exactly one executor at a time.
+
+    Attributes:
+        is_divided: Whether several ranks share the work, so that each has a part of the state.
+        steps_made: Number of steps so far.
+    """
+
+    is_divided: bool
+    steps_made: int
+
+    def step(self, work: Workload) -> None:
+        """Make one step with the current gradients; parameters without a gradient are skipped."""
+
+    def compile(self, **options: Any) -> None:
+        """Compile the following steps.
+
+        Raises:
+            ValueError: if steps cannot be compiled.
+        """
+
+    def check(self, work: Workload, *, wait: bool) -> None:
+        """Raise for an earlier step whose gradients were not finite.
+
+        Args:
+            work: The optimizer's.
+            wait: Wait for outcomes that the device does not know yet.
+
+        Raises:
+            NonFiniteError: naming the step and the parameters.
+        """
+
+    def settle(self, work: Workload) -> None:
+        """Wait for the outcome of earlier steps and count their gradients, without raising."""
+
+    def add_parameters(self, work: Workload) -> None:
+        """Take in parameters that were added to the groups."""
+
+    def init_state(self, work: Workload) -> None:
+        """Create the state of all parameters that have none."""
+
+    def held(self, work: Workload, p: Tensor) -> Collection[str] | None:
+        """Keys of the part of a parameter's state that is kept here; ``None`` if all of it is."""
+
+    def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a function returns; if it raises on one rank, raise on all."""
+
+    def load_state(self, work: Workload, saved: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Replace the state of parameters by copies of what was saved; what earlier steps found no longer counts.
+
+        Args:
+            work: The optimizer's, with the groups as loaded.
+            saved: Parameter ↦ its whole state, each tensor in the dtype that it was saved in.
+        """
