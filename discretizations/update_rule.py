@@ -19,17 +19,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from riemannian_ode.flow import Array, Projector, lite_velocity
-from riemannian_ode.preconditioner import (
-    MASS,
-    Directed,
-    Memory,
-    Preconditioner,
-    TakenIn,
-    direct,
-    move,
-    shrinkage,
-    take_in,
-)
+from riemannian_ode.preconditioner import Memory, Preconditioner
+from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, shrinkage, take_in
 
 
 class RuleState(NamedTuple):
@@ -143,7 +134,7 @@ class UpdateRule:
         is_phase: bool = False,
         velocity: Callable[..., Array] = lite_velocity,
     ) -> Directed:
-        """Second part: the direction of whole matrices, see :func:`riemannian_ode.preconditioner.direct`."""
+        """Second part: the direction of whole matrices, see :func:`riemannian_ode.stages.direct`."""
         return direct(
             self.preconditioner,
             taken,

@@ -25,7 +25,8 @@ from torch import Tensor
 from discretizations.update_rule import UpdateRule
 from lite.parameters.parameter_entries import TensorEntry, group_views, row_ordered, state_key
 from lite.parameters.tensor_settings import acts
-from riemannian_ode.preconditioner import Directed, Memory, TakenIn, move
+from riemannian_ode.preconditioner import Memory
+from riemannian_ode.stages import Directed, TakenIn, move
 
 PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
 MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's

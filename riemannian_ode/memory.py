@@ -24,17 +24,8 @@ import numpy as np
 from riemannian_ode.arrays import is_torch
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.metric import Metric, Variation
-from riemannian_ode.preconditioner import (
-    MASS,
-    Directed,
-    Memory,
-    Preconditioner,
-    TakenIn,
-    direct,
-    move,
-    shrinkage,
-    take_in,
-)
+from riemannian_ode.preconditioner import Memory, Preconditioner
+from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, shrinkage, take_in
 
 _ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
 

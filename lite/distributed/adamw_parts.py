@@ -15,7 +15,8 @@ from lite.distributed.division import PlacedParameter
 from lite.distributed.sharding import local_part
 from lite.matrix_rule import with_preconditioner
 from riemannian_ode.flow import Projector
-from riemannian_ode.preconditioner import Memory, move
+from riemannian_ode.preconditioner import Memory
+from riemannian_ode.stages import move
 
 
 @dataclass(frozen=True, kw_only=True)

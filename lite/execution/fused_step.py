@@ -1,7 +1,7 @@
 """The stages of a Muon step on a CPU with bfloat16 products, in few passes over memory.
 
-They are other implementations of :func:`riemannian_ode.preconditioner.take_in`, of the velocity in
-:func:`riemannian_ode.preconditioner.direct`, and of :func:`riemannian_ode.preconditioner.move`.
+They are other implementations of :func:`riemannian_ode.stages.take_in`, of the velocity in
+:func:`riemannian_ode.stages.direct`, and of :func:`riemannian_ode.stages.move`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from lite.execution.finiteness import guarded
 from lite.execution.tensor_batches import TensorBatch
 from lite.matrix_rule import MOMENTUM, MatrixRule, matrix_shape
 from riemannian_ode.flow import lite_velocity
-from riemannian_ode.preconditioner import Memory, TakenIn
+from riemannian_ode.preconditioner import Memory
+from riemannian_ode.stages import TakenIn
 
 LARGEST_BATCH = 2**22  # numbers: temporaries are few, and each thread has matrices of its own (measured)
 

@@ -42,7 +42,7 @@ def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[
 
     Hypotheses: for the equalities :math:`R` off.
 
-    Proof: they call the same functions of riemannian_ode.flow and riemannian_ode.preconditioner (docs/theory, C12).
+    Proof: they call the same functions of riemannian_ode.flow and riemannian_ode.stages (docs/theory, C12).
 
     Check: 10 steps each in numpy with constant and state-dependent metrics and LITE split, simulate against lite_step.
     For each optimizer by name 100 steps with schedules of χ, β_flat and η, on matrices: the flow against the update

@@ -1,0 +1,190 @@
+r"""The three parts of a step: take the gradient in, direct, move.
+
+They are the optimizer's step with h = 1, and the flow's semi-implicit Euler step with any h. Flow, update rule and the
+optimizers of ``lite`` call these functions, whatever the preconditioner.
+
+Source: arXiv:2602.22681, Algorithm 1; docs/theory, "Flows with memory".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from riemannian_ode.flow import Array, Projector, average_step, lite_velocity, lookahead, momentum_step, position_step
+from riemannian_ode.preconditioner import Memory, Preconditioner, spread
+
+
+class TakenIn(NamedTuple):
+    """What a step has after its gradient was taken in; arrays in the frame.
+
+    Args:
+        m: Momentum.
+        memory: k.
+        g: Gradient, in the floating type of :meth:`Preconditioner.at_work`.
+        covector: m̃ = m + νg, which the metric raises, likewise.
+    """
+
+    m: Array
+    memory: Memory
+    g: Array
+    covector: Array
+
+
+class Directed(NamedTuple):
+    """The direction u with ẇ = −(η/c₁)u, and momentum and memory after the step.
+
+    c₁ is the momentum's mass, 1 without bias correction.
+    """
+
+    u: Array
+    m: Array
+    memory: Memory
+
+
+MASS: Literal["momentum_mass"] = "momentum_mass"  # key of c₁, the average of 1 with the momentum's rate: 1 − θᵗ
+
+
+def take_in(
+    preconditioner: Preconditioner,
+    m: Array,
+    memory: Memory,
+    g: Array,
+    *,
+    alpha: Any,
+    gain: Any = 1.0,
+    nesterov: Any = 0.0,
+    h: Any = 1.0,
+) -> TakenIn:
+    r"""First part of a step: memory and momentum take the gradient in.
+
+    .. math:: k \leftarrow k + h(1-\theta)(s(g) - k), \quad m \leftarrow m + h(-\alpha m + c\,g), \quad
+        \tilde m = m + \nu g
+
+    Args:
+        preconditioner: F⁻¹.
+        m: Momentum, in the frame.
+        memory: k. With :data:`MASS` in it, the bias of the momentum's average is followed.
+        g: Gradient.
+        alpha: α, per unit time.
+        gain: c.
+        nesterov: ν.
+        h: Step size, in units of time.
+
+    Source: docs/theory, "Flows with memory".
+    """
+    frame_g = preconditioner.to_frame(memory, g)
+    memory = preconditioner.observe(memory, g, frame_g, h=h)
+    if MASS in memory:
+        mass = memory[MASS]
+        memory = memory | {MASS: average_step(mass, 1.0 + 0.0 * mass, rate=alpha, h=h)}
+    m = momentum_step(m, frame_g, alpha=alpha, gain=gain, h=h)
+    covector = preconditioner.at_work(lookahead(m, frame_g, nesterov))
+    return TakenIn(m, memory, preconditioner.at_work(frame_g), covector)
+
+
+def direct(
+    preconditioner: Preconditioner,
+    taken: TakenIn,
+    *,
+    chi: Any = 1.0,
+    chi_sharp: Any = 1.0,
+    beta_sharp: Any = 0.0,
+    beta_flat: Any = 0.0,
+    is_split: bool = True,
+    shrinkage: Any = None,
+    velocity: Callable[..., Array] = lite_velocity,
+    step: int = 0,
+    numbers: Sequence[int] = (0,),
+    is_phase: bool = False,
+    h: Any = 1.0,
+) -> Directed:
+    r"""Second part of a step: LITE's direction, and what the memory makes of it.
+
+    It is :func:`riemannian_ode.flow.lite_velocity` of :math:`a = F^{-1}\tilde m`, :math:`d = F^{-1}g` and the decay
+    :math:`\lambda w`. A linear F⁻¹ that commutes with Q is applied once, to the velocity of the covectors.
+
+    Args:
+        preconditioner: F⁻¹.
+        taken: What :func:`take_in` gave.
+        chi: χ.
+        chi_sharp: χ_s.
+        beta_sharp: β₁, beside F⁻¹m̃ in its units.
+        beta_flat: β₂.
+        is_split: Whether there is a flat part at all.
+        shrinkage: Decoupled decay of :func:`shrinkage`; ``None`` is none.
+        velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster one that takes the same arguments.
+        step: Gradients taken in, this one included.
+        numbers: See :meth:`Preconditioner.due`.
+        is_phase: See :meth:`Preconditioner.jump`.
+        h: Step size, in units of time.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    m, memory, g, covector = taken
+    d = g if acts(beta_sharp) or acts(beta_flat) else None
+    rates = {"chi": chi, "chi_sharp": chi_sharp}
+    betas = {"beta_sharp": beta_sharp, "beta_flat": beta_flat}
+    due = preconditioner.due(step, numbers)
+    flat: Projector | None = None
+    if preconditioner.has_frame or (preconditioner.is_linear and d is not None):
+        if is_split:
+            flat, memory = preconditioner.flat(memory, covector, None, h=h)
+        u = preconditioner.raise_index(memory, velocity(covector, d, flat=flat, **rates, **betas))
+        if preconditioner.has_frame:
+            if shrinkage is not None and flat is not None and acts(chi - chi_sharp):
+                u = preconditioner.with_flat_decay(u, flat, memory, (chi - chi_sharp) * shrinkage, due=due)
+            u = preconditioner.from_frame(memory, u)
+            u = u if shrinkage is None else u + chi_sharp * shrinkage
+        elif shrinkage is not None:
+            u = u + velocity(shrinkage, flat=flat, **rates)
+    else:
+        if d is None:
+            a = preconditioner.raise_index(memory, covector)
+        else:
+            a, d = preconditioner.raise_two(memory, covector, d)
+        if is_split:
+            flat, memory = preconditioner.flat(memory, covector, a, h=h)
+        twice = preconditioner.applies_twice
+        u = velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
+    if not is_split:
+        memory = preconditioner.watch(memory, covector)
+    if due:  # only now, so that no gradient helps to choose the frame that it is seen in
+        memory, m = preconditioner.jump(memory, m, step, due=due, is_phase=is_phase)
+    return Directed(u, m, memory)
+
+
+def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:
+    r"""Third part of a step: :math:`w \leftarrow w - h(\eta/c_1)u`.
+
+    Args:
+        w: Parameters, shape ``(*batch, *shape)``.
+        directed: What :func:`direct` gave.
+        eta: η.
+        h: Step size, in units of time.
+
+    Source: arXiv:2602.22681, Algorithm 1.
+    """
+    if MASS in directed.memory:
+        eta = eta / spread(directed.memory[MASS], directed.u)
+    return position_step(w, directed.u, eta=eta, h=h)
+
+
+def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
+    """Decoupled decay λw in the units of u: times c₁, by which :func:`move` divides; ``None`` if λ = 0.
+
+    Args:
+        taken: What :func:`take_in` gave.
+        w: Parameters.
+        decay: λ.
+    """
+    if not acts(decay):
+        return None
+    if hasattr(w, "to"):
+        w = w.to(taken.covector.dtype)
+    return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
+
+
+def acts(coefficient: Any) -> bool:
+    """Whether a coefficient is not the number 0; arrays are never compared, a device would wait for it."""
+    return not isinstance(coefficient, (int, float)) or coefficient != 0.0
