@@ -25,7 +25,7 @@ from discretizations.update_rule import UpdateRule
 from lite.parameters.tensor_settings import acts
 
 ADAMW_KEYS = ("momentum", "v", "momentum_mass", "v_mass", "hi", "lo")  # of a parameter's state
-_ALL_SHARP = 1.0 - 1e-5  # above this fraction there is no flat part (published code)
+_NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # below the one all is flat, above the other nothing is (published code)
 
 
 def adamw_rule(group: Mapping[str, Any]) -> UpdateRule:
@@ -38,7 +38,7 @@ def adamw_rule(group: Mapping[str, Any]) -> UpdateRule:
     """
     theta, beta2 = group["adamw_betas"]
     floor = PUBLISHED_WIDTH_FLOOR if group.get("mask") == "threshold" else 0.0
-    mask = CoordinateMask(sharp_fraction=group["sharp_fraction"], floor=floor)
+    mask = CoordinateMask(sharp_fraction=group["sharp_fraction"], floor=floor, all_flat_below=_NO_SHARP)
     return UpdateRule(
         preconditioner=SecondMoment(beta2=beta2, eps=group["eps"], eps_first=True, mask=mask),
         alpha=1.0 - theta,

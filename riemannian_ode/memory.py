@@ -7,7 +7,7 @@ r"""Flows whose metric remembers gradients: the state is (w, m, k), momentum and
 
 with R = 0, since no F(w) exists, and c₁ = 1, or the momentum's mass if its bias is corrected. Integrators see the pair
 (w, z), where z holds m and k of every member, shape ``(*ensemble, q)``. The semi-implicit Euler step with h = 1 is the
-optimizer's, to the last bit.
+optimizer's, in float64 to the last bit. Memory that jumps does so at whole times t > 0.
 
 Source: docs/theory, "Flows with memory".
 """
@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from riemannian_ode.arrays import is_torch
+from riemannian_ode.arrays import is_torch, namespace
+from riemannian_ode.errors import shown
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.metric import Metric, Variation
 from riemannian_ode.preconditioner import Memory, Preconditioner
-from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, shrinkage, take_in
+from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, per_member, shrinkage, take_in
 
 _ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
 
@@ -50,7 +51,14 @@ class RememberedMetric(Metric):
         corrects_momentum: bool = False,
         is_split: bool = False,
     ) -> None:
-        self.preconditioner, self.shape = preconditioner, shape
+        self.preconditioner, self.shape = preconditioner, _checked_shape(shape)
+        try:
+            hash(preconditioner)
+        except TypeError:
+            raise ValueError(
+                f"preconditioner is a {type(preconditioner).__name__} that cannot be hashed; make its class a frozen "
+                "dataclass (@dataclass(frozen=True)) with fields that can."
+            ) from None
         self.corrects_momentum, self.is_split = corrects_momentum, is_split
 
     def raise_index(self, w: Array, covector: Array) -> Array:
@@ -84,6 +92,7 @@ class RememberedMetric(Metric):
         Raises:
             ValueError: for a memory of other keys or shapes.
         """
+        w, m, g, lost = _sheltered(w, m, g)
         parameter, batch = self._shaped(w, w), len(_members(w))
         memory = self.preconditioner.initial(parameter, batch=batch)
         if self.corrects_momentum:
@@ -95,9 +104,12 @@ class RememberedMetric(Metric):
             if wanted != given:
                 raise ValueError(f"memory0 has shapes {given}; give {wanted}, as trajectory.memory has at a save.")
             memory = {key: _tensor(memory0[key]).to(x.dtype).reshape(x.shape) for key, x in memory.items()}
+            bad = sorted(key for key, x in memory.items() if not bool(x.isfinite().all()))
+            if bad:
+                raise ValueError(f"memory0 is not finite in {', '.join(bad)}; start from a sound state.")
         elif self.preconditioner.skips_first:
             memory = self.preconditioner.first(memory, self._shaped(g, w))
-        return self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w)
+        return _lost(self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w), lost)
 
     def pack(self, m: Array, memory: Memory, w: Array) -> Array:
         """z of momentum and memory, in the kind of ``w``."""
@@ -127,41 +139,46 @@ class RememberedMetric(Metric):
         Where no gradient was taken in yet, momentum and memory over their masses are 0/0; their limit is what they are
         after the first gradient.
         """
+        w, z, g, lost = _sheltered(w, z, g)
         m, memory = self.unpack(w, z)
         memory = self.preconditioner.admissible(memory)
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         gradient = self._shaped(g, w)
         frame_g = self.preconditioner.to_frame(memory, gradient)
-        if any(key in memory and not bool(memory[key].any()) for key in self._masses):
+        if any(key in memory and not bool(memory[key].all()) for key in self._masses):
             taken = self._take_in(now, m, memory, gradient, h=1.0)
         else:
             taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
         position = self._shaped(w, w)
-        velocity = move(0.0 * position, self._direct(now, taken, position, step=0, h=1.0), eta=now["eta"])
+        velocity = move(0.0 * position, self._direct(now, taken, position, step=0, h=1.0, is_rate=True), eta=now["eta"])
         changes = self.preconditioner.memory_rates(
             {key: value for key, value in memory.items() if key != MASS}, gradient, frame_g
         )
         if MASS in memory:
-            changes[MASS] = _flat_number(now["alpha"], memory[MASS]) * (1.0 - memory[MASS])
+            changes[MASS] = per_member(now["alpha"], memory[MASS]) * (1.0 - memory[MASS])
         m_dot = momentum_rate(m, frame_g, alpha=now["alpha"], gain=now["gain"])
-        return _in_kind_of(w, velocity.reshape(w.shape)), self.pack(m_dot, changes, w)
+        return _lost(_in_kind_of(w, velocity.reshape(w.shape)), lost), _lost(self.pack(m_dot, changes, w), lost)
 
     def semi_implicit_step(
         self, now: Mapping[str, Any], t: float, w: Array, z: Array, g: Array, h: float
     ) -> tuple[Array, Array]:
         """(w, z) at t + h: memory, momentum and position in turn, with one gradient; h = 1 is the optimizer's step."""
+        w, z, g, lost = _sheltered(w, z, g)
         m, memory = self.unpack(w, z)
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         position = self._shaped(w, w)
         taken = self._take_in(now, m, memory, self._shaped(g, w), h=h)
         directed = self._direct(now, taken, position, step=self.jump_time(t, h), h=h)
         moved = move(position, directed, eta=now["eta"], h=h)
-        return _in_kind_of(w, moved.reshape(w.shape)), self.pack(directed.m, directed.memory, w)
+        after = self.pack(directed.m, directed.memory, w)
+        return _lost(_in_kind_of(w, moved.reshape(w.shape)), lost), _lost(after, lost)
 
     @property
     def changes_between_steps(self) -> bool:
         """Whether the memory jumps, or has parts that adapt once a step: masks and frames."""
-        return self.is_split or self.preconditioner.has_frame
+        averages = {*self.preconditioner.rates(), MASS}
+        layout = _layout(self.preconditioner, self.shape or (1,), self.corrects_momentum)
+        return self.preconditioner.has_frame or any(key not in averages for key, _ in layout)
 
     def settle(self, now: Mapping[str, Any], t: float, w: Array, z: Array, g: Array, h: float) -> Array:
         """z after a step to t + h of a scheme that knows rates only: masks adapt, and frames jump.
@@ -174,17 +191,20 @@ class RememberedMetric(Metric):
             g: Gradient at ``w``.
             h: Step size.
         """
+        w, z, g, lost = _sheltered(w, z, g)
         m, memory = self.unpack(w, z)
         m, memory = m.clone(), {key: value.clone() for key, value in memory.items()}
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         frame_g = self.preconditioner.to_frame(memory, self._shaped(g, w))
         taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
         directed = self._direct(now, taken, None, step=self.jump_time(t, h), h=h)
-        return self.pack(directed.m, directed.memory, w)
+        return _lost(self.pack(directed.m, directed.memory, w), lost)
 
     def jump_time(self, t: float, h: float) -> int:
         """The whole number in (t, t + h] at which the memory jumps, if there is one, else 0."""
-        first, last = math.floor(t + _ROUNDING) + 1, math.floor(t + h + _ROUNDING)
+        if type(self.preconditioner).due is Preconditioner.due:  # which never jumps
+            return 0
+        first, last = max(1, math.floor(t + _ROUNDING) + 1), math.floor(t + h + _ROUNDING)
         return next((k for k in range(first, last + 1) if self.preconditioner.due(k)), 0)
 
     def momentum(self, w: Array, z: Array) -> Array:
@@ -209,11 +229,15 @@ class RememberedMetric(Metric):
         rates = {name: now[name] for name in ("alpha", "gain", "nesterov")}
         return take_in(self.preconditioner, m, memory, g, **rates, h=h)
 
-    def _direct(self, now: Mapping[str, Any], taken: TakenIn, w: Array | None, *, step: int, h: float) -> Directed:
+    def _direct(
+        self, now: Mapping[str, Any], taken: TakenIn, w: Array | None, *, step: int, h: float, is_rate: bool = False
+    ) -> Directed:
         settings = {name: now[name] for name in ("chi", "beta_sharp", "beta_flat")}
         decayed = None if w is None else shrinkage(taken, w, now["decay"])
         numbers = (0,) * (len(taken.m) if taken.m.ndim > len(self.shape or (0,)) else 1)  # all members jump together
-        turn: dict[str, Any] = {"step": step, "numbers": numbers, "h": h}
+        # The phase: how many gradients the memory has seen, its own masses tell.
+        turn: dict[str, Any] = {"step": self.preconditioner.phase(step) or step, "is_phase": True, "h": h}
+        turn |= {"numbers": numbers, "is_rate": is_rate}
         return direct(self.preconditioner, taken, **settings, is_split=self.is_split, shrinkage=decayed, **turn)
 
 
@@ -255,10 +279,31 @@ def _broadcast(coefficient: Any, m: Array, w: Array) -> Any:
     """A coefficient of shape ``(*ensemble, 1)`` so that it broadcasts against ``(members, *shape)``."""
     if isinstance(coefficient, float) or coefficient.ndim == 0:
         return coefficient
-    values = _tensor(coefficient)
-    return values.reshape((math.prod(values.shape[:-1]), *(1,) * (m.ndim - 1)))
+    values = _tensor(coefficient).broadcast_to((*w.shape[:-1], 1))
+    return values.reshape((*_members(w), *(1,) * (m.ndim - len(_members(w)))))
 
 
-def _flat_number(coefficient: Any, mass: Array) -> Any:
-    """A coefficient per member, against a mass of shape ``(members,)``."""
-    return coefficient if isinstance(coefficient, float) or coefficient.ndim == 0 else coefficient.reshape(mass.shape)
+def _checked_shape(shape: Any) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    if not isinstance(shape, (tuple, list)) or not all(type(n) is int and n >= 1 for n in shape):
+        raise ValueError(f"shape = {shown(shape)} must hold whole numbers of at least 1, such as (rows, columns).")
+    return tuple(shape)
+
+
+def _sheltered(w: Array, z: Array, g: Array) -> tuple[Array, Array, Array, Array | None]:
+    """Arrays with plain numbers for members that are not finite, and which these are; factorisations raise for NaN.
+
+    Memory is 1 there: zeros over a mass of zero would be NaN again.
+    """
+    xp = namespace(w)
+    sound = xp.isfinite(w).all(-1) & xp.isfinite(z).all(-1) & xp.isfinite(g).all(-1)
+    if bool(sound.all()):
+        return w, z, g, None
+    kept = sound[..., None]
+    return xp.where(kept, w, 0.0), xp.where(kept, z, 1.0), xp.where(kept, g, 0.0), ~sound
+
+
+def _lost(x: Array, lost: Array | None) -> Array:
+    """NaN for lost members."""
+    return x if lost is None else namespace(x).where(lost[..., None], math.nan, x)

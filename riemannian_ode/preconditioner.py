@@ -162,7 +162,7 @@ class Preconditioner(ABC):
         return x
 
     def with_flat_decay(
-        self, u: Array, flat: Projector, memory: Memory, shrinkage: Array, *, due: Sequence[int]
+        self, u: Array, flat: Projector, memory: Memory, shrinkage: Array, *, due: Sequence[int] | None
     ) -> Array:
         """u in the frame with the decay of flat directions beyond that of sharp ones; needed with a frame.
 
@@ -171,7 +171,7 @@ class Preconditioner(ABC):
             flat: x ↦ Qx in the frame.
             memory: Of this step.
             shrinkage: (χ − χ_s)λw, not in the frame.
-            due: Places in the batch whose frame jumps after this step.
+            due: Places in the batch whose frame jumps after this step of an optimizer; ``None`` in a flow.
         """
         return u + flat(self.to_frame(memory, shrinkage))
 

@@ -77,7 +77,7 @@ def take_in(
     memory = preconditioner.observe(memory, g, frame_g, h=h)
     if MASS in memory:
         mass = memory[MASS]
-        memory = memory | {MASS: average_step(mass, 1.0 + 0.0 * mass, rate=alpha, h=h)}
+        memory = memory | {MASS: average_step(mass, 1.0 + 0.0 * mass, rate=per_member(alpha, mass), h=h)}
     m = momentum_step(m, frame_g, alpha=alpha, gain=gain, h=h)
     covector = preconditioner.at_work(lookahead(m, frame_g, nesterov))
     return TakenIn(m, memory, preconditioner.at_work(frame_g), covector)
@@ -97,6 +97,7 @@ def direct(
     step: int = 0,
     numbers: Sequence[int] = (0,),
     is_phase: bool = False,
+    is_rate: bool = False,
     h: Any = 1.0,
 ) -> Directed:
     r"""Second part of a step: LITE's direction, and what the memory makes of it.
@@ -117,6 +118,7 @@ def direct(
         step: Gradients taken in, this one included.
         numbers: See :meth:`Preconditioner.due`.
         is_phase: See :meth:`Preconditioner.jump`.
+        is_rate: Whether the direction is a rate of the flow, not that of an optimizer's step.
         h: Step size, in units of time.
 
     Source: arXiv:2602.22681, Algorithm 1.
@@ -133,7 +135,10 @@ def direct(
         u = preconditioner.raise_index(memory, velocity(covector, d, flat=flat, **rates, **betas))
         if preconditioner.has_frame:
             if shrinkage is not None and flat is not None and acts(chi - chi_sharp):
-                u = preconditioner.with_flat_decay(u, flat, memory, (chi - chi_sharp) * shrinkage, due=due)
+                extra = (chi - chi_sharp) * shrinkage
+                u = preconditioner.with_flat_decay(
+                    u, flat, memory, extra, due=None if is_rate or not _is_one(h) else due
+                )
             u = preconditioner.from_frame(memory, u)
             u = u if shrinkage is None else u + chi_sharp * shrinkage
         elif shrinkage is not None:
@@ -183,6 +188,16 @@ def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
     if hasattr(w, "to"):
         w = w.to(taken.covector.dtype)
     return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
+
+
+def per_member(coefficient: Any, number: Array) -> Any:
+    """A coefficient that broadcasts against parameters, as one against a number per batch member."""
+    is_plain = isinstance(coefficient, (int, float)) or coefficient.ndim == 0
+    return coefficient if is_plain else coefficient.reshape(number.shape)
+
+
+def _is_one(h: Any) -> bool:
+    return isinstance(h, (int, float)) and h == 1.0
 
 
 def acts(coefficient: Any) -> bool:

@@ -144,14 +144,15 @@ class EigenbasisMoment(Preconditioner):
         return from_eigenbasis(x, memory.get("left_basis"), memory.get("right_basis"))
 
     def with_flat_decay(
-        self, u: Tensor, flat: Projector, memory: Memory, shrinkage: Tensor, *, due: Sequence[int]
+        self, u: Tensor, flat: Projector, memory: Memory, shrinkage: Tensor, *, due: Sequence[int] | None
     ) -> Tensor:
-        """Flat directions decay beyond λ at refreshes only, ``frequency`` times as strongly: W in the frame is costly.
+        """In an optimizer, flat directions decay beyond λ at refreshes only, ``frequency`` times as strongly.
 
+        W in the frame is costly.
         Where the mask stands still, the weights shrink over a period by the same factor as with decay at every step but
         for (fηλ(χ−1))²: 10⁻⁵ at f = 10, ηλ = 3·10⁻⁴ and χ = 2.
         """
-        if not isinstance(flat, CoordinateProjector):
+        if due is None or not isinstance(flat, CoordinateProjector):
             decayed: Tensor = super().with_flat_decay(u, flat, memory, shrinkage, due=due)
             return decayed
         for i in due:

@@ -31,7 +31,6 @@ from discretizations.matrices.tracked_subspace import initial_subspace, track_su
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory
 
-NO_SHARP = 1e-5  # below this sharp fraction every coordinate is flat (published code)
 INITIAL_HI, INITIAL_LO = 1.0, 0.5  # thresholds of coordinates before the first step, as published
 
 
@@ -61,12 +60,19 @@ class CoordinateMask:
     Args:
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp.
         floor: See :func:`discretizations.matrices.sharp_masks.coordinate_mask`.
+        all_flat_below: Sharp fraction below which every coordinate is flat and thresholds rest.
 
     Source: arXiv:2602.22681, AdamW-LITE.
     """
 
     sharp_fraction: float
     floor: float = 0.0
+    all_flat_below: float = 0.0
+
+    @property
+    def is_all_flat(self) -> bool:
+        """Whether every coordinate is flat."""
+        return self.sharp_fraction < self.all_flat_below
 
     def initial(self, w: Tensor, *, batch: int) -> Memory:
         """Thresholds hi and lo, shape ``(*batch,)``."""
@@ -75,7 +81,7 @@ class CoordinateMask:
 
     def flat(self, memory: Memory, v: Tensor, *, h: float = 1.0) -> tuple[Projector, Memory]:
         """The flat projector for second moments v, and the memory after the step."""
-        if self.sharp_fraction < NO_SHARP:
+        if self.is_all_flat:
             return (lambda x: x), memory
         thresholds = CoordinateThresholds(memory["hi"], memory["lo"])
         # All axes but the batch's; None for all of them, in which case reductions are faster.

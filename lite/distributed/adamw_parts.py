@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask, passing_fractions
-from discretizations.preconditioners.masks import NO_SHARP, CoordinateMask, CoordinateProjector
+from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector
 from discretizations.update_rule import UpdateRule
 from lite.distributed.division import PlacedParameter
 from lite.distributed.sharding import local_part
@@ -30,7 +30,7 @@ class CutMask(CoordinateMask):
     mean: Tensor | None
 
     def flat(self, memory: Memory, v: Tensor, *, h: float = 1.0) -> tuple[Projector, Memory]:
-        if self.sharp_fraction < NO_SHARP:
+        if self.is_all_flat:
             return super().flat(memory, v, h=h)
         thresholds = CoordinateThresholds(memory["hi"], memory["lo"])
         return CoordinateProjector(1.0 - coordinate_mask(v, thresholds, mean=self.mean, floor=self.floor)), memory
@@ -72,7 +72,7 @@ class AdamWPart:
     @property
     def has_mask(self) -> bool:
         """Whether the mask depends on v."""
-        return self._rule.splits and self.sharp_fraction >= NO_SHARP
+        return self._rule.splits and not self._mask.is_all_flat
 
     @property
     def is_cut(self) -> bool:
@@ -105,7 +105,8 @@ class AdamWPart:
         Args:
             eta: η.
         """
-        mask = CutMask(sharp_fraction=self.sharp_fraction, floor=self._mask.floor, mean=self.mean)
+        settings = {field.name: getattr(self._mask, field.name) for field in fields(self._mask)}
+        mask = CutMask(**settings, mean=self.mean)
         w = local_part(self.parameter.p)
         w = w.to(torch.promote_types(w.dtype, self.v.dtype))
         moved: Tensor = move(w, with_preconditioner(self._rule, mask=mask).direct(self._taken, w=w), eta=eta)

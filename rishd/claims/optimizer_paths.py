@@ -193,8 +193,8 @@ def _soap(corrected: dict[str, Any], lite: dict[str, Any]) -> Declared:
     )
 
 
-def largest_gaps(declared: Declared, rng: np.random.Generator) -> tuple[float, float]:
-    """Largest difference after each of 100 steps: flow against update rule, update rule against ``lite``.
+def gaps(declared: Declared, rng: np.random.Generator) -> np.ndarray:
+    """Differences after each of 100 steps, flow against update rule or update rule against ``lite``, the larger one.
 
     Args:
         declared: The optimizer.
@@ -209,7 +209,8 @@ def largest_gaps(declared: Declared, rng: np.random.Generator) -> tuple[float, f
     flow = _flow_path(declared, objective, start)
     torch_path = list(_by_lite(declared, objective, start))
     by_rule, by_lite = torch.stack(rule_path), torch.stack(torch_path)
-    return float((flow - by_rule).abs().max()), float((by_rule - by_lite).abs().max())
+    worst: np.ndarray = torch.maximum((flow - by_rule).abs().amax(-1), (by_rule - by_lite).abs().amax(-1)).numpy()
+    return worst
 
 
 def _beta_factor(declared: Declared) -> float:

@@ -1,6 +1,7 @@
 """Flows whose metric remembers gradients: RISHD with a preconditioner in place of a metric."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,6 +210,56 @@ def test_bases_jump_at_their_times_only(scheme):
     assert found.times[1:][turns].tolist() == [3.0, 6.0]
 
 
+@pytest.mark.parametrize("scheme", ["semi-implicit-euler", "rk4"])
+@pytest.mark.parametrize("name", ["adam", "muon, exact", "soap"])
+def test_coefficients_of_every_kind_broadcast(name, scheme):
+    """One per member, along either axis of the ensemble, and the damping that the momentum's mass follows."""
+    w0 = start(2, 3, 2)
+    rows, columns = np.array([[0.01], [0.02], [0.03]]), np.array([0.1, 0.2])
+    together = run(flow(name, eta=rows, alpha=columns, gain=columns), w0, integrator=scheme, h=0.5, steps=4)
+    for i, j in ((0, 0), (2, 1)):
+        own = {"eta": float(rows[i, 0]), "alpha": float(columns[j]), "gain": float(columns[j])}
+        alone = run(flow(name, **own), w0[i, j], integrator=scheme, h=0.5, steps=4)
+        np.testing.assert_allclose(together.w[:, i, j], alone.w, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("scheme", ["semi-implicit-euler", "rk4", "ensemble-rk45"])
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_member_that_is_not_finite_does_not_stop_the_others(name, scheme):
+    """Though factorisations raise for NaN."""
+
+    class Cliff(Wells):
+        def gradient(self, w):
+            return np.where(w[..., :1] > 50.0, np.nan, super().gradient(w))
+
+    w0 = start(3, 3)
+    w0[1, 0] = 100.0
+    system = replace(flow(name, **smooth_start(name, scheme)), objective=Cliff())
+    found = simulate(system, w0, integrator=scheme, h=0.5, steps=3, progress=False)
+    assert found.status == "non-finite" and np.isnan(found.failed_at).tolist() == [True, False, True]
+    assert np.isfinite(found.w[-1, [0, 2]]).all()
+    alone = simulate(system, w0[2], integrator=scheme, h=0.5, steps=3, progress=False)
+    np.testing.assert_allclose(found.w[-1, 2], alone.w[-1], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("scheme", "h"), [("rk4", 0.25), ("heun", 0.25), ("semi-implicit-euler", 1e-3)])
+def test_weight_decay_of_soap_s_flat_directions_is_that_of_the_flow(scheme, h):
+    """The optimizer has it once a period, which is another discretisation."""
+    preconditioner = EigenbasisMoment(beta2=0.9, frequency=3, mask=CoordinateMask(sharp_fraction=0.3))
+    zero = type("Zero", (), {"value": lambda _, w: 0.0 * w.sum(-1), "gradient": lambda _, w: 0.0 * w})()
+    system = RISHD.from_optimizer(zero, preconditioner, alpha=0.1, eta=0.1, decay=0.5, chi=3.0, shape=SHAPE)
+    basis = {
+        key: np.linalg.qr(start(4)[: n * n].reshape(n, n) if n * n <= P else np.eye(n) + 0.1)[0]
+        for key, n in (("left_basis", 4), ("right_basis", 3))
+    }
+    memory = {"v": np.ones(SHAPE), "v_mass": np.ones(()), "left": np.eye(4), "right": np.eye(3), **basis}
+    memory |= {"hi": np.array(1e9), "lo": np.array(5e8)}
+    found = run(
+        system, start(), integrator=scheme, h=h, steps=round(2.0 / h), save_every=round(2.0 / h), memory0=memory
+    )
+    np.testing.assert_allclose(found.w[-1], start() * math.exp(-0.1 * 0.5 * 3.0 * 2.0), rtol=1e-3)
+
+
 def test_weight_decay_of_flat_directions_is_chi_times_as_fast():
     """Without gradients only decay acts: λ in sharp directions, χλ in flat ones, here all or none."""
 
@@ -220,7 +271,8 @@ def test_weight_decay_of_flat_directions_is_chi_times_as_fast():
             return 0.0 * w
 
     for fraction, rate in ((0.0, 3.0), (1.0, 1.0)):
-        preconditioner = SecondMoment(beta2=0.9, mask=CoordinateMask(sharp_fraction=fraction))
+        mask = CoordinateMask(sharp_fraction=fraction, all_flat_below=1e-5)
+        preconditioner = SecondMoment(beta2=0.9, mask=mask)
         system = RISHD.from_optimizer(Nothing(), preconditioner, alpha=0.1, eta=0.1, decay=0.5, chi=3.0)
         if fraction:  # thresholds that every coordinate passes
             memory = {"v": np.ones(P), "v_mass": np.ones(()), "hi": np.array(1e-3), "lo": np.array(5e-4)}
@@ -281,6 +333,12 @@ def test_what_does_not_fit_is_refused():
         simulate(system, start(), steps=1, compile=True)
     with pytest.raises(ValueError, match=r"shape = \(4, 3\) has 12 numbers, but w has 5 coordinates"):
         simulate(system, np.ones(5), steps=1)
+    for shape in (12, (-3, -4), (3.0, 4), "ab"):
+        with pytest.raises(ValueError, match=r"shape = .* must hold whole numbers"):
+            RISHD.from_optimizer(Wells(), PolarFactor(), shape=shape, **AVERAGE)
+    assert flow("muon").memory.shape == SHAPE
+    with pytest.raises(ValueError, match="memory0 is not finite in v"):
+        simulate(flow("rmsprop"), start(), steps=1, memory0={"v": np.full(SHAPE, np.nan)})
     with pytest.raises(ValueError, match="made for matrices"):
         simulate(RISHD.from_optimizer(Wells(), PolarFactor(), **AVERAGE), start(), steps=1)
     with pytest.raises(ValueError, match="'rk4' has nothing to converge to; start from a memory"):
