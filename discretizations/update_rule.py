@@ -208,7 +208,7 @@ def lite_step(
         beta_flat: β₂ beside F⁻¹m.
         nesterov: ν, gradient added to the momentum before preconditioning.
         gain: c, 1 for a summed momentum, α for an EMA.
-        decay: c, decoupled weight decay added to the direction: λw where η multiplies it; ``None`` is none.
+        decay: c, decoupled weight decay added to the direction: λw where η multiplies it; ``None`` for no decay.
 
     Returns:
         w_{k+1} and m_k.

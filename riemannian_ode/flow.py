@@ -164,7 +164,7 @@ def lite_velocity(
         beta_sharp: β₁, Hessian damping of sharp directions, beside ``a`` in the units of ``a``.
         beta_flat: β₂, the same for flat directions.
         chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 but in ablations.
-        decay: c, weight decay in units of ``a`` (λw over the learning-rate scale); ``None`` is none.
+        decay: c, weight decay in units of ``a`` (λw over the learning-rate scale); ``None`` for no decay.
         twice: Whether Q is the published soft mask (χ_s = 1).
 
     Returns:

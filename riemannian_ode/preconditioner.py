@@ -87,7 +87,7 @@ class Preconditioner(ABC):
         Args:
             memory: Before the gradient.
             g: Gradient, shape ``(*batch, *shape)``.
-            frame_g: The gradient in the frame; ``g`` itself if there is none.
+            frame_g: The gradient in the frame; ``g`` itself without a frame.
         """
         return {}
 

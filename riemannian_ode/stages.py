@@ -113,7 +113,7 @@ def direct(
         beta_sharp: β₁, beside F⁻¹m̃ in its units.
         beta_flat: β₂.
         is_split: Whether there is a flat part at all.
-        shrinkage: Decoupled decay of :func:`shrinkage`; ``None`` is none.
+        shrinkage: Decoupled decay, as :func:`shrinkage` returns it; ``None`` for no decay.
         velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster one that takes the same arguments.
         step: Gradients taken in, this one included.
         numbers: See :meth:`Preconditioner.due`.

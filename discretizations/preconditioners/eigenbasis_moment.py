@@ -17,10 +17,10 @@ from discretizations.matrices.eigenbases import (
     to_eigenbasis,
 )
 from discretizations.preconditioners._registry import PRECONDITIONERS
-from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector, wide_dtype
-from discretizations.preconditioners.second_moment import diagonal_metric
+from discretizations.preconditioners.masks import CoordinateProjector, wide_dtype
+from discretizations.preconditioners.second_moment import CoordinateMoment, diagonal_metric
 from riemannian_ode.flow import Projector
-from riemannian_ode.preconditioner import Memory, Preconditioner, spread
+from riemannian_ode.preconditioner import Memory, spread
 
 _QR, _PASSES = 8.0, 2000.0  # see EigenbasisMoment.cost
 _SIDES = (("left", -2), ("right", -1))
@@ -29,7 +29,7 @@ _BASES = ("left_basis", "right_basis")
 
 @PRECONDITIONERS.register(place=5)
 @dataclass(frozen=True, kw_only=True)
-class EigenbasisMoment(Preconditioner):
+class EigenbasisMoment(CoordinateMoment):
     r"""SOAP's metric: Adam's :math:`\mathrm{diag}(\sqrt V + \epsilon)` in the eigenbasis of Shampoo's factors.
 
     .. math::
@@ -56,14 +56,9 @@ class EigenbasisMoment(Preconditioner):
     needs_matrices = True
     has_frame = True
     skips_first = True
-    elementwise = ("v",)
-    masses = ("v_mass",)
 
-    beta2: float
-    eps: float = 1e-8
     frequency: int = 10
     max_dim: int = 10_000
-    mask: CoordinateMask | None = None
 
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
         *leading, m, n = w.shape
@@ -123,19 +118,9 @@ class EigenbasisMoment(Preconditioner):
         # In row order, as they are kept: products depend on strides in their last bits.
         return {key: basis.contiguous() for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
 
-    def admissible(self, memory: Memory) -> Memory:
-        return memory | {"v": memory["v"].clamp(min=0.0)}
-
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
         raised: Tensor = covector / diagonal_metric(memory, eps=self.eps, eps_first=True)
         return raised
-
-    def flat(
-        self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
-    ) -> tuple[Projector, Memory]:
-        if self.mask is None:
-            return super().flat(memory, covector, raised, h=h)
-        return self.mask.flat(memory, memory["v"], h=h)
 
     def to_frame(self, memory: Memory, x: Tensor) -> Tensor:
         return to_eigenbasis(x, memory.get("left_basis"), memory.get("right_basis"))

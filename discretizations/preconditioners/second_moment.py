@@ -15,9 +15,37 @@ from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 
+@dataclass(frozen=True, kw_only=True)
+class CoordinateMoment(Preconditioner):
+    """What metrics from a second moment of coordinates have in common, in a frame or without one.
+
+    Args:
+        beta2: θ₂ in [0, 1).
+        eps: ε.
+        mask: Sharp coordinates; ``None`` for a base method.
+    """
+
+    elementwise = ("v",)
+    masses = ("v_mass",)
+
+    beta2: float
+    eps: float = 1e-8
+    mask: CoordinateMask | None = None
+
+    def admissible(self, memory: Memory) -> Memory:
+        return memory | {"v": memory["v"].clamp(min=0.0)}
+
+    def flat(
+        self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
+    ) -> tuple[Projector, Memory]:
+        if self.mask is None:
+            return super().flat(memory, covector, raised, h=h)
+        return self.mask.flat(memory, memory["v"], h=h)
+
+
 @PRECONDITIONERS.register(place=2)
 @dataclass(frozen=True, kw_only=True)
-class SecondMoment(Preconditioner):
+class SecondMoment(CoordinateMoment):
     r"""Adam's metric :math:`F = \mathrm{diag}(\sqrt{v/c} + \epsilon)`.
 
     .. math:: \dot v = (1-\theta_2)(g^2 - v), \qquad \dot c = (1-\theta_2)(1 - c)
@@ -35,14 +63,9 @@ class SecondMoment(Preconditioner):
     """
 
     name = "second-moment"
-    elementwise = ("v",)
-    masses = ("v_mass",)
 
-    beta2: float
-    eps: float = 1e-8
     corrects_bias: bool = True
     eps_first: bool = False
-    mask: CoordinateMask | None = None
 
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
         memory = {"v": torch.zeros_like(w, dtype=wide_dtype(w))}
@@ -57,18 +80,8 @@ class SecondMoment(Preconditioner):
         square = frame_g.to(memory["v"].dtype) ** 2
         return {"v": square} | ({"v_mass": torch.ones_like(memory["v_mass"])} if self.corrects_bias else {})
 
-    def admissible(self, memory: Memory) -> Memory:
-        return memory | {"v": memory["v"].clamp(min=0.0)}
-
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
         return covector / diagonal_metric(memory, eps=self.eps, eps_first=self.eps_first)
-
-    def flat(
-        self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
-    ) -> tuple[Projector, Memory]:
-        if self.mask is None:
-            return super().flat(memory, covector, raised, h=h)
-        return self.mask.flat(memory, memory["v"], h=h)
 
 
 def _root(v: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def converted_state(
         name: Of the parameter, for messages.
 
     Raises:
-        ValueError: for a count that is none.
+        ValueError: for a count that is not a whole number of steps.
     """
     if group["rule"] == "adamw" and set(_ADAMW) <= set(state):
         count, names, betas = _count(state.get("step"), name), _ADAMW, group["adamw_betas"]

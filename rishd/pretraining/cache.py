@@ -16,9 +16,9 @@ from typing import Any, TextIO
 
 from riemannian_ode.atomic import write_json
 
-# Of what is kept. Raise it whenever files are written in another way, or the same corpus gives other texts, parts,
-# tokenizers or tokens than before: what a cache has would go on being used, and runs would differ from those of a fresh
-# machine without a word.
+# Version of what is kept. Raise it if files are written in another way, or if the same corpus gives other texts, parts,
+# tokenizers or tokens than before. Otherwise old caches stay in use, and runs differ silently from those on a fresh
+# machine.
 FORMAT = 4
 _POLL = 0.05  # seconds between looks whether another process is done
 _QUIET = 10.0  # seconds of waiting before a line says so
