@@ -84,6 +84,10 @@ class UpdateRule:
         """Whether weight decay differs between sharp and flat directions, so that w meets the mask."""
         return self.splits and differ(self.chi, self.chi_sharp) and differ(self.decay, 0.0)
 
+    def with_preconditioner(self, preconditioner: Preconditioner) -> UpdateRule:
+        """The same rule with another preconditioner."""
+        return UpdateRule(**(vars(self) | {"preconditioner": preconditioner}))  # `replace` takes twice as long
+
     def initial_memory(self, w: Array, *, batch: int = 0) -> Memory:
         """Memory before the first gradient, the momentum's mass included.
 

@@ -288,12 +288,13 @@ def rule_update(
     """
     m = state[MOMENTUM]
     memory: Memory = {key: value for key, value in state.items() if key != MOMENTUM}
-    wide = torch.promote_types(m.dtype, memory["v"].dtype if "v" in memory else m.dtype)
-    w, g = w.to(torch.promote_types(w.dtype, wide)), g.to(wide)
+    wide = torch.promote_types(m.dtype, memory["v"].dtype) if "v" in memory else m.dtype
+    if not w.dtype == g.dtype == m.dtype == wide:
+        w, g, m = w.to(torch.promote_types(w.dtype, wide)), g.to(wide), m.to(wide)
     if rule.preconditioner.skips_first and step == 0:
-        return w, {MOMENTUM: m, **rule.preconditioner.first(memory, g)}
+        return w, {MOMENTUM: state[MOMENTUM], **rule.preconditioner.first(memory, g)}
     count = step if rule.preconditioner.skips_first else step + 1
-    taken = rule.take_in(m.to(wide), memory, g)
+    taken = rule.take_in(m, memory, g)
     directed = rule.direct(taken, w=w, step=count, numbers=numbers, is_phase=is_phase)
     return move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
 

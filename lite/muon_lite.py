@@ -147,7 +147,7 @@ class MuonLITE(LITEOptimizer):
             decay=group["weight_decay"] / update_scale(shape),
             **flow,
         )
-        return replace(rule, is_split=True) if isinstance(mask, ThresholdMask) else rule  # ρ adapts even while χ = 1
+        return replace(rule, is_split=True) if type(mask) is ThresholdMask else rule  # ρ adapts even while χ = 1
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
         return group["lr"] * update_scale(shape)
@@ -243,8 +243,8 @@ def _polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFact
         iteration="polar-express" if group["ns_steps"] else "svd",
         steps=group["ns_steps"],
         dtype=_NS_DTYPES[group["ns_dtype"]],
-        narrows=not isinstance(mask, (ThresholdMask, ExactSubspace)),  # those are for comparison with published code
-        floor=PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
+        narrows=type(mask) not in (ThresholdMask, ExactSubspace),  # those are for comparison with published code
+        floor=PUBLISHED_FLOOR if type(mask) is ThresholdMask else 0.0,
         mask=mask,
     )
 

@@ -238,4 +238,4 @@ def position_step(w: Array, u: Array, *, eta: Any, h: Any = 1.0) -> Array:
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
-    return _plus(w, -(h * eta), u)
+    return _plus(w, -(eta if _is(h, 1.0) else h * eta), u)

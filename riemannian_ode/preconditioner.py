@@ -217,6 +217,6 @@ class Preconditioner(ABC):
 
 def spread(number: Array, x: Array) -> Array:
     """A number per batch member, dtype of ``x``, with axes of length 1 behind so that it broadcasts against ``x``."""
-    if hasattr(number, "is_floating_point") and number.is_floating_point():
+    if number.dtype != x.dtype and hasattr(number, "is_floating_point") and number.is_floating_point():
         number = number.to(x.dtype)
-    return number.reshape((*number.shape, *(1,) * (x.ndim - number.ndim)))
+    return number.reshape(number.shape + (1,) * (x.ndim - number.ndim))

@@ -77,7 +77,8 @@ def take_in(
     memory = preconditioner.observe(memory, g, frame_g, h=h)
     if MASS in memory:
         mass = memory[MASS]
-        memory = memory | {MASS: average_step(mass, 1.0 + 0.0 * mass, rate=per_member(alpha, mass), h=h)}
+        one = mass.new_ones(mass.shape) if hasattr(mass, "new_ones") else 1.0 + 0.0 * mass
+        memory = memory | {MASS: average_step(mass, one, rate=per_member(alpha, mass), h=h)}
     m = momentum_step(m, frame_g, alpha=alpha, gain=gain, h=h)
     covector = preconditioner.at_work(lookahead(m, frame_g, nesterov))
     return TakenIn(m, memory, preconditioner.at_work(frame_g), covector)
@@ -185,7 +186,7 @@ def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
     """
     if not acts(decay):
         return None
-    if hasattr(w, "to"):
+    if w.dtype != taken.covector.dtype and hasattr(w, "to"):
         w = w.to(taken.covector.dtype)
     return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
 

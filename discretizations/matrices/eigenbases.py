@@ -25,6 +25,9 @@ def factor_step_(factor: Tensor, g: Tensor, *, weight: float | Tensor) -> None:
     """
     rows = g.size(-2)
     panel = max(_SMALLEST_PANEL, rows // _PANELS)
+    if rows <= panel:
+        factor.lerp_(product(g, g.mT), weight)
+        return
     for start in range(0, rows, panel):
         stop = min(start + panel, rows)
         image = product(g[..., start:stop, :], g[..., :stop, :].mT)

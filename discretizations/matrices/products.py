@@ -41,7 +41,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         AB, shape ``(*batch, m, n)``; its memory may lie in column order.
     """
-    if not (_prefers_onednn(a, b) and a.size(-2) * a.size(-1) * b.size(-1) >= _SMALLEST):
+    is_small = not torch.compiler.is_compiling() and a.size(-2) * a.size(-1) * b.size(-1) < _SMALLEST
+    if is_small or not _prefers_onednn(a, b):
         return a @ b
     if a.ndim == 3:
         return torch.stack([_onednn_product(x, y) for x, y in zip(a, b, strict=True)])
@@ -108,10 +109,10 @@ def _is_transposed(x: Tensor) -> bool:
 
 def _prefers_onednn(a: Tensor, b: Tensor) -> bool:
     return (
-        a.dtype == b.dtype == torch.float32
+        _MKL_IS_SLOW
+        and a.dtype == b.dtype == torch.float32
         and a.device.type == b.device.type == "cpu"
         and a.ndim == b.ndim <= 3
         and not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-        and _MKL_IS_SLOW
         and not torch.compiler.is_compiling()  # the compiler chooses its kernels itself
     )

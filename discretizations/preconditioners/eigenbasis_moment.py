@@ -92,11 +92,11 @@ class EigenbasisMoment(CoordinateMoment):
             memory: Before the gradient.
             g: Gradient, not in the frame.
             h: Step size, in units of time.
-            usable: Whether they may change, 0-dimensional; ``None`` is yes.
+            usable: 1 if they may change, else 0, 0-dimensional, in their floating type; ``None`` is 1.
             in_place: Whether the tensors of ``memory`` are changed, the largest part of what a step changes.
         """
         rate = (1.0 - self.beta2) * h
-        weight = rate if usable is None else torch.where(usable, g.new_full((), rate), 0.0)
+        weight = rate if usable is None else rate * usable
         factors: Memory = {}
         for key, x in (("left", g), ("right", g.mT)):
             if key in memory:

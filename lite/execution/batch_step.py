@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,11 +11,13 @@ from discretizations.update_rule import UpdateRule
 from lite.adamw import adamw_rule
 from lite.execution import fused_step
 from lite.execution.factors_in_place import FACTORS, with_factors_in_place
-from lite.execution.finiteness import guarded, guarded_state
+from lite.execution.finiteness import Guard
 from lite.execution.rounding import rounded_stochastically
 from lite.execution.tensor_batches import TensorBatch
 from lite.matrix_rule import MatrixRule, matrix_shape, rounds_stochastically, rule_update
 from lite.parameters.tensor_settings import as_tensor, traced_settings
+
+Batches: TypeAlias = list[tuple[dict[str, Any], TensorBatch]]  # each with the settings of its group
 
 
 def traced_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch) -> tuple[dict[str, Any], TensorBatch]:
@@ -36,44 +38,64 @@ def traced_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch) ->
     return settings, TensorBatch(entries)  # torch.compile knows tuples better than ranges
 
 
-def step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, usable: Tensor | None) -> None:
-    """Update parameters and state of a batch in place.
-
-    It chooses how: fused C++ where that is supported, with Kronecker factors in place, or by the plain formulas.
+def step_batches(rule: MatrixRule, batches: Batches, usable: Tensor | None) -> None:
+    """Update parameters and state of all batches of a step in place.
 
     Args:
         rule: The rule of matrices.
-        group: The batch's parameter group.
-        batch: Parameters, gradients and state.
+        batches: Batches, each with the settings of its group.
         usable: Whether all gradients of the step are finite, 0-dimensional; ``None`` if they are not checked.
     """
+    guards: dict[torch.device, Guard] = {}
+    for group, batch in batches:
+        device = batch.entries[0].w.device  # parameters may lie on several
+        if device not in guards:
+            guards[device] = Guard(None if usable is None else usable.to(device))
+        _step_batch(rule, group, batch, guards[device])
+
+
+def _step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, guard: Guard) -> None:
+    """Choose how a batch is updated: fused C++ if supported, Kronecker factors in place, or plain formulas."""
     first = batch.entries[0]
-    if usable is not None:
-        usable = usable.to(first.w.device)  # gradients may lie on several devices
     rounds = rounds_stochastically(group, first.w)
     declared = _declared(rule, group, first.w)
-    if declared is not None and not rounds and fused_step.step_batch_(*declared, batch, usable):
+    if declared is not None and not rounds and fused_step.step_batch_(*declared, batch, guard):
         return
     w, g, state = batch.w, batch.inputs["g"], batch.state
     if rounds:
         w, g = w.float(), g.float()  # a rule that works in bfloat16 would round to nearest first
-    if usable is not None:
-        g = torch.where(usable, g, 0.0)  # factorisations raise for numbers that are not finite
+    if guard.usable is not None:
+        g = torch.where(guard.usable, g, 0.0)  # factorisations raise for numbers that are not finite
     turn: dict[str, Any] = {"step": first.step, "numbers": batch.numbers}
     written: dict[str, Tensor] = {}  # in place
     if declared is None:
         new_w, after = rule.matrix_update(group, w, g, state, **turn)
     else:
         update, eta = declared
-        if (in_place := with_factors_in_place(update, usable)) is not None:
+        if (in_place := with_factors_in_place(update, guard)) is not None:
             update, written = in_place, {key: state[key] for key in FACTORS if key in state}
         new_w, after = rule_update(update, w, g, state, eta=eta, **turn, is_phase="count" in group)
-    new_w, new_state = guarded(usable, new_w, w), guarded_state(usable, after, state) | written
-    batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state)
+    old = list(state.values())
+    changed = {
+        key: value.clone()
+        if any(value is x for x in old)
+        else value  # else another key's old state may be overwritten first
+        for key, value in after.items()
+        if value is not state[key]
+    }
+    # Compiled, dynamo loses what is written into 0-dimensional float64 tensors one by one (seen in torch 2.13).
+    if len(batch.entries) == 1 and not rounds and not torch.compiler.is_compiling():
+        guard.overwrite_(w, new_w)
+        for key, value in changed.items():
+            guard.overwrite_(state[key], value)
+        return
+    new_w = guard.chosen(new_w, w)
+    new_state = {key: guard.chosen(value, state[key]) for key, value in changed.items()}
+    batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state | written)
 
 
 def _declared(rule: MatrixRule, group: dict[str, Any], w: Tensor) -> tuple[UpdateRule, Any] | None:
-    """Update rule and η of a group's tensors; ``None`` for matrices of a rule with a ``matrix_update`` of its own."""
+    """Update rule and η of a group's tensors; ``None`` for matrices with a ``matrix_update`` of their own."""
     if group["rule"] == "adamw":
         return adamw_rule(group), group["lr"]
     if type(rule).matrix_update is not MatrixRule.matrix_update:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
 from discretizations.update_rule import UpdateRule
+from lite.execution.finiteness import Guard
 from riemannian_ode.preconditioner import Memory
 
 FACTORS = ("left", "right")
@@ -19,26 +20,25 @@ class _InPlace(EigenbasisMoment):
     """The same preconditioner, whose factors are changed in place.
 
     Args:
-        usable: Whether they may change, 0-dimensional; ``None`` is yes.
+        guard: Keeps them as they are if the gradients are not finite.
     """
 
-    usable: Tensor | None
+    guard: Guard
 
     def observed_factors(
         self, memory: Memory, g: Tensor, *, h: Any = 1.0, usable: Tensor | None = None, in_place: bool = False
     ) -> Memory:
-        return super().observed_factors(memory, g, h=h, usable=self.usable, in_place=True)
+        return super().observed_factors(memory, g, h=h, usable=self.guard.weight(g.dtype), in_place=True)
 
 
-def with_factors_in_place(rule: UpdateRule, usable: Tensor | None) -> UpdateRule | None:
+def with_factors_in_place(rule: UpdateRule, guard: Guard) -> UpdateRule | None:
     """The same rule, which changes its factors in place where gradients are usable; ``None`` if it has no factors.
 
     Args:
         rule: An update rule.
-        usable: Whether the gradients are finite, 0-dimensional; ``None`` is yes.
+        guard: Keeps them as they are if the gradients are not finite.
     """
     preconditioner: Any = rule.preconditioner
     if type(preconditioner) is not EigenbasisMoment:
         return None
-    settings = {field.name: getattr(preconditioner, field.name) for field in fields(preconditioner)}
-    return replace(rule, preconditioner=_InPlace(**settings, usable=usable))
+    return rule.with_preconditioner(_InPlace(**vars(preconditioner), guard=guard))

@@ -81,18 +81,42 @@ def _largest_magnitude(x: Tensor) -> Tensor:
     return torch.maximum(high, -low)
 
 
-def guarded(usable: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """The new tensor where usable, else the old one; both finite."""
-    if usable is None:
-        return new
-    if new.dtype == old.dtype and new.is_floating_point() and new.device.type == "cpu":
-        return old.lerp(new, usable.to(new.dtype))  # exact for weights 0 and 1, and four times faster there (measured)
-    return torch.where(usable, new, old)
+class Guard:
+    """Keeps tensors as they are in a step whose gradients are not finite, without a device sync.
 
+    Args:
+        usable: Whether the gradients are finite, 0-dimensional, on the tensors' device; ``None`` if nobody has checked.
+    """
 
-def guarded_state(usable: Tensor | None, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Likewise for each tensor of a state that is not the same in both."""
-    return {key: guarded(usable, value, old[key]) for key, value in new.items() if value is not old[key]}
+    def __init__(self, usable: Tensor | None) -> None:
+        self.usable = usable
+        self._weights: dict[torch.dtype, Tensor] = {}
+
+    def chosen(self, new: Tensor, old: Tensor) -> Tensor:
+        """The new tensor if gradients are usable, else the old one; both must be finite."""
+        if self.usable is None:
+            return new
+        if (weight := self._lerp_weight(new, old)) is not None:
+            return old.lerp(new, weight)
+        return torch.where(self.usable, new, old)
+
+    def overwrite_(self, old: Tensor, new: Tensor) -> None:
+        """Write :meth:`chosen` into the old tensor, in one pass over memory where that is possible."""
+        if (weight := self._lerp_weight(new, old)) is not None:
+            old.lerp_(new, weight)
+        else:
+            old.copy_(self.chosen(new, old))
+
+    def weight(self, dtype: torch.dtype) -> Tensor | None:
+        """1 if gradients are usable, else 0, in a floating type; ``None`` if nobody has checked."""
+        if self.usable is not None and dtype not in self._weights:
+            self._weights[dtype] = self.usable.to(dtype)
+        return self._weights.get(dtype)
+
+    def _lerp_weight(self, new: Tensor, old: Tensor) -> Tensor | None:
+        # Exact for weights 0 and 1, and four times faster than `where` on a CPU (measured).
+        lerps = new.dtype == old.dtype and new.is_floating_point() and new.device.type == "cpu"
+        return self.weight(new.dtype) if lerps else None
 
 
 class _Pending(NamedTuple):

@@ -7,7 +7,7 @@ They are other implementations of :func:`riemannian_ode.stages.take_in`, of the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from discretizations.preconditioners.masks import TrackedSubspace
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.update_rule import UpdateRule
 from lite.execution import fused_muon
-from lite.execution.finiteness import guarded
+from lite.execution.finiteness import Guard
 from lite.execution.tensor_batches import TensorBatch
 from lite.matrix_rule import MOMENTUM, MatrixRule, matrix_shape
 from riemannian_ode.flow import lite_velocity
@@ -28,14 +28,14 @@ from riemannian_ode.stages import TakenIn
 LARGEST_BATCH = 2**22  # numbers: temporaries are few, and each thread has matrices of its own (measured)
 
 
-def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, usable: Tensor | None) -> bool:
+def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, guard: Guard) -> bool:
     """One step of a batch, changed in place with its state.
 
     Args:
         rule: The update rule.
         eta: η.
         batch: Parameters, gradients and state.
-        usable: Whether the gradients are finite, 0-dimensional, else nothing changes; ``None`` is yes.
+        guard: Keeps everything as it is if the gradients are not finite.
 
     Returns:
         Whether the step was made; if not, the rule or the tensors are not supported, and nothing has changed.
@@ -49,7 +49,7 @@ def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, usable: Tensor |
     if not is_supported(rule, eta, w, g, momentum):
         return False
     memory = {key: batch.matrices([e.state[key] for e in entries]) for key in entries[0].state if key != MOMENTUM}
-    fused_step_(rule, w, g, momentum, memory, eta=eta, usable=usable)
+    fused_step_(rule, w, g, momentum, memory, eta=eta, guard=guard)
     return True
 
 
@@ -86,7 +86,7 @@ def is_supported(
         return False
     if polar.iteration == "svd" or not polar.narrows or rule.corrects_momentum or rule.gain != rule.alpha:
         return False
-    if not isinstance(polar.mask, (TrackedSubspace, type(None))):
+    if polar.mask is not None and not isinstance(polar.mask, TrackedSubspace):
         return False
     if polar.iteration_dtype(momentum[0]) != torch.bfloat16:
         return False
@@ -102,7 +102,7 @@ def fused_step_(
     memory: dict[str, list[Tensor]],
     *,
     eta: float,
-    usable: Tensor | None,
+    guard: Guard,
 ) -> None:
     """One step for matrices of equal shape, changed in place with their state.
 
@@ -113,19 +113,18 @@ def fused_step_(
         momentum: M.
         memory: The preconditioner's memory, by key one tensor of each matrix.
         eta: η.
-        usable: Whether the gradients are finite, 0-dimensional, else nothing changes; ``None`` is yes.
+        guard: Keeps everything as it is if the gradients are not finite.
     """
-    taken = fused_muon.covectors(
-        momentum, g, rate=rule.alpha, nesterov=rule.nesterov, usable=usable, both=rule.is_damped
-    )
-    covector, gradient = taken[0], taken[1] if rule.is_damped else taken[0]
+    usable, both = guard.usable, rule.is_damped
+    taken = fused_muon.covectors(momentum, g, rate=rule.alpha, nesterov=rule.nesterov, usable=usable, both=both)
+    covector, gradient = taken[0], taken[1] if both else taken[0]
     polar: Any = rule.preconditioner  # without a mask it has no use for what a mask has left
     before = {key: torch.stack(tensors) for key, tensors in memory.items()} if polar.mask is not None else {}
     velocity = _Velocity(w if rule.splits_decay else None, rule.decay)
     directed = _raising(rule, taken).direct(TakenIn(covector, before, gradient, covector), velocity=velocity)
     for key, value in directed.memory.items():
         if value is not before[key]:
-            torch._foreach_copy_(memory[key], list(guarded(usable, value, before[key]).unbind()))
+            torch._foreach_copy_(memory[key], list(guard.chosen(value, before[key]).unbind()))
     apart = 0.0 if rule.splits_decay else eta * rule.chi_sharp * rule.decay
     fused_muon.move_(w, directed.u, size=eta, decay=apart, usable=usable)
 
@@ -170,6 +169,4 @@ class _OfBoth(PolarFactor):
 
 
 def _raising(rule: UpdateRule, taken: Tensor) -> UpdateRule:
-    polar: Any = rule.preconditioner
-    settings = {field.name: getattr(polar, field.name) for field in fields(polar)}
-    return replace(rule, preconditioner=_OfBoth(**settings, both=taken))
+    return rule.with_preconditioner(_OfBoth(**vars(rule.preconditioner), both=taken))

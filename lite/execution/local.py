@@ -5,21 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
-from lite.execution.batch_step import step_batch, traced_batch
+from lite.execution.batch_step import Batches, step_batches, traced_batch
 from lite.execution.executor import Workload
 from lite.execution.finiteness import FinitenessWatch, usable_gradients
 from lite.execution.fused_step import largest_cpu_batch
-from lite.execution.tensor_batches import TensorBatch, tensor_batches
-from lite.matrix_rule import MatrixRule
+from lite.execution.tensor_batches import tensor_batches
 from lite.parameters.parameter_entries import TensorEntry, count_gradients, matrix_entries, row_ordered_copies
 
-Batches: TypeAlias = list[tuple[dict[str, Any], TensorBatch]]  # each with the settings of its group
 _MOST_GRAPHS = 64  # of one optimizer; SOAP has one more than steps between refreshes
 
 
@@ -40,7 +38,7 @@ class LocalExecutor:
     def step(self, work: Workload) -> None:
         traced = self._compiled is not None or torch.compiler.is_compiling()
         batches, usable, copies = self._prepared(work, traced=traced)
-        (self._compiled or _step_batches)(work.rule, batches, usable)
+        (self._compiled or step_batches)(work.rule, batches, usable)
         if copies:
             torch._foreach_copy_(list(copies), list(copies.values()))
 
@@ -48,7 +46,7 @@ class LocalExecutor:
         known = inspect.signature(torch.compile).parameters  # early torch has no limits here
         own = {"dynamic": False, "recompile_limit": _MOST_GRAPHS, "isolate_recompiles": True}
         options = {name: value for name, value in own.items() if name in known} | options
-        self._compiled = torch.compile(_step_batches, **options)
+        self._compiled = torch.compile(step_batches, **options)
 
     def check(self, work: Workload, *, wait: bool) -> None:
         self._watch.check(wait=wait)
@@ -106,11 +104,6 @@ class LocalExecutor:
         _count(present)
         self.steps_made += 1
         return batches, usable, copies
-
-
-def _step_batches(rule: MatrixRule, batches: Batches, usable: Tensor | None) -> None:
-    for group, batch in batches:
-        step_batch(rule, group, batch, usable)
 
 
 def _init_group(work: Workload, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ class TensorBatch:
     """Entries of one shape, dtype and device; a single tensor stays without a batch axis (bits, claim C12)."""
 
     entries: list[TensorEntry]
+    _is_plain: bool = field(init=False)  # no entry is a stack of experts
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_is_plain", all(entry.stack is None for entry in self.entries))
 
     @property
     def dims(self) -> int:
@@ -45,6 +49,8 @@ class TensorBatch:
     @property
     def state(self) -> dict[str, Tensor]:
         """State, each tensor with the batch axis of :attr:`w` in front."""
+        if len(self.entries) == 1:
+            return self.entries[0].state
         return {key: self._gathered([entry.state[key] for entry in self.entries]) for key in self.entries[0].state}
 
     @property
@@ -54,7 +60,7 @@ class TensorBatch:
 
     def matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """One tensor of each entry, cut into those of its matrices."""
-        if all(entry.stack is None for entry in self.entries):
+        if self._is_plain:
             return list(tensors)
         return [y for x, entry in zip(tensors, self.entries, strict=True) for y in (x if entry.stack else [x])]
 
@@ -71,14 +77,14 @@ class TensorBatch:
     def _gathered(self, tensors: list[Tensor]) -> Tensor:
         if len(tensors) == 1:
             return tensors[0]
-        if all(entry.stack is None for entry in self.entries):
+        if self._is_plain:
             return torch.stack(tensors)
         return torch.cat([x if e.stack is not None else x[None] for x, e in zip(tensors, self.entries, strict=True)])
 
     def _scatter(self, targets: list[Tensor], values: Tensor) -> None:
         if len(targets) == 1:
             pieces = [values]
-        elif all(entry.stack is None for entry in self.entries):
+        elif self._is_plain:
             pieces = list(values.unbind())
         else:
             parts = torch.split(values, [1 if entry.stack is None else entry.stack for entry in self.entries])
@@ -104,7 +110,7 @@ def tensor_batches(entries: list[TensorEntry], largest: Callable[[Tensor], int])
             alike[entry.shape, entry.w.dtype, entry.w.device, entry.step].append(entry)
     for group in alike.values():
         batch: list[TensorEntry] = []
-        most = largest(group[0].w)
+        most = largest(group[0].w) if len(group) > 1 else 0
         for entry in group:
             if batch and sum(e.w.numel() for e in batch) + entry.w.numel() > most:
                 yield TensorBatch(batch)

@@ -94,6 +94,8 @@ def matrix_views(
     Raises:
         ValueError: if the settings do not fit, or the memory format of a convolution allows no matrix view.
     """
+    if layout == "matrix" and blocks is None and tensor.ndim == 2:
+        return [tensor]  # nearly all parameters, several times a step each
     check_layout(tensor.shape, layout=layout, blocks=blocks, block_axis=block_axis)
     matrix = _flattened(tensor) if layout == "conv" else tensor
     return [matrix] if blocks is None else list(torch.split(matrix, list(blocks), dim=block_axis))

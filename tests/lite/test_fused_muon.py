@@ -174,7 +174,7 @@ def moved(name, dtype, *, float32_momentum, fused, ns_dtype="bfloat16"):
 @pytest.mark.parametrize("name", list(SETTINGS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("float32_momentum", [False, True])
-def test_a_step_is_that_of_muon_update(name, dtype, float32_momentum):
+def test_a_fused_step_is_that_of_the_plain_formulas(name, dtype, float32_momentum):
     """To the rounding of bfloat16."""
     both = (moved(name, dtype, float32_momentum=float32_momentum, fused=fused) for fused in (True, False))
     for ours, plain in zip(*both, strict=True):

@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from examples import factored_moment, factored_on_ranks, shampoo_lite
 from examples.factored_moment import FactoredLITE
 from examples.shampoo_lite import ShampooLITE
-from lite import param_groups
+from lite import Muon, param_groups
 from riemannian_ode import RISHD, simulate
 from tests.lite.optimizers import Net, build, loss_of, train
 
@@ -216,3 +216,29 @@ def test_it_trains_resumes_and_skips_bad_gradients(make):
     resumed_optimizer.load_state_dict(half_optimizer.state_dict())
     train(resumed, resumed_optimizer, range(20, 40))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
+class LastTwo(Muon):
+    """Keeps the last two gradients: the new "older" is the old "newer" itself."""
+
+    rule = "last two"
+
+    def matrix_state(self, group, w):
+        return {"momentum": torch.zeros_like(w), "newer": torch.zeros_like(w), "older": torch.zeros_like(w)}
+
+    def matrix_update(self, group, w, g, state, *, step, numbers):
+        return w - group["lr"] * g, {**state, "newer": g + 0.0, "older": state["newer"]}
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip", "ignore"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_state_may_be_handed_from_key_to_key(count, on_nonfinite):
+    parameters = [nn.Parameter(torch.zeros(2, 3)) for _ in range(count)]
+    optimizer = LastTwo([{"params": parameters}], 0.1, on_nonfinite=on_nonfinite)
+    for value in (1.0, 2.0, 3.0):
+        for p in parameters:
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+    for p in parameters:
+        torch.testing.assert_close(optimizer.state[p]["older"], torch.full_like(p, 2.0), rtol=0, atol=0)
+        torch.testing.assert_close(optimizer.state[p]["newer"], torch.full_like(p, 3.0), rtol=0, atol=0)
