@@ -26,6 +26,7 @@ from discretizations.preconditioners.masks import CoordinateMask as CoordinateMa
 from discretizations.preconditioners.masks import ExactSubspace as ExactSubspace
 from discretizations.preconditioners.masks import ThresholdMask as ThresholdMask
 from discretizations.preconditioners.masks import TrackedSubspace as TrackedSubspace
+from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor as NormalizedPolarFactor
 from discretizations.preconditioners.polar_factor import PolarFactor as PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment as SecondMoment
 from discretizations.preconditioners.sign import Sign as Sign

@@ -144,10 +144,7 @@ def direct(
         elif shrinkage is not None:
             u = u + velocity(shrinkage, flat=flat, **rates)
     else:
-        if d is None:
-            a = preconditioner.raise_index(memory, covector)
-        else:
-            a, d = preconditioner.raise_two(memory, covector, d)
+        a, d, memory = preconditioner.raise_step(memory, covector, d, h=0.0 if is_rate else h)
         if is_split:
             flat, memory = preconditioner.flat(memory, covector, a, h=h)
         twice = preconditioner.applies_twice
