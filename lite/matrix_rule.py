@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
+from lite.adamw import adamw_rule
 from lite.parameters.parameter_entries import TensorEntry, group_views, row_ordered, state_key
 from lite.parameters.tensor_settings import acts
 from riemannian_ode.preconditioner import Memory
@@ -37,6 +38,7 @@ class MatrixRule(ABC):
 
     Attributes:
         rule: Name of the rule, in a group's ``rule``.
+        takes_any_shape: Whether the rule takes parameters of any shape, each as one row.
         sharded_state: Keys of the state that lie on the shards; by default the momentum of a rule that takes gradients
             in number by number (:meth:`takes_in_on_shards`).
         travelling_state: Those of the sharded ones that only the owner can update: they travel there and back.
@@ -48,6 +50,7 @@ class MatrixRule(ABC):
     """
 
     rule: ClassVar[str]
+    takes_any_shape: ClassVar[bool] = False
     sharded_state: tuple[str, ...] = ()
     travelling_state: tuple[str, ...] = ()
     spare_state: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +65,10 @@ class MatrixRule(ABC):
             group: A parameter group: hyperparameters are read here at every step, so schedules act.
             shape: (m, n) of the matrices.
         """
+
+    def adamw_rule(self, group: dict[str, Any]) -> UpdateRule:
+        """The update rule of an AdamW group, as published: without Hessian damping."""
+        return adamw_rule(group)
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
         """η beside the direction of matrices of a shape: the group's ``lr``, times a scale if there is one."""

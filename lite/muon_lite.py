@@ -12,12 +12,13 @@ from torch import Tensor
 
 from discretizations.matrices.polar import PUBLISHED_FLOOR
 from discretizations.preconditioners.masks import ExactSubspace, SingularMask, ThresholdMask, TrackedSubspace
+from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION, matrix_shape
 from lite.optimizer import Exchange, LITEOptimizer
-from lite.parameters.group_checks import is_setting_number, require_flag, require_whole
+from lite.parameters.group_checks import is_setting_number, require_flag, require_range, require_whole
 from lite.parameters.parameter_entries import TensorEntry
 from lite.parameters.tensor_settings import acts
 from riemannian_ode.errors import shown
@@ -50,6 +51,8 @@ class MuonLITE(LITEOptimizer):
             float32), ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
         mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), followed from step to
             step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask step for step.
+        row_beta2: θ₂ of NorMuon, which divides each row by the root of its second moment after the polar factor
+            (:class:`NorMuonLITE`); ``None`` leaves rows as they are.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
@@ -85,6 +88,7 @@ class MuonLITE(LITEOptimizer):
         ns_steps: int = 6,
         ns_dtype: NSDtype = "fastest",
         mask: Mask = "subspace",
+        row_beta2: float | None = None,
         float32_momentum: bool = False,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
@@ -114,6 +118,7 @@ class MuonLITE(LITEOptimizer):
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             mask=mask,
+            row_beta2=row_beta2,
             float32_momentum=float32_momentum,
         )
 
@@ -129,6 +134,8 @@ class MuonLITE(LITEOptimizer):
             )
         require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
         require_flag(group, "float32_momentum")
+        if group["row_beta2"] is not None:
+            _check_rows(group)
         if group["mask"] == "threshold" and group["chi_sharp"] != 1:
             raise ValueError(
                 f"chi_sharp = {group['chi_sharp']!r} has no meaning for the published soft mask; take mask='subspace'."
@@ -157,8 +164,9 @@ class MuonLITE(LITEOptimizer):
 
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         # The mask's memory is there from the start, also where χ and β will act only later in a schedule.
-        mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else _MASKS[group["mask"]]
-        memory = {} if mask is None else mask(sharp_fraction=group["sharp_fraction"]).initial(w)
+        fraction = group["sharp_fraction"]
+        mask = None if fraction <= PLAIN_FRACTION else _MASKS[group["mask"]](sharp_fraction=fraction)
+        memory = _polar_factor(group, mask).initial(w, batch=w.ndim - 2)
         return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
@@ -239,14 +247,28 @@ def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
 
 
 def _polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFactor:
-    return PolarFactor(
-        iteration="polar-express" if group["ns_steps"] else "svd",
-        steps=group["ns_steps"],
-        dtype=_NS_DTYPES[group["ns_dtype"]],
-        narrows=not isinstance(mask, (ThresholdMask, ExactSubspace)),  # those are for comparison with published code
-        floor=PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
-        mask=mask,
-    )
+    settings: dict[str, Any] = {
+        "iteration": "polar-express" if group["ns_steps"] else "svd",
+        "steps": group["ns_steps"],
+        "dtype": _NS_DTYPES[group["ns_dtype"]],
+        # The last two are for comparison with published code.
+        "narrows": not isinstance(mask, (ThresholdMask, ExactSubspace)),
+        "floor": PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
+        "mask": mask,
+    }
+    if group["row_beta2"] is None:
+        return PolarFactor(**settings)
+    return NormalizedPolarFactor(**settings, beta2=group["row_beta2"])
+
+
+def _check_rows(group: dict[str, Any]) -> None:
+    require_range(group, "row_beta2", 0.0, 1.0, "it is the weight of the past in the rows' second moment")
+    if group["row_beta2"] == 1.0:
+        raise ValueError("row_beta2 = 1 never takes a row in; 0.95 is usual.")
+    if group["mask"] == "threshold":
+        raise ValueError(
+            "mask = 'threshold' works on a polar factor, which rows of equal size are not; take mask='subspace'."
+        )
 
 
 def _iteration_dtype(group: dict[str, Any], x: Tensor) -> torch.dtype:

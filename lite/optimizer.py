@@ -95,7 +95,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         defaults = {
             "rule": self.rule,
             "kind": "matrix",
-            "layout": "matrix",
+            "layout": "row" if self.takes_any_shape else "matrix",
             "blocks": None,
             "block_axis": -2,
             "lr": lr,

@@ -41,8 +41,10 @@ def newton_inverse_root(matrix: Tensor, order: int, *, eps: float, steps: int = 
     Shampoo: Anil et al., arXiv:2002.09018.
     """
     identity = torch.eye(matrix.size(-1), dtype=matrix.dtype, device=matrix.device)
+    size = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=eps)  # by which squares neither overflow nor vanish
+    matrix = matrix / size
     rounding = 4.0 * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(matrix, keepdim=True)
-    shifted = matrix + (eps + rounding) * identity
+    shifted = matrix + (eps / size + rounding) * identity
     z = (1.0 + order) / (2.0 * torch.linalg.matrix_norm(shifted, keepdim=True))
     root, coupled = z ** (1.0 / order) * identity, z * shifted
     for _ in range(steps):
@@ -51,5 +53,5 @@ def newton_inverse_root(matrix: Tensor, order: int, *, eps: float, steps: int = 
         power = torch.linalg.matrix_power(factor, order)
         coupled = power @ coupled
         coupled = 0.5 * (coupled + coupled.mT)  # rounding would grow in the other part
-    symmetric: Tensor = 0.5 * (root + root.mT)
+    symmetric: Tensor = 0.5 * size ** (-1.0 / order) * (root + root.mT)
     return symmetric

@@ -24,6 +24,7 @@ from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, spread
 
 Divergence: TypeAlias = Literal["frobenius", "kl"]
+DIVERGENCES: tuple[Divergence, ...] = ("frobenius", "kl")
 Moment: TypeAlias = Literal["elementwise", "kronecker"]
 _QR, _PASSES = 8.0, 2000.0  # see EigenbasisMoment.cost
 _SIDES = (("left", -2), ("right", -1))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
-from lite.adamw import adamw_rule
 from lite.execution import fused_step
 from lite.execution.factors_in_place import FACTORS, with_factors_in_place
 from lite.execution.finiteness import guarded, guarded_state
@@ -75,7 +74,7 @@ def step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, usab
 def _declared(rule: MatrixRule, group: dict[str, Any], w: Tensor) -> tuple[UpdateRule, Any] | None:
     """Update rule and η of a group's tensors; ``None`` for matrices of a rule with a ``matrix_update`` of its own."""
     if group["rule"] == "adamw":
-        return adamw_rule(group), group["lr"]
+        return rule.adamw_rule(group), group["lr"]
     if type(rule).matrix_update is not MatrixRule.matrix_update:
         return None
     shape = matrix_shape(w)

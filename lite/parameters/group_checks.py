@@ -37,7 +37,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     unknown = sorted(str(name) for name in group if name not in allowed)
     if unknown:
         raise ValueError(f"a group has unknown settings {unknown}; known are {sorted(known)}.")
-    rules = (rule, "adamw")
+    rules = tuple(dict.fromkeys((rule, "adamw")))
     if group["rule"] not in rules:
         raise ValueError(f"rule = {shown(group['rule'])} is unknown here. Choose one of: {', '.join(rules)}.")
     for name in known:

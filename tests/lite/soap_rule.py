@@ -31,6 +31,7 @@ class SoapRule:
     sharp_fraction: float = 0.1
     precondition_frequency: int = 10
     max_precondition_dim: int = 10_000
+    divergence: str = "frobenius"
 
     @property
     def preconditioner(self) -> Any:
