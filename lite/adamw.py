@@ -22,6 +22,7 @@ from discretizations.matrices.sharp_masks import PUBLISHED_WIDTH_FLOOR
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
+from lite.parameters.decay import decay_rate
 
 ADAMW_KEYS = ("momentum", "v", "momentum_mass", "v_mass", "hi", "lo")  # of a parameter's state
 _NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # below the one all is flat, above the other nothing is (published code)
@@ -43,8 +44,9 @@ def adamw_rule(group: Mapping[str, Any]) -> UpdateRule:
         alpha=1.0 - theta,
         gain=1.0 - theta,
         chi=group["chi"],
-        decay=group["weight_decay"],
+        decay=decay_rate(group),
         corrects_momentum=True,
+        is_cautious=group["decay"] == "cautious",
         is_split=None if group["sharp_fraction"] <= _ALL_SHARP else False,
     )
 

@@ -9,6 +9,7 @@ from discretizations.update_rule import UpdateRule
 from lite.adamw import adamw_rule
 from lite.execution.finiteness import OnNonfinite
 from lite.optimizer import Exchange, LITEOptimizer
+from lite.parameters.decay import Decay
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,6 +33,7 @@ class AdamWLITE(LITEOptimizer):
             published.
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp.
         eps: ε.
+        decay: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
@@ -59,6 +61,7 @@ class AdamWLITE(LITEOptimizer):
         beta_flat: float = 0.0,
         sharp_fraction: float = 0.1,
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         capturable: bool = False,
@@ -75,6 +78,7 @@ class AdamWLITE(LITEOptimizer):
             sharp_fraction=sharp_fraction,
             adamw_betas=betas,
             eps=eps,
+            decay=decay,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,

@@ -11,6 +11,7 @@ from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
+from lite.parameters.decay import Decay, decay_rate
 from lite.parameters.group_checks import require_betas
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class LionLITE(LITEOptimizer):
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp; r ≤ 1e−6 is plain Lion.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
+        decay: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
@@ -70,6 +72,7 @@ class LionLITE(LITEOptimizer):
         sharp_fraction: float = 0.1,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         capturable: bool = False,
@@ -86,6 +89,7 @@ class LionLITE(LITEOptimizer):
             sharp_fraction=sharp_fraction,
             adamw_betas=adamw_betas,
             eps=eps,
+            decay=decay,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,
@@ -110,7 +114,8 @@ class LionLITE(LITEOptimizer):
             alpha=1.0 - theta2,
             gain=1.0 - theta2,
             nesterov=theta2 / theta1 - 1.0,
-            decay=group["weight_decay"],
+            decay=decay_rate(group),
+            is_cautious=group["decay"] == "cautious",
             **({} if r <= PLAIN_FRACTION else {name: group[name] for name in names}),
         )
 

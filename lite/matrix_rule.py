@@ -24,10 +24,11 @@ from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
 from lite.adamw import adamw_rule
+from lite.parameters.decay import decay_rate
 from lite.parameters.parameter_entries import TensorEntry, group_views, row_ordered, state_key
 from lite.parameters.tensor_settings import acts
 from riemannian_ode.preconditioner import Memory
-from riemannian_ode.stages import Directed, TakenIn, move
+from riemannian_ode.stages import Directed, TakenIn, direction_on_sphere, move, with_cautious_decay
 
 PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
 MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
@@ -210,7 +211,7 @@ class MatrixRule(ABC):
         sent = {"covector": taken.covector}
         if rule.is_damped:
             sent["g"] = taken.g
-        if rule.splits_decay:
+        if rule.splits_decay or rule.keeps_norm:
             sent["w"] = w
         return sent, {MOMENTUM: taken.m}
 
@@ -238,8 +239,10 @@ class MatrixRule(ABC):
         taken = TakenIn(covector, state, sent.get("g", covector), covector)
         directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
         wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
-        scale = self.learning_rate(group | {"lr": 1.0}, shape)
-        return scale * directed.u.to(wide), directed.memory
+        u = directed.u.to(wide)
+        if rule.keeps_norm:
+            return direction_on_sphere(sent["w"].to(wide), u, eta=group["lr"]), directed.memory
+        return self.learning_rate(group | {"lr": 1.0}, shape) * u, directed.memory
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
         """Third stage: the shard after the step.
@@ -252,9 +255,13 @@ class MatrixRule(ABC):
         if not self.takes_in_on_shards(group):
             return reply
         rule = self.update_rule(group, (1, 1))
-        if acts(group["weight_decay"], 0.0) and not rule.splits_decay:  # else the reply has it
-            reply = reply + (rule.chi_sharp * group["weight_decay"]) * w
-        moved: Tensor = move(w, Directed(reply, reply, {}), eta=group["lr"])
+        directed = Directed(reply, reply, {})
+        decay = decay_rate(group)
+        if rule.is_cautious:
+            directed = with_cautious_decay(directed, w, decay)
+        elif acts(decay, 0.0) and not rule.splits_decay:  # else the reply has it
+            directed = directed._replace(u=reply + (rule.chi_sharp * decay) * w)
+        moved: Tensor = move(w, directed, eta=group["lr"])
         return moved
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
@@ -302,7 +309,7 @@ def rule_update(
     count = step if rule.preconditioner.skips_first else step + 1
     taken = rule.take_in(m.to(wide), memory, g)
     directed = rule.direct(taken, w=w, step=count, numbers=numbers, is_phase=is_phase)
-    return move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
+    return rule.move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
 
 
 def with_preconditioner(rule: UpdateRule, **settings: Any) -> UpdateRule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from discretizations.matrices.polar import PUBLISHED_FLOOR
 from discretizations.preconditioners.masks import ExactSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor
-from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
 from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION, matrix_shape
 from lite.optimizer import Exchange, LITEOptimizer
+from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import is_setting_number, require_flag, require_range, require_whole
-from lite.parameters.parameter_entries import TensorEntry
+from lite.parameters.parameter_entries import TensorEntry, group_views
 from lite.parameters.tensor_settings import acts
-from riemannian_ode.errors import shown
+from riemannian_ode.errors import require_choice, shown
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,8 +38,9 @@ class MuonLITE(LITEOptimizer):
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices
             unless a group says ``rule="adamw"``).
-        lr: Learning rate η; the update's root mean square is 0.2·lr as AdamW's would be.
+        lr: Learning rate η; with the scale ``"rms"`` the update's root mean square is 0.2·lr, as AdamW's would be.
         momentum: θ in (0, 1).
+        nesterov: Whether the covector is M + (1 − θ)/θ·G, Nesterov's form as published, or M itself.
         weight_decay: λ ≥ 0, decoupled.
         chi: χ ≥ 1, learning-rate ratio of flat directions.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in published units: beside msign(M̃).
@@ -46,7 +48,10 @@ class MuonLITE(LITEOptimizer):
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp; matrices with r ≤ 1e−6 run plain
             Muon, as published.
         chi_sharp: χ_s, learning-rate ratio of sharp directions, for ablations; not with the threshold mask.
-        ns_steps: Newton–Schulz steps (Polar Express); 0 takes exact polar factors by SVD (for tests).
+        ns: Newton–Schulz iteration: ``"polar-express"``; ``"jordan"``, the quintic of torch.optim.Muon; ``"cubic"``,
+            (3/2, −1/2); ``"svd"``, exact polar factors; or a list of coefficients (a, b, c) of
+            :math:`aX + bXX^\top X + c(XX^\top)^2X`, one a step, the last one for all further steps.
+        ns_steps: Newton–Schulz steps; 0 takes exact polar factors by SVD (for tests).
         ns_dtype: Floating type of Newton–Schulz: ``"fastest"`` (bfloat16 where the hardware multiplies it fast, else
             float32), ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
         mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), followed from step to
@@ -54,8 +59,13 @@ class MuonLITE(LITEOptimizer):
         row_beta2: θ₂ of NorMuon, which divides each row by the root of its second moment after the polar factor
             (:class:`NorMuonLITE`); ``None`` leaves rows as they are.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
+        scale: What the direction of a matrix m×n is multiplied by beside lr: ``"rms"``, 0.2√max(m, n); ``"original"``,
+            √max(1, m/n), torch's default; ``"spectral"``, √(m/n) for weights out×in, the scale of μP; or a function of
+            (m, n).
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
+        decay: See :class:`LITEOptimizer`.
+        norm: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
@@ -79,19 +89,24 @@ class MuonLITE(LITEOptimizer):
         lr: float = 1e-3,
         *,
         momentum: float = 0.95,
+        nesterov: bool = True,
         weight_decay: float = 0.1,
         chi: float = 2.0,
         beta_sharp: float = -0.25,
         beta_flat: float = 1.0,
         sharp_fraction: float = 0.1,
         chi_sharp: float = 1.0,
+        ns: Iteration | Sequence[Sequence[float]] = "polar-express",
         ns_steps: int = 6,
         ns_dtype: NSDtype = "fastest",
+        scale: Scale | Callable[[tuple[int, int]], float] = "rms",
         mask: Mask = "subspace",
         row_beta2: float | None = None,
         float32_momentum: bool = False,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
+        norm: Norm = "free",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         capturable: bool = False,
@@ -109,12 +124,17 @@ class MuonLITE(LITEOptimizer):
             chi_sharp=chi_sharp,
             adamw_betas=adamw_betas,
             eps=eps,
+            decay=decay,
+            norm=norm,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,
             process_group=process_group,
             exchange=exchange,
             momentum=momentum,
+            nesterov=nesterov,
+            ns=ns if isinstance(ns, str) else tuple(tuple(each) for each in ns),
+            scale=scale,
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             mask=mask,
@@ -134,6 +154,9 @@ class MuonLITE(LITEOptimizer):
             )
         require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
         require_flag(group, "float32_momentum")
+        require_flag(group, "nesterov")
+        _check_iteration(group["ns"])
+        _check_scale(group)
         if group["row_beta2"] is not None:
             _check_rows(group)
         if group["mask"] == "threshold" and group["chi_sharp"] != 1:
@@ -150,14 +173,22 @@ class MuonLITE(LITEOptimizer):
             preconditioner=_polar_factor(group, mask),
             alpha=1.0 - theta,
             gain=1.0 - theta,
-            nesterov=(1.0 - theta) / theta,
-            decay=group["weight_decay"] / update_scale(shape),
+            nesterov=(1.0 - theta) / theta if group["nesterov"] else 0.0,
+            decay=decay_rate(group) / _scale(group, shape),
+            is_cautious=group["decay"] == "cautious",
+            keeps_norm=group["norm"] == "constant",
             **flow,
         )
         return replace(rule, is_split=True) if isinstance(mask, ThresholdMask) else rule  # ρ adapts even while χ = 1
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
-        return group["lr"] * update_scale(shape)
+        return group["lr"] if group["norm"] == "constant" else group["lr"] * _scale(group, shape)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if callable(group["scale"]):  # as numbers, which a checkpoint can hold
+            group["scale"] = {shape: float(group["scale"](shape)) for shape in _matrix_shapes(group)}
 
     def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32) if group["float32_momentum"] else dtype
@@ -233,12 +264,24 @@ _NS_DTYPES: dict[NSDtype, Any] = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
+Iteration: TypeAlias = Literal["polar-express", "jordan", "cubic", "svd"]
+Scale: TypeAlias = Literal["rms", "original", "spectral"]
+_SCALES: tuple[Scale, ...] = ("rms", "original", "spectral")
+_ITERATIONS: dict[str, Any] = {
+    "polar-express": "polar-express",
+    "jordan": TORCH_COEFFICIENTS,
+    "cubic": (1.5, -0.5, 0.0),  # Newton–Schulz's own
+    "svd": "svd",
+}
 _UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
 
 
-def update_scale(shape: tuple[int, int]) -> float:
-    """0.2√max(m, n), by which the direction of matrices m×n is multiplied beside η."""
-    return _UPDATE_RMS * math.sqrt(max(shape))
+def update_scale(shape: tuple[int, int], scale: Scale = "rms") -> float:
+    """What the direction of matrices m×n is multiplied by beside η, see :class:`MuonLITE`."""
+    rows, columns = shape
+    if scale == "rms":
+        return _UPDATE_RMS * math.sqrt(max(shape))
+    return math.sqrt(rows / columns if scale == "spectral" else max(1.0, rows / columns))
 
 
 def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
@@ -247,18 +290,64 @@ def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
 
 
 def _polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFactor:
+    steps, own = group["ns_steps"], group["ns"] not in ("polar-express", "svd")
     settings: dict[str, Any] = {
-        "iteration": "polar-express" if group["ns_steps"] else "svd",
-        "steps": group["ns_steps"],
+        "iteration": (_ITERATIONS[group["ns"]] if isinstance(group["ns"], str) else group["ns"]) if steps else "svd",
+        "steps": steps,
         "dtype": _NS_DTYPES[group["ns_dtype"]],
         # The last two are for comparison with published code.
         "narrows": not isinstance(mask, (ThresholdMask, ExactSubspace)),
-        "floor": PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
+        "floor": TORCH_FLOOR if own else PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
         "mask": mask,
     }
     if group["row_beta2"] is None:
         return PolarFactor(**settings)
     return NormalizedPolarFactor(**settings, beta2=group["row_beta2"])
+
+
+def _scale(group: dict[str, Any], shape: tuple[int, int]) -> float:
+    scale = group["scale"]
+    if isinstance(scale, str):
+        return update_scale(shape, scale)  # type: ignore[arg-type]
+    if isinstance(scale, dict):
+        return scale.get(shape, 1.0)  # other shapes are asked for only where the scale does not count
+    return 1.0 if shape == (1, 1) else float(scale(shape))  # likewise
+
+
+def _matrix_shapes(group: dict[str, Any]) -> list[tuple[int, int]]:
+    """Shapes of all matrices of a group."""
+    if group["rule"] == "adamw":
+        return []
+    views = (view for p in group["params"] for view in group_views(group, p.new_empty(p.shape, device="meta")))
+    return sorted({matrix_shape(view) for view in views})
+
+
+def _check_iteration(ns: Any) -> None:
+    if isinstance(ns, str):
+        require_choice("ns", ns, _ITERATIONS)
+        return
+    steps = list(ns) if isinstance(ns, (tuple, list)) else []
+    if not steps or not all(isinstance(each, (tuple, list)) and len(each) == 3 for each in steps):
+        raise ValueError(
+            f"ns = {shown(ns)} must be one of {', '.join(_ITERATIONS)}, or a list of coefficients (a, b, c)."
+        )
+    if not all(is_setting_number(x) and math.isfinite(x) for each in steps for x in each):
+        raise ValueError(f"ns = {shown(ns)} holds what is no finite number.")
+
+
+def _check_scale(group: dict[str, Any]) -> None:
+    scale = group["scale"]
+    if isinstance(scale, str):
+        require_choice("scale", scale, _SCALES)
+    else:
+        if not callable(scale) and not isinstance(scale, dict):
+            raise ValueError(f"scale = {shown(scale)} must be one of {', '.join(_SCALES)}, or a function of (m, n).")
+        for shape in _matrix_shapes(group):
+            if isinstance(scale, dict) and shape not in scale:
+                raise ValueError(f"scale has no entry for matrices of shape {shape}; give the function itself.")
+            value = scale[shape] if isinstance(scale, dict) else scale(shape)
+            if not is_setting_number(value) or not (math.isfinite(value) and value > 0):
+                raise ValueError(f"scale gives {shown(value)} for a matrix of shape {shape}; it must be positive.")
 
 
 def _check_rows(group: dict[str, Any]) -> None:

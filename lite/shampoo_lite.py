@@ -12,6 +12,7 @@ from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
+from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_flag, require_range, require_whole
 from riemannian_ode.errors import require_choice
 from riemannian_ode.preconditioner import Preconditioner
@@ -52,6 +53,8 @@ class ShampooLITE(LITEOptimizer):
         epsilon: ε added to the eigenvalues of the factors.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
+        decay: See :class:`LITEOptimizer`.
+        norm: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
@@ -86,6 +89,8 @@ class ShampooLITE(LITEOptimizer):
         epsilon: float = 1e-10,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
+        norm: Norm = "free",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         process_group: ProcessGroup | None = None,
@@ -101,6 +106,8 @@ class ShampooLITE(LITEOptimizer):
             sharp_fraction=sharp_fraction,
             adamw_betas=adamw_betas,
             eps=eps,
+            decay=decay,
+            norm=norm,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             process_group=process_group,
@@ -140,7 +147,9 @@ class ShampooLITE(LITEOptimizer):
             preconditioner=_preconditioner(group),
             alpha=gain,
             gain=gain,
-            decay=group["weight_decay"],
+            decay=decay_rate(group),
+            is_cautious=group["decay"] == "cautious",
+            keeps_norm=group["norm"] == "constant",
             corrects_momentum=True,
             **({} if r <= PLAIN_FRACTION else flow | {"is_split": None if r < 1.0 else False}),
         )

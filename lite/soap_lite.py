@@ -10,6 +10,7 @@ from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
+from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_whole
 from riemannian_ode.errors import require_choice
 
@@ -46,6 +47,8 @@ class SOAPLITE(LITEOptimizer):
             gradients that the other one whitens.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of both rules.
+        decay: See :class:`LITEOptimizer`.
+        norm: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
@@ -81,6 +84,8 @@ class SOAPLITE(LITEOptimizer):
         divergence: Divergence = "frobenius",
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
+        norm: Norm = "free",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         process_group: ProcessGroup | None = None,
@@ -101,6 +106,8 @@ class SOAPLITE(LITEOptimizer):
             sharp_fraction=sharp_fraction,
             adamw_betas=adamw_betas,
             eps=eps,
+            decay=decay,
+            norm=norm,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             process_group=process_group,
@@ -144,7 +151,9 @@ class SOAPLITE(LITEOptimizer):
             preconditioner=preconditioner,
             alpha=gain,
             gain=gain,
-            decay=group["weight_decay"],
+            decay=decay_rate(group),
+            is_cautious=group["decay"] == "cautious",
+            keeps_norm=group["norm"] == "constant",
             corrects_momentum=True,
             **({} if r <= PLAIN_FRACTION else flow),
         )

@@ -187,6 +187,50 @@ def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
     return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
 
 
+def with_cautious_decay(directed: Directed, w: Array, decay: Any) -> Directed:
+    """A direction with decoupled decay λw in the coordinates where u and w have the same sign.
+
+    Args:
+        directed: What :func:`direct` gave, without decay.
+        w: Parameters.
+        decay: λ.
+
+    Source: Chen et al., *Cautious Weight Decay*, arXiv:2510.12402.
+    """
+    u = directed.u
+    w = w.to(u.dtype) if hasattr(w, "to") else w
+    rate = decay * spread(directed.memory[MASS], w) if MASS in directed.memory else decay
+    return directed._replace(u=u + (u * w > 0.0) * (rate * w))
+
+
+def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
+    r"""The direction d with which w − ηd lies on the sphere of w, in the direction of :math:`w - \eta R\hat u`.
+
+    .. math:: w - \eta d = R\,\frac{w - \eta R\hat u}{\|w - \eta R\hat u\|}, \qquad R = \|w\|, \quad \hat u = u/\|u\|
+
+    With :math:`c = \langle w, \hat u\rangle/R` and :math:`s = (1 - 2\eta c + \eta^2)^{-1/2}` it is
+    :math:`d = sR\hat u + \frac{(\eta - 2c)\,s}{1 + 1/s}\,w`, which needs no division by η. As η → 0 it is the
+    projection of :math:`R\hat u` to the tangent space, :math:`R\hat u - cw`: the flow that the step discretises.
+
+    Args:
+        w: Parameters, the last two axes a matrix; not zero.
+        u: Direction.
+        eta: η, an angle: the step is ηR long before it returns to the sphere.
+
+    Source: Wen et al., *Hyperball*, arXiv:2606.16899.
+    """
+    w = w.to(u.dtype) if hasattr(w, "to") else w
+
+    def total(x: Array) -> Array:
+        return x.sum(axis=(-2, -1), keepdims=True)
+
+    radius, length = total(w * w) ** 0.5, total(u * u) ** 0.5
+    direction = u / (length + (length == 0.0))
+    cosine = total(w * direction) / (radius + (radius == 0.0))
+    size = (1.0 - 2.0 * eta * cosine + eta * eta) ** 0.5  # 1/s
+    return (radius / size) * direction + ((eta - 2.0 * cosine) / (size * (1.0 + size))) * w
+
+
 def per_member(coefficient: Any, number: Array) -> Any:
     """A coefficient that broadcasts against parameters, as one against a number per batch member."""
     is_plain = isinstance(coefficient, (int, float)) or coefficient.ndim == 0

@@ -32,6 +32,8 @@ class SoapRule:
     precondition_frequency: int = 10
     max_precondition_dim: int = 10_000
     divergence: str = "frobenius"
+    decay: str = "decoupled"
+    norm: str = "free"
 
     @property
     def preconditioner(self) -> Any:
