@@ -59,6 +59,7 @@ class UpdateRule:
         chi: χ.
         chi_sharp: χ_s.
         decay: λ, decoupled; η multiplies it.
+        damps_inside: Whether β acts before a map F⁻¹ that is not linear, see :func:`riemannian_ode.stages.direct`.
         corrects_momentum: Whether momentum is divided by its mass, 1 − θᵗ.
         is_cautious: Whether decay acts only on coordinates where direction and parameter have the same sign. It meets
             no mask then. Source: arXiv:2510.12402.
@@ -78,6 +79,7 @@ class UpdateRule:
     chi: Any = 1.0
     chi_sharp: Any = 1.0
     decay: Any = 0.0
+    damps_inside: bool = False
     corrects_momentum: bool = False
     is_cautious: bool = False
     keeps_norm: bool = False
@@ -98,7 +100,7 @@ class UpdateRule:
     @property
     def splits_decay(self) -> bool:
         """Whether weight decay differs between sharp and flat directions, so that w meets the mask."""
-        is_plain = self.is_cautious or self.keeps_norm
+        is_plain = self.is_cautious or self.keeps_norm or not self.preconditioner.masks_decay
         return not is_plain and self.splits and differ(self.chi, self.chi_sharp) and differ(self.decay, 0.0)
 
     def initial_memory(self, w: Array, *, batch: int = 0) -> Memory:
@@ -159,6 +161,7 @@ class UpdateRule:
             chi_sharp=self.chi_sharp,
             beta_sharp=self.beta_sharp,
             beta_flat=self.beta_flat,
+            damps_inside=self.damps_inside,
             is_split=self.splits,
             shrinkage=None if w is None or self.is_cautious or self.keeps_norm else shrinkage(taken, w, self.decay),
             step=step,

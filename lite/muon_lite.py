@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from discretizations.matrices.polar import PUBLISHED_FLOOR
-from discretizations.preconditioners.masks import ExactSubspace, SingularMask, ThresholdMask, TrackedSubspace
-from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor
-from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
+from discretizations.preconditioners.masks import RandomSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION, matrix_shape
+from lite.muon_settings import (
+    MASKS,
+    Damping,
+    Iteration,
+    Mask,
+    NSDtype,
+    Scale,
+    check_muon_group,
+    group_mask,
+    group_scale,
+    matrix_shapes,
+    polar_factor,
+)
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
-from lite.parameters.group_checks import is_setting_number, require_flag, require_range, require_whole
-from lite.parameters.parameter_entries import TensorEntry, group_views
-from lite.parameters.tensor_settings import acts
-from riemannian_ode.errors import require_choice, shown
+from lite.parameters.parameter_entries import TensorEntry
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,7 +61,13 @@ class MuonLITE(LITEOptimizer):
         ns_dtype: Floating type of Newton–Schulz: ``"fastest"`` (bfloat16 where the hardware multiplies it fast, else
             float32), ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
         mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), followed from step to
-            step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask step for step.
+            step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask step for step; ``"graded"``,
+            :math:`u = \chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma_1` without a subspace or a second
+            Newton–Schulz, and ``"graded-frobenius"``, the same with ‖M̃‖_F, both with plain weight decay; ``"random"``,
+            a fixed random subspace, the control for the choice of one.
+        damping: Where β acts: ``"outside"``, beside msign(M̃) as published, with a Newton–Schulz of its own;
+            ``"inside"``, before the map, :math:`\mathrm{msign}(\tilde M + \tfrac{1-\theta}{\theta}(\beta_1GP +
+            \beta_2GQ))`, in units of Nesterov's correction, at no further cost; not for masks that need msign(M̃).
         row_beta2: θ₂ of NorMuon, which divides each row by the root of its second moment after the polar factor
             (:class:`NorMuonLITE`); ``None`` leaves rows as they are.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
@@ -80,7 +92,7 @@ class MuonLITE(LITEOptimizer):
 
     rule = "muon"
     sharded_state = ("momentum",)
-    spare_state = ("rho", "subspace")
+    spare_state = ("rho", "subspace", "leading")
     largest_cpu_batch = 2**20  # beyond that temporaries leave a CPU's caches (measured)
 
     def __init__(
@@ -101,6 +113,7 @@ class MuonLITE(LITEOptimizer):
         ns_dtype: NSDtype = "fastest",
         scale: Scale | Callable[[tuple[int, int]], float] = "rms",
         mask: Mask = "subspace",
+        damping: Damping = "outside",
         row_beta2: float | None = None,
         float32_momentum: bool = False,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
@@ -138,57 +151,42 @@ class MuonLITE(LITEOptimizer):
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             mask=mask,
+            damping=damping,
             row_beta2=row_beta2,
             float32_momentum=float32_momentum,
         )
 
     def check_rule(self, group: dict[str, Any]) -> None:
-        momentum = group["momentum"]
-        if not is_setting_number(momentum) or not 0.0 < momentum < 1.0:
-            raise ValueError(f"momentum = {shown(momentum)} must lie strictly between 0 and 1; 0.95 is published.")
-        if group["mask"] not in _MASKS:
-            raise ValueError(f"mask = {shown(group['mask'])} is unknown. Choose one of: {', '.join(_MASKS)}.")
-        if group["ns_dtype"] not in _NS_DTYPES:
-            raise ValueError(
-                f"ns_dtype = {shown(group['ns_dtype'])} is unknown. Choose one of: {', '.join(_NS_DTYPES)}."
-            )
-        require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
-        require_flag(group, "float32_momentum")
-        require_flag(group, "nesterov")
-        _check_iteration(group["ns"])
-        _check_scale(group)
-        if group["row_beta2"] is not None:
-            _check_rows(group)
-        if group["mask"] == "threshold" and group["chi_sharp"] != 1:
-            raise ValueError(
-                f"chi_sharp = {group['chi_sharp']!r} has no meaning for the published soft mask; take mask='subspace'."
-            )
+        check_muon_group(group)
 
     def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
-        theta, mask = group["momentum"], _mask(group)
+        theta, mask = group["momentum"], group_mask(group)
         flow = {name: group[name] for name in ("chi", "chi_sharp", "beta_sharp", "beta_flat")}
+        if group["damping"] == "inside":
+            flow |= {name: (1.0 - theta) / theta * flow[name] for name in ("beta_sharp", "beta_flat")}
         if mask is None:
             flow = {"chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
         rule = UpdateRule(
-            preconditioner=_polar_factor(group, mask),
+            preconditioner=polar_factor(group, mask),
             alpha=1.0 - theta,
             gain=1.0 - theta,
             nesterov=(1.0 - theta) / theta if group["nesterov"] else 0.0,
-            decay=decay_rate(group) / _scale(group, shape),
+            decay=decay_rate(group) / group_scale(group, shape),
             is_cautious=group["decay"] == "cautious",
             keeps_norm=group["norm"] == "constant",
+            damps_inside=group["damping"] == "inside",
             **flow,
         )
         return replace(rule, is_split=True) if isinstance(mask, ThresholdMask) else rule  # ρ adapts even while χ = 1
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
-        return group["lr"] if group["norm"] == "constant" else group["lr"] * _scale(group, shape)
+        return group["lr"] if group["norm"] == "constant" else group["lr"] * group_scale(group, shape)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if callable(group["scale"]):  # as numbers, which a checkpoint can hold
-            group["scale"] = {shape: float(group["scale"](shape)) for shape in _matrix_shapes(group)}
+            group["scale"] = {shape: float(group["scale"](shape)) for shape in matrix_shapes(group)}
 
     def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32) if group["float32_momentum"] else dtype
@@ -196,21 +194,22 @@ class MuonLITE(LITEOptimizer):
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         # The mask's memory is there from the start, also where χ and β will act only later in a schedule.
         fraction = group["sharp_fraction"]
-        mask = None if fraction <= PLAIN_FRACTION else _MASKS[group["mask"]](sharp_fraction=fraction)
-        memory = _polar_factor(group, mask).initial(w, batch=w.ndim - 2)
+        mask = None if fraction <= PLAIN_FRACTION else MASKS[group["mask"]](fraction)
+        memory = polar_factor(group, mask).initial(w, batch=w.ndim - 2)
         return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
-        mask, splits = _mask(group), self.update_rule(group, (1, 1)).splits
+        mask, splits = group_mask(group), self.update_rule(group, (1, 1)).splits
         for entry in entries:
             _require_memory(group, mask, splits, matrix_shape(entry.w), entry.state)
 
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-        return torch.promote_types(_iteration_dtype(group, torch.empty((), dtype=dtype)), torch.float32)
+        iteration = polar_factor(group, None).iteration_dtype(torch.empty((), dtype=dtype))
+        return torch.promote_types(iteration, torch.float32)
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
         momentum = self.momentum_dtype(group, w.dtype)
-        iteration = _iteration_dtype(group, w.new_empty((), dtype=momentum))
+        iteration = polar_factor(group, None).iteration_dtype(w.new_empty((), dtype=momentum))
         if self.exchange == "bfloat16" or (self.exchange == "fastest" and iteration == torch.bfloat16):
             return torch.bfloat16, torch.bfloat16
         return None, torch.promote_types(momentum, iteration)
@@ -251,131 +250,6 @@ class Muon(MuonLITE):
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
 
 
-Mask: TypeAlias = Literal["subspace", "threshold", "exact"]
-NSDtype: TypeAlias = Literal["fastest", "parameter", "bfloat16", "float32"]
-_MASKS: dict[Mask, type[TrackedSubspace] | type[ThresholdMask] | type[ExactSubspace]] = {
-    "subspace": TrackedSubspace,
-    "threshold": ThresholdMask,
-    "exact": ExactSubspace,
-}
-_NS_DTYPES: dict[NSDtype, Any] = {
-    "fastest": "fastest",
-    "parameter": None,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
-Iteration: TypeAlias = Literal["polar-express", "jordan", "cubic", "svd"]
-Scale: TypeAlias = Literal["rms", "original", "spectral"]
-_SCALES: tuple[Scale, ...] = ("rms", "original", "spectral")
-_ITERATIONS: dict[str, Any] = {
-    "polar-express": "polar-express",
-    "jordan": TORCH_COEFFICIENTS,
-    "cubic": (1.5, -0.5, 0.0),  # Newton–Schulz's own
-    "svd": "svd",
-}
-_UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
-
-
-def update_scale(shape: tuple[int, int], scale: Scale = "rms") -> float:
-    """What the direction of matrices m×n is multiplied by beside η, see :class:`MuonLITE`."""
-    rows, columns = shape
-    if scale == "rms":
-        return _UPDATE_RMS * math.sqrt(max(shape))
-    return math.sqrt(rows / columns if scale == "spectral" else max(1.0, rows / columns))
-
-
-def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
-    """k = round(r·min(m, n))."""
-    return round(sharp_fraction * min(w.shape[-2:]))
-
-
-def _polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFactor:
-    steps, own = group["ns_steps"], group["ns"] not in ("polar-express", "svd")
-    settings: dict[str, Any] = {
-        "iteration": (_ITERATIONS[group["ns"]] if isinstance(group["ns"], str) else group["ns"]) if steps else "svd",
-        "steps": steps,
-        "dtype": _NS_DTYPES[group["ns_dtype"]],
-        # The last two are for comparison with published code.
-        "narrows": not isinstance(mask, (ThresholdMask, ExactSubspace)),
-        "floor": TORCH_FLOOR if own else PUBLISHED_FLOOR if isinstance(mask, ThresholdMask) else 0.0,
-        "mask": mask,
-    }
-    if group["row_beta2"] is None:
-        return PolarFactor(**settings)
-    return NormalizedPolarFactor(**settings, beta2=group["row_beta2"])
-
-
-def _scale(group: dict[str, Any], shape: tuple[int, int]) -> float:
-    scale = group["scale"]
-    if isinstance(scale, str):
-        return update_scale(shape, scale)  # type: ignore[arg-type]
-    if isinstance(scale, dict):
-        return scale.get(shape, 1.0)  # other shapes are asked for only where the scale does not count
-    return 1.0 if shape == (1, 1) else float(scale(shape))  # likewise
-
-
-def _matrix_shapes(group: dict[str, Any]) -> list[tuple[int, int]]:
-    """Shapes of all matrices of a group."""
-    if group["rule"] == "adamw":
-        return []
-    views = (view for p in group["params"] for view in group_views(group, p.new_empty(p.shape, device="meta")))
-    return sorted({matrix_shape(view) for view in views})
-
-
-def _check_iteration(ns: Any) -> None:
-    if isinstance(ns, str):
-        require_choice("ns", ns, _ITERATIONS)
-        return
-    steps = list(ns) if isinstance(ns, (tuple, list)) else []
-    if not steps or not all(isinstance(each, (tuple, list)) and len(each) == 3 for each in steps):
-        raise ValueError(
-            f"ns = {shown(ns)} must be one of {', '.join(_ITERATIONS)}, or a list of coefficients (a, b, c)."
-        )
-    if not all(is_setting_number(x) and math.isfinite(x) for each in steps for x in each):
-        raise ValueError(f"ns = {shown(ns)} holds what is no finite number.")
-
-
-def _check_scale(group: dict[str, Any]) -> None:
-    scale = group["scale"]
-    if isinstance(scale, str):
-        require_choice("scale", scale, _SCALES)
-    else:
-        if not callable(scale) and not isinstance(scale, dict):
-            raise ValueError(f"scale = {shown(scale)} must be one of {', '.join(_SCALES)}, or a function of (m, n).")
-        for shape in _matrix_shapes(group):
-            if isinstance(scale, dict) and shape not in scale:
-                raise ValueError(f"scale has no entry for matrices of shape {shape}; give the function itself.")
-            value = scale[shape] if isinstance(scale, dict) else scale(shape)
-            if not is_setting_number(value) or not (math.isfinite(value) and value > 0):
-                raise ValueError(f"scale gives {shown(value)} for a matrix of shape {shape}; it must be positive.")
-
-
-def _check_rows(group: dict[str, Any]) -> None:
-    require_range(group, "row_beta2", 0.0, 1.0, "it is the weight of the past in the rows' second moment")
-    if group["row_beta2"] == 1.0:
-        raise ValueError("row_beta2 = 1 never takes a row in; 0.95 is usual.")
-    if group["mask"] == "threshold":
-        raise ValueError(
-            "mask = 'threshold' works on a polar factor, which rows of equal size are not; take mask='subspace'."
-        )
-
-
-def _iteration_dtype(group: dict[str, Any], x: Tensor) -> torch.dtype:
-    return _polar_factor(group, None).iteration_dtype(x)
-
-
-def _mask(group: dict[str, Any]) -> TrackedSubspace | ThresholdMask | ExactSubspace | None:
-    """The mask of a group, ``None`` if it runs plain Muon for good.
-
-    Its peaks decide, since a schedule passes through χ = 1 and β = 0.
-    """
-    names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
-    is_lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
-    if not is_lite or group["sharp_fraction"] <= PLAIN_FRACTION:
-        return None
-    return _MASKS[group["mask"]](sharp_fraction=group["sharp_fraction"])
-
-
 def _require_memory(
     group: dict[str, Any], mask: SingularMask | None, splits: bool, shape: tuple[int, int], state: dict[str, Tensor]
 ) -> None:
@@ -386,7 +260,7 @@ def _require_memory(
     """
     rank = round(group["sharp_fraction"] * min(shape))
     followed = state["subspace"].size(-1) if "subspace" in state else 0
-    if splits and isinstance(mask, TrackedSubspace) and followed < rank:
+    if splits and isinstance(mask, (TrackedSubspace, RandomSubspace)) and followed < rank:
         missing = f"needs {rank} directions, but {followed} are followed since the first step"
     elif isinstance(mask, ThresholdMask) and "rho" not in state:
         missing = "needs a threshold, but there was none at the first step"

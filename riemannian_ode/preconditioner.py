@@ -166,6 +166,11 @@ class Preconditioner(ABC):
         return memory
 
     @property
+    def masks_decay(self) -> bool:
+        """Whether weight decay of flat directions is χ times that of sharp ones, so that w meets the mask."""
+        return True
+
+    @property
     def applies_twice(self) -> bool:
         """Whether Q is the published soft mask, which the velocity applies to d twice."""
         return False

@@ -91,6 +91,7 @@ def direct(
     chi_sharp: Any = 1.0,
     beta_sharp: Any = 0.0,
     beta_flat: Any = 0.0,
+    damps_inside: bool = False,
     is_split: bool = True,
     shrinkage: Any = None,
     velocity: Callable[..., Array] = lite_velocity,
@@ -112,6 +113,8 @@ def direct(
         chi_sharp: χ_s.
         beta_sharp: β₁, beside F⁻¹m̃ in its units.
         beta_flat: β₂.
+        damps_inside: Whether β acts before a map that is not linear, with β in units of the covector:
+            :math:`a = F^{-1}(\tilde m + \beta_1Pg + \beta_2Qg)`. For a linear map it makes no difference.
         is_split: Whether there is a flat part at all.
         shrinkage: Decoupled decay, as :func:`shrinkage` returns it; ``None`` for no decay.
         velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster one that takes the same arguments.
@@ -144,16 +147,45 @@ def direct(
         elif shrinkage is not None:
             u = u + velocity(shrinkage, flat=flat, **rates)
     else:
-        a, d, memory = preconditioner.raise_step(memory, covector, d, h=0.0 if is_rate else h)
-        if is_split:
-            flat, memory = preconditioner.flat(memory, covector, a, h=h)
-        twice = preconditioner.applies_twice
-        u = velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
+        inner = betas if damps_inside and d is not None else None
+        a, d, flat, memory = _raised(
+            preconditioner, memory, covector, d, inner, velocity, is_split=is_split, h=h, learned=0.0 if is_rate else h
+        )
+        decay = shrinkage if preconditioner.masks_decay else None
+        u = velocity(a, d, flat=flat, decay=decay, twice=preconditioner.applies_twice, **rates, **betas)
+        if shrinkage is not None and decay is None:
+            u = u + chi_sharp * shrinkage
     if not is_split:
         memory = preconditioner.watch(memory, covector)
     if due:  # only now, so that no gradient helps to choose the frame that it is seen in
         memory, m = preconditioner.jump(memory, m, step, due=due, is_phase=is_phase)
     return Directed(u, m, memory)
+
+
+def _raised(
+    preconditioner: Preconditioner,
+    memory: Memory,
+    covector: Array,
+    g: Array | None,
+    inner: dict[str, Any] | None,
+    velocity: Callable[..., Array],
+    *,
+    is_split: bool,
+    h: Any,
+    learned: Any,
+) -> tuple[Array, Array | None, Projector | None, Memory]:
+    """a, d, Q and the memory for a map that is not linear; ``inner`` are the β that act before it, if they do."""
+    flat: Projector | None = None
+    if inner is not None:
+        if is_split:
+            flat, memory = preconditioner.flat(memory, covector, covector, h=h)
+        damped = velocity(covector, g, flat=flat, **inner)
+        a, _, memory = preconditioner.raise_step(memory, damped, None, h=learned)
+        return a, None, flat, memory
+    a, d, memory = preconditioner.raise_step(memory, covector, g, h=learned)
+    if is_split:
+        flat, memory = preconditioner.flat(memory, covector, a, h=h)
+    return a, d, flat, memory
 
 
 def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:

@@ -53,6 +53,10 @@ class PolarFactor(Preconditioner):
     mask: SingularMask | None = None
 
     @property
+    def masks_decay(self) -> bool:
+        return self.mask is None or self.mask.masks_decay
+
+    @property
     def applies_twice(self) -> bool:
         return self.mask is not None and self.mask.applies_twice
 

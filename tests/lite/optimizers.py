@@ -53,6 +53,8 @@ FAMILY = {
     "lion base": Lion,
     "normuon": NorMuonLITE,
     "normuon base": NorMuon,
+    "graded": partial(MuonLITE, mask="graded"),
+    "inside": partial(MuonLITE, damping="inside", beta_flat=4.0),
     "shampoo": partial(ShampooLITE, precondition_frequency=2),
     "shampoo, newton": partial(ShampooLITE, precondition_frequency=1, root="newton", grafts=False, epsilon=1e-6),
     "shampoo base": partial(Shampoo, precondition_frequency=2),

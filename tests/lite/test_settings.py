@@ -199,9 +199,93 @@ def test_norms_are_kept_over_a_training_in_bfloat16():
     assert after == pytest.approx(before, rel=0.01)
 
 
+def one_step(**settings):
+    """Covector and direction of a matrix's second step: (M̃, G, u) in float64 with exact polar factors."""
+    start, gradient = problem()
+    p = nn.Parameter(start.clone())
+    optimizer = MuonLITE([p], 1.0, ns_steps=0, weight_decay=0.0, momentum=0.9, sharp_fraction=0.5, **settings)
+    m = torch.zeros(SHAPE, dtype=torch.float64)
+    for _ in range(2):
+        before = p.detach().clone()
+        g = gradient(before)
+        m = 0.9 * m + 0.1 * g
+        p.grad = g.clone()
+        optimizer.step()
+    return m + g / 9.0, g, (before - p.detach()) / (0.2 * 6**0.5)
+
+
+def msign(x):
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    return u @ vh
+
+
+@pytest.mark.parametrize("beta_flat", [0.0, 0.7])
+def test_the_graded_mask_takes_the_singular_value_s_share_from_a_direction(beta_flat):
+    """u = χ·msign(M̃) − (χ−1)M̃/σ, and the same Q for the damping; Q commutes with |M̃| = (M̃ᵀM̃)^½."""
+    x, g, found = one_step(mask="graded-frobenius", chi=1.6, beta_sharp=0.0, beta_flat=beta_flat)
+    size = torch.linalg.matrix_norm(x)
+    flat = torch.eye(4, dtype=torch.float64) - msign(x).T @ x / size
+    expected = msign(x) + 0.6 * msign(x) @ flat + 1.6 * beta_flat * msign(g) @ flat
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
+
+
+def test_the_graded_mask_finds_the_largest_singular_value():
+    x = torch.randn(30, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    p = nn.Parameter(torch.zeros(30, 12, dtype=torch.float64))
+    optimizer = MuonLITE(
+        [p], 1.0, ns_steps=0, weight_decay=0.0, mask="graded", chi=1.5, beta_sharp=0.0, beta_flat=0.0, nesterov=False
+    )
+    for _ in range(200):  # the same gradient: the covector keeps its directions
+        before = p.detach().clone()
+        p.grad = x.clone()
+        optimizer.step()
+    found = (before - p.detach()) / (0.2 * 30**0.5)
+    expected = 1.5 * msign(x) - 0.5 * x / torch.linalg.matrix_norm(x, ord=2)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-6)
+
+
+def test_the_graded_frobenius_direction_is_a_gradient():
+    """Of χ‖X‖_* − (χ−1)‖X‖_F, by autograd."""
+    x, _, found = one_step(mask="graded-frobenius", chi=1.6, beta_sharp=0.0, beta_flat=0.0)
+    x.requires_grad_()
+    potential = 1.6 * torch.linalg.matrix_norm(x, ord="nuc") - 0.6 * torch.linalg.matrix_norm(x)
+    torch.testing.assert_close(found, torch.autograd.grad(potential, x)[0], rtol=0.0, atol=1e-10)
+
+
+def test_the_random_mask_has_the_rank_of_the_subspace_and_another_place():
+    ends = {}
+    for mask in ("exact", "random"):
+        x, _, found = one_step(mask=mask, chi=2.0, beta_sharp=0.0, beta_flat=0.0)
+        flat = msign(x).T @ (found - msign(x))  # O has orthonormal columns: Q itself
+        ends[mask] = flat
+        torch.testing.assert_close(flat @ flat, flat, rtol=0.0, atol=1e-10)
+        assert float(flat.trace()) == pytest.approx(2.0)
+    assert (ends["exact"] - ends["random"]).norm() > 0.1
+
+
+@pytest.mark.parametrize("chi", [1.0, 2.0])
+def test_damping_inside_the_map(chi):
+    """u = O + (χ−1)OQ with O = msign(M̃ + (1−θ)/θ·(β₁GP + β₂GQ)) and Q from M̃."""
+    x, g, found = one_step(mask="exact", damping="inside", chi=chi, beta_sharp=-0.5, beta_flat=4.0)
+    v = torch.linalg.svd(x)[2][:2].T
+    sharp = v @ v.T
+    flat = torch.eye(4, dtype=torch.float64) - sharp
+    polar = msign(x + (-0.5 * g @ sharp + 4.0 * g @ flat) / 9.0)
+    torch.testing.assert_close(found, polar + (chi - 1.0) * polar @ flat, rtol=0.0, atol=1e-12)
+
+
+def test_damping_inside_with_equal_beta_is_another_look_ahead():
+    """β = 1/θ·… inside needs no mask: M̃ + β(1−θ)/θ·G, Nesterov's correction 1 + β times."""
+    x, g, found = one_step(mask="exact", damping="inside", chi=1.0, beta_sharp=2.0, beta_flat=2.0)
+    torch.testing.assert_close(found, msign(x + 2.0 * g / 9.0), rtol=0.0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (partial(MuonLITE, mask="graded", damping="inside"), "on which mask = 'graded' depends"),
+        (partial(MuonLITE, mask="graded", row_beta2=0.9), "take mask='subspace'"),
+        (partial(MuonLITE, damping="before"), "damping = 'before' is unknown"),
         (partial(MuonLITE, norm="constant"), "set weight_decay=0"),
         (partial(MuonLITE, decay="cautious", weight_decay=0.0), "set weight_decay"),
         (partial(MuonLITE, decay="independent", lr=0.0), "set lr to the peak"),
