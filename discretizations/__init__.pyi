@@ -24,8 +24,11 @@ from discretizations.preconditioners.identity import Identity as Identity
 from discretizations.preconditioners.kronecker_root import KroneckerRoot as KroneckerRoot
 from discretizations.preconditioners.masks import CoordinateMask as CoordinateMask
 from discretizations.preconditioners.masks import ExactSubspace as ExactSubspace
+from discretizations.preconditioners.masks import GradedMask as GradedMask
+from discretizations.preconditioners.masks import RandomSubspace as RandomSubspace
 from discretizations.preconditioners.masks import ThresholdMask as ThresholdMask
 from discretizations.preconditioners.masks import TrackedSubspace as TrackedSubspace
+from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor as NormalizedPolarFactor
 from discretizations.preconditioners.polar_factor import PolarFactor as PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment as SecondMoment
 from discretizations.preconditioners.sign import Sign as Sign

@@ -1,10 +1,11 @@
-"""The rows of the table: SGD, RMSprop, Adam, Muon, Shampoo and SOAP as the update rule with a metric.
+"""The rows of the table: SGD, RMSprop, Adam, Muon, Shampoo, SOAP and their kin as the update rule with a metric.
 
 Hyperparameters and their default values are those of the implementation that a row names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from discretizations.correspondence import Correspondence, Settings
 from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
 from discretizations.preconditioners.identity import Identity
 from discretizations.preconditioners.kronecker_root import KroneckerRoot
+from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor
 from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
+from discretizations.preconditioners.sign import Sign
 from riemannian_ode.errors import require_choice
 from riemannian_ode.registry import Registry
 
+_RMS_SCALE = "sqrt(Max(rows, columns))/5"  # 0.2√max: the update's root mean square is Adam's, arXiv:2502.16982
 _MUON_SCALE = "sqrt(Max(1, rows/columns))"  # torch.optim.Muon, adjust_lr_fn="original"
 
 
@@ -32,6 +36,16 @@ def _rmsprop(settings: Settings) -> SecondMoment:
 def _polar_factor(settings: Settings) -> PolarFactor:
     names = {"iteration": "coefficients", "steps": "steps", "floor": "eps", "dtype": "dtype"}
     return PolarFactor(**{field: settings[name] for field, name in names.items()})
+
+
+def _normalized_polar_factor(settings: Settings) -> NormalizedPolarFactor:
+    names = {"iteration": "coefficients", "steps": "steps", "beta2": "beta2", "eps": "eps"}
+    return NormalizedPolarFactor(floor=TORCH_FLOOR, **{field: settings[name] for field, name in names.items()})
+
+
+def _kl(**kind: Any) -> Callable[[Settings], EigenbasisMoment]:
+    names = ("beta2", "eps", "frequency")
+    return lambda settings: EigenbasisMoment(divergence="kl", **kind, **{name: settings[name] for name in names})
 
 
 _MUON: dict[str, Any] = {
@@ -200,6 +214,61 @@ _ROWS = (
         # The authors' code decays the parameters after the step: w ← (1 − ℓλ)(w − …).
         eta="lr*(1 - lr*weight_decay)",
         decay="weight_decay/(1 - lr*weight_decay)",
+        corrects_momentum=True,
+        defaults={"lr": 3e-3, "beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "frequency": 10},
+    ),
+    Correspondence(
+        key="lion",
+        optimizer="Lion",
+        implementation="arXiv:2302.06675, Algorithm 2",
+        metric="diag(|x|)",
+        build=lambda _: Sign(),
+        # What is kept is θ₁/θ₂ times the paper's momentum, so that the covector is the paper's.
+        alpha="1 - beta2",
+        gain="beta1*(1 - beta2)/beta2",
+        nesterov="1 - beta1/beta2",
+        eta="lr",
+        decay="weight_decay",
+        defaults={"lr": 1e-4, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1},
+    ),
+    Correspondence(
+        key="normuon",
+        optimizer="NorMuon",
+        implementation="arXiv:2510.05491, Algorithm 1",
+        metric="diag(√v + ε) (XᵀX)^(1/2)/ρ",
+        build=_normalized_polar_factor,
+        alpha="1 - mu",
+        gain="1 - mu",
+        nesterov="0",
+        eta=f"lr*{_RMS_SCALE}",
+        decay=f"weight_decay/({_RMS_SCALE})",
+        defaults=_MUON | {"beta2": 0.95, "eps": 1e-8},
+    ),
+    Correspondence(
+        key="kl-soap",
+        optimizer="KL-SOAP",
+        implementation="arXiv:2509.03378, KL-SOAP",
+        metric="Q diag((√V + ε)/√(1 − θ₂^t)) Qᵀ, Q = Q_L ⊗ Q_R of KL factors",
+        build=_kl(),
+        alpha="1 - beta1",
+        gain="1 - beta1",
+        nesterov="0",
+        eta="lr",
+        decay="weight_decay",
+        corrects_momentum=True,
+        defaults={"lr": 3e-3, "beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "frequency": 10},
+    ),
+    Correspondence(
+        key="kl-shampoo",
+        optimizer="KL-Shampoo",
+        implementation="arXiv:2509.03378, KL-Shampoo",
+        metric="Q diag(√(λ_L ⊗ λ_R) + ε) Qᵀ, Q = Q_L ⊗ Q_R of KL factors",
+        build=_kl(moment="kronecker"),
+        alpha="1 - beta1",
+        gain="1 - beta1",
+        nesterov="0",
+        eta="lr",
+        decay="weight_decay",
         corrects_momentum=True,
         defaults={"lr": 3e-3, "beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "frequency": 10},
     ),

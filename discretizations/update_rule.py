@@ -18,9 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from riemannian_ode.flow import Array, Projector, lite_velocity
+from riemannian_ode.flow import Array, Projector, lite_velocity, position_step
 from riemannian_ode.preconditioner import Memory, Preconditioner
-from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, shrinkage, take_in
+from riemannian_ode.stages import (
+    MASS,
+    Directed,
+    TakenIn,
+    direct,
+    direction_on_sphere,
+    move,
+    shrinkage,
+    take_in,
+    with_cautious_decay,
+)
 
 
 class RuleState(NamedTuple):
@@ -49,7 +59,12 @@ class UpdateRule:
         chi: χ.
         chi_sharp: χ_s.
         decay: λ, decoupled; η multiplies it.
+        damps_inside: Whether β acts before a map F⁻¹ that is not linear, see :func:`riemannian_ode.stages.direct`.
         corrects_momentum: Whether momentum is divided by its mass, 1 − θᵗ.
+        is_cautious: Whether decay acts only on coordinates where direction and parameter have the same sign. It meets
+            no mask then. Source: arXiv:2510.12402.
+        keeps_norm: Whether parameters keep their Frobenius norm R, and steps have the size ηR:
+            :func:`riemannian_ode.stages.direction_on_sphere`.
         is_split: Whether sharp and flat directions differ; by default, whether χ or β do.
 
     Source: arXiv:2602.22681, Algorithm 1.
@@ -64,7 +79,10 @@ class UpdateRule:
     chi: Any = 1.0
     chi_sharp: Any = 1.0
     decay: Any = 0.0
+    damps_inside: bool = False
     corrects_momentum: bool = False
+    is_cautious: bool = False
+    keeps_norm: bool = False
     is_split: bool | None = None
 
     @property
@@ -82,7 +100,8 @@ class UpdateRule:
     @property
     def splits_decay(self) -> bool:
         """Whether weight decay differs between sharp and flat directions, so that w meets the mask."""
-        return self.splits and differ(self.chi, self.chi_sharp) and differ(self.decay, 0.0)
+        is_plain = self.is_cautious or self.keeps_norm or not self.preconditioner.masks_decay
+        return not is_plain and self.splits and differ(self.chi, self.chi_sharp) and differ(self.decay, 0.0)
 
     def with_preconditioner(self, preconditioner: Preconditioner) -> UpdateRule:
         """The same rule with another preconditioner."""
@@ -122,7 +141,7 @@ class UpdateRule:
         if step == 0 and self.preconditioner.skips_first:
             return RuleState(w, m, self.preconditioner.first(memory, g), 1)
         directed = self.direct(self.take_in(m, memory, g), w=w, step=step + (not self.preconditioner.skips_first))
-        return RuleState(move(w, directed, eta=eta), directed.m, directed.memory, step + 1)
+        return RuleState(self.move(w, directed, eta=eta), directed.m, directed.memory, step + 1)
 
     def take_in(self, m: Array, memory: Memory, g: Array) -> TakenIn:
         """First part: memory and momentum take the gradient in."""
@@ -146,13 +165,22 @@ class UpdateRule:
             chi_sharp=self.chi_sharp,
             beta_sharp=self.beta_sharp,
             beta_flat=self.beta_flat,
+            damps_inside=self.damps_inside,
             is_split=self.splits,
-            shrinkage=shrinkage(taken, w, self.decay) if w is not None else None,
+            shrinkage=None if w is None or self.is_cautious or self.keeps_norm else shrinkage(taken, w, self.decay),
             step=step,
             numbers=numbers,
             is_phase=is_phase,
             velocity=velocity,
         )
+
+    def move(self, w: Array, directed: Directed, *, eta: Any) -> Array:
+        """Third part: the new parameters, see :func:`riemannian_ode.stages.move`."""
+        if self.keeps_norm:
+            return position_step(w, direction_on_sphere(w, directed.u, eta=eta), eta=eta)
+        if self.is_cautious:
+            directed = with_cautious_decay(directed, w, self.decay)
+        return move(w, directed, eta=eta)
 
 
 def initial_memory(preconditioner: Preconditioner, w: Array, *, corrects_momentum: bool, batch: int = 0) -> Memory:

@@ -22,7 +22,7 @@ from discretizations.matrices.sharp_masks import PUBLISHED_WIDTH_FLOOR
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
-from lite.parameters.tensor_settings import acts
+from lite.parameters.decay import decay_rate
 
 ADAMW_KEYS = ("momentum", "v", "momentum_mass", "v_mass", "hi", "lo")  # of a parameter's state
 _NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # below the one all is flat, above the other nothing is (published code)
@@ -44,9 +44,10 @@ def adamw_rule(group: Mapping[str, Any]) -> UpdateRule:
         alpha=1.0 - theta,
         gain=1.0 - theta,
         chi=group["chi"],
-        decay=group["weight_decay"],
+        decay=decay_rate(group),
         corrects_momentum=True,
-        is_split=acts(group["chi"], 1.0) and group["sharp_fraction"] <= _ALL_SHARP,
+        is_cautious=group["decay"] == "cautious",
+        is_split=None if group["sharp_fraction"] <= _ALL_SHARP else False,
     )
 
 

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
+from lite.adamw import adamw_rule
+from lite.parameters.decay import decay_rate
 from lite.parameters.parameter_entries import TensorEntry, group_views, row_ordered, state_key
 from lite.parameters.tensor_settings import acts
 from riemannian_ode.preconditioner import Memory
-from riemannian_ode.stages import Directed, TakenIn, move
+from riemannian_ode.stages import Directed, TakenIn, direction_on_sphere, move, with_cautious_decay
 
 PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
 MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
@@ -37,6 +39,7 @@ class MatrixRule(ABC):
 
     Attributes:
         rule: Name of the rule, in a group's ``rule``.
+        takes_any_shape: Whether the rule takes parameters of any shape, each as one row.
         sharded_state: Keys of the state that lie on the shards; by default the momentum of a rule that takes gradients
             in number by number (:meth:`takes_in_on_shards`).
         travelling_state: Those of the sharded ones that only the owner can update: they travel there and back.
@@ -48,6 +51,7 @@ class MatrixRule(ABC):
     """
 
     rule: ClassVar[str]
+    takes_any_shape: ClassVar[bool] = False
     sharded_state: tuple[str, ...] = ()
     travelling_state: tuple[str, ...] = ()
     spare_state: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +66,10 @@ class MatrixRule(ABC):
             group: A parameter group: hyperparameters are read here at every step, so schedules act.
             shape: (m, n) of the matrices.
         """
+
+    def adamw_rule(self, group: dict[str, Any]) -> UpdateRule:
+        """The update rule of an AdamW group, as published: without Hessian damping."""
+        return adamw_rule(group)
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
         """η beside the direction of matrices of a shape: the group's ``lr``, times a scale if there is one."""
@@ -203,7 +211,7 @@ class MatrixRule(ABC):
         sent = {"covector": taken.covector}
         if rule.is_damped:
             sent["g"] = taken.g
-        if rule.splits_decay:
+        if rule.splits_decay or rule.keeps_norm:
             sent["w"] = w
         return sent, {MOMENTUM: taken.m}
 
@@ -231,8 +239,10 @@ class MatrixRule(ABC):
         taken = TakenIn(covector, state, sent.get("g", covector), covector)
         directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
         wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
-        scale = self.learning_rate(group | {"lr": 1.0}, shape)
-        return scale * directed.u.to(wide), directed.memory
+        u = directed.u.to(wide)
+        if rule.keeps_norm:
+            return direction_on_sphere(sent["w"].to(wide), u, eta=group["lr"]), directed.memory
+        return self.learning_rate(group | {"lr": 1.0}, shape) * u, directed.memory
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
         """Third stage: the shard after the step.
@@ -245,9 +255,13 @@ class MatrixRule(ABC):
         if not self.takes_in_on_shards(group):
             return reply
         rule = self.update_rule(group, (1, 1))
-        if acts(group["weight_decay"], 0.0) and not rule.splits_decay:  # else the reply has it
-            reply = reply + (rule.chi_sharp * group["weight_decay"]) * w
-        moved: Tensor = move(w, Directed(reply, reply, {}), eta=group["lr"])
+        directed = Directed(reply, reply, {})
+        decay = decay_rate(group)
+        if rule.is_cautious:
+            directed = with_cautious_decay(directed, w, decay)
+        elif acts(decay, 0.0) and not rule.splits_decay:  # else the reply has it
+            directed = directed._replace(u=reply + (rule.chi_sharp * decay) * w)
+        moved: Tensor = move(w, directed, eta=group["lr"])
         return moved
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
@@ -296,7 +310,7 @@ def rule_update(
     count = step if rule.preconditioner.skips_first else step + 1
     taken = rule.take_in(m, memory, g)
     directed = rule.direct(taken, w=w, step=count, numbers=numbers, is_phase=is_phase)
-    return move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
+    return rule.move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
 
 
 def with_preconditioner(rule: UpdateRule, **settings: Any) -> UpdateRule:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from discretizations.matrices.polar import PUBLISHED_FLOOR
-from discretizations.preconditioners.masks import ExactSubspace, SingularMask, ThresholdMask, TrackedSubspace
-from discretizations.preconditioners.polar_factor import PolarFactor
+from discretizations.preconditioners.masks import RandomSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION, matrix_shape
+from lite.muon_settings import (
+    MASKS,
+    Damping,
+    Iteration,
+    Mask,
+    NSDtype,
+    Scale,
+    check_muon_group,
+    group_mask,
+    group_scale,
+    matrix_shapes,
+    polar_factor,
+)
 from lite.optimizer import Exchange, LITEOptimizer
-from lite.parameters.group_checks import is_setting_number, require_flag, require_whole
+from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.parameter_entries import TensorEntry
-from lite.parameters.tensor_settings import acts
-from riemannian_ode.errors import shown
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,8 +44,9 @@ class MuonLITE(LITEOptimizer):
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices
             unless a group says ``rule="adamw"``).
-        lr: Learning rate η; the update's root mean square is 0.2·lr as AdamW's would be.
+        lr: Learning rate η; with the scale ``"rms"`` the update's root mean square is 0.2·lr, as AdamW's would be.
         momentum: θ in (0, 1).
+        nesterov: Whether the covector is M + (1 − θ)/θ·G, Nesterov's form as published, or M itself.
         weight_decay: λ ≥ 0, decoupled.
         chi: χ ≥ 1, learning-rate ratio of flat directions.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in published units: beside msign(M̃).
@@ -45,14 +54,30 @@ class MuonLITE(LITEOptimizer):
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp; matrices with r ≤ 1e−6 run plain
             Muon, as published.
         chi_sharp: χ_s, learning-rate ratio of sharp directions, for ablations; not with the threshold mask.
-        ns_steps: Newton–Schulz steps (Polar Express); 0 takes exact polar factors by SVD (for tests).
+        ns: Newton–Schulz iteration: ``"polar-express"``; ``"jordan"``, the quintic of torch.optim.Muon; ``"cubic"``,
+            (3/2, −1/2); ``"svd"``, exact polar factors; or a list of coefficients (a, b, c) of
+            :math:`aX + bXX^\top X + c(XX^\top)^2X`, one a step, the last one for all further steps.
+        ns_steps: Newton–Schulz steps; 0 takes exact polar factors by SVD (for tests).
         ns_dtype: Floating type of Newton–Schulz: ``"fastest"`` (bfloat16 where the hardware multiplies it fast, else
             float32), ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
         mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), followed from step to
-            step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask step for step.
+            step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask step for step; ``"graded"``,
+            :math:`u = \chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma_1` without a subspace or a second
+            Newton–Schulz, and ``"graded-frobenius"``, the same with ‖M̃‖_F, both with plain weight decay; ``"random"``,
+            a fixed random subspace, the control for the choice of one.
+        damping: Where β acts: ``"outside"``, beside msign(M̃) as published, with a Newton–Schulz of its own;
+            ``"inside"``, before the map, :math:`\mathrm{msign}(\tilde M + \tfrac{1-\theta}{\theta}(\beta_1GP +
+            \beta_2GQ))`, in units of Nesterov's correction, at no further cost; not for masks that need msign(M̃).
+        row_beta2: θ₂ of NorMuon, which divides each row by the root of its second moment after the polar factor
+            (:class:`NorMuonLITE`); ``None`` leaves rows as they are.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
+        scale: What the direction of a matrix m×n is multiplied by beside lr: ``"rms"``, 0.2√max(m, n); ``"original"``,
+            √max(1, m/n), torch's default; ``"spectral"``, √(m/n) for weights out×in, the scale of μP; or a function of
+            (m, n).
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
+        decay: See :class:`LITEOptimizer`.
+        norm: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
@@ -67,7 +92,7 @@ class MuonLITE(LITEOptimizer):
 
     rule = "muon"
     sharded_state = ("momentum",)
-    spare_state = ("rho", "subspace")
+    spare_state = ("rho", "subspace", "leading")
     largest_cpu_batch = 2**20  # beyond that temporaries leave a CPU's caches (measured)
 
     def __init__(
@@ -76,18 +101,25 @@ class MuonLITE(LITEOptimizer):
         lr: float = 1e-3,
         *,
         momentum: float = 0.95,
+        nesterov: bool = True,
         weight_decay: float = 0.1,
         chi: float = 2.0,
         beta_sharp: float = -0.25,
         beta_flat: float = 1.0,
         sharp_fraction: float = 0.1,
         chi_sharp: float = 1.0,
+        ns: Iteration | Sequence[Sequence[float]] = "polar-express",
         ns_steps: int = 6,
         ns_dtype: NSDtype = "fastest",
+        scale: Scale | Callable[[tuple[int, int]], float] = "rms",
         mask: Mask = "subspace",
+        damping: Damping = "outside",
+        row_beta2: float | None = None,
         float32_momentum: bool = False,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
+        norm: Norm = "free",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         capturable: bool = False,
@@ -105,73 +137,79 @@ class MuonLITE(LITEOptimizer):
             chi_sharp=chi_sharp,
             adamw_betas=adamw_betas,
             eps=eps,
+            decay=decay,
+            norm=norm,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,
             process_group=process_group,
             exchange=exchange,
             momentum=momentum,
+            nesterov=nesterov,
+            ns=ns if isinstance(ns, str) else tuple(tuple(each) for each in ns),
+            scale=scale,
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             mask=mask,
+            damping=damping,
+            row_beta2=row_beta2,
             float32_momentum=float32_momentum,
         )
 
     def check_rule(self, group: dict[str, Any]) -> None:
-        momentum = group["momentum"]
-        if not is_setting_number(momentum) or not 0.0 < momentum < 1.0:
-            raise ValueError(f"momentum = {shown(momentum)} must lie strictly between 0 and 1; 0.95 is published.")
-        if group["mask"] not in _MASKS:
-            raise ValueError(f"mask = {shown(group['mask'])} is unknown. Choose one of: {', '.join(_MASKS)}.")
-        if group["ns_dtype"] not in _NS_DTYPES:
-            raise ValueError(
-                f"ns_dtype = {shown(group['ns_dtype'])} is unknown. Choose one of: {', '.join(_NS_DTYPES)}."
-            )
-        require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
-        require_flag(group, "float32_momentum")
-        if group["mask"] == "threshold" and group["chi_sharp"] != 1:
-            raise ValueError(
-                f"chi_sharp = {group['chi_sharp']!r} has no meaning for the published soft mask; take mask='subspace'."
-            )
+        check_muon_group(group)
 
     def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
-        theta, mask = group["momentum"], _mask(group)
+        theta, mask = group["momentum"], group_mask(group)
         flow = {name: group[name] for name in ("chi", "chi_sharp", "beta_sharp", "beta_flat")}
+        if group["damping"] == "inside":
+            flow |= {name: (1.0 - theta) / theta * flow[name] for name in ("beta_sharp", "beta_flat")}
         if mask is None:
             flow = {"chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
         rule = UpdateRule(
-            preconditioner=_polar_factor(group, mask),
+            preconditioner=polar_factor(group, mask),
             alpha=1.0 - theta,
             gain=1.0 - theta,
-            nesterov=(1.0 - theta) / theta,
-            decay=group["weight_decay"] / update_scale(shape),
+            nesterov=(1.0 - theta) / theta if group["nesterov"] else 0.0,
+            decay=decay_rate(group) / group_scale(group, shape),
+            is_cautious=group["decay"] == "cautious",
+            keeps_norm=group["norm"] == "constant",
+            damps_inside=group["damping"] == "inside",
             **flow,
         )
         return replace(rule, is_split=True) if type(mask) is ThresholdMask else rule  # ρ adapts even while χ = 1
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
-        return group["lr"] * update_scale(shape)
+        return group["lr"] if group["norm"] == "constant" else group["lr"] * group_scale(group, shape)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if callable(group["scale"]):  # as numbers, which a checkpoint can hold
+            group["scale"] = {shape: float(group["scale"](shape)) for shape in matrix_shapes(group)}
 
     def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32) if group["float32_momentum"] else dtype
 
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
         # The mask's memory is there from the start, also where χ and β will act only later in a schedule.
-        mask = None if group["sharp_fraction"] <= PLAIN_FRACTION else _MASKS[group["mask"]]
-        memory = {} if mask is None else mask(sharp_fraction=group["sharp_fraction"]).initial(w)
+        fraction = group["sharp_fraction"]
+        mask = None if fraction <= PLAIN_FRACTION else MASKS[group["mask"]](fraction)
+        memory = polar_factor(group, mask).initial(w, batch=w.ndim - 2)
         return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
-        mask, splits = _mask(group), self.update_rule(group, (1, 1)).splits
+        mask, splits = group_mask(group), self.update_rule(group, (1, 1)).splits
         for entry in entries:
             _require_memory(group, mask, splits, matrix_shape(entry.w), entry.state)
 
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-        return torch.promote_types(_iteration_dtype(group, torch.empty((), dtype=dtype)), torch.float32)
+        iteration = polar_factor(group, None).iteration_dtype(torch.empty((), dtype=dtype))
+        return torch.promote_types(iteration, torch.float32)
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
         momentum = self.momentum_dtype(group, w.dtype)
-        iteration = _iteration_dtype(group, w.new_empty((), dtype=momentum))
+        iteration = polar_factor(group, None).iteration_dtype(w.new_empty((), dtype=momentum))
         if self.exchange == "bfloat16" or (self.exchange == "fastest" and iteration == torch.bfloat16):
             return torch.bfloat16, torch.bfloat16
         return None, torch.promote_types(momentum, iteration)
@@ -212,59 +250,6 @@ class Muon(MuonLITE):
         super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
 
 
-Mask: TypeAlias = Literal["subspace", "threshold", "exact"]
-NSDtype: TypeAlias = Literal["fastest", "parameter", "bfloat16", "float32"]
-_MASKS: dict[Mask, type[TrackedSubspace] | type[ThresholdMask] | type[ExactSubspace]] = {
-    "subspace": TrackedSubspace,
-    "threshold": ThresholdMask,
-    "exact": ExactSubspace,
-}
-_NS_DTYPES: dict[NSDtype, Any] = {
-    "fastest": "fastest",
-    "parameter": None,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
-_UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
-
-
-def update_scale(shape: tuple[int, int]) -> float:
-    """0.2√max(m, n), by which the direction of matrices m×n is multiplied beside η."""
-    return _UPDATE_RMS * math.sqrt(max(shape))
-
-
-def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
-    """k = round(r·min(m, n))."""
-    return round(sharp_fraction * min(w.shape[-2:]))
-
-
-def _polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFactor:
-    return PolarFactor(
-        iteration="polar-express" if group["ns_steps"] else "svd",
-        steps=group["ns_steps"],
-        dtype=_NS_DTYPES[group["ns_dtype"]],
-        narrows=type(mask) not in (ThresholdMask, ExactSubspace),  # those are for comparison with published code
-        floor=PUBLISHED_FLOOR if type(mask) is ThresholdMask else 0.0,
-        mask=mask,
-    )
-
-
-def _iteration_dtype(group: dict[str, Any], x: Tensor) -> torch.dtype:
-    return _polar_factor(group, None).iteration_dtype(x)
-
-
-def _mask(group: dict[str, Any]) -> TrackedSubspace | ThresholdMask | ExactSubspace | None:
-    """The mask of a group, ``None`` if it runs plain Muon for good.
-
-    Its peaks decide, since a schedule passes through χ = 1 and β = 0.
-    """
-    names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
-    is_lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
-    if not is_lite or group["sharp_fraction"] <= PLAIN_FRACTION:
-        return None
-    return _MASKS[group["mask"]](sharp_fraction=group["sharp_fraction"])
-
-
 def _require_memory(
     group: dict[str, Any], mask: SingularMask | None, splits: bool, shape: tuple[int, int], state: dict[str, Tensor]
 ) -> None:
@@ -275,7 +260,7 @@ def _require_memory(
     """
     rank = round(group["sharp_fraction"] * min(shape))
     followed = state["subspace"].size(-1) if "subspace" in state else 0
-    if splits and isinstance(mask, TrackedSubspace) and followed < rank:
+    if splits and isinstance(mask, (TrackedSubspace, RandomSubspace)) and followed < rank:
         missing = f"needs {rank} directions, but {followed} are followed since the first step"
     elif isinstance(mask, ThresholdMask) and "rho" not in state:
         missing = "needs a threshold, but there was none at the first step"

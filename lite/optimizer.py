@@ -16,6 +16,7 @@ from lite.execution.executor import Executor, Workload
 from lite.execution.finiteness import ON_NONFINITE, OnNonfinite
 from lite.execution.local import LocalExecutor
 from lite.matrix_rule import MatrixRule
+from lite.parameters.decay import Decay, Norm
 from lite.parameters.group_checks import check_group, require_flag
 from lite.parameters.parameter_entries import steps_so_far
 from lite.parameters.tensor_settings import keep_tensors, own_tensors
@@ -46,6 +47,11 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
+        decay: ``"decoupled"``: a step shrinks weights by lr·λ. ``"independent"``: by λ·lr/peak, with the peak of the
+            schedule (``initial_lr``, which schedulers leave in groups), so that λ need not change with lr.
+            ``"cautious"``: as decoupled, but only numbers whose direction has their sign; masks do not meet it.
+        norm: ``"free"``, or ``"constant"`` for matrices that keep their Frobenius norm R: a step has the size lr·R and
+            returns to the sphere. It is for ``weight_decay=0``.
         on_nonfinite: What happens if a gradient is not finite or its squares overflow
             (:mod:`lite.execution.finiteness`). It is found without a device sync: ``"raise"`` skips that step and
             raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
@@ -60,6 +66,9 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
 
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
+
+    Source of decay and norm: Loshchilov and Hutter, arXiv:1711.05101 (independent); Chen et al., arXiv:2510.12402
+    (cautious); Wen et al., *Hyperball*, arXiv:2606.16899 (constant).
     """
 
     def __init__(
@@ -75,6 +84,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         chi_sharp: float = 1.0,
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
+        norm: Norm = "free",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         capturable: bool = False,
@@ -95,7 +106,7 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         defaults = {
             "rule": self.rule,
             "kind": "matrix",
-            "layout": "matrix",
+            "layout": "row" if self.takes_any_shape else "matrix",
             "blocks": None,
             "block_axis": -2,
             "lr": lr,
@@ -107,6 +118,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
             "chi_sharp": chi_sharp,
             "adamw_betas": adamw_betas,
             "eps": eps,
+            "decay": decay,
+            "norm": norm,
             "stochastic_rounding": stochastic_rounding,
         }
         super().__init__(params, defaults | settings)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.eigenbasis_moment import DIVERGENCES, Divergence, EigenbasisMoment
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
 from lite.execution.finiteness import OnNonfinite
 from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
+from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_whole
+from riemannian_ode.errors import require_choice
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,8 +43,12 @@ class SOAPLITE(LITEOptimizer):
             order of their names, so that the order of parameters does not matter; of tensors that come without names
             (``model.parameters()``), in their own order.
         max_precondition_dim: A longer side is not rotated.
+        divergence: ``"frobenius"`` for Shampoo's factors, as published, or ``"kl"`` for KL-SOAP: each factor takes in
+            gradients that the other one whitens.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of both rules.
+        decay: See :class:`LITEOptimizer`.
+        norm: See :class:`LITEOptimizer`.
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
@@ -54,7 +60,8 @@ class SOAPLITE(LITEOptimizer):
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
 
-    Source: arXiv:2602.22681, Algorithm 1, with the metric of SOAP (Vyas et al., arXiv:2409.11321).
+    Source: arXiv:2602.22681, Algorithm 1, with the metric of SOAP (Vyas et al., arXiv:2409.11321); Lin et al.,
+    arXiv:2509.03378 (KL-SOAP).
     """
 
     rule = "soap"
@@ -74,8 +81,11 @@ class SOAPLITE(LITEOptimizer):
         sharp_fraction: float = 0.1,
         precondition_frequency: int = 10,
         max_precondition_dim: int = 10_000,
+        divergence: Divergence = "frobenius",
         adamw_betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
+        decay: Decay = "decoupled",
+        norm: Norm = "free",
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         process_group: ProcessGroup | None = None,
@@ -96,6 +106,8 @@ class SOAPLITE(LITEOptimizer):
             sharp_fraction=sharp_fraction,
             adamw_betas=adamw_betas,
             eps=eps,
+            decay=decay,
+            norm=norm,
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             process_group=process_group,
@@ -103,12 +115,14 @@ class SOAPLITE(LITEOptimizer):
             betas=betas,
             precondition_frequency=precondition_frequency,
             max_precondition_dim=max_precondition_dim,
+            divergence=divergence,
         )
 
     def check_rule(self, group: dict[str, Any]) -> None:
         require_betas(group, "betas")
         for name, meaning in (("precondition_frequency", "steps"), ("max_precondition_dim", "rows or columns")):
             require_whole(group, name, 1, f"a whole number of {meaning}, at least 1")
+        require_choice("divergence", group["divergence"], DIVERGENCES)
         if group["chi_sharp"] != 1:
             raise ValueError(f"chi_sharp = {group['chi_sharp']!r} is an ablation of MuonLITE; leave it at 1.")
 
@@ -122,7 +136,12 @@ class SOAPLITE(LITEOptimizer):
             "beta_flat": gain * group["beta_flat"],
             "is_split": None if r < 1.0 else False,
         }
-        names = {"frequency": "precondition_frequency", "max_dim": "max_precondition_dim", "eps": "eps"}
+        names = {
+            "frequency": "precondition_frequency",
+            "max_dim": "max_precondition_dim",
+            "eps": "eps",
+            "divergence": "divergence",
+        }
         preconditioner = EigenbasisMoment(
             beta2=beta2,
             mask=CoordinateMask(sharp_fraction=r),
@@ -132,7 +151,9 @@ class SOAPLITE(LITEOptimizer):
             preconditioner=preconditioner,
             alpha=gain,
             gain=gain,
-            decay=group["weight_decay"],
+            decay=decay_rate(group),
+            is_cautious=group["decay"] == "cautious",
+            keeps_norm=group["norm"] == "constant",
             corrects_momentum=True,
             **({} if r <= PLAIN_FRACTION else flow),
         )

@@ -181,10 +181,9 @@ def lite_velocity(
     scaled = sharp if _is(chi_sharp, 1.0) else chi_sharp * sharp
     if flat is None:
         return scaled
-    extra = (chi - chi_sharp) * base
-    if d is not None:
-        extra = _plus(extra, chi * beta_flat - chi_sharp * beta_sharp, d)
-    return scaled + flat(extra)
+    if d is None:
+        return _plus(scaled, chi - chi_sharp, flat(base))
+    return scaled + flat(_plus((chi - chi_sharp) * base, chi * beta_flat - chi_sharp * beta_sharp, d))
 
 
 def lite_direction(

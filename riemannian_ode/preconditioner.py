@@ -37,20 +37,26 @@ class Preconditioner(ABC):
     Attributes:
         name: Its key in :data:`discretizations.preconditioners.PRECONDITIONERS`.
         needs_matrices: Whether parameters must be matrices ``(*batch, m, n)``.
-        is_linear: Whether F⁻¹ is linear at a given memory and commutes with its flat projector.
         has_frame: Whether momentum is kept in coordinates of its own.
-        skips_first: Whether the first gradient only sets the frame, without a step.
         elementwise: Keys of the memory that have the parameter's shape.
         masses: Keys of the memory that are averages of 1, by which bias is corrected.
     """
 
     name: ClassVar[str]
     needs_matrices: ClassVar[bool] = False
-    is_linear: ClassVar[bool] = True
     has_frame: ClassVar[bool] = False
-    skips_first: ClassVar[bool] = False
     elementwise: ClassVar[tuple[str, ...]] = ()
     masses: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether F⁻¹ is linear at a given memory and commutes with its flat projector."""
+        return True
+
+    @property
+    def skips_first(self) -> bool:
+        """Whether the first gradient only sets up the memory, without a step."""
+        return False
 
     def initial(self, w: Array, *, batch: int = 0) -> Memory:
         """Memory before the first gradient.
@@ -124,6 +130,21 @@ class Preconditioner(ABC):
         """:meth:`raise_index` of two covectors, for maps that are faster on both at once."""
         return self.raise_index(memory, first), self.raise_index(memory, second)
 
+    def raise_step(
+        self, memory: Memory, covector: Array, g: Array | None, *, h: Any = 1.0
+    ) -> tuple[Array, Array | None, Memory]:
+        """F⁻¹ of a step's covector and of its gradient, and the memory with what it learns from the raised covector.
+
+        Args:
+            memory: With this step's gradient taken in.
+            covector: m̃.
+            g: Gradient; ``None`` without damping.
+            h: Step size, in units of time; 0 learns nothing.
+        """
+        if g is None:
+            return self.raise_index(memory, covector), None, memory
+        return *self.raise_two(memory, covector, g), memory
+
     def flat(self, memory: Memory, covector: Array, raised: Array | None, *, h: Any = 1.0) -> tuple[Projector, Memory]:
         """The flat projector x ↦ Qx in the frame, and the memory with what the mask has learned in this step.
 
@@ -143,6 +164,11 @@ class Preconditioner(ABC):
     def watch(self, memory: Memory, covector: Array) -> Memory:
         """Memory after a step in which sharp and flat directions are treated alike: a mask may go on learning."""
         return memory
+
+    @property
+    def masks_decay(self) -> bool:
+        """Whether weight decay of flat directions is χ times that of sharp ones, so that w meets the mask."""
+        return True
 
     @property
     def applies_twice(self) -> bool:

@@ -92,6 +92,7 @@ def direct(
     chi_sharp: Any = 1.0,
     beta_sharp: Any = 0.0,
     beta_flat: Any = 0.0,
+    damps_inside: bool = False,
     is_split: bool = True,
     shrinkage: Any = None,
     velocity: Callable[..., Array] = lite_velocity,
@@ -113,6 +114,8 @@ def direct(
         chi_sharp: χ_s.
         beta_sharp: β₁, beside F⁻¹m̃ in its units.
         beta_flat: β₂.
+        damps_inside: Whether β acts before a map that is not linear, with β in units of the covector:
+            :math:`a = F^{-1}(\tilde m + \beta_1Pg + \beta_2Qg)`. For a linear map it makes no difference.
         is_split: Whether there is a flat part at all.
         shrinkage: Decoupled decay, as :func:`shrinkage` returns it; ``None`` for no decay.
         velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster one that takes the same arguments.
@@ -145,19 +148,45 @@ def direct(
         elif shrinkage is not None:
             u = u + velocity(shrinkage, flat=flat, **rates)
     else:
-        if d is None:
-            a = preconditioner.raise_index(memory, covector)
-        else:
-            a, d = preconditioner.raise_two(memory, covector, d)
-        if is_split:
-            flat, memory = preconditioner.flat(memory, covector, a, h=h)
-        twice = preconditioner.applies_twice
-        u = velocity(a, d, flat=flat, decay=shrinkage, twice=twice, **rates, **betas)
+        inner = betas if damps_inside and d is not None else None
+        a, d, flat, memory = _raised(
+            preconditioner, memory, covector, d, inner, velocity, is_split=is_split, h=h, learned=0.0 if is_rate else h
+        )
+        decay = shrinkage if preconditioner.masks_decay else None
+        u = velocity(a, d, flat=flat, decay=decay, twice=preconditioner.applies_twice, **rates, **betas)
+        if shrinkage is not None and decay is None:
+            u = u + chi_sharp * shrinkage
     if not is_split:
         memory = preconditioner.watch(memory, covector)
     if due:  # only now, so that no gradient helps to choose the frame that it is seen in
         memory, m = preconditioner.jump(memory, m, step, due=due, is_phase=is_phase)
     return Directed(u, m, memory)
+
+
+def _raised(
+    preconditioner: Preconditioner,
+    memory: Memory,
+    covector: Array,
+    g: Array | None,
+    inner: dict[str, Any] | None,
+    velocity: Callable[..., Array],
+    *,
+    is_split: bool,
+    h: Any,
+    learned: Any,
+) -> tuple[Array, Array | None, Projector | None, Memory]:
+    """a, d, Q and the memory for a map that is not linear; ``inner`` are the β that act before it, if they do."""
+    flat: Projector | None = None
+    if inner is not None:
+        if is_split:
+            flat, memory = preconditioner.flat(memory, covector, covector, h=h)
+        damped = velocity(covector, g, flat=flat, **inner)
+        a, _, memory = preconditioner.raise_step(memory, damped, None, h=learned)
+        return a, None, flat, memory
+    a, d, memory = preconditioner.raise_step(memory, covector, g, h=learned)
+    if is_split:
+        flat, memory = preconditioner.flat(memory, covector, a, h=h)
+    return a, d, flat, memory
 
 
 def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:
@@ -189,6 +218,50 @@ def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
     if w.dtype != taken.covector.dtype and hasattr(w, "to"):
         w = w.to(taken.covector.dtype)
     return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
+
+
+def with_cautious_decay(directed: Directed, w: Array, decay: Any) -> Directed:
+    """A direction with decoupled decay λw in the coordinates where u and w have the same sign.
+
+    Args:
+        directed: What :func:`direct` gave, without decay.
+        w: Parameters.
+        decay: λ.
+
+    Source: Chen et al., *Cautious Weight Decay*, arXiv:2510.12402.
+    """
+    u = directed.u
+    w = w.to(u.dtype) if hasattr(w, "to") else w
+    rate = decay * spread(directed.memory[MASS], w) if MASS in directed.memory else decay
+    return directed._replace(u=u + (u * w > 0.0) * (rate * w))
+
+
+def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
+    r"""The direction d with which w − ηd lies on the sphere of w, in the direction of :math:`w - \eta R\hat u`.
+
+    .. math:: w - \eta d = R\,\frac{w - \eta R\hat u}{\|w - \eta R\hat u\|}, \qquad R = \|w\|, \quad \hat u = u/\|u\|
+
+    With :math:`c = \langle w, \hat u\rangle/R` and :math:`s = (1 - 2\eta c + \eta^2)^{-1/2}` it is
+    :math:`d = sR\hat u + \frac{(\eta - 2c)\,s}{1 + 1/s}\,w`, which needs no division by η. As η → 0 it is the
+    projection of :math:`R\hat u` to the tangent space, :math:`R\hat u - cw`: the flow that the step discretises.
+
+    Args:
+        w: Parameters, the last two axes a matrix; not zero.
+        u: Direction.
+        eta: η, an angle: the step is ηR long before it returns to the sphere.
+
+    Source: Wen et al., *Hyperball*, arXiv:2606.16899.
+    """
+    w = w.to(u.dtype) if hasattr(w, "to") else w
+
+    def total(x: Array) -> Array:
+        return x.sum(axis=(-2, -1), keepdims=True)
+
+    radius, length = total(w * w) ** 0.5, total(u * u) ** 0.5
+    direction = u / (length + (length == 0.0))
+    cosine = total(w * direction) / (radius + (radius == 0.0))
+    size = (1.0 - 2.0 * eta * cosine + eta * eta) ** 0.5  # 1/s
+    return (radius / size) * direction + ((eta - 2.0 * cosine) / (size * (1.0 + size))) * w
 
 
 def per_member(coefficient: Any, number: Array) -> Any:

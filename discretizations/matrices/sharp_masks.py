@@ -135,6 +135,48 @@ class SubspaceComplement:
         return x - (x @ basis) @ basis.mT
 
 
+@dataclass(frozen=True)
+class GradedComplement:
+    r"""X ↦ XQ with :math:`Q = I - (\tilde M^\top\tilde M)^{1/2}/\sigma`: the flatter, the smaller the singular value.
+
+    With the polar factor O of M̃ it is :math:`XQ = X - XO^\top\tilde M/\sigma`, and of O itself
+    :math:`OQ = O - \tilde M/\sigma`, without a product.
+
+    Args:
+        covector: M̃, shape ``(*batch, m, n)``.
+        polar: O = msign(M̃), same shape.
+        size: σ, shape ``(*batch, 1, 1)``.
+    """
+
+    covector: Tensor
+    polar: Tensor
+    size: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        scaled = self.covector / self.size
+        if x is self.polar:
+            return x - scaled
+        if x.size(-2) <= x.size(-1):
+            return x - (x @ self.polar.mT) @ scaled
+        return x - x @ (self.polar.mT @ scaled)
+
+
+def leading_direction(x: Tensor, direction: Tensor) -> Tensor:
+    """One power iteration for the top right singular vector of matrices.
+
+    Args:
+        x: X, shape ``(*batch, m, n)``.
+        direction: Unit vectors of the call before, shape ``(*batch, n)``; kept where X is zero.
+
+    Source: Golub and Van Loan, *Matrix Computations*, section 7.3.
+    """
+    wide = direction.dtype
+    image = x.mT @ (x @ direction.to(x.dtype)[..., None])
+    image = image[..., 0].to(wide)
+    length = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    return torch.where(length > 0, image / length.clamp(min=torch.finfo(wide).tiny), direction)
+
+
 class CoordinateThresholds(NamedTuple):
     """hi and lo of the elementwise mask, in units of mean(v), each 0-dimensional or of the shape of a batch."""
 

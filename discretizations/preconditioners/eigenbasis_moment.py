@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,15 +16,20 @@ from discretizations.matrices.eigenbases import (
     refreshed_eigenbasis,
     to_eigenbasis,
 )
+from discretizations.matrices.products import product
 from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import CoordinateProjector, wide_dtype
 from discretizations.preconditioners.second_moment import CoordinateMoment, diagonal_metric
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, spread
 
+Divergence: TypeAlias = Literal["frobenius", "kl"]
+DIVERGENCES: tuple[Divergence, ...] = ("frobenius", "kl")
+Moment: TypeAlias = Literal["elementwise", "kronecker"]
 _QR, _PASSES = 8.0, 2000.0  # see EigenbasisMoment.cost
 _SIDES = (("left", -2), ("right", -1))
 _BASES = ("left_basis", "right_basis")
+_VALUES = ("left_values", "right_values")
 
 
 @PRECONDITIONERS.register(place=5)
@@ -40,16 +45,34 @@ class EigenbasisMoment(CoordinateMoment):
     momentum turns, V follows the order of the columns. The first gradient only sets the eigenbasis. L and R are kept
     as lower triangles; the other entries have no meaning.
 
+    With ``divergence="kl"`` the factors fit the second moment by the Kullback–Leibler divergence: each takes in
+    gradients that the other one whitens, and its eigenvalues λ are averages in the kept basis,
+
+    .. math::
+        \dot L = (1-\theta_2)\left(\tfrac1n G R^{-1} G^\top - L\right), \qquad
+        \dot\lambda^L_i = (1-\theta_2)\left(\tfrac1n \textstyle\sum_j G'^2_{ij}/\lambda^R_j - \lambda^L_i\right)
+
+    with :math:`R^{-1} = Q_R\,\mathrm{diag}(\lambda^R + \epsilon)^{-1}Q_R^\top`, and likewise for R. With
+    ``moment="kronecker"`` they make the metric as well, :math:`V_{ij} = \lambda^L_i\lambda^R_j`: KL-Shampoo. Else V is
+    averaged number by number: KL-SOAP. λ starts at the root mean square of the first gradient on both sides, so that
+    the metric follows the scale of f; the authors' code starts at 0.1.
+
     Args:
-        beta2: θ₂ of V, L and R.
+        beta2: θ₂ of V, L, R and λ.
         eps: ε.
         frequency: f, between refreshes. Matrix number i of a batch is refreshed after the gradients t with
             (t + i) mod f = 0, so that each step has its share of the work.
         max_dim: A longer side is not rotated.
+        divergence: ``"frobenius"`` for Shampoo's factors, or ``"kl"``.
+        moment: ``"elementwise"`` for SOAP, or ``"kronecker"``.
         mask: Sharp coordinates in the eigenbasis; ``None`` for a base method.
 
+    Raises:
+        ValueError: for a Kronecker moment of factors that are not fitted by the KL divergence, or a side that is not
+            rotated with it.
+
     Source: Vyas et al., arXiv:2409.11321, Algorithm 3; start, bias correction, and the order of refresh and update are
-    those of the authors' code.
+    those of the authors' code. Lin et al., arXiv:2509.03378 (KL).
     """
 
     name = "eigenbasis-moment"
@@ -59,28 +82,56 @@ class EigenbasisMoment(CoordinateMoment):
 
     frequency: int = 10
     max_dim: int = 10_000
+    divergence: Divergence = "frobenius"
+    moment: Moment = "elementwise"
+
+    def __post_init__(self) -> None:
+        if self.moment == "kronecker" and self.divergence != "kl":
+            raise ValueError("moment = 'kronecker' is the metric of factors fitted with divergence = 'kl'; set both.")
 
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
         *leading, m, n = w.shape
         wide = wide_dtype(w)
-        memory: Memory = {"v": torch.zeros_like(w, dtype=wide), "v_mass": self.initial_mass(w, batch=batch)}
+        memory: Memory = {"v_mass": self.initial_mass(w, batch=batch)}
+        if self.moment == "elementwise":
+            memory["v"] = torch.zeros_like(w, dtype=wide)
         for key, side in (("left", m), ("right", n)):
+            if self.divergence == "kl":
+                memory[f"{key}_values"] = w.new_ones(*leading, side, dtype=wide)
             if side <= self.max_dim:
                 zero = w.new_zeros(*leading, side, side, dtype=wide)
                 memory |= {key: zero, f"{key}_basis": zero + torch.eye(side, dtype=wide, device=w.device)}
         return memory | (self.mask.initial(w, batch=batch) if self.mask else {})
 
     def rates(self) -> Mapping[str, float | None]:
-        return dict.fromkeys(("v", "v_mass", "left", "right"), 1.0 - self.beta2)
+        return dict.fromkeys(("v", "v_mass", "left", "right", *_VALUES), 1.0 - self.beta2)
 
     def averaged(self, memory: Memory, g: Tensor, frame_g: Tensor) -> Memory:
-        taken = {"v": frame_g * frame_g, "v_mass": torch.ones_like(memory["v_mass"])}
-        products = {"left": (g, g.mT), "right": (g.mT, g)}
-        return taken | {key: a @ b for key, (a, b) in products.items() if key in memory}
+        square = frame_g * frame_g
+        taken = {"v_mass": torch.ones_like(memory["v_mass"])}
+        if "v" in memory:
+            taken["v"] = square
+        if self.divergence == "kl":
+            left, right = (memory[key] + self.eps for key in _VALUES)
+            taken["left_values"] = (square / right[..., None, :]).mean(-1)
+            taken["right_values"] = (square / left[..., :, None]).mean(-2)
+        halves = {key: self._half(memory, g, key) for key, _ in _SIDES if key in memory}
+        return taken | {key: x @ x.mT for key, x in halves.items()}
+
+    def _half(self, memory: Memory, g: Tensor, side: str) -> Tensor:
+        """X such that a side's factor takes in XXᵀ: G or Gᵀ, whitened by the other factor for the KL divergence."""
+        x, other = (g, "right") if side == "left" else (g.mT, "left")
+        if self.divergence == "frobenius":
+            return x
+        scale = ((memory[f"{other}_values"] + self.eps) * x.size(-1)).rsqrt()
+        basis = memory.get(f"{other}_basis")
+        whitened: Tensor = (x if basis is None else product(x, basis)) * scale[..., None, :]
+        return whitened
 
     def observe(self, memory: Memory, g: Tensor, frame_g: Tensor, *, h: Any = 1.0) -> Memory:
         # Averages of V and 1 are as for all; those of L and R take half of the symmetric product.
-        moments = {key: value for key, value in memory.items() if key not in ("left", "right")}
+        factors = ("left", "right")
+        moments = {key: value for key, value in memory.items() if key not in factors}
         return memory | super().observe(moments, g, frame_g, h=h) | self.observed_factors(memory, g, h=h)
 
     def observed_factors(
@@ -98,14 +149,17 @@ class EigenbasisMoment(CoordinateMoment):
         rate = (1.0 - self.beta2) * h
         weight = rate if usable is None else rate * usable
         factors: Memory = {}
-        for key, x in (("left", g), ("right", g.mT)):
+        for key, _ in _SIDES:
             if key in memory:
                 factors[key] = memory[key] if in_place else memory[key].clone()
-                factor_step_(factors[key], x.contiguous(), weight=weight)
+                factor_step_(factors[key], self._half(memory, g, key).contiguous(), weight=weight)
         return factors
 
     def first(self, memory: Memory, g: Tensor) -> Memory:
         """Memory after the first gradient, which sets the eigenbasis and makes no step."""
+        if self.divergence == "kl":
+            size = g.to(memory["left_values"].dtype).square().mean((-2, -1), keepdim=True).sqrt()[..., 0]
+            memory = memory | {key: size.expand_as(memory[key]).clone() for key in _VALUES}
         memory = memory | self.observed_factors(memory, g)
         return memory | self.first_bases(memory, g)
 
@@ -119,8 +173,19 @@ class EigenbasisMoment(CoordinateMoment):
         return {key: basis.contiguous() for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
 
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
-        raised: Tensor = covector / diagonal_metric(memory, eps=self.eps, eps_first=True)
+        raised: Tensor
+        if self.moment == "kronecker":
+            raised = covector / (self.second_moment(memory).sqrt() + self.eps)
+        else:
+            raised = covector / diagonal_metric(memory, eps=self.eps, eps_first=True)
         return raised
+
+    def second_moment(self, memory: Memory) -> Tensor:
+        if self.moment == "kronecker":
+            left, right = (memory[key].clamp(min=0.0) for key in _VALUES)
+            product_of_sides: Tensor = left[..., :, None] * right[..., None, :]
+            return product_of_sides
+        return super().second_moment(memory)
 
     def to_frame(self, memory: Memory, x: Tensor) -> Tensor:
         return to_eigenbasis(x, memory.get("left_basis"), memory.get("right_basis"))
@@ -175,7 +240,8 @@ class EigenbasisMoment(CoordinateMoment):
         if is_regular:
             new, turned = self._refreshed(memory, m, due)
             return memory | new, turned
-        new, turned = self._refreshed(memory | {"v": memory["v"].clone()}, m.clone(), due)
+        kept = {key: memory[key].clone() for key in ("v", *_VALUES) if key in memory}
+        new, turned = self._refreshed(memory | kept, m.clone(), due)
         # The mass of the average tells the count: it is 1 − θ₂ᵗ.
         regular = memory["v_mass"] >= 1.0 - self.beta2 ** (needed - 1.5)
         chosen = {key: torch.where(spread(regular, new[key]), new[key], memory[key]) for key in new}
@@ -183,20 +249,26 @@ class EigenbasisMoment(CoordinateMoment):
 
     def _refreshed(self, memory: Memory, m: Tensor, due: Sequence[int]) -> tuple[Memory, Tensor]:
         """Moments, changed in place, and new bases after one orthogonal iteration for the places ``due``."""
-        v, bases = memory["v"], {key: memory[key].clone() for key in _BASES if key in memory}
+        bases = {key: memory[key].clone() for key in _BASES if key in memory}
+        moments = {key: memory[key] for key in ("v", *_VALUES) if key in memory}
         for i in due:
-            one_m, one_v = single(m, i), single(v, i)
+            one_m = single(m, i)
             old: Memory = {key: single(basis, i) for key, basis in bases.items()}
             new: Memory = {}
             for side, axis in _SIDES:
                 if side in memory:
                     basis = old[f"{side}_basis"]
                     new[f"{side}_basis"], order = refreshed_eigenbasis(single(memory[side], i), basis)
-                    one_v.copy_(one_v.index_select(axis, order))
+                    if "v" in moments:
+                        one_v = single(moments["v"], i, m)
+                        one_v.copy_(one_v.index_select(axis, order))
+                    if f"{side}_values" in moments:
+                        values = single(moments[f"{side}_values"], i, m)
+                        values.copy_(values.index_select(-1, order))
             one_m.copy_(self.to_frame(new, self.from_frame(old, one_m)))
             for key, basis in new.items():
                 old[key].copy_(basis)
-        changed: Memory = {"v": v, **bases}
+        changed: Memory = {**moments, **bases}
         return changed, m
 
     def cost(self, rows: int, columns: int) -> float:
@@ -215,6 +287,6 @@ class EigenbasisMoment(CoordinateMoment):
         return total
 
 
-def single(x: Tensor, place: int) -> Tensor:
-    """One matrix of a batch, as a view."""
-    return x if x.ndim == 2 else x[place]
+def single(x: Tensor, place: int, matrix: Tensor | None = None) -> Tensor:
+    """What belongs to one matrix of a batch, as a view; ``matrix`` tells whether there is a batch, by default ``x``."""
+    return x if (x if matrix is None else matrix).ndim == 2 else x[place]

@@ -9,18 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
+    GradedComplement,
     SubspaceComplement,
     adapt_coordinate_thresholds,
     adapt_threshold,
     coordinate_mask,
     initial_threshold,
+    leading_direction,
     mask_complement,
     passing_fractions,
     published_rank,
@@ -96,6 +98,8 @@ class SingularMask(ABC):
     """A mask by singular directions of the covector."""
 
     applies_twice = False
+    masks_decay = True  # whether weight decay of flat directions is χ times that of sharp ones
+    needs_polar = False  # whether the projector depends on the polar factor
 
     def initial(self, w: Tensor) -> Memory:
         """Memory before the first step."""
@@ -172,6 +176,7 @@ class ThresholdMask(SingularMask):
     sharp_fraction: float
 
     applies_twice = True
+    needs_polar = True
 
     def initial(self, w: Tensor) -> Memory:
         level = initial_threshold(max(1, min(w.shape[-2:])))
@@ -183,3 +188,59 @@ class ThresholdMask(SingularMask):
         mask = threshold_mask(covector, polar, memory["rho"], orthogonalize=orthogonalize)
         rank = published_rank(self.sharp_fraction, min(covector.shape[-2:]))
         return mask_complement(mask), memory | {"rho": adapt_threshold(memory["rho"], mask, rank=rank, h=h)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSubspace(SingularMask):
+    """Sharp is a fixed random subspace of the same rank: the control for the choice of a subspace.
+
+    Args:
+        sharp_fraction: r in [0, 1].
+    """
+
+    sharp_fraction: float
+
+    def initial(self, w: Tensor) -> Memory:
+        return {"subspace": initial_subspace(w, round(self.sharp_fraction * min(w.shape[-2:])))}
+
+    def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
+        rank = round(self.sharp_fraction * min(covector.shape[-2:]))
+        return SubspaceComplement(memory["subspace"][..., :rank].to(covector.dtype)), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradedMask(SingularMask):
+    r"""No threshold: along a singular direction the flat part is :math:`1 - \sigma_i/\sigma`.
+
+    The direction is :math:`\chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma`, without a subspace or a second
+    Newton–Schulz. With :math:`\sigma = \|\tilde M\|_F` it is the gradient of
+    :math:`\chi\|\tilde M\|_* - (\chi-1)\|\tilde M\|_F`; with :math:`\sigma = \sigma_1`, from a warm-started power
+    iteration, it is no gradient. Weight decay meets no mask.
+
+    Args:
+        by: ``"spectral"`` for σ₁, or ``"frobenius"``.
+
+    Source: Contra-Muon of the public NanoGPT optimization records, msign minus a multiple of the momentum over its
+    operator norm; as a mask of LITE it is ours.
+    """
+
+    by: Literal["spectral", "frobenius"] = "spectral"
+
+    masks_decay = False
+    needs_polar = True
+
+    def initial(self, w: Tensor) -> Memory:
+        if self.by == "frobenius":
+            return {}
+        return {"leading": initial_subspace(w.to(wide_dtype(w)), 1)[..., 0]}
+
+    def observed(self, memory: Memory, covector: Tensor) -> Memory:
+        if self.by == "frobenius":
+            return memory
+        return memory | {"leading": leading_direction(covector, memory["leading"])}
+
+    def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
+        memory = self.observed(memory, covector)
+        x = covector if self.by == "frobenius" else covector @ memory["leading"].to(covector.dtype)[..., None]
+        size = torch.linalg.matrix_norm(x, keepdim=True)
+        return GradedComplement(covector, polar, size.clamp(min=torch.finfo(x.dtype).tiny)), memory

@@ -28,8 +28,8 @@ class PolarFactor(Preconditioner):
     r"""Muon's metric :math:`F = (X^\top X)^{1/2}` at the covector X it raises: :math:`F^{-1}X = \mathrm{msign}(X)`.
 
     Args:
-        iteration: ``"polar-express"``, ``"svd"``, or coefficients (a, b, c) of every Newton–Schulz step, as in
-            torch.optim.Muon.
+        iteration: ``"polar-express"``, ``"svd"``, coefficients (a, b, c) of every Newton–Schulz step, as in
+            torch.optim.Muon, or a tuple of them, one a step, the last one for all further steps.
         steps: Number of steps.
         dtype: Floating type of the iteration: ``"fastest"`` where the covector lies
             (:func:`discretizations.matrices.polar.fast_dtype`), or one by name; by default that of the covector.
@@ -45,12 +45,16 @@ class PolarFactor(Preconditioner):
     needs_matrices = True
     is_linear = False
 
-    iteration: Literal["polar-express", "svd"] | Coefficients = "polar-express"
+    iteration: Literal["polar-express", "svd"] | Coefficients | tuple[Coefficients, ...] = "polar-express"
     steps: int = 6
     dtype: torch.dtype | Literal["fastest"] | None = None
     narrows: bool = False
     floor: float = 0.0
     mask: SingularMask | None = None
+
+    @property
+    def masks_decay(self) -> bool:
+        return self.mask is None or self.mask.masks_decay
 
     @property
     def applies_twice(self) -> bool:
@@ -87,7 +91,12 @@ class PolarFactor(Preconditioner):
             return polar_express(x, steps=self.steps, dtype=self.iteration_dtype(x), floor=self.floor)
         y = x.to(self.iteration_dtype(x))
         y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=self.floor)
-        return newton_schulz(y, [self.iteration] * self.steps, gram=False).to(x.dtype)
+        return newton_schulz(y, self._coefficients(self.iteration), gram=False).to(x.dtype)
+
+    def _coefficients(self, iteration: Coefficients | tuple[Coefficients, ...]) -> list[Coefficients]:
+        """Coefficients of every step."""
+        listed: Any = iteration if isinstance(iteration[0], tuple) else (iteration,)
+        return [listed[min(k, len(listed) - 1)] for k in range(self.steps)]
 
     def flat(
         self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0

@@ -33,14 +33,19 @@ class CoordinateMoment(Preconditioner):
     mask: CoordinateMask | None = None
 
     def admissible(self, memory: Memory) -> Memory:
-        return memory | {"v": memory["v"].clamp(min=0.0)}
+        return memory | {"v": memory["v"].clamp(min=0.0)} if "v" in memory else memory
+
+    def second_moment(self, memory: Memory) -> Tensor:
+        """The second moment of every coordinate, without correction of its bias."""
+        v: Tensor = memory["v"]
+        return v
 
     def flat(
         self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
     ) -> tuple[Projector, Memory]:
         if self.mask is None:
             return super().flat(memory, covector, raised, h=h)
-        return self.mask.flat(memory, memory["v"], h=h)
+        return self.mask.flat(memory, self.second_moment(memory), h=h)
 
 
 @PRECONDITIONERS.register(place=2)

@@ -18,7 +18,9 @@ Expr = Any  # SymPy has no usable static types
 
 _W, _BUFFER, _G = sp.symbols("w buf g", real=True)
 _LR, _MU, _THETA, _DECAY, _T = (expression(name) for name in ("lr", "mu", "beta1", "weight_decay", "t"))
+_THETA2 = expression("beta2")
 _SCALE = expression("sqrt(Max(1, rows/columns))")
+_RMS_SCALE = expression("sqrt(Max(rows, columns))") / 5
 _PHI = sp.Function("phi")
 
 
@@ -131,6 +133,16 @@ def _muon_nesterov(w: Expr, buffer: Expr, g: Expr) -> tuple[Expr, Expr]:
     return buffer, (1 - _LR * _DECAY) * w - _LR * _SCALE * _raised(g + _MU * (buffer - g))
 
 
+def _lion(w: Expr, buffer: Expr, g: Expr) -> tuple[Expr, Expr]:
+    u = _raised(_THETA * buffer + (1 - _THETA) * g)
+    return _THETA2 * buffer + (1 - _THETA2) * g, w - _LR * (u + _DECAY * w)
+
+
+def _normuon(w: Expr, buffer: Expr, g: Expr) -> tuple[Expr, Expr]:
+    buffer = _MU * buffer + (1 - _MU) * g
+    return buffer, w - _LR * _DECAY * w - _LR * _RMS_SCALE * _raised(buffer)
+
+
 # The optimizer as published or as torch runs it, and the row's momentum over the optimizer's buffer.
 _RECURRENCES: dict[str, tuple[Recurrence, Expr]] = {
     "sgd": (_sgd, 1),
@@ -145,4 +157,8 @@ _RECURRENCES: dict[str, tuple[Recurrence, Expr]] = {
     "shampoo": (_preconditioned, 1),
     "shampoo-ema": (_adamw, 1),
     "soap": (_soap, 1),
+    "lion": (_lion, _THETA / _THETA2),
+    "normuon": (_normuon, 1),
+    "kl-soap": (_adamw, 1),
+    "kl-shampoo": (_adamw, 1),
 }

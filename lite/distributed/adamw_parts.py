@@ -16,7 +16,6 @@ from lite.distributed.sharding import local_part
 from lite.matrix_rule import with_preconditioner
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory
-from riemannian_ode.stages import move
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,8 @@ class AdamWPart:
         mask = CutMask(**settings, mean=self.mean)
         w = local_part(self.parameter.p)
         w = w.to(torch.promote_types(w.dtype, self.v.dtype))
-        moved: Tensor = move(w, with_preconditioner(self._rule, mask=mask).direct(self._taken, w=w), eta=eta)
+        rule = with_preconditioner(self._rule, mask=mask)
+        moved: Tensor = rule.move(w, rule.direct(self._taken, w=w), eta=eta)
         return moved
 
     def counts(self) -> Tensor:

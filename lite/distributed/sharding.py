@@ -160,7 +160,8 @@ class Shardings:
         if not shards:
             return Sharding(self._mesh(device_mesh, shards, axes), None)
         placement = p.placements[shards[0]]
-        if type(placement) is not Shard or placement.dim % p.ndim not in _CUTTABLE[group["layout"]]:
+        cuttable = _CUTTABLE.get(group["layout"], range(p.ndim))
+        if type(placement) is not Shard or placement.dim % p.ndim not in cuttable:
             raise ValueError(
                 _refusal(
                     name, p, f"is cut in a way that layout {group['layout']!r} has no matrices for", "use Shard(0)"

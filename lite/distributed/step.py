@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
-from lite.adamw import adamw_rule
 from lite.distributed.adamw_parts import AdamWPart
 from lite.distributed.agreement import Agreement
 from lite.distributed.division import OwnedParameter, PlacedParameter
@@ -239,7 +238,7 @@ class Step:
         return counts
 
     def _part(self, parameter: PlacedParameter) -> AdamWPart:
-        rule = adamw_rule(self._work.groups[parameter.group])
+        rule = self._work.rule.adamw_rule(self._work.groups[parameter.group])
         return AdamWPart(parameter, rule, self._work.state[parameter.p], self._gradients[parameter.p])
 
     def _adapt(self, part: AdamWPart, passing: CoordinateThresholds) -> None:

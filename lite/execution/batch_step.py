@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
-from lite.adamw import adamw_rule
 from lite.execution import fused_step
 from lite.execution.factors_in_place import FACTORS, with_factors_in_place
 from lite.execution.finiteness import Guard
@@ -97,7 +96,7 @@ def _step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, gua
 def _declared(rule: MatrixRule, group: dict[str, Any], w: Tensor) -> tuple[UpdateRule, Any] | None:
     """Update rule and η of a group's tensors; ``None`` for matrices with a ``matrix_update`` of their own."""
     if group["rule"] == "adamw":
-        return adamw_rule(group), group["lr"]
+        return rule.adamw_rule(group), group["lr"]
     if type(rule).matrix_update is not MatrixRule.matrix_update:
         return None
     shape = matrix_shape(w)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lite.parameters.decay import check_decay
 from lite.parameters.matrix_view import check_layout
 from lite.parameters.tensor_settings import TENSOR_SETTINGS
 from riemannian_ode.errors import is_number, shown
@@ -37,7 +38,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     unknown = sorted(str(name) for name in group if name not in allowed)
     if unknown:
         raise ValueError(f"a group has unknown settings {unknown}; known are {sorted(known)}.")
-    rules = (rule, "adamw")
+    rules = tuple(dict.fromkeys((rule, "adamw")))
     if group["rule"] not in rules:
         raise ValueError(f"rule = {shown(group['rule'])} is unknown here. Choose one of: {', '.join(rules)}.")
     for name in known:
@@ -65,6 +66,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     if group["eps"] == 0:
         raise ValueError("eps = 0 divides by zero where a gradient has always been zero; 1e-8 is published.")
     require_flag(group, "stochastic_rounding")
+    check_decay(group, is_matrix=group["rule"] != "adamw")
     for name, lower in _OUR_SCHEDULE.items():
         if name in group:
             require_range(group, name, lower, math.inf, "a schedule left it here")

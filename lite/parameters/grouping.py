@@ -43,6 +43,7 @@ def param_groups(
     kinds: Mapping[type[nn.Module] | nn.Module | str, Kind] | None = None,
     split_fused: bool = True,
     matrix_rule: str = "muon",
+    other_rule: str = "adamw",
     show: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups of a model for the LITE optimizers, every trainable parameter in exactly one.
@@ -79,7 +80,8 @@ def param_groups(
             every parameter in it, the innermost one decides, and a name goes before both.
         split_fused: Whether fused projections are cut into their parts.
         matrix_rule: Rule of matrices: ``"muon"`` for MuonLITE, ``"soap"`` for SOAPLITE, or the
-            :attr:`~lite.LITEOptimizer.rule` of an optimizer of your own.
+            :attr:`~lite.LITEOptimizer.rule` of another optimizer.
+        other_rule: Rule of all other parameters: ``"adamw"``, or that of an optimizer that takes any shape.
         show: Print the groups as a table, with a star at what was decided by shape alone.
 
     Returns:
@@ -119,7 +121,7 @@ def param_groups(
     for placement in sorted(members, key=lambda placement: KINDS.index(placement.kind)):
         kind = placement.kind
         group: dict[str, Any] = {"params": members[placement], "kind": kind}
-        group["rule"] = matrix_rule if kind in MATRIX_KINDS else "adamw"
+        group["rule"] = matrix_rule if kind in MATRIX_KINDS else other_rule
         if kind in chis:
             group["chi"] = chis[kind]
         if kind in fractions:
@@ -182,7 +184,8 @@ def _layout_text(group: Mapping[str, Any]) -> str:
 def _view_settings(placement: Placement) -> dict[str, Any]:
     settings: dict[str, Any] = {} if placement.layout == "matrix" else {"layout": placement.layout}
     if placement.blocks is not None:
-        settings |= {"blocks": placement.blocks, "block_axis": placement.block_axis}
+        # Of a rule that takes any shape, "matrix" is not the default.
+        settings |= {"layout": placement.layout, "blocks": placement.blocks, "block_axis": placement.block_axis}
     return settings
 
 

@@ -10,6 +10,7 @@ projections side by side. Three plain settings of a parameter group say how to s
 ``"matrix"``    ``(m, n)``                             itself
 ``"conv"``      ``(out, in, *kernel)``                 ``(out, in·∏kernel)``
 ``"experts"``   ``(E, m, n)``                          a batch of E matrices m×n
+``"row"``       any shape                              one row ``(1, n)`` of all its numbers
 ==============  =====================================  ================================
 
 ``blocks`` then cuts the rows (``block_axis=-2``) or columns (``-1``) of that view into the given sizes: the query, key
@@ -27,8 +28,8 @@ from torch import Tensor
 
 from riemannian_ode.errors import require_choice, shown
 
-Layout: TypeAlias = Literal["matrix", "conv", "experts"]
-LAYOUTS: tuple[Layout, ...] = ("matrix", "conv", "experts")
+Layout: TypeAlias = Literal["matrix", "conv", "experts", "row"]
+LAYOUTS: tuple[Layout, ...] = ("matrix", "conv", "experts", "row")
 BLOCK_AXES = (-2, -1)
 _CONV_DIMS = 3  # out, in and at least one kernel dimension
 
@@ -56,7 +57,7 @@ def check_layout(
     require_choice("layout", layout, LAYOUTS)
     if type(block_axis) is not int or block_axis not in BLOCK_AXES:
         raise ValueError(f"block_axis = {shown(block_axis)} must be −2 (rows) or −1 (columns of the matrix view).")
-    fits = {"matrix": len(shape) == 2, "conv": len(shape) >= _CONV_DIMS, "experts": len(shape) == 3}
+    fits = {"matrix": len(shape) == 2, "conv": len(shape) >= _CONV_DIMS, "experts": len(shape) == 3, "row": True}
     if not fits[layout]:
         needs = {"matrix": "2", "conv": f"{_CONV_DIMS} or more", "experts": "3"}[layout]
         raise ValueError(
@@ -97,20 +98,22 @@ def matrix_views(
     if layout == "matrix" and blocks is None and tensor.ndim == 2:
         return [tensor]  # nearly all parameters, several times a step each
     check_layout(tensor.shape, layout=layout, blocks=blocks, block_axis=block_axis)
-    matrix = _flattened(tensor) if layout == "conv" else tensor
+    matrix = _flattened(tensor, layout) if layout in ("conv", "row") else tensor
     return [matrix] if blocks is None else list(torch.split(matrix, list(blocks), dim=block_axis))
 
 
 def _matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
+    if layout == "row":
+        return (1, math.prod(shape))
     return (shape[0], math.prod(shape[1:])) if layout == "conv" else tuple(shape)
 
 
-def _flattened(tensor: Tensor) -> Tensor:
+def _flattened(tensor: Tensor, layout: Layout) -> Tensor:
     try:
-        return tensor.view(_matrix_shape(tensor.shape, "conv"))
+        return tensor.view(_matrix_shape(tensor.shape, layout))
     except RuntimeError:
         # A copy would not write back, and columns in memory order would change the meaning of saved state.
         raise ValueError(
-            f"a convolution of shape {tuple(tensor.shape)} and strides {tensor.stride()} has no matrix view; take one "
+            f"a parameter of shape {tuple(tensor.shape)} and strides {tensor.stride()} has no matrix view; take one "
             "of its contiguous() copy."
         ) from None

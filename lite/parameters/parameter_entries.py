@@ -164,7 +164,8 @@ def matrix_entries(
     for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
         if p.grad is not None:
             # That of a convolution may come in another memory format than the parameter.
-            g = p.grad.contiguous() if p.ndim > 2 or p in copies else p.grad
+            in_order = p.ndim > 2 or p in copies or group["layout"] == "row"
+            g = p.grad.contiguous() if in_order else p.grad
             w = copies.get(p, p)
             entries += parameter_entries(elementwise, group, w, {"g": g}, state[p], step=step, numbers=numbers)
     return entries

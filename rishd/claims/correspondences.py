@@ -1,4 +1,4 @@
-"""Claims C17a to C17l: the rows of the correspondence table, known optimizers as the update rule with a metric."""
+"""Claims C17a to C17p: the rows of the correspondence table, known optimizers as the update rule with a metric."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from torch.optim import SGD, Adam, AdamW, Muon, RMSprop
 
 from discretizations.correspondence import Correspondence, Rule
 from discretizations.known_optimizers import CORRESPONDENCES
+from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS
 from discretizations.proofs.correspondences import row_residuals
 from rishd.claims.claim import Gather, register_claim
 from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, Proof
 from rishd.claims.published_optimizers import (
     Gradient,
     averaged_shampoo_path,
+    kl_path,
+    lion_path,
+    normuon_path,
     shampoo_path,
     soap_path,
     torch_paths,
@@ -186,11 +190,11 @@ def _by_torch(optimizer: type[torch.optim.Optimizer], names: Mapping[str, str], 
     return paths
 
 
-def _one_by_one(path: Callable[..., Tensor]) -> Paths:
-    """Paths of an algorithm for one matrix."""
+def _one_by_one(path: Callable[..., Tensor], **fixed: Any) -> Paths:
+    """Paths of an algorithm for one tensor."""
 
     def paths(settings: Settings, starts: Sequence[Tensor], gradients: Sequence[Gradient]) -> Tensor:
-        found = [path(*pair, STEPS, **settings) for pair in zip(starts, gradients, strict=True)]
+        found = [path(*pair, STEPS, **settings, **fixed) for pair in zip(starts, gradients, strict=True)]
         return torch.stack(found, dim=1)
 
     return paths
@@ -199,6 +203,13 @@ def _one_by_one(path: Callable[..., Tensor]) -> Paths:
 _LR, _MU = Range(0.01, 0.1, log=True), Range(0.5, 0.95)
 _BETAS = {"beta1": Range(0.5, 0.9), "beta2": Range(0.95, 0.999)}
 _DECAY, _EPS = Range(0.0, 0.3), Range(1e-2, 1e-1, log=True)  # a smaller ε makes paths chaotic near the minimum
+_KL: Box = {
+    "lr": Range(1e-3, 1e-2, log=True),
+    "eps": _EPS,
+    "weight_decay": _DECAY,
+    "frequency": Range(1.0, 10.9),
+    **_BETAS,
+}
 _PEERS: dict[str, _Peer] = {
     "sgd": _Peer(_by_torch(SGD, {"lr": "lr"}), {"lr": _LR}),
     "sgd-momentum": _Peer(_by_torch(SGD, {"lr": "lr", "mu": "momentum"}), {"lr": _LR, "mu": _MU}),
@@ -246,6 +257,14 @@ _PEERS: dict[str, _Peer] = {
         matrix=True,
         determined=1,
     ),
+    "lion": _Peer(_one_by_one(lion_path), {"lr": Range(1e-3, 1e-2, log=True), "weight_decay": _DECAY, **_BETAS}),
+    "normuon": _Peer(
+        _one_by_one(normuon_path, coefficients=TORCH_COEFFICIENTS),
+        {"lr": Range(1e-3, 3e-2, log=True), "mu": _MU, "beta2": _BETAS["beta2"], "weight_decay": _DECAY},
+        matrix=True,
+    ),
+    "kl-soap": _Peer(_one_by_one(kl_path, is_shampoo=False), _KL, matrix=True, determined=0),
+    "kl-shampoo": _Peer(_one_by_one(kl_path, is_shampoo=True), _KL, matrix=True, determined=0),
 }
 
 

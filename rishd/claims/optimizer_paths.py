@@ -18,7 +18,7 @@ from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
 from lite import SOAPLITE, LITEOptimizer, MuonLITE
-from lite.muon_lite import update_scale
+from lite.muon_settings import update_scale
 from riemannian_ode import RISHD, TimeDependent, simulate
 
 STEPS = 100

@@ -154,6 +154,140 @@ def soap_path(
     return torch.stack(path)
 
 
+def lion_path(
+    start: Tensor, gradient: Gradient, steps: int, *, lr: float, beta1: float, beta2: float, weight_decay: float
+) -> Tensor:
+    """Lion: the sign of an interpolation between momentum and gradient.
+
+    Args:
+        start: w.
+        gradient: w ↦ g.
+        steps: Number of steps.
+        lr: Learning rate.
+        beta1: θ₁, of the interpolation.
+        beta2: θ₂, of the momentum.
+        weight_decay: λ.
+
+    Source: Chen et al., arXiv:2302.06675, Algorithm 2.
+    """
+    w, m, path = start, torch.zeros_like(start), []
+    for _ in range(steps):
+        g = gradient(w)
+        w = w - lr * (torch.sign(beta1 * m + (1 - beta1) * g) + weight_decay * w)
+        m = beta2 * m + (1 - beta2) * g
+        path.append(w)
+    return torch.stack(path)
+
+
+def normuon_path(
+    start: Tensor,
+    gradient: Gradient,
+    steps: int,
+    *,
+    lr: float,
+    mu: float,
+    beta2: float,
+    weight_decay: float,
+    coefficients: tuple[float, float, float],
+) -> Tensor:
+    """NorMuon: Muon's five Newton–Schulz steps, rows over the root of their second moment, and a fixed update norm.
+
+    The last norm is that before rows are scaled, which for an exact polar factor is the paper's.
+
+    Args:
+        start: W, a matrix.
+        gradient: W ↦ G.
+        steps: Number of steps.
+        lr: Learning rate.
+        mu: θ of the momentum.
+        beta2: θ₂ of the rows' second moment.
+        weight_decay: λ.
+        coefficients: Those of a Newton–Schulz step.
+
+    Source: Li et al., arXiv:2510.05491, Algorithm 1.
+    """
+    a, b, c = coefficients
+    w, m, v, path = start.numpy(), np.zeros(start.shape), np.zeros(len(start)), []
+    for _ in range(steps):
+        g = gradient(torch.as_tensor(w)).numpy()
+        m = mu * m + (1 - mu) * g
+        o = m / np.sqrt((m * m).sum())
+        for _ in range(5):
+            o = a * o + b * (o @ o.T) @ o + c * (o @ o.T) @ ((o @ o.T) @ o)
+        v = beta2 * v + (1 - beta2) * (o * o).mean(axis=1)
+        scaled = o / (np.sqrt(v) + 1e-8)[:, None]
+        scaled = scaled * np.sqrt((o * o).sum() / (scaled * scaled).sum())
+        w = w - lr * weight_decay * w - 0.2 * np.sqrt(max(w.shape)) * lr * scaled
+        path.append(torch.as_tensor(w))
+    return torch.stack(path)
+
+
+def kl_path(
+    start: Tensor,
+    gradient: Gradient,
+    steps: int,
+    *,
+    is_shampoo: bool,
+    lr: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    frequency: int,
+) -> Tensor:
+    """KL-SOAP or KL-Shampoo: factors fitted by the Kullback–Leibler divergence, eigenvalues averaged in kept bases.
+
+    Eigenvalues start at the root mean square of the first gradient (the authors' code: 0.1), and metric and decay are
+    those of the step's own gradient, as in the paper.
+
+    Args:
+        start: W, a matrix.
+        gradient: W ↦ G.
+        steps: Number of steps, not counting the first gradient, which makes the first bases and no step.
+        is_shampoo: Whether the eigenvalues make the metric, not an average number by number.
+        lr: Learning rate.
+        eps: ε.
+        beta1: θ₁.
+        beta2: θ₂.
+        weight_decay: λ.
+        frequency: Steps between refreshes.
+
+    Source: Lin et al., arXiv:2509.03378.
+    """
+    w, m, v, path = start.numpy(), np.zeros(start.shape), np.zeros(start.shape), []
+    g = gradient(start).numpy()
+    bases = [np.linalg.svd(g @ g.T)[0], np.linalg.svd(g.T @ g)[0]]
+    values = [np.full(side, np.sqrt((g * g).mean())) for side in g.shape]
+    factors = [(1 - beta2) * x for x in _whitened(bases, values, g, eps)]
+    for t in range(1, steps + 1):
+        g = gradient(torch.as_tensor(w)).numpy()
+        m = beta1 * m + (1 - beta1) * g
+        squares = _coefficients(bases, g) ** 2
+        v = beta2 * v + (1 - beta2) * squares
+        new = (squares @ (1 / (values[1] + eps)) / len(g.T), (1 / (values[0] + eps)) @ squares / len(g))
+        products = _whitened(bases, values, g, eps)
+        factors = [beta2 * old + (1 - beta2) * x for old, x in zip(factors, products, strict=True)]
+        values = [beta2 * old + (1 - beta2) * x for old, x in zip(values, new, strict=True)]
+        root = np.sqrt(np.outer(*values)) + eps if is_shampoo else (np.sqrt(v) + eps) / np.sqrt(1 - beta2**t)
+        size = _coefficients(bases, m) / root / (1 - beta1**t)
+        w = w - lr * (np.einsum("ij,ai,bj->ab", size, bases[0], bases[1]) + weight_decay * w)
+        path.append(torch.as_tensor(w))
+        if t % frequency == 0:
+            for side, factor in enumerate(factors):
+                order = np.argsort([q @ factor @ q for q in bases[side].T])[::-1]
+                v, values[side] = np.take(v, order, axis=side), values[side][order]
+                bases[side] = np.stack(list(_gram_schmidt(factor @ bases[side][:, order])), axis=1)
+    return torch.stack(path)
+
+
+def _whitened(
+    bases: Sequence[np.ndarray], values: Sequence[np.ndarray], g: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """G R⁻¹ Gᵀ/n and Gᵀ L⁻¹ G/m."""
+    left, right = (q @ np.diag(1 / (d + eps)) @ q.T for q, d in zip(bases, values, strict=True))
+    return g @ right @ g.T / len(g.T), g.T @ left @ g / len(g)
+
+
 def _coefficients(bases: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
     """⟨q_i, X q_j⟩."""
     return np.asarray(np.einsum("ai,ab,bj->ij", bases[0], x, bases[1]))

@@ -10,7 +10,7 @@ import typer
 
 from riemannian_ode.atomic import write_text
 from rishd.commands.console import INTERRUPTED, Format, err, out
-from rishd.probing.settings import ProbeSettings
+from rishd.probing.settings import PROBED, ProbeSettings
 from rishd.progress import progress_bar
 from rishd.report.terminal import text_table
 
@@ -33,6 +33,10 @@ def probe(
     noise_batches: Annotated[
         int, typer.Option(help="Batches of 16 sequences that measure the gradients' noise.")
     ] = ProbeSettings.noise_batches,
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Option("--optimizer", help="A further optimizer whose update is compared; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = ProbeSettings.seed,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of data and figures; CHECKPOINT/probe by default.")
@@ -52,6 +56,7 @@ def probe(
         lanczos_steps=lanczos_steps,
         gradients=gradients,
         noise_batches=noise_batches,
+        optimizers=tuple(dict.fromkeys((*PROBED, *(optimizers or ())))),
         seed=seed,
     )
     from rishd.probing.probe import probe as measure

@@ -110,7 +110,8 @@ def _groups(cls: type[torch.optim.Optimizer], config: OptimizerConfig, model: nn
             if key in settings:
                 raise ConfigError(f"optimizer.groups.{one_line(kind, 40)} has {key}, which follows from the model.")
     try:
-        return param_groups(model, matrix_rule=cls.rule, settings=config.groups)  # type: ignore[arg-type]
+        rules = {"matrix_rule": cls.rule, "other_rule": cls.rule if cls.takes_any_shape else "adamw"}
+        return param_groups(model, **rules, settings=config.groups)  # type: ignore[arg-type]
     except ValueError as problem:
         raise ConfigError(f"optimizer.groups: {one_line(problem, 240)}") from None
 

@@ -57,4 +57,11 @@ OPTIMIZERS: Mapping[str, str] = {  # name ↦ module:Class
     "muon-lite": "lite:MuonLITE",
     "soap": "lite:SOAP",
     "soap-lite": "lite:SOAPLITE",
+    "adamw-lite": "lite:AdamWLITE",
+    "lion": "lite:Lion",
+    "lion-lite": "lite:LionLITE",
+    "normuon": "lite:NorMuon",
+    "normuon-lite": "lite:NorMuonLITE",
+    "shampoo": "lite:Shampoo",
+    "shampoo-lite": "lite:ShampooLITE",
 }

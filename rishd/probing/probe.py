@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from rishd.pretraining.config import OptimizerConfig
-from rishd.pretraining.presets import OPTIMIZERS
 from rishd.probing.block_hessian import BlockHessian
 from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
 from rishd.probing.frozen import FrozenOptimizer, Geometry, geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
-from rishd.probing.settings import ProbeSettings
+from rishd.probing.settings import PROBED, ProbeSettings
 from rishd.probing.split_curvature import split_curvature
 from rishd.probing.trained_model import (
     Inputs,
@@ -54,7 +53,7 @@ def probe(path: Path, settings: ProbeSettings, progress: Advance) -> Probe:
     sequences = max(1, settings.tokens // length)
     observed = sequences + settings.gradients * batch
     inputs = training_sequences(config, observed + settings.noise_batches * _PASS, progress)
-    memories = frozen_optimizers(model, config.optimizer)
+    memories = frozen_optimizers(model, config.optimizer, settings.optimizers)
     for k in range(settings.gradients):
         progress("gradients for the optimizers' memories", k, settings.gradients)
         start = sequences + k * batch
@@ -120,13 +119,15 @@ def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]
     return [name for name, layer in layers.items() if layer == middle and name in matrices]
 
 
-def frozen_optimizers(model: nn.Module, run: OptimizerConfig) -> dict[str, FrozenOptimizer]:
-    """One of each known optimizer: with the run's settings where it is the run's own, else with the defaults."""
+def frozen_optimizers(
+    model: nn.Module, run: OptimizerConfig, names: Sequence[str] = PROBED
+) -> dict[str, FrozenOptimizer]:
+    """One of each named optimizer: with the run's settings where it is the run's own, else with the defaults."""
     return {
         name: FrozenOptimizer.configured(
             model, replace(run, name=name) if name == run.name else OptimizerConfig(name=name)
         )
-        for name in OPTIMIZERS
+        for name in names
     }
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from riemannian_ode.errors import require_choice
+from rishd.pretraining.presets import OPTIMIZERS
+
+PROBED = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
@@ -17,6 +22,7 @@ class ProbeSettings:
         lanczos_steps: Lanczos steps of each.
         gradients: Mini-batches, of the run's size, that build the optimizers' memories.
         noise_batches: Small batches of 16 sequences, others than these, that the gradients' noise is measured from.
+        optimizers: Names of the optimizers whose updates are compared; the first five are what masks and noise need.
         sharp_fraction: r of the masks where the run has none.
         seed: Of the random vectors.
     """
@@ -28,6 +34,7 @@ class ProbeSettings:
     lanczos_steps: int = 30
     gradients: int = 20
     noise_batches: int = 32
+    optimizers: tuple[str, ...] = PROBED
     sharp_fraction: float = 0.1
     seed: int = 0
 
@@ -42,5 +49,11 @@ class ProbeSettings:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be at least {least}.")
+        for name in self.optimizers:
+            require_choice("optimizer", name, OPTIMIZERS)
+        if missing := [name for name in PROBED if name not in self.optimizers]:
+            raise ValueError(
+                f"optimizers lacks {', '.join(missing)}, which masks and noise are measured with; add them."
+            )
         if not 0 < self.sharp_fraction < 1:
             raise ValueError(f"sharp_fraction = {self.sharp_fraction!r} must lie between 0 and 1.")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from rishd.probing.findings import BlockProbe, Probe
 from rishd.probing.lanczos import SpectralMeasure
 
@@ -47,11 +47,12 @@ def update_figure(probe: Probe) -> Figure:
     for axes, block in zip(panels, probe.blocks, strict=False):
         top = block.eigenvalues[0]
         axes.loglog(*_survival(block.density, top), color=BLACK, lw=1.6, ls=":", label="random direction")
+        others = iter((SKY, YELLOW, BLACK))
         for update in block.updates:
             line = "--" if update.optimizer.endswith("-lite") else "-"
             axes.loglog(
                 *_survival(update.measure, top),
-                color=_COLOURS[update.optimizer],
+                color=_COLOURS.get(update.optimizer) or next(others, BLACK),
                 lw=1.4,
                 ls=line,
                 label=update.optimizer,

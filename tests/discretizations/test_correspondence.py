@@ -154,7 +154,8 @@ def test_wrong_rows_are_not_proved(key, change):
 def test_units_of_beta():
     assert momentum_units() == [0, 0, 0, 0]
     assert str(correspondence("sgd-nesterov").beta) == str(correspondence("muon-nesterov").beta) == "1/mu"
-    for key in set(CORRESPONDENCES) - {"sgd-nesterov", "muon-nesterov"}:
+    assert str(correspondence("lion").beta) == "(beta1 - beta2)/(beta1*(beta2 - 1))"
+    for key in set(CORRESPONDENCES) - {"sgd-nesterov", "muon-nesterov", "lion"}:
         assert correspondence(key).beta == 0
 
 

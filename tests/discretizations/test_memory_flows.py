@@ -12,9 +12,12 @@ from discretizations import (
     CoordinateMask,
     EigenbasisMoment,
     ExactSubspace,
+    GradedMask,
     Identity,
     KroneckerRoot,
+    NormalizedPolarFactor,
     PolarFactor,
+    RandomSubspace,
     SecondMoment,
     Sign,
     ThresholdMask,
@@ -41,6 +44,8 @@ FLOWS = {
     "muon": (PolarFactor(), AVERAGE | {"nesterov": 0.1}),
     "muon, tracked": (PolarFactor(mask=TrackedSubspace(sharp_fraction=0.4)), AVERAGE | LITE | {"decay": 0.1}),
     "muon, exact": (PolarFactor(mask=ExactSubspace(sharp_fraction=0.4)), AVERAGE | LITE),
+    "muon, graded": (PolarFactor(iteration="svd", mask=GradedMask()), AVERAGE | LITE | {"decay": 0.1}),
+    "muon, random": (PolarFactor(mask=RandomSubspace(sharp_fraction=0.4)), AVERAGE | {"chi": 2.0}),
     "muon, threshold": (PolarFactor(iteration="svd", mask=ThresholdMask(sharp_fraction=0.4)), AVERAGE | LITE),
     "shampoo": (KroneckerRoot(beta2=0.95, eps=1e-2), AVERAGE | {"corrects_momentum": True}),
     "shampoo, sums": (KroneckerRoot(beta2=None, eps=1e-1, sharp_fraction=0.3), AVERAGE | LITE),
@@ -50,8 +55,26 @@ FLOWS = {
         AVERAGE | LITE | {"corrects_momentum": True, "decay": 0.1},
     ),
     "sign": (Sign(sharp_fraction=0.3), AVERAGE | LITE),
+    "normuon": (NormalizedPolarFactor(beta2=0.9, iteration="svd"), AVERAGE | {"nesterov": 0.1, "decay": 0.1}),
+    "normuon, tracked": (NormalizedPolarFactor(mask=TrackedSubspace(sharp_fraction=0.4)), AVERAGE | LITE),
+    "shampoo, grafted": (
+        KroneckerRoot(beta2=0.95, eps=1e-2, grafts=True),
+        AVERAGE | {"corrects_momentum": True, "decay": 0.1},
+    ),
+    "shampoo, kept": (
+        KroneckerRoot(beta2=0.95, eps=1e-2, frequency=3, root="newton", sharp_fraction=0.4),
+        AVERAGE | LITE,
+    ),
+    "kl-soap": (
+        EigenbasisMoment(beta2=0.95, frequency=3, divergence="kl", mask=CoordinateMask(sharp_fraction=0.3)),
+        AVERAGE | LITE | {"corrects_momentum": True},
+    ),
+    "kl-shampoo": (
+        EigenbasisMoment(beta2=0.95, frequency=3, divergence="kl", moment="kronecker", eps=1e-3),
+        AVERAGE | {"decay": 0.1},
+    ),
 }
-SMOOTH = ("identity", "adam", "rmsprop", "shampoo")
+SMOOTH = ("identity", "adam", "rmsprop", "shampoo", "shampoo, grafted")
 
 
 class Wells:

@@ -6,8 +6,21 @@ import torch
 from torch import nn
 
 from examples.factored_moment import FactoredLITE
-from examples.shampoo_lite import ShampooLITE
-from lite import SOAP, SOAPLITE, Muon, MuonLITE, param_groups
+from examples.shampoo_lite import ShampooLITE as OwnShampoo
+from lite import (
+    SOAP,
+    SOAPLITE,
+    AdamWLITE,
+    Lion,
+    LionLITE,
+    Muon,
+    MuonLITE,
+    NorMuon,
+    NorMuonLITE,
+    Shampoo,
+    ShampooLITE,
+    param_groups,
+)
 
 # SOAP refreshes its bases often here, so that a few steps see all of it.
 OPTIMIZERS = {
@@ -29,9 +42,26 @@ RULES = {
     "soap": partial(SOAPLITE, precondition_frequency=2),
     "soap base": partial(SOAP, precondition_frequency=2),
     "one-sided": partial(SOAPLITE, precondition_frequency=2, max_precondition_dim=10),
-    "own": ShampooLITE,
+    "own": OwnShampoo,
     "factored": FactoredLITE,
 }
+
+# The other optimizers, each in the forms that take different ways through a step.
+FAMILY = {
+    "adamw": partial(AdamWLITE, beta_flat=0.5),
+    "lion": partial(LionLITE, beta_flat=0.5),
+    "lion base": Lion,
+    "normuon": NorMuonLITE,
+    "normuon base": NorMuon,
+    "graded": partial(MuonLITE, mask="graded"),
+    "inside": partial(MuonLITE, damping="inside", beta_flat=4.0),
+    "shampoo": partial(ShampooLITE, precondition_frequency=2),
+    "shampoo, newton": partial(ShampooLITE, precondition_frequency=1, root="newton", grafts=False, epsilon=1e-6),
+    "shampoo base": partial(Shampoo, precondition_frequency=2),
+    "kl-soap": partial(SOAPLITE, precondition_frequency=2, divergence="kl"),
+    "kl-shampoo": partial(ShampooLITE, precondition_frequency=2, divergence="kl"),
+}
+RULES |= FAMILY
 
 
 class Net(nn.Module):
@@ -49,7 +79,9 @@ class Net(nn.Module):
 
 
 def groups(model, make, **options):
-    return param_groups(model, head=model.head, matrix_rule=make.func.rule, **options)
+    cls = getattr(make, "func", make)
+    other = cls.rule if cls.takes_any_shape else "adamw"
+    return param_groups(model, head=model.head, matrix_rule=cls.rule, other_rule=other, **options)
 
 
 def build(make, lr=0.02, dtype=torch.float32, **settings):

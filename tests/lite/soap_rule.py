@@ -31,6 +31,9 @@ class SoapRule:
     sharp_fraction: float = 0.1
     precondition_frequency: int = 10
     max_precondition_dim: int = 10_000
+    divergence: str = "frobenius"
+    decay: str = "decoupled"
+    norm: str = "free"
 
     @property
     def preconditioner(self) -> Any:

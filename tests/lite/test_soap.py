@@ -108,7 +108,8 @@ def test_decay_of_flat_directions_once_a_period_shrinks_as_much(level, speed):
 def test_unrotated_it_is_adamw_lite(chi):
     """Both sides longer than max_precondition_dim; AdamW starts one gradient later."""
     soap = SoapRule(max_precondition_dim=4, precondition_frequency=1, chi=chi, weight_decay=0.1)
-    group = {"adamw_betas": soap.betas, "eps": soap.eps, "chi": chi, "weight_decay": 0.1, "sharp_fraction": 0.1}
+    group = {"adamw_betas": soap.betas, "eps": soap.eps, "chi": chi, "sharp_fraction": 0.1}
+    group |= {"weight_decay": 0.1, "decay": "decoupled"}
     adamw = adamw_rule(group)
     w = torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gs = list(gradients((8, 6), 30))

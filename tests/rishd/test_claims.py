@@ -15,7 +15,7 @@ from rishd.claims.trial import Inequality, Range, draw, try_bounds
 from rishd.report.claim_figures import claim_figure
 
 # Whole trainings and river solves, and 100 steps of matrices, have fewer instances.
-FEWER = {"C11c": 8, "C14": 2, **dict.fromkeys(("C17h", "C17i", "C17j", "C17k", "C17l"), 3)}
+FEWER = {"C11c": 8, "C14": 2, **dict.fromkeys(("C17h", "C17i", "C17j", "C17k", "C17l", "C17n", "C17o", "C17p"), 3)}
 
 
 @pytest.mark.parametrize("key", CLAIMS)

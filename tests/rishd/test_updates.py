@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lite import SOAPLITE, MuonLITE, param_groups
-from lite.muon_lite import sharp_rank
+from lite.muon_settings import sharp_rank
 from rishd.pretraining.config_files import make_config
 from rishd.pretraining.models import build_model, model_config
 from rishd.pretraining.updates import UpdateNorms

@@ -32,7 +32,7 @@ from lite import MuonLITE, NonFiniteError
 from lite.distributed import megabatch
 from lite.distributed.exchange import Transfer
 from lite.distributed.sharding import local_part
-from tests.lite.distributed.models import OPTIMIZERS, SIZE, groups_of, loss_of, model_for, muon, train
+from tests.lite.distributed.models import FAMILY, OPTIMIZERS, SIZE, groups_of, loss_of, model_for, muon, train
 
 CHECKS = {}
 STEPS = 10
@@ -82,7 +82,7 @@ def built(name, mode, rank, world, mesh=None, **settings):
 def equality(rank, world, folder):
     """Distance to one process after some steps, each rank having its part of the batch."""
     found = {}
-    for name in ("muon", "threshold", "soap"):  # "sharded soap" has the bits of "soap", see sharded_moments
+    for name in ("muon", "threshold", "soap", *FAMILY):  # "sharded soap" has the bits of "soap", see sharded_moments
         alone = model_for()
         train(alone, OPTIMIZERS[name](groups_of(alone, name)), range(STEPS))
         for mode in modes(world):
@@ -105,7 +105,7 @@ def lies_as_parameters(optimizer, parameters, keys):
 def state_lies_once(rank, world, folder):
     """By optimizer and mode: numbers of matrices' state on this rank, and in one process; and what is in shards."""
     found = {}
-    for name in OPTIMIZERS:
+    for name in ("muon", "threshold", "soap", "sharded soap"):
         for mode in modes(world):
             optimizer = built(name, mode, rank, world)[2]
             optimizer.init_state()

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lite import SOAPLITE, MuonLITE, param_groups
+from lite import SOAPLITE, AdamWLITE, LionLITE, MuonLITE, NorMuonLITE, ShampooLITE, param_groups
 
 SIZE, TOKENS, BATCH = 6, 11, 32
 
@@ -61,7 +61,28 @@ def sharded_soap(groups, **settings):
     return soap(groups, moments="sharded", **settings)
 
 
-OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap, "sharded soap": sharded_soap}
+def normuon(groups, **settings):
+    return NorMuonLITE(groups, 0.02, **{"ns_dtype": "parameter", **settings})
+
+
+def lion(groups, **settings):
+    return LionLITE(groups, 0.005, **settings)
+
+
+def adamw(groups, **settings):
+    return AdamWLITE(groups, 0.02, beta_flat=0.5, **settings)
+
+
+def shampoo(groups, **settings):
+    return ShampooLITE(groups, 0.02, precondition_frequency=2, epsilon=1e-4, **settings)
+
+
+def kl_soap(groups, **settings):
+    return soap(groups, divergence="kl", **settings)
+
+
+FAMILY = {"normuon": normuon, "lion": lion, "adamw": adamw, "shampoo": shampoo, "kl soap": kl_soap}
+OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap, "sharded soap": sharded_soap, **FAMILY}
 
 
 def model_for(dtype=torch.float64):
@@ -70,7 +91,9 @@ def model_for(dtype=torch.float64):
 
 
 def groups_of(model, name, **settings):
-    return param_groups(model, head=model.head, matrix_rule="soap" if "soap" in name else "muon", **settings)
+    rule = "soap" if "soap" in name else "muon" if name == "threshold" else name
+    # Not Lion for biases: the gradient of attention's key bias is zero but for rounding, and has no sign.
+    return param_groups(model, head=model.head, matrix_rule=rule, **settings)
 
 
 def loss_of(model, step, rank=0, world=1):
