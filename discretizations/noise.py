@@ -166,8 +166,9 @@ def flow_covariance(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
     damping = alpha + beta * kappa
     if not np.all((kappa > 0) & (damping > 0) & (1.0 + alpha * beta > 0)):
         raise ValueError(
-            "the flow of a mode is stable where kappa > 0, alpha + beta * kappa > 0 and 1 + alpha * beta > 0; here "
-            f"kappa = {kappa!r}, alpha = {alpha!r} and beta = {beta!r}: an unstable mode has no stationary noise."
+            f"kappa = {kappa.min():.4g}, alpha + beta * kappa = {damping.min():.4g} and 1 + alpha * beta = "
+            f"{(1.0 + alpha * beta).min():.4g} (the least of each) must be positive: an unstable mode has no "
+            "stationary noise; take a smaller |β|."
         )
     top = np.stack([(1.0 + alpha * beta + beta**2 * kappa) / kappa, -beta], axis=-1)
     bottom = np.stack([-beta, np.ones_like(beta)], axis=-1)
@@ -221,7 +222,7 @@ def floor_ratio_bounds(kappa: Array, alpha: Array, beta: Array) -> FloorRatio:
     _check_stable(kappa, alpha, beta)
     kappa, alpha, beta = (np.asarray(x, dtype=np.float64) for x in (kappa, alpha, beta))
     if np.any(beta < 0):
-        raise ValueError(f"beta = {beta!r} must be at least 0: the bounds do not hold for β < 0.")
+        raise ValueError(f"beta = {beta.min():.6g} must be at least 0: the bounds do not hold for β < 0.")
     lower = 1.0 / (1.0 - kappa / stable_limit(alpha, beta))
     more = (3.0 - 2.0 * alpha) / (2.0 - alpha) * beta * kappa / (1.0 + alpha * beta + beta**2 * kappa)
     return FloorRatio(np.asarray(lower + 0.0 * more), np.asarray(lower * (1.0 + more)))
