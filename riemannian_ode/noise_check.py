@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from riemannian_ode.arrays import is_torch, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
@@ -42,6 +43,8 @@ def check_noise(
     if scheme.stochastic is None or not isinstance(scheme, OneStepIntegrator):
         able = ", ".join(name for name, cls in INTEGRATORS.items() if cls.stochastic is not None)
         raise ValueError(f"integrator {scheme.name!r} has no form with noise; take one of {able}.")
+    if tracks(noise.factor) and not is_torch(w0):
+        raise ValueError("noise.factor requires gradients, which a numpy w0 cannot carry; give w0 as a torch tensor.")
     noise.columns(grid.t0, w0)
     if events:
         raise ValueError("events are located inside steps, where a path with noise has no states; give events=().")

@@ -293,6 +293,8 @@ def test_only_the_noise_requires_gradients():
     w0 = torch.as_tensor(START)
     run = simulate(bowl(), w0, steps=3, noise=GradientNoise(factor=sigma))
     assert torch.autograd.grad(run.w[-1].sum(), sigma)[0] != 0
+    with pytest.raises(ValueError, match=r"which a numpy w0 cannot carry"):
+        simulate(bowl(), START, steps=3, noise=GradientNoise(factor=sigma))
     with pytest.raises(ValueError, match=r"noise.factor requires gradients, but a checkpoint cannot hold them"):
         simulate(bowl(), w0, steps=3, noise=GradientNoise(factor=sigma), checkpoint="x.npz")
 
