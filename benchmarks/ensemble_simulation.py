@@ -46,7 +46,7 @@ def system() -> RISHD:
     return RISHD.from_optimizer(VALLEY, alpha=ALPHA, eta=ETA, chi=CHI, beta_flat=BETA_FLAT, flat=VALLEY.flat_split)
 
 
-def rates(u: Any, s: Any, m_u: Any, m_s: Any, xp: Any) -> tuple[Any, Any, Any, Any]:
+def rates(u: Any, s: Any, m_u: Any, m_s: Any, xp: Any, beta_flat: float = BETA_FLAT) -> tuple[Any, Any, Any, Any]:
     """(u̇, ṡ, ṁ_u, ṁ_s) by hand: 2×2 Hessian, its flat projector ½(I − M/r) from the traceless part M."""
     stretch = xp.sqrt(1.0 + (u / WIDTH) ** 2)
     angle = FREQUENCY * u
@@ -57,8 +57,9 @@ def rates(u: Any, s: Any, m_u: Any, m_s: Any, xp: Any) -> tuple[Any, Any, Any, A
     head = FLOOR / stretch**3 + WALL * (slope * slope + residual * FREQUENCY**2 * wave)
     half, off = 0.5 * (head - WALL), -WALL * slope
     scale = 0.5 / xp.sqrt(half * half + off * off)
-    x_u = (CHI - 1.0) * m_u + CHI * BETA_FLAT * g_u
-    x_s = (CHI - 1.0) * m_s + CHI * BETA_FLAT * g_s
+    x_u, x_s = (CHI - 1.0) * m_u, (CHI - 1.0) * m_s
+    if beta_flat:
+        x_u, x_s = x_u + CHI * beta_flat * g_u, x_s + CHI * beta_flat * g_s
     q_u = 0.5 * x_u - scale * (half * x_u + off * x_s)
     q_s = 0.5 * x_s - scale * (off * x_u - half * x_s)
     return -ETA * (m_u + q_u), -ETA * (m_s + q_s), g_u - ALPHA * m_u, g_s - ALPHA * m_s

@@ -14,7 +14,11 @@ from discretizations.correspondence import Rule as Rule
 from discretizations.curvature_schemes import CURVATURE_SCHEMES as CURVATURE_SCHEMES
 from discretizations.curvature_schemes import CurvatureScheme as CurvatureScheme
 from discretizations.known_optimizers import CORRESPONDENCES as CORRESPONDENCES
+from discretizations.noise import FloorRatio as FloorRatio
 from discretizations.noise import flat_loss_floor as flat_loss_floor
+from discretizations.noise import floor_ratio_bounds as floor_ratio_bounds
+from discretizations.noise import flow_covariance as flow_covariance
+from discretizations.noise import flow_loss_floor as flow_loss_floor
 from discretizations.noise import loss_floor as loss_floor
 from discretizations.noise import lyapunov_covariance as lyapunov_covariance
 from discretizations.noise import stationary_covariance as stationary_covariance

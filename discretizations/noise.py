@@ -1,13 +1,17 @@
-r"""Stationary noise of the update rule on a quadratic, in closed form.
+r"""Stationary noise of the update rule on a quadratic, and of its flow, in closed form.
 
 Stochastic gradients :math:`g_k + \sigma\xi_k` with white ξ of unit variance keep a mode from settling: its state
 :math:`(w_k,\ \eta a\,m_{k-1})` has a stationary covariance S, and its loss a floor. κ = ηλa is the preconditioned
 curvature, ηa the *rate*: learning rate times the eigenvalue of :math:`A = F^{-1}(P + \chi Q)`. β is in theory's units.
 
-Source: derived in docs/theory, claim C10.
+The flow is that of the gradient g + σ dB/dt: :func:`riemannian_ode.simulate` with ``noise``.
+
+Source: derived in docs/theory, claims C10 and C20.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import solve_discrete_lyapunov
@@ -130,6 +134,98 @@ def flat_loss_floor(alpha: Array, beta: Array, *, rate: Array, sigma: Array) -> 
     Source: derived in docs/theory, claim C10.
     """
     return np.asarray(np.asarray(sigma) ** 2 * np.asarray(rate) * (1.0 / np.asarray(alpha) + np.asarray(beta)) / 4.0)
+
+
+class FloorRatio(NamedTuple):
+    """Bounds of the update rule's loss floor over the flow's, each of broadcast shape."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def flow_covariance(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
+    r"""Stationary covariance of a mode (w, ηa·m) of the flow.
+
+    .. math:: S = \frac{1}{2(\alpha + \beta\kappa)}\begin{pmatrix}
+        \frac{1 + \alpha\beta + \beta^2\kappa}{\kappa} & -\beta \\ -\beta & 1 \end{pmatrix}
+
+    Args:
+        kappa: κ > 0, any shape.
+        alpha: α > 0, broadcasts.
+        beta: β with 1 + αβ > 0 and α + βκ > 0, broadcasts.
+
+    Returns:
+        S in units of (ηaσ)², shape ``(*broadcast, 2, 2)``.
+
+    Raises:
+        ValueError: where the mode is not stable: there is no stationary state.
+
+    Source: derived in docs/theory, claim C20.
+    """
+    kappa, alpha, beta = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (kappa, alpha, beta)))
+    damping = alpha + beta * kappa
+    if not np.all((kappa > 0) & (damping > 0) & (1.0 + alpha * beta > 0)):
+        raise ValueError(
+            f"kappa = {kappa.min():.4g}, alpha + beta * kappa = {damping.min():.4g} and 1 + alpha * beta = "
+            f"{(1.0 + alpha * beta).min():.4g} (the least of each) must be positive: an unstable mode has no "
+            "stationary noise; take a smaller |β|."
+        )
+    top = np.stack([(1.0 + alpha * beta + beta**2 * kappa) / kappa, -beta], axis=-1)
+    bottom = np.stack([-beta, np.ones_like(beta)], axis=-1)
+    return np.asarray(np.stack([top, bottom], axis=-2) / (2.0 * damping)[..., None, None])
+
+
+def flow_loss_floor(kappa: Array, alpha: Array, beta: Array, *, rate: Array, sigma: Array) -> np.ndarray:
+    r"""Stationary loss of one mode of the flow, :math:`\tfrac12\lambda\,\mathrm E[w^2]`.
+
+    .. math:: \sigma^2\eta a\,\frac{1 + \alpha\beta + \beta^2\kappa}{4(\alpha + \beta\kappa)}
+
+    Args:
+        kappa: κ > 0, any shape.
+        alpha: α > 0, broadcasts.
+        beta: β, as in :func:`flow_covariance`, broadcasts.
+        rate: ηa, broadcasts.
+        sigma: σ, noise of the gradient per root of time, broadcasts.
+
+    Returns:
+        Loss, broadcast shape, in units of f.
+
+    Raises:
+        ValueError: where the mode is not stable.
+
+    Source: derived in docs/theory, claim C20.
+    """
+    variance = flow_covariance(kappa, alpha, beta)[..., 0, 0]
+    return np.asarray(0.5 * np.asarray(kappa) * variance * np.asarray(rate) * np.asarray(sigma) ** 2)
+
+
+def floor_ratio_bounds(kappa: Array, alpha: Array, beta: Array) -> FloorRatio:
+    r"""Bounds of :func:`loss_floor` over :func:`flow_loss_floor`: what steps of h = 1 add to the flow's noise.
+
+    With the stability limit κ* of claim C6,
+
+    .. math:: \frac{1}{1 - \kappa/\kappa_*} \le \frac{\text{rule}}{\text{flow}} \le \frac{1}{1 - \kappa/\kappa_*}
+        \left[1 + \frac{3 - 2\alpha}{2 - \alpha}\,\frac{\beta\kappa}{1 + \alpha\beta + \beta^2\kappa}\right]
+
+    The lower one is attained at β = 0, the upper one at α = 1.
+
+    Args:
+        kappa: κ in (0, κ*), any shape.
+        alpha: α in (0, 1], broadcasts.
+        beta: β ≥ 0, broadcasts.
+
+    Raises:
+        ValueError: where κ is not stable, or β < 0.
+
+    Source: derived in docs/theory, claim C20.
+    """
+    _check_stable(kappa, alpha, beta)
+    kappa, alpha, beta = (np.asarray(x, dtype=np.float64) for x in (kappa, alpha, beta))
+    if np.any(beta < 0):
+        raise ValueError(f"beta = {beta.min():.6g} must be at least 0: the bounds do not hold for β < 0.")
+    lower = 1.0 / (1.0 - kappa / stable_limit(alpha, beta))
+    more = (3.0 - 2.0 * alpha) / (2.0 - alpha) * beta * kappa / (1.0 + alpha * beta + beta**2 * kappa)
+    return FloorRatio(np.asarray(lower + 0.0 * more), np.asarray(lower * (1.0 + more)))
 
 
 def _check_stable(kappa: Array, alpha: Array, beta: Array) -> None:

@@ -25,6 +25,7 @@ PANELS = {
     "convex_rates": ("C8", "C8b"),
     "descent_limits": ("C9", "C9b"),
     "noise_floor": ("C10",),
+    "flow_noise_floor": ("C20",),
     "rivers": ("C11b", "C11c"),
     "strongly_convex_rates": ("C16a", "C16d"),
 }

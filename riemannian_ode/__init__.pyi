@@ -28,6 +28,7 @@ from riemannian_ode.metric import DiagonalMetric as DiagonalMetric
 from riemannian_ode.metric import Euclidean as Euclidean
 from riemannian_ode.metric import Metric as Metric
 from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
+from riemannian_ode.noise import GradientNoise as GradientNoise
 from riemannian_ode.objective import Objective as Objective
 from riemannian_ode.preconditioner import Preconditioner as Preconditioner
 from riemannian_ode.rates import convex_value_bound as convex_value_bound

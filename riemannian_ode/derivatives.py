@@ -14,6 +14,7 @@ from riemannian_ode.dynamics import RISHD
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
+from riemannian_ode.noise import GradientNoise
 from riemannian_ode.objective import is_random
 from riemannian_ode.split import PhasePoint
 
@@ -26,20 +27,22 @@ def check_derivatives(
     *,
     t0: float,
     scheme: Integrator,
+    noise: GradientNoise | None,
     is_compiled: bool,
     events: Sequence[Event],
     checkpoint: str | Path | None,
 ) -> None:
     """Refuse a run whose gradients are asked for and would be missing or wrong.
 
-    They are asked for where w0, m0, a coefficient, or what objective, metric and split make of them require gradients,
-    unless torch.no_grad() is on.
+    They are asked for where w0, m0, a coefficient, the noise's factor, or what objective, metric and split make of them
+    require gradients, unless torch.no_grad() is on.
 
     Args:
         system: The dynamics, for the arrays of ``start``.
         start: State at ``t0``.
         t0: Start time.
         scheme: The integrator.
+        noise: Noise in the gradient.
         is_compiled: Whether its steps are compiled.
         events: What the run watches for.
         checkpoint: File of checkpoints.
@@ -55,6 +58,8 @@ def check_derivatives(
     if not torch.is_grad_enabled():
         return
     wanted = {"w0": start.w, "m0": start.m, **{name: system.at(name, t0) for name in COEFFICIENTS}}
+    if noise is not None:
+        wanted["noise.factor"] = noise.factor_at(t0, start.w)
     names = [name for name, value in wanted.items() if tracks(value)]
     if not names and (is_random(system.objective) or not any(map(tracks, system.rates(t0, *start)))):
         return

@@ -233,6 +233,13 @@ class RISHD:
         return self.flat is not None or (self.memory is not None and self.memory.is_split)
 
     @property
+    def is_damped(self) -> bool:
+        """Whether the gradient enters the velocity: ν, β₁ or β₂ is not the number 0."""
+        return any(
+            not isinstance(beta, float) or beta != 0.0 for beta in (self.nesterov, self.beta_sharp, self.beta_flat)
+        )
+
+    @property
     def memory(self) -> RememberedMetric | None:
         """The metric, if it remembers gradients; then ``m`` of a state holds momentum and memory."""
         return self.metric if isinstance(self.metric, RememberedMetric) else None

@@ -15,6 +15,7 @@ from riemannian_ode.dynamics import RISHD
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
+from riemannian_ode.noise import GradientNoise
 from riemannian_ode.recording import Recorder
 from riemannian_ode.save_grid import SaveGrid
 
@@ -29,6 +30,7 @@ def fingerprint(
     grid: SaveGrid,
     recorder: Recorder,
     events: Sequence[Event],
+    noise: GradientNoise | None = None,
 ) -> dict[str, Any]:
     """Settings, start, coefficients, and the numbers of objective, metric and split.
 
@@ -44,6 +46,7 @@ def fingerprint(
         grid: Steps and saves.
         recorder: Has the observers.
         events: What is watched for.
+        noise: Noise in the gradient.
 
     Returns:
         Plain values by name, as JSON can hold them.
@@ -70,6 +73,7 @@ def fingerprint(
         "observers": sorted(recorder.observers),
         "keep_states": recorder.keep_states,
         "events": [[event.name, event.direction, event.terminal] for event in events],
+        "noise": None if noise is None else [_identity(noise), str(noise.seed), str(noise.first_member)],
         "save_at": f"{len(times)} times ({_digest(times)})" if len(times) else "nothing",
     }
 

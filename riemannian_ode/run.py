@@ -15,9 +15,17 @@ from riemannian_ode.dynamics import RISHD
 from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.events import Event, EventWatch
 from riemannian_ode.fingerprint import fingerprint
-from riemannian_ode.integrators import Integrator, IntegratorError, MemberStates, PhaseState, StepLimitError
+from riemannian_ode.integrators import (
+    Integrator,
+    IntegratorError,
+    MemberStates,
+    OneStepIntegrator,
+    PhaseState,
+    StepLimitError,
+)
 from riemannian_ode.integrators.base import states_with_jumps
 from riemannian_ode.lost_members import LostMembers
+from riemannian_ode.noise import GradientNoise
 from riemannian_ode.recording import Recorder
 from riemannian_ode.save_grid import SaveGrid
 from riemannian_ode.simulation_checkpoint import Position, check_place, read_checkpoint, write_checkpoint
@@ -41,6 +49,7 @@ class Run:
         events: What to watch for.
         file: Of checkpoints; if it is there, the run continues from it.
         compiled: The scheme's steps, compiled; ``None`` takes them as they are.
+        noise: Noise in the gradient, which the scheme takes.
 
     Raises:
         CheckpointError: if the file is of another run, or cannot be written where it is to be.
@@ -57,9 +66,10 @@ class Run:
         events: Sequence[Event],
         file: Path | None,
         compiled: CompiledSteps | None,
+        noise: GradientNoise | None = None,
     ) -> None:
         self.system, self.scheme, self.grid = system, scheme, grid
-        self.recorder, self.file, self.compiled = recorder, file, compiled
+        self.recorder, self.file, self.compiled, self.noise = recorder, file, compiled, noise
         self.watch, self.check = EventWatch(events, system, scheme), SystemCheck(system)
         self.ensemble = tuple(start.w.shape[:-1])
         self.lost = LostMembers(self.ensemble)
@@ -70,7 +80,7 @@ class Run:
         if file is None:
             return
         check_place(file)
-        self.identity = fingerprint(system, start, scheme, grid=grid, recorder=recorder, events=events)
+        self.identity = fingerprint(system, start, scheme, grid=grid, recorder=recorder, events=events, noise=noise)
         if file.exists():
             self.position, self.events = read_checkpoint(
                 file, run=self.identity, reference=start.w, recorder=recorder, lost=self.lost
@@ -170,6 +180,8 @@ class Run:
         memory = self.system.memory
         if memory is not None and memory.changes_between_steps and "optimizer" not in self.scheme.structure:
             return enumerate(states_with_jumps(self.scheme, self.system, state, **times), first + 1)
+        if self.noise is not None and isinstance(self.scheme, OneStepIntegrator):
+            return enumerate(self.scheme.noisy_states(self.system, state, self.noise, **times), first + 1)
         states = self.scheme.states(self.system, state, **times)
         self.members = states if isinstance(states, MemberStates) else None
         return enumerate(states, first + 1)

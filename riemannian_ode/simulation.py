@@ -19,6 +19,8 @@ from riemannian_ode.flow import Array
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
 from riemannian_ode.memory import RememberedMetric
+from riemannian_ode.noise import GradientNoise
+from riemannian_ode.noise_check import check_noise
 from riemannian_ode.objective import check_parts, is_random
 from riemannian_ode.progress import progress_bar
 from riemannian_ode.recording import Observer, Recorder
@@ -44,6 +46,7 @@ def simulate(
     t0: float = 0.0,
     save_every: int = 1,
     save_at: Sequence[float] | Array = (),
+    noise: GradientNoise | None = None,
     observers: Mapping[str, Observer] | None = None,
     keep_states: bool = True,
     events: Sequence[Event] = (),
@@ -79,6 +82,10 @@ def simulate(
         save_every: Steps between saved states; the start and the last step are always saved.
         save_at: Further times to save at, increasing and within the span. Off the grid the state is a step of the
             scheme of its own from the step before: the trajectory on the grid is the same to the last bit.
+        noise: Noise in the gradient, which becomes g + σ dB/dt wherever it enters. Each member has its own Brownian
+            motion: its path is the same alone, in any ensemble, and after a checkpoint. With numpy and torch it is the
+            same, too. Integrators with ``weak_order`` take noise; their orders are declared for additive noise. The
+            gradient that only sets a frame, before the first step, has none.
         observers: Name to ``(t, w, m)`` ↦ array (of any fixed shape), evaluated at every save.
         keep_states: Whether the trajectory holds every saved state; ``False`` holds the start and the last one only, so
             that memory stays flat however long the run (observers still see every save).
@@ -102,7 +109,8 @@ def simulate(
 
     Raises:
         ValueError: for an unknown integrator, arguments out of range or of a wrong kind, shapes that do not match,
-            functions written for one member, a metric that is not positive definite at the start, a split that does not
+            functions written for one member, noise that does not fit w0, the integrator or the step, a metric that is
+            not positive definite at the start, a split that does not
             commute with it, or a checkpoint of another run (:class:`CheckpointError`). Also for gradients that cannot
             be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event of a single trajectory, or parts
             that are cut off from autograd as a whole (a ``detach()`` inside a formula cannot be seen).
@@ -145,13 +153,22 @@ def simulate(
         events = [replace(event, function=_of_momentum(checked.memory, {"": event.function})[""]) for event in events]
     elif memory0 is not None:
         raise ValueError("memory0 is given, but the system's metric has no memory; leave it out.")
+    if noise is not None:
+        check_noise(noise, checked, scheme, start.w, grid=grid, events=events, is_compiled=compile is not False)
     check_derivatives(
-        checked, start, t0=t0, scheme=scheme, is_compiled=compile is not False, events=events, checkpoint=checkpoint
+        checked,
+        start,
+        t0=t0,
+        scheme=scheme,
+        noise=noise,
+        is_compiled=compile is not False,
+        events=events,
+        checkpoint=checkpoint,
     )
     check_observers(observers)
     if check_functions and isinstance(compile, (bool, int, np.integer)):  # CompiledSteps has checked them
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            check_user_functions(checked, start, t0, scheme=scheme, events=events)
+            check_user_functions(checked, start, t0, scheme=scheme, events=events, noise=noise)
     run = Run(
         system=checked,
         scheme=scheme,
@@ -160,7 +177,8 @@ def simulate(
         recorder=Recorder(t0, start, observers=observers, keep_states=keep_states),
         events=events,
         file=None if checkpoint is None else Path(checkpoint),
-        compiled=_compiled(compile, system, start.w, scheme, grid),
+        compiled=_compiled(compile, system, start.w, scheme, grid, noise),
+        noise=noise,
     )
     bar = progress_bar(steps, progress, first=run.position.step)
     # Overflow on the way to a non-finite number is reported through the status, not as a numpy warning.
@@ -182,21 +200,27 @@ def _checked_start(w0: Array, m0: Array | None) -> PhaseState:
 
 
 def _compiled(
-    wanted: bool | int | CompiledSteps, system: RISHD, w0: Array, scheme: Integrator, grid: SaveGrid
+    wanted: bool | int | CompiledSteps,
+    system: RISHD,
+    w0: Array,
+    scheme: Integrator,
+    grid: SaveGrid,
+    noise: GradientNoise | None,
 ) -> CompiledSteps | None:
     if wanted is False:
         return None
     from riemannian_ode.compiled import CompiledSteps  # loads torch
 
     if isinstance(wanted, CompiledSteps):
-        wanted.check_fits(system, w0, scheme, grid.h)
+        wanted.check_fits(system, w0, scheme, grid.h, noise)
         return wanted
     if wanted is not True and not (isinstance(wanted, (int, np.integer)) and wanted >= 1):
         raise ValueError(
             f"compile = {shown(wanted)} must be True, False, CompiledSteps or a number of steps of at least 1."
         )
     last = grid.time(grid.steps - 1)
-    return CompiledSteps(system, w0, integrator=scheme, h=grid.h, t=last, steps=None if wanted is True else wanted)
+    steps = None if wanted is True else wanted
+    return CompiledSteps(system, w0, integrator=scheme, h=grid.h, t=last, steps=steps, noise=noise)
 
 
 def _checked_kind(system: RISHD) -> RISHD:
@@ -214,10 +238,8 @@ def _check_memory(system: RISHD, scheme: Integrator, *, is_compiled: bool, is_ne
         )
     if is_compiled:
         raise ValueError("a flow with memory is not compiled; give compile=False.")
-    damping = (system.nesterov, system.beta_sharp, system.beta_flat)
-    is_damped = any(not isinstance(beta, float) or beta != 0.0 for beta in damping)
     corrects = system.memory is not None and system.memory.corrects_momentum
-    if is_new and is_damped and corrects and "optimizer" not in scheme.structure:
+    if is_new and system.is_damped and corrects and "optimizer" not in scheme.structure:
         raise ValueError(
             f"with corrects_momentum=True, βg over the momentum's mass c₁ ≈ αt has no integral at t = 0, so "
             f"{scheme.name!r} has nothing to converge to; start from a memory that has seen gradients (memory0), take "

@@ -19,6 +19,7 @@ from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
 from riemannian_ode.metric import Euclidean, Metric, PreconditionerMetric
+from riemannian_ode.noise import GradientNoise
 from riemannian_ode.objective import is_random
 from riemannian_ode.split import PhasePoint, check_self_adjoint
 
@@ -29,7 +30,13 @@ _JITTER = 0.01  # of 1 + |x|: a start such as w = 0 may hide a difference
 
 
 def check_user_functions(
-    system: RISHD, state: PhaseState, t: float, *, scheme: Integrator, events: Sequence[Event] = ()
+    system: RISHD,
+    state: PhaseState,
+    t: float,
+    *,
+    scheme: Integrator,
+    events: Sequence[Event] = (),
+    noise: GradientNoise | None = None,
 ) -> None:
     """Refuse user functions of a wrong kind, shape or batching, and a split that does not fit the metric.
 
@@ -39,6 +46,7 @@ def check_user_functions(
         t: Start time.
         scheme: The integrator; it decides which derivatives are used.
         events: What is watched for.
+        noise: Noise in the gradient.
 
     Raises:
         ValueError: naming the function and what is wrong with it.
@@ -52,6 +60,8 @@ def check_user_functions(
     _check_metric(system.metric, state)
     if system.flat is not None:
         _check_split(system, state.w)
+    if noise is not None and noise.depends_on_state:
+        _check_members("noise.factor", lambda w: noise.factor_at(t, w), (state.w,))
     ensemble = tuple(state.w.shape[:-1])
     for event in events:
         name = f"event {event.name!r}"

@@ -6,10 +6,10 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from riemannian_ode.arrays import is_torch, like, matvec, to_numpy
-from riemannian_ode.errors import require_positive
+from riemannian_ode.arrays import is_torch, like, matvec, namespace
 from riemannian_ode.flow import Array
-from toy_landscapes.arguments import check_coordinates, finite_array, symmetric
+from riemannian_ode.noise import Calculus, GradientNoise, covariance_root
+from toy_landscapes.arguments import check_coordinates
 from toy_landscapes.finite_sum import FiniteSum, as_indices
 from toy_landscapes.landscape import Landscape
 
@@ -36,26 +36,11 @@ class GaussianNoise:
             matrix of shape ``(p, p)``. In squared units of the gradient.
 
     Raises:
-        ValueError: for negative variances, or a matrix with a negative eigenvalue.
+        ValueError: for a covariance that is not finite, not symmetric, or not positive semidefinite.
     """
 
     def __init__(self, covariance: float | Array) -> None:
-        array = np.asarray(to_numpy(covariance), dtype=np.float64)
-        if array.ndim == 0:
-            require_positive("covariance", float(array), "it is a variance", allow_zero=True)
-        elif array.ndim == 1:
-            require_positive(
-                "min(covariance)", float(finite_array("covariance", array, (None,)).min()), allow_zero=True
-            )
-        else:
-            array = symmetric("covariance", array)
-        if array.ndim < 2:
-            self.root = np.sqrt(array)
-            return
-        values, vectors = np.linalg.eigh(array)
-        if values[0] < -1e-10 * max(values[-1], 0.0):  # above the rounding of a covariance of rank below p
-            raise ValueError(f"covariance has the negative eigenvalue {values[0]:.3g}; clip its spectrum at 0.")
-        self.root = vectors * np.sqrt(np.maximum(values, 0.0))
+        self.root = covariance_root(covariance)
 
     def check(self, landscape: Landscape) -> None:
         """Refuse a landscape of another dimension."""
@@ -98,6 +83,31 @@ class MiniBatches:
                 f"batch_size = {self.batch_size} exceeds the {landscape.samples} samples; set replacement=True or take "
                 "a smaller batch."
             )
+
+    def flow_noise(self, landscape: Landscape, *, seed: int = 0, calculus: Calculus = "ito") -> GradientNoise:
+        r"""Gaussian noise for ``simulate`` with the covariance of these batches, which varies with w.
+
+        Its factor holds the deviations of the samples' gradients: p × N, with :math:`\sigma\sigma^\top` = C/b times the
+        factor for draws without replacement.
+
+        Args:
+            landscape: A :class:`FiniteSum`.
+            seed: Of the Brownian motion.
+            calculus: See :class:`riemannian_ode.GradientNoise`.
+
+        Raises:
+            ValueError: for a landscape that is no average over enough samples.
+        """
+        self.check(landscape)
+        data = cast(FiniteSum, landscape)
+        share = 1.0 if self.replacement else (data.samples - self.batch_size) / max(1, data.samples - 1)
+        scale = (share / (self.batch_size * data.samples)) ** 0.5
+
+        def factor(t: float, w: Array) -> Array:
+            deviations = data.sample_gradients(w) - data.gradient(w)[..., None, :]
+            return scale * namespace(w).matrix_transpose(deviations)
+
+        return GradientNoise(factor=factor, seed=seed, calculus=calculus)
 
     def __call__(self, landscape: Landscape, w: Array, generator: Generator) -> Array:
         """The gradient over one batch a member."""

@@ -4,7 +4,7 @@ Symbols stand for one coordinate of a common eigenbasis of A and B, or for vecto
 them; both times an identity between numbers is the identity between vectors. Where convexity or a curvature bound
 enters, the inequality is replaced by its worst case, an equality.
 
-Source: the derivations of docs/theory, claims C4, C8, C9, C10, C15 and C16.
+Source: the derivations of docs/theory, claims C4, C8, C9, C10, C15, C16 and C20.
 """
 
 from __future__ import annotations
@@ -254,6 +254,34 @@ def stationary_noise() -> list[Expr]:
         *(sp.simplify(balance[i, j]) for i, j in ((0, 0), (0, 1), (1, 1))),
         sp.simplify(floor - (1 / alpha + beta) / 4),
         sp.simplify(ratio - chi * (1 + alpha * beta2) / (1 + alpha * beta)),
+    ]
+
+
+def flow_noise() -> list[Expr]:
+    """Stationary covariance of the flow, and what the update rule's floor is beside the flow's (claim C20).
+
+    Returns:
+        Entries of JS + SJᵀ + bbᵀ; the floor; (1 − κ/κ*) rule/flow − 1 minus a fraction that is not negative for β ≥ 0;
+        the upper bound less that fraction, minus a square.
+    """
+    alpha, beta, kappa = sp.symbols("alpha beta kappa", positive=True)
+    drift = sp.Matrix([[-beta * kappa, -1], [kappa, -alpha]])
+    entry = sp.Matrix([-beta, 1])
+    damping, loss = alpha + beta * kappa, 1 + alpha * beta + beta**2 * kappa
+    covariance = sp.Matrix([[loss / kappa, -beta], [-beta, 1]]) / (2 * damping)
+    balance = drift * covariance + covariance * drift.T + entry * entry.T
+    gamma = 1 + (2 - alpha) * beta
+    first, second = alpha + (1 - alpha) * beta * kappa, 2 * (2 - alpha) - gamma * kappa
+    rule = ((2 - alpha) * (1 + alpha * beta) + (1 - alpha) * beta * kappa * gamma) / (2 * first * second)
+    limit = 2 * (2 - alpha) / gamma
+    more = rule / (loss / (4 * damping)) * (1 - kappa / limit) - 1
+    fraction = beta * kappa * (alpha * (3 - 2 * alpha) + (1 - alpha) * beta * kappa) / ((2 - alpha) * loss * first)
+    upper = (3 - 2 * alpha) / (2 - alpha) * beta * kappa / loss
+    return [
+        *(sp.simplify(balance[i, j]) for i, j in ((0, 0), (0, 1), (1, 1))),
+        sp.simplify(kappa * covariance[0, 0] / 2 - loss / (4 * damping)),
+        sp.simplify(more - fraction),
+        sp.simplify(upper - fraction - 2 * (1 - alpha) ** 2 * (beta * kappa) ** 2 / ((2 - alpha) * loss * first)),
     ]
 
 

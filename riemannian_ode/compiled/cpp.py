@@ -17,6 +17,7 @@ from riemannian_ode.compiled.circular import CIRCLE, FAR
 from riemannian_ode.compiled.compiler import shared_library
 from riemannian_ode.compiled.components import components, scalar
 from riemannian_ode.compiled.expressions import Program
+from riemannian_ode.compiled.normals import NORMALS
 
 SUFFIXES = {np.dtype(np.float64): "", np.dtype(np.float32): "f"}
 # No reordering, no assumption that numbers are finite: only what lets a loop with sqrt and ?: become vector code.
@@ -31,18 +32,21 @@ _LIBMVEC = {
     (2, 35): {"tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp2"}
     | {"expm1", "log2", "log10", "log1p", "cbrt", "hypot"},
 }
-StepFunction: TypeAlias = Callable[[Any, Any, list[Any]], tuple[Any, Any]]
+StepFunction: TypeAlias = Callable[[Any, Any, list[Any], Any], tuple[Any, Any]]
 
 
-def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Sequence[bool], lanes: int) -> str:
+def loop_source(
+    step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Sequence[bool], lanes: int, *, normals: int = 0
+) -> str:
     """The C++ program of a step, traced: ``advance`` makes any number of them, members in blocks.
 
     Args:
-        step: ``(w, m, inputs)`` ↦ (w, m) on component arrays of shape ``(p,)``.
+        step: ``(w, m, inputs, normals)`` ↦ (w, m) on component arrays of shape ``(p,)``.
         p: Coordinates.
         dtype: A key of :data:`SUFFIXES`.
         of_members: For each input whether it has a value a member.
         lanes: Members a block.
+        normals: Normal numbers that a step takes of each member.
 
     Raises:
         TypeError: for a step that is not made of elementwise operations.
@@ -50,7 +54,8 @@ def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Se
     program = Program(SUFFIXES[dtype])
     loads = [program.variable(f"y[{j}][i]") for j in range(2 * p)]
     inputs = [program.variable(f"input{j}[{'i' if many else '0'}]") for j, many in enumerate(of_members)]
-    new_w, new_m = step(components(loads[:p]), components(loads[p:]), [scalar(value) for value in inputs])
+    drawn = components([program.variable(f"normals[{j}][i]") for j in range(normals)])
+    new_w, new_m = step(components(loads[:p]), components(loads[p:]), [scalar(value) for value in inputs], drawn)
     results = [*new_w, *new_m]
     if np.shape(new_w) != (p,) or np.shape(new_m) != (p,):
         raise TypeError(f"the formulas gave shapes {np.shape(new_w)} and {np.shape(new_m)} for {p} coordinates")
@@ -59,6 +64,14 @@ def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Se
     is_far = " | ".join(f"(std::abs({angle}) > {FAR})" for angle in sorted(program.angles)) or "false"
     stores = [f"z[{j}][i] = {program.code(value)};" for j, value in enumerate(results)]
     newline = "\n    "
+    if normals:
+        program.library.add("log")
+    pairs = -(-normals // 2)
+    noise = NORMALS.replace("PAIRS", str(pairs)).replace("LANES", str(lanes)) if normals else "struct Draws;"
+    argument = f", const T (&normals)[{2 * pairs}][{lanes}]" if normals else ""
+    given = ", normals" if normals else ""
+    buffers = f"alignas(64) uint64_t words[4][{lanes}]; alignas(64) T normals[{2 * pairs}][{lanes}];" if normals else ""
+    draw = "draw(*draws, at, k, k == 0, words, normals);" if normals else ""
     return f"""
 #include <cmath>
 #include <cstdint>
@@ -67,10 +80,11 @@ def loop_source(step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Se
 {_vector_functions(program.library)}
 using T = {"double" if dtype == np.float64 else "float"};
 using Block = T[{2 * p}][{lanes}];
-{CIRCLE if program.angles else ""}
+{CIRCLE if program.angles or normals else ""}
+{noise}
 // A step of a block's members, or anywhere: of those that have a far angle only. Whether some have one.
 template <bool anywhere> inline bool step(const Block& y, Block& z, const T* const* inputs, const int64_t* strides,
-                                          int64_t k, int64_t at) {{
+                                          int64_t k, int64_t at{argument}) {{
   {newline.join(pointers)}
   int any = 0;
 #pragma omp simd reduction(|: any)
@@ -85,14 +99,17 @@ template <bool anywhere> inline bool step(const Block& y, Block& z, const T* con
   return any;
 }}
 extern "C" void advance(const T* before, T* after, const T* const* inputs, const int64_t* strides, int64_t members,
-                        int64_t first, int64_t last, int64_t steps) {{
+                        int64_t first, int64_t last, int64_t steps, const Draws* draws) {{
+  {buffers}
   for (int64_t at = first; at < last; at += {lanes}) {{
     alignas(64) Block y[2];
     for (int j = 0; j < {2 * p}; ++j)
       for (int i = 0; i < {lanes}; ++i) y[0][j][i] = before[j * members + at + i];
-    for (int64_t k = 0; k < steps; ++k)
-      if (step<false>(y[k & 1], y[~k & 1], inputs, strides, k, at))
-        step<true>(y[k & 1], y[~k & 1], inputs, strides, k, at);
+    for (int64_t k = 0; k < steps; ++k) {{
+      {draw}
+      if (step<false>(y[k & 1], y[~k & 1], inputs, strides, k, at{given}))
+        step<true>(y[k & 1], y[~k & 1], inputs, strides, k, at{given});
+    }}
     for (int j = 0; j < {2 * p}; ++j)
       for (int i = 0; i < {lanes}; ++i) after[j * members + at + i] = y[steps & 1][j][i];
   }}
@@ -127,6 +144,6 @@ def built(source: str) -> Any:
     """
     advance: Any = shared_library(source, [(*_FLAGS, *extras) for extras in _EXTRAS]).advance
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    advance.argtypes = [pointer, pointer, pointer, pointer, number, number, number, number]
+    advance.argtypes = [pointer, pointer, pointer, pointer, number, number, number, number, pointer]
     advance.restype = None
     return advance

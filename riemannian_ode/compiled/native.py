@@ -19,6 +19,7 @@ from riemannian_ode.arrays import is_torch
 from riemannian_ode.compiled.coefficients import CoefficientInputs
 from riemannian_ode.compiled.cpp import SUFFIXES, built, loop_source
 from riemannian_ode.integrators import OneStepIntegrator, PhaseState
+from riemannian_ode.noise import GradientNoise
 
 _LANES = 32  # members of a block: four vectors of eight doubles (16 to 64 are as fast, measured)
 _PARALLEL = 50_000  # members times steps above which threads pay for being woken, some 30 µs
@@ -35,6 +36,7 @@ class NativeLoop:
         h: Step.
         t: A time at which functions of time may be asked.
         steps: Most steps a call; ``None`` is any number.
+        noise: Noise in the gradient, with a factor that is constant.
 
     Raises:
         TypeError: for other arrays, or a step that is not made of elementwise operations.
@@ -52,6 +54,7 @@ class NativeLoop:
         h: float,
         t: float,
         steps: int | None,
+        noise: GradientNoise | None = None,
     ) -> None:
         self._is_torch = is_torch(start.w)
         if self._is_torch and start.w.device.type != "cpu":
@@ -64,15 +67,25 @@ class NativeLoop:
         self.lanes = _LANES if self.members > 1 else 1
         self.padded = -(-self.members // self.lanes) * self.lanes
         self._pool: ThreadPoolExecutor | None = None
+        self._draws: Any = None  # key, first member and first step of a noise
 
-        def step(w: Any, m: Any, inputs: list[Any]) -> tuple[Any, Any]:
-            return scheme.step(coefficients.traced(inputs), 0.0, PhaseState(w, m), h)
+        count = 0
+        if noise is not None:
+            count = scheme.normals * noise.columns(t, start.w)
+            fixed = noise.for_arrays(w)
+            self._draws = (ctypes.c_uint64 * 4)(noise.seed % 2**64, noise.seed >> 64, noise.first_member, 0)
+
+        def step(w: Any, m: Any, inputs: list[Any], normals: Any) -> tuple[Any, Any]:
+            system = coefficients.traced(inputs)
+            if noise is None:
+                return scheme.step(system, 0.0, PhaseState(w, m), h)
+            return scheme.noisy_step(system, 0.0, PhaseState(w, m), h, noise=fixed, normals=normals)
 
         scheme.step(coefficients.recording(t), 0.0, start, h)
         functions = [self._column(value) for value in coefficients.at_times(t)]
         self._constants = [self._column(value) for value in coefficients.constants.values()]
         of_members = [column.size > 1 for column in (*self._constants, *functions)]
-        self._source = loop_source(step, w.shape[-1], w.dtype, of_members, self.lanes)
+        self._source = loop_source(step, w.shape[-1], w.dtype, of_members, self.lanes, normals=count)
         longest = _TABLE // max((column.size for column in functions), default=1) if functions else None
         self.steps = min((most for most in (steps, longest) if most is not None), default=None)
 
@@ -114,9 +127,13 @@ class NativeLoop:
         strides = [0] * len(self._constants) + [column.shape[1] for column in columns]
         pointers = (ctypes.c_void_p * (len(inputs) + 1))(*(x.ctypes.data for x in inputs))
         between = (ctypes.c_int64 * (len(inputs) + 1))(*strides)
+        draws = self._draws
+        if draws is not None:
+            draws[3] = k
 
         def part(first: int, last: int) -> None:
-            self._advance(rows.ctypes.data, after.ctypes.data, pointers, between, self.padded, first, last, steps)
+            ends = rows.ctypes.data, after.ctypes.data
+            self._advance(*ends, pointers, between, self.padded, first, last, steps, draws)
 
         blocks = self.padded // self.lanes
         threads = min(torch.get_num_threads(), blocks)

@@ -17,6 +17,7 @@ from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, OneStepIntegrator, PhaseState
 from riemannian_ode.integrators import integrator as integrator_by_name
+from riemannian_ode.noise import GradientNoise
 from riemannian_ode.user_functions import check_user_functions
 
 Layout: TypeAlias = Literal["loop", "components", "tensors"]
@@ -46,6 +47,7 @@ class CompiledSteps:
         t: A time at which the comparison is made (from ``w0``, at rest).
         steps: Most steps a call of the kernel makes; ``None`` is any number for a loop, and chosen by the number of
             operations for a chunk of torch's Inductor.
+        noise: Noise in the gradient with a constant factor; needs the loop in C++.
 
     Attributes:
         layout: What it became: ``"loop"`` in C++ (on the CPU, up to 16 coordinates), or a chunk of unrolled steps
@@ -65,6 +67,7 @@ class CompiledSteps:
         h: float = 1.0,
         t: float = 0.0,
         steps: int | None = None,
+        noise: GradientNoise | None = None,
     ) -> None:
         scheme = integrator if isinstance(integrator, Integrator) else integrator_by_name(integrator)
         if not isinstance(scheme, OneStepIntegrator) or scheme.implicit:
@@ -73,8 +76,13 @@ class CompiledSteps:
                 "an explicit one-step scheme or compile=False."
             )
         w0 = as_float_array("w0", w0)
-        self.scheme, self.source, self.h = scheme, system, h
+        self.scheme, self.source, self.h, self.noise = scheme, system, h, noise
         self.system = system.for_arrays(w0)
+        if noise is not None and (callable(noise.factor) or w0.shape[-1] > MAX_COMPONENTS):
+            raise CompileError(
+                f"noise is compiled with a constant factor and up to {MAX_COMPONENTS} coordinates; the factor is a "
+                f"{type(noise.factor).__name__} and w0 has {w0.shape[-1]}: leave compile=False."
+            )
         self.start = PhaseState(w0, namespace(w0).zeros_like(w0))
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # an unstable member is no warning here
             check_user_functions(self.system, self.start, t, scheme=scheme)
@@ -94,7 +102,9 @@ class CompiledSteps:
         layout: Layout = self.kernel.layout
         return layout
 
-    def check_fits(self, system: RISHD, w0: Array, scheme: Integrator, h: float) -> None:
+    def check_fits(
+        self, system: RISHD, w0: Array, scheme: Integrator, h: float, noise: GradientNoise | None = None
+    ) -> None:
         """Refuse a run that these steps were not compiled for.
 
         Raises:
@@ -105,25 +115,29 @@ class CompiledSteps:
             raise CompileError(f"the steps were compiled for {reference}, the run takes {scheme.name} at h = {h:g}.")
         if system is not self.source:
             raise CompileError("the steps were compiled for another system; compile them for this one.")
+        if noise is not self.noise:
+            raise CompileError("the steps were compiled for another noise; compile them for this one.")
         if (type(w0), w0.shape, w0.dtype) != (type(mine), mine.shape, mine.dtype):
             raise CompileError(
                 f"the steps were compiled for {type(mine).__name__} of shape {tuple(mine.shape)} and {mine.dtype}, w0 "
                 f"is {type(w0).__name__} of shape {tuple(w0.shape)} and {w0.dtype}."
             )
 
-    def single(self, t: float, state: PhaseState) -> PhaseState:
-        """The state after one step from time t, not compiled."""
-        return self.scheme.step(self.system, t, state, self.h)
+    def single(self, t0: float, k: int, state: PhaseState) -> PhaseState:
+        """The state after step k of a run from t0, not compiled."""
+        if self.noise is None:
+            return self.scheme.step(self.system, t0 + k * self.h, state, self.h)
+        return next(self.scheme.noisy_states(self.system, state, self.noise, t0=t0, h=self.h, first=k, steps=k + 1))
 
     def _traced(self, t: float, steps: int | None) -> Any:
         """The first kernel that the scheme's formulas can be traced for."""
-        layouts: tuple[Layout, ...] = ("loop", "components", "tensors")
+        layouts: tuple[Layout, ...] = ("loop", "components", "tensors") if self.noise is None else ("loop",)
         reasons = []
         for layout in layouts[2 if self.start.w.shape[-1] > MAX_COMPONENTS else 0 :]:
             arguments = self.scheme, CoefficientInputs(self.system), self.start
             try:
                 if layout == "loop":
-                    return NativeLoop(*arguments, h=self.h, t=t, steps=steps)
+                    return NativeLoop(*arguments, h=self.h, t=t, steps=steps, noise=self.noise)
                 return InductorChunk(*arguments, h=self.h, t=t, steps=steps, layout=layout)
             except Exception as error:  # user formulas may raise anything
                 reasons.append(f"{layout}: {type(error).__name__}: {_first_line(error)}")
@@ -137,7 +151,7 @@ class CompiledSteps:
         after = self.kernel.leave(self.kernel.advance(t, 0, self.kernel.enter(self.start), steps))
         state = self.start
         for k in range(steps):
-            state = self.single(t + k * self.h, state)
+            state = self.single(t, k, state)
         x, y, start = (np.concatenate([to_numpy(s.w), to_numpy(s.m)], axis=-1) for s in (after, state, self.start))
         scale = np.abs(y).max(-1, keepdims=True, initial=0.0)
         # Members that an unstable learning rate throws far out magnify rounding without bound.
@@ -173,7 +187,7 @@ def compiled_states(
             steps, begun = kernel.reach(min(stop - k, limit)), time.monotonic()
             is_plain = not steps
             if is_plain:
-                steps, after = 1, kernel.enter(compiled.single(t0 + k * compiled.h, kernel.leave(inner)))
+                steps, after = 1, kernel.enter(compiled.single(t0, k, kernel.leave(inner)))
             else:
                 after = kernel.advance(t0, k, inner, steps)
             now = lost if not is_plain and kernel.is_finite(after) else _lost(kernel.leave(after))

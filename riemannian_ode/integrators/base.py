@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from riemannian_ode.arrays import namespace, tracks
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
+from riemannian_ode.noise import GradientNoise, NoisyGradient
 from riemannian_ode.registry import Registry
+
+Stochastic: TypeAlias = Literal["ito", "stratonovich", "additive"]
 
 
 class PhaseState(NamedTuple):
@@ -86,6 +90,10 @@ class Integrator(ABC):
         differentiable: Whether torch's autograd can record its steps.
         handles_memory: Whether it integrates a preconditioner's memory with position and momentum: it needs no more of
             the flow than its rates.
+        stochastic: What a scheme converges to where the noise is multiplicative, or ``"additive"`` if it takes additive
+            noise only; ``None`` if it takes none.
+        strong_order: Order of paths, in the mean square, under additive noise. Under multiplicative noise it is 1/2.
+        weak_order: Order of expectations, under additive noise.
     """
 
     name: ClassVar[str]
@@ -95,6 +103,9 @@ class Integrator(ABC):
     adaptive: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     handles_memory: ClassVar[bool] = False
+    stochastic: ClassVar[Stochastic | None] = None
+    strong_order: ClassVar[float | None] = None
+    weak_order: ClassVar[float | None] = None
 
     @abstractmethod
     def states(
@@ -125,23 +136,82 @@ INTEGRATORS: Registry[type[Integrator]] = Registry(
 
 
 class OneStepIntegrator(Integrator):
-    """A scheme that is one function of the state: write :meth:`step` and declare the order."""
+    """A scheme that is one function of the state: write :meth:`step` and declare the order.
+
+    A scheme with ``stochastic`` set also takes steps with noise. By default such a step is :meth:`step` with the
+    gradient g + σΔB/h throughout.
+
+    Attributes:
+        normals: Normal numbers that a step with noise takes of each Brownian motion.
+        noise_place: Where in the step, from 0 to 1, it takes a σ that varies in time.
+    """
+
+    normals: ClassVar[int] = 1
+    noise_place: ClassVar[float] = 0.0
 
     @abstractmethod
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         """State at t + h from the state at t."""
 
-    def _step_of(self, system: RISHD, t: float, h: float, state: PhaseState) -> PhaseState:
-        return self.step(system, t, state, h)
+    def noisy_step(
+        self, system: RISHD, t: float, state: PhaseState, h: float, *, noise: GradientNoise, normals: Array
+    ) -> PhaseState:
+        """State at t + h of the flow with noise.
+
+        Args:
+            system: The dynamics.
+            t: Time before the step.
+            state: State there.
+            h: Step size.
+            noise: σ.
+            normals: Standard normal numbers, shape ``(*ensemble, normals · r)`` for r Brownian motions.
+        """
+        seen = NoisyGradient(system.objective, noise, t + self.noise_place * h, normals / math.sqrt(h))
+        return self.step(replace(system, objective=seen), t, state, h)
 
     def states(
         self, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int = 0
     ) -> Iterator[PhaseState]:
+        return self._repeated(lambda k, state: self.step(system, t0 + k * h, state, h), state, first, steps)
+
+    def noisy_states(
+        self,
+        system: RISHD,
+        state: PhaseState,
+        noise: GradientNoise,
+        *,
+        t0: float,
+        h: float,
+        steps: int,
+        first: int = 0,
+    ) -> Iterator[PhaseState]:
+        """States at t0 + (first + 1)h, …, t0 + steps·h of the flow with noise.
+
+        Args:
+            system: The dynamics.
+            state: State at t0 + first·h.
+            noise: σ; step k takes the normal numbers of its number k.
+            t0: Start time.
+            h: Step size, in units of time.
+            steps: Number of the last step.
+            first: Steps that were done before (a resumed run).
+        """
+        fixed = noise.for_arrays(state.w)
+        count = self.normals * fixed.columns(t0, state.w)
+
+        def one_step(k: int, state: PhaseState) -> PhaseState:
+            normals = fixed.normals(k, state.w, count)
+            return self.noisy_step(system, t0 + k * h, state, h, noise=fixed, normals=normals)
+
+        return self._repeated(one_step, state, first, steps)
+
+    def _repeated(
+        self, step: Callable[[int, PhaseState], PhaseState], state: PhaseState, first: int, steps: int
+    ) -> Iterator[PhaseState]:
         for k in range(first, steps):
-            t = t0 + k * h
-            new = self.step(system, t, state, h)
+            new = step(k, state)
             if is_tracked(new):
-                new = without_lost_members(partial(self._step_of, system, t, h), state, new)
+                new = without_lost_members(partial(step, k), state, new)
             elif is_tracked(state):
                 raise ValueError(
                     f"integrator {self.name!r} returns a state cut off from autograd, but w0 or m0 requires gradients; "

@@ -11,12 +11,15 @@ from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, Phas
 class ExplicitEuler(OneStepIntegrator):
     r"""Both halves at the old state, :math:`w' = w - h\eta u(w, m)`, :math:`m' = m + h(-\alpha m + cg + R)`.
 
+    With noise it is the scheme of Euler and Maruyama.
+
     Source: textbook scheme of order 1.
     """
 
     name = "explicit-euler"
     order = 1
     handles_memory = True
+    stochastic, strong_order, weak_order = "ito", 1.0, 1.0
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state
@@ -35,7 +38,8 @@ class SemiImplicitEuler(OneStepIntegrator):
 
     .. math:: m_k = m_{k-1} + h(-\alpha m_{k-1} + c\,g_k + R_k), \qquad w_{k+1} = w_k - h\eta\, u(m_k, g_k)
 
-    At h = 1 with R off it is LITE's Algorithm 1, to the last bit (claim C12). One gradient a step.
+    At h = 1 with R off it is LITE's Algorithm 1, to the last bit (claim C12). One gradient a step. With noise it is a
+    scheme of Euler–Maruyama type, and at h = 1 the optimizer with noisy gradients.
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
@@ -44,6 +48,7 @@ class SemiImplicitEuler(OneStepIntegrator):
     order = 1
     structure = frozenset({"optimizer"})
     handles_memory = True
+    stochastic, strong_order, weak_order = "ito", 1.0, 1.0
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         w, m = state

@@ -78,7 +78,4 @@ def _damped(system: RISHD, t: float, m: Array, h: float) -> Array:
 
 def _is_separable(system: RISHD) -> bool:
     """Whether positions and momenta take turns: β = 0, F constant, and the split (if any) does not move with w."""
-    undamped = all(
-        isinstance(beta, float) and beta == 0.0 for beta in (system.nesterov, system.beta_sharp, system.beta_flat)
-    )
-    return undamped and system.metric.variation == "constant" and system.flat is None
+    return not system.is_damped and system.metric.variation == "constant" and system.flat is None

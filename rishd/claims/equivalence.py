@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from discretizations.update_rule import lite_step
-from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, simulate, total_energy
+from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, GradientNoise, simulate, total_energy
 from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
 from riemannian_ode.split import complement
 from rishd.claims.claim import register_claim
@@ -18,7 +18,7 @@ from rishd.claims.instances import curved_metric, from_spectrum, random_bases, r
 from rishd.claims.optimizer_paths import gaps, optimizers
 
 _STEPS = 10
-_PATHS = 2  # random problems of each optimizer; an equality needs no more
+_PATHS = (None, GradientNoise(factor=0.3))  # a random problem of each optimizer; an equality needs no more
 _STEP_SIZES = (0.1, 0.5, 2.0)
 
 
@@ -46,9 +46,9 @@ def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[
 
     Check: 10 steps each in numpy with constant and state-dependent metrics and LITE split, simulate against lite_step.
     For each optimizer by name 100 steps with schedules of χ, β_flat and η, on matrices: the flow against the update
-    rule, and the rule against the torch optimizer of ``lite``; an instance is a step. The order on metrics that depend
-    on the state, against DOP853: errors e at two step sizes, ‖e(h) − 2e(h/2)‖ over ‖e(h)‖. The energy over ten steps of
-    0.1, 0.5 and 2 units of time, f not convex.
+    rule, and the rule against the torch optimizer of ``lite``, with exact and with noisy gradients; an instance is a
+    step. The order on metrics that depend on the state, against DOP853: errors e at two step sizes,
+    ‖e(h) − 2e(h/2)‖ over ‖e(h)‖. The energy over ten steps of 0.1, 0.5 and 2 units of time, f not convex.
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
@@ -56,7 +56,7 @@ def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[
     constant = np.array([_constant_metric_gap(rng) for _ in range(instances)])
     varying = np.array([_state_dependent_gap(rng) for _ in range(instances)])
     paths = [
-        Identity(name, np.concatenate([gaps(declared, rng) for _ in range(_PATHS)]), 0.0, exact)
+        Identity(name, np.concatenate([gaps(declared, rng, noise=noise) for noise in _PATHS]), 0.0, exact)
         for name, declared in optimizers().items()
     ]
     gain = _energy_gain(rng, instances)

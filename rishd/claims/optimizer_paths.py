@@ -19,7 +19,7 @@ from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
 from lite import SOAPLITE, LITEOptimizer, MuonLITE
 from lite.muon_settings import update_scale
-from riemannian_ode import RISHD, TimeDependent, simulate
+from riemannian_ode import RISHD, GradientNoise, TimeDependent, simulate
 
 STEPS = 100
 _SHAPE = (6, 4)
@@ -193,21 +193,27 @@ def _soap(corrected: dict[str, Any], lite: dict[str, Any]) -> Declared:
     )
 
 
-def gaps(declared: Declared, rng: np.random.Generator) -> np.ndarray:
+def gaps(declared: Declared, rng: np.random.Generator, *, noise: GradientNoise | None = None) -> np.ndarray:
     """Differences after each of 100 steps, flow against update rule or update rule against ``lite``, the larger one.
 
     Args:
         declared: The optimizer.
         rng: Draws f and the start.
+        noise: Of the flow; the others get the same noisy gradients.
     """
     objective = Regression(
         torch.as_tensor(rng.normal(size=(_SHAPE[0], _SHAPE[0])) / _SHAPE[0] ** 0.5),
         torch.as_tensor(rng.normal(size=_SHAPE)),
     )
     start = torch.as_tensor(rng.normal(size=int(np.prod(_SHAPE))))
-    rule_path = list(_by_rule(declared, objective, start))
-    flow = _flow_path(declared, objective, start)
-    torch_path = list(_by_lite(declared, objective, start))
+
+    def gradient(t: int, w: Tensor) -> Tensor:
+        g = objective.gradient(w)  # a first one, which only sets a frame, has no noise
+        return (g if noise is None or t < 0 else g + noise.at_step(t, w)).reshape(_SHAPE)
+
+    rule_path = list(_by_rule(declared, gradient, start))
+    flow = _flow_path(declared, objective, start, noise)
+    torch_path = list(_by_lite(declared, gradient, start))
     by_rule, by_lite = torch.stack(rule_path), torch.stack(torch_path)
     worst: np.ndarray = torch.maximum((flow - by_rule).abs().amax(-1), (by_rule - by_lite).abs().amax(-1)).numpy()
     return worst
@@ -218,7 +224,7 @@ def _beta_factor(declared: Declared) -> float:
     return 1.0 - _THETA if isinstance(declared.rule.preconditioner, EigenbasisMoment) else 1.0
 
 
-def _flow_path(declared: Declared, objective: Regression, start: Tensor) -> Tensor:
+def _flow_path(declared: Declared, objective: Regression, start: Tensor, noise: GradientNoise | None) -> Tensor:
     rule, factor = declared.rule, _beta_factor(declared)
     lite: dict[str, Any] = {}
     if declared.is_lite:
@@ -238,31 +244,30 @@ def _flow_path(declared: Declared, objective: Regression, start: Tensor) -> Tens
         shape=_SHAPE,
         **lite,
     )
-    path: Tensor = simulate(system, start, steps=STEPS, progress=False).checked().w[1:]
+    path: Tensor = simulate(system, start, steps=STEPS, noise=noise, progress=False).checked().w[1:]
     return path
 
 
-def _by_rule(declared: Declared, objective: Regression, start: Tensor) -> Iterator[Tensor]:
+def _by_rule(declared: Declared, gradient: Callable[[int, Tensor], Tensor], start: Tensor) -> Iterator[Tensor]:
     rule, factor = declared.rule, _beta_factor(declared)
     state = rule.start(start.reshape(_SHAPE))
     if rule.preconditioner.skips_first:
-        state = rule.step(state, objective.gradient(start).reshape(_SHAPE), eta=0.0)
+        state = rule.step(state, gradient(-1, start), eta=0.0)
     for t in range(STEPS):
         chi, beta_flat, eta = schedule(float(t))
         if declared.is_lite:
             has_damping = not isinstance(rule.preconditioner, SecondMoment)
             rule = replace(rule, chi=chi, beta_flat=factor * beta_flat if has_damping else 0.0)
-        g = objective.gradient(state.w.reshape(-1)).reshape(_SHAPE)
-        state = rule.step(state, g, eta=eta * declared.scale)
+        state = rule.step(state, gradient(t, state.w.reshape(-1)), eta=eta * declared.scale)
         yield state.w.reshape(-1)
 
 
-def _by_lite(declared: Declared, objective: Regression, start: Tensor) -> Iterator[Tensor]:
+def _by_lite(declared: Declared, gradient: Callable[[int, Tensor], Tensor], start: Tensor) -> Iterator[Tensor]:
     p = torch.nn.Parameter(start.reshape(_SHAPE).clone())
     optimizer = declared.build(p)
     for t in range(-int(declared.rule.preconditioner.skips_first), STEPS):
         optimizer.param_groups[0].update(declared.group(*schedule(float(max(t, 0)))))
-        p.grad = objective.gradient(p.detach().reshape(-1)).reshape(_SHAPE)
+        p.grad = gradient(t, p.detach().reshape(-1))
         optimizer.step()
         if t >= 0:
             yield p.detach().reshape(-1).clone()

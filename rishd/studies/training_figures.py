@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from rishd.colours import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
 from rishd.studies.noise import NoiseStudy, noise_study
+from rishd.studies.noise_schedules import SCHEDULES, ScheduleStudy, schedule_study
 from rishd.studies.robustness import RobustnessStudy, RobustnessSweep, robustness_study
 from rishd.study import STUDIES, StudyResult
 
@@ -58,11 +59,50 @@ def noise_figure(study: NoiseStudy) -> Figure:
     return figure
 
 
+def noise_schedule_figure(study: ScheduleStudy) -> Figure:
+    """The best χ(t) of a flat mode beside its formula, and what the schedules of training lose.
+
+    Args:
+        study: Of :func:`rishd.studies.noise_schedules.schedule_study`.
+    """
+    figure = Figure(figsize=(11.5, 4.2), layout="constrained")
+    best, lost = figure.subplots(1, 2)
+    shortest = min(case.horizon for case in study.cases)
+    for case, colour in zip(
+        (case for case in study.cases if case.horizon == shortest), (BLUE, GREEN, PURPLE, VERMILION), strict=False
+    ):
+        time = (np.arange(len(case.best)) + 0.5) / len(case.best)
+        best.semilogy(time, case.best, color=colour, lw=1.6, label=f"floor / loss at start = {case.noise:g}")
+        best.semilogy(time, case.formula, color=colour, lw=1.2, ls=":")
+    best.set(xlabel="t / T", ylabel="χ", title=f"Best χ(t) at 2sT = {shortest:g}; dotted: half of loss over floor")
+    best.legend(fontsize=8)
+    horizons = sorted({case.horizon for case in study.cases})
+    for i, (name, colour) in enumerate(zip(SCHEDULES, (BLUE, VERMILION, GREEN), strict=True)):
+        for horizon, line in zip(horizons, ("-", "--"), strict=False):
+            cases = [case for case in study.cases if case.horizon == horizon]
+            factor = [case.losses[i] / case.best_loss for case in cases]
+            label = f"{name}, 2sT = {horizon:g}"
+            lost.semilogx([case.noise for case in cases], factor, "o" + line, color=colour, mfc="none", label=label)
+    lost.axhline(1.0, color="0.5", lw=0.8)
+    lost.set(
+        xlabel="base method's floor over the loss at the start",
+        ylabel="final loss over that of the best χ(t)",
+        title="Schedules of χ, each at its best peak",
+    )
+    lost.legend(fontsize=8)
+    return figure
+
+
 @STUDIES.register(place=60)
 def noise(quick: bool, seed: int) -> StudyResult:
-    """LITE's gain over its base method under gradient noise, constant and annealed."""
-    study = noise_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"noise": lambda: noise_figure(study)}, study.conclusion)
+    """LITE's gain over its base method under gradient noise, and the best χ(t) of a mode."""
+    study, schedules = noise_study(quick=quick, seed=seed), schedule_study(quick=quick)
+    return StudyResult(
+        {**study.as_dict(), "schedules": schedules.as_dict()},
+        study.table(),
+        {"noise": lambda: noise_figure(study), "noise_schedules": lambda: noise_schedule_figure(schedules)},
+        f"{study.conclusion} {schedules.conclusion}",
+    )
 
 
 def robustness_figure(study: RobustnessStudy) -> Figure:

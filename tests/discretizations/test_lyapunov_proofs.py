@@ -14,6 +14,7 @@ from discretizations.proofs import lyapunov
         lyapunov.convex_step,
         lyapunov.circle_threshold,
         lyapunov.stationary_noise,
+        lyapunov.flow_noise,
         lyapunov.exponential_rate,
         lyapunov.strongly_convex_flow,
         lyapunov.vanishing_damping_flow,

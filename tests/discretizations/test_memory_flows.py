@@ -24,7 +24,7 @@ from discretizations import (
     TrackedSubspace,
     UpdateRule,
 )
-from riemannian_ode import RISHD, Event, Trajectory, simulate
+from riemannian_ode import RISHD, Event, GradientNoise, Trajectory, simulate
 from riemannian_ode.integrators.adaptive import DOP853
 
 SHAPE = (4, 3)
@@ -122,11 +122,12 @@ def test_every_preconditioner_is_tried():
     assert all(PRECONDITIONERS[name].name == name for name in PRECONDITIONERS)
 
 
+@pytest.mark.parametrize("noise", [None, GradientNoise(factor=0.3, seed=2)], ids=["exact gradients", "noise"])
 @pytest.mark.parametrize("name", FLOWS)
-def test_semi_implicit_euler_at_one_is_the_update_rule(name):
-    """To the last bit. The first gradient of SOAP, which only sets the basis, is the flow's start."""
+def test_semi_implicit_euler_at_one_is_the_update_rule(name, noise):
+    """To the last bit. The first gradient of SOAP, which only sets the basis, is the flow's start, without noise."""
     preconditioner, settings = FLOWS[name]
-    found = run(flow(name), start(), steps=20)
+    found = run(flow(name), start(), steps=20, noise=noise)
     names = {"eta", "beta", "beta_flat"}
     beta = settings.get("beta", 0.0)
     rule = UpdateRule(
@@ -138,7 +139,11 @@ def test_semi_implicit_euler_at_one_is_the_update_rule(name):
     state = rule.start(torch.as_tensor(start()).reshape(SHAPE))
     path = [state]
     while len(path) <= 20:
-        g = torch.as_tensor(Wells().gradient(state.w.reshape(-1).numpy())).reshape(SHAPE)
+        w = state.w.reshape(-1).numpy()
+        g = Wells().gradient(w)
+        if noise is not None and not (preconditioner.skips_first and state.step == 0):
+            g = g + noise.at_step(len(path) - 1, w)
+        g = torch.as_tensor(g).reshape(SHAPE)
         moved = rule.step(state, g, eta=settings["eta"])
         if moved.w is not state.w:
             path.append(moved)
@@ -378,3 +383,9 @@ def test_what_does_not_fit_is_refused():
         RISHD.from_optimizer(Wells(), alpha=0.1, eta=0.1, decay=0.1)
     with pytest.raises(ValueError, match="a flow with memory is not interpolated"):
         run(system, start(), steps=2).interpolate(0.5, system)
+
+
+@pytest.mark.parametrize(("scheme", "h"), [("semi-implicit-euler", 0.5), ("heun", 1.0), ("explicit-euler", 1.0)])
+def test_noise_has_no_limit_in_a_metric_that_depends_on_gradients(scheme, h):
+    with pytest.raises(ValueError, match="take integrator='semi-implicit-euler' with h = 1"):
+        simulate(flow("rmsprop"), start(), integrator=scheme, h=h, steps=2, noise=GradientNoise(factor=0.1))

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import solve_continuous_lyapunov
 
-from discretizations.noise import flat_loss_floor, loss_floor, lyapunov_covariance, stationary_covariance
+from discretizations.noise import (
+    flat_loss_floor,
+    floor_ratio_bounds,
+    flow_covariance,
+    flow_loss_floor,
+    loss_floor,
+    lyapunov_covariance,
+    stationary_covariance,
+)
 from discretizations.stability import asymptotic_speedup, stable_limit
 
 
@@ -39,3 +48,33 @@ def test_hessian_damping_lowers_the_floor_before_stability_raises_it():
 def test_unstable_modes_have_no_stationary_noise(function):
     with pytest.raises(ValueError, match="no stationary noise"):
         function(4.0, 0.05, 0.0)
+
+
+@given(alpha=st.floats(0.01, 2), beta=st.floats(-0.4, 5), kappa=st.floats(1e-3, 20))
+def test_flow_covariance_solves_its_lyapunov_equation(alpha, beta, kappa):
+    if beta < 0:
+        kappa = min(kappa, -0.9 * alpha / beta)
+    entry = np.array([-beta, 1.0])
+    solved = solve_continuous_lyapunov(np.array([[-beta * kappa, -1.0], [kappa, -alpha]]), -np.outer(entry, entry))
+    assert np.abs(flow_covariance(kappa, alpha, beta) - solved).max() <= 1e-8 * np.abs(solved).max()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.8])
+def test_floors_of_small_steps_tend_to_that_of_the_flow(beta):
+    """A semi-implicit Euler step h is the update rule with hα, β/h, h²κ, the rate h²ηa and the noise σ/√h."""
+    alpha, kappa, rate, sigma = 0.3, 0.7, 1.7, 0.4
+    flow = flow_loss_floor(kappa, alpha, beta, rate=rate, sigma=sigma)
+    errors = [
+        loss_floor(h**2 * kappa, h * alpha, beta / h, rate=h**2 * rate, sigma=sigma / h**0.5) / flow - 1.0
+        for h in (1 / 64, 1 / 128)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(4.0 if beta == 0 else 2.0, rel=0.05)
+    assert 0 < errors[1] < 0.01
+
+
+def test_flow_noise_without_a_stationary_state_is_refused():
+    for kappa, alpha, beta in ((0.0, 0.1, 0.0), (1.0, 0.1, -0.2), (0.1, 3.0, -0.5)):
+        with pytest.raises(ValueError, match="has no stationary noise"):
+            flow_covariance(kappa, alpha, beta)
+    with pytest.raises(ValueError, match=r"beta = -0\.1 must be at least 0"):
+        floor_ratio_bounds(0.1, 0.5, -0.1)

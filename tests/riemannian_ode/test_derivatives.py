@@ -94,7 +94,8 @@ def check(build, name, coefficients, noise=2e-7):
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
 def test_start_and_every_coefficient_under_every_metric(name, metric):
     varies = metric.variation != "constant"
-    if (name == "exponential-euler" and varies) or (name == "discrete-gradient" and metric.variation == "history"):
+    constant_only = name in ("exponential-euler", "ubu")
+    if (constant_only and varies) or (name == "discrete-gradient" and metric.variation == "history"):
         pytest.skip("the scheme refuses this metric")
     chosen = dict(COEFFICIENTS)
     if name == "discrete-gradient" and varies:
@@ -113,8 +114,8 @@ def test_start_and_every_coefficient_under_every_metric(name, metric):
     ids=["constant", "river", "eigenvectors"],
 )
 def test_every_coefficient_of_a_split(name, landscape, flat):
-    if name == "discrete-gradient":
-        pytest.skip("the scheme refuses splits")
+    if name == "discrete-gradient" or (name == "ubu" and not isinstance(flat, ConstantSplit)):
+        pytest.skip("the scheme refuses this split")
     # The scheme's Jacobian has differences of a split that moves; the reference's own differences magnify their noise.
     noise = 3e-5 if name == "exponential-euler" and not isinstance(flat, ConstantSplit) else 2e-7
     check(lambda **c: RISHD.from_optimizer(landscape, flat=flat, **c), name, SPLIT_COEFFICIENTS, noise)
@@ -173,7 +174,7 @@ def test_parameters_of_functions_metrics_and_objectives(name, place):
     try:
         value = end(theta)
     except ValueError as refusal:
-        assert name in ("exponential-euler", "discrete-gradient") and "take 'implicit-midpoint'" in str(refusal)
+        assert name in ("exponential-euler", "ubu", "discrete-gradient") and "take 'implicit-midpoint'" in str(refusal)
         return
     with torch.no_grad():
         expected = (end(theta + NUDGE) - end(theta - NUDGE)) / (2 * NUDGE)

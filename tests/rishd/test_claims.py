@@ -53,6 +53,7 @@ def test_bounds_are_attacked_by_an_adversary(results):
         "C16d",
         "C16e",
         "C16f",
+        "C20",
     ):
         attacked = [part for part in results[key].evidence if isinstance(part, Bound) and part.adversary is not None]
         assert attacked, key
@@ -90,7 +91,7 @@ def test_instances_outside_the_hypotheses_are_not_applicable(results):
         assert max(missed) > 0, key
 
 
-PROVED_BOUNDS = ("C3", "C4", "C6", "C8", "C8b", "C9", "C9b", "C11d", "C15", "C16a", "C16b", "C16c", "C16d")
+PROVED_BOUNDS = ("C3", "C4", "C6", "C8", "C8b", "C9", "C9b", "C11d", "C15", "C16a", "C16b", "C16c", "C16d", "C20")
 
 
 def test_these_are_the_proved_bounds(results):
@@ -185,6 +186,16 @@ def _run(key, instances=20):
         ("C9b", "sharpness.circle_gradient", lambda right: lambda *x: 1.001 * right(*x)),
         ("C10", "stationary.stationary_covariance", lambda right: lambda *x: 1.001 * right(*x)),
         ("C10", "stationary.loss_floor", lambda right: lambda *x, **y: 1.1 * right(*x, **y)),
+        ("C20", "flow_noise.flow_covariance", lambda right: lambda *x: 1.001 * right(*x)),
+        ("C20", "flow_noise.flow_loss_floor", lambda right: lambda *x, **y: 1.02 * right(*x, **y)),
+        ("C20", "flow_noise.flow_loss_floor", lambda right: lambda *x, **y: 0.98 * right(*x, **y)),
+        ("C20", "flow_noise.loss_floor", lambda right: lambda *x, **y: 0.98 * right(*x, **y)),
+        ("C20", "flow_noise.GradientNoise", lambda right: lambda factor, seed: right(factor=1.5 * factor, seed=seed)),
+        (
+            "C20",
+            "flow_noise.floor_ratio_bounds",
+            lambda right: lambda *x: right(*x)._replace(upper=0.98 * right(*x).upper),
+        ),
         ("C11a", "straight_river.StraightValley.gradient", lambda right: lambda self, w: right(self, w) + 1e-6),
         ("C11b", "river_offset._slopes", lambda right: lambda x: tuple(1.001 * y for y in right(x))),
         ("C11c", "river_flow._mode_matrix", lambda right: lambda *x: 1.1 * right(*x)),

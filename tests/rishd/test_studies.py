@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from discretizations.noise import loss_floor
 from discretizations.stability import descent_limit, stable_limit
-from discretizations.update_rule import UpdateState
+from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode import GramRootMetric, VaryingDiagonalMetric
 from rishd.studies.alignment import OPTIMIZERS
 from rishd.studies.certificate import choose
@@ -15,6 +16,7 @@ from rishd.studies.correction import AtGradient, FactoredRootMetric, correction_
 from rishd.studies.descent import Rule, descend, graded_valley, hessian_mask, upstream_starts
 from rishd.studies.mask import faulty_mask
 from rishd.studies.noise import stationary_height
+from rishd.studies.noise_schedules import ALPHA, BETA, final_loss, slow_limit_chi
 from rishd.studies.proxy import MaskSource, partial_traces
 from rishd.studies.robustness import lagging_mask
 from rishd.study import STUDIES, run_study
@@ -213,6 +215,43 @@ def test_stationary_height_is_what_a_noisy_mode_reaches():
     assert heights[-1].mean() == pytest.approx(stationary_height(curvature, eta, 0.1, beta), rel=0.05)
     # κ ≪ α: σ²ηa(1/α + β)/4, claim C10.
     assert stationary_height(1e-4, eta, 0.1, beta) == pytest.approx(eta * (10.0 + beta) / 4, rel=1e-3)
+
+
+def test_final_loss_of_a_mode_is_that_of_noisy_runs():
+    kappa, noise, steps = 1e-3, 0.05, 120
+    chi = 6.0 / (1.0 + np.arange(steps) / 30.0)
+    sigma = (noise * 0.5 * kappa / loss_floor(kappa, ALPHA, BETA, rate=1.0, sigma=1.0)) ** 0.5
+    rng, w, m = np.random.default_rng(0), np.ones(20000), np.zeros(20000)
+    for x in chi:
+        g = kappa * w + sigma * rng.standard_normal(w.shape)
+        w, m = lite_step(w, m, g, eta=x, alpha=ALPHA, nesterov=BETA)
+    assert final_loss(chi, noise, kappa) == pytest.approx((w**2).mean(), rel=0.04)
+
+
+def test_final_loss_at_constant_chi_tends_to_the_floor_of_c10():
+    kappa, noise, chi = 1e-3, 0.05, 3.0
+    ratio = loss_floor(chi * kappa, ALPHA, BETA, rate=chi, sigma=1.0) / loss_floor(
+        kappa, ALPHA, BETA, rate=1.0, sigma=1.0
+    )
+    assert final_loss(np.full(2000, chi), noise, kappa) == pytest.approx(noise * ratio, rel=1e-9)
+
+
+def test_no_other_schedule_of_chi_beats_the_best_one(results):
+    rng = np.random.default_rng(0)
+    for case in results["noise"].data["schedules"]["cases"]:
+        best, steps = np.array(case["best"]), len(case["best"])
+        kappa = case["horizon"] / (2 * steps * (1 / ALPHA + BETA))
+        rivals = best[:, None] * np.exp(0.3 * rng.standard_normal((steps, 200)))
+        assert final_loss(np.minimum(rivals, 20.0), case["noise"], kappa).min() >= case["best_loss"]
+        assert min(*case["losses"], case["formula_loss"]) >= case["best_loss"]
+
+
+def test_the_formula_for_chi_is_the_best_one_of_slow_modes():
+    """At a tenth of the curvature and ten times the steps its loss nears ℓ/(1 + sℓT/2ℓ∞), the slow limit's optimum."""
+    noise, kappa, steps = 0.1, 5e-6, 20000
+    s = kappa * (1 / ALPHA + BETA)
+    loss = final_loss(slow_limit_chi(noise, kappa, steps, 20.0), noise, kappa)
+    assert loss == pytest.approx(1.0 / (1.0 + s * steps / (2 * noise)), rel=0.01)
 
 
 def test_small_batches_take_the_gain(results):

@@ -92,6 +92,22 @@ def test_mini_batches_are_unbiased_with_the_stated_covariance(name, replacement,
     assert_moments(draws, landscape.gradient(point), factor * landscape.gradient_covariance(point))
 
 
+@pytest.mark.parametrize("name", sorted(SUMS))
+@pytest.mark.parametrize("replacement", [False, True])
+def test_the_flow_of_mini_batches_has_their_covariance(name, replacement, rng):
+    landscape, size = SUMS[name], 2
+    points = rng.normal(size=(2, landscape.dimension))
+    noise = MiniBatches(size, replacement=replacement).flow_noise(landscape, seed=3)
+    sigma, n = noise.factor_at(0.0, points), landscape.samples
+    share = 1 / size if replacement else (n - size) / (n - 1) / size
+    np.testing.assert_allclose(
+        sigma @ sigma.swapaxes(-1, -2), share * landscape.gradient_covariance(points), atol=1e-12
+    )
+    system = RISHD.from_optimizer(landscape, alpha=0.3, eta=0.01)
+    together = simulate(system, points, steps=3, noise=noise).w[-1, 0]
+    np.testing.assert_allclose(simulate(system, points[0], steps=3, noise=noise).w[-1], together, rtol=1e-10)
+
+
 def test_torch_generator_draws_unbiased_batches(rng):
     landscape = SUMS["regression"]
     point = torch.as_tensor(rng.normal(size=landscape.dimension))
@@ -152,9 +168,9 @@ def test_it_drives_the_update_rule_and_its_integrator_alike():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: GaussianNoise(-1.0), "covariance = -1.0"),
-        (lambda: GaussianNoise([1.0, -1.0]), r"min\(covariance\) = -1.0"),
-        (lambda: GaussianNoise(np.diag([1.0, -1.0])), "negative eigenvalue -1"),
+        (lambda: GaussianNoise(-1.0), "covariance has the eigenvalue -1"),
+        (lambda: GaussianNoise([1.0, -1.0]), "covariance has the eigenvalue -1"),
+        (lambda: GaussianNoise(np.diag([1.0, -1.0])), "covariance has the eigenvalue -1"),
         (lambda: GaussianNoise([[1.0, 2.0], [0.0, 1.0]]), "not symmetric"),
         (lambda: MiniBatches(0), "batch_size = 0"),
         (lambda: StochasticGradient(BOWL, MiniBatches(1), generator=np.random.default_rng(0)), "use GaussianNoise"),
