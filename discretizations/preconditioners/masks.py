@@ -93,8 +93,13 @@ class CoordinateMask:
 
 
 class SingularMask(ABC):
-    """A mask by singular directions of the covector."""
+    """A mask by singular directions of the covector.
 
+    Args:
+        sharp_fraction: r in [0, 1].
+    """
+
+    sharp_fraction: float
     applies_twice = False
 
     def initial(self, w: Tensor) -> Memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from discretizations.matrices.newton_schulz import newton_schulz
 from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express
 from discretizations.matrices.symmetric_newton_schulz import is_supported
 from discretizations.preconditioners._registry import PRECONDITIONERS
-from discretizations.preconditioners.masks import SingularMask
+from discretizations.preconditioners.masks import ExactSubspace, SingularMask
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner
 
@@ -51,6 +51,17 @@ class PolarFactor(Preconditioner):
     narrows: bool = False
     floor: float = 0.0
     mask: SingularMask | None = None
+
+    @property
+    def degree(self) -> float | None:
+        """1 if polar factors and mask are exact: φ is the nuclear norm, with flat singular values counted χ-fold."""
+        return 1.0 if self == self.exact else None
+
+    @property
+    def exact(self) -> PolarFactor:
+        """With polar factors and top-k right singular space by SVD; polynomials and other masks are no gradients."""
+        mask = self.mask and ExactSubspace(sharp_fraction=self.mask.sharp_fraction)
+        return replace(self, iteration="svd", mask=mask)
 
     @property
     def applies_twice(self) -> bool:
