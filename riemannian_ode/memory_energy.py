@@ -54,7 +54,7 @@ def energy(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Arr
     """E, shape ``(*ensemble,)``; arguments as of :func:`riemannian_ode.total_energy`."""
     state = _state(system, t, w, m, memory)
     kinetic = state.eta * state.potential() + state.shrink * state.inner(state.w, state.covector)
-    return system.at("gain", t) * system.objective.value(w) + state.of_kind(kinetic)
+    return state.of_kind(state.scalar("gain")) * system.objective.value(w) + state.of_kind(kinetic)
 
 
 def losses(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None) -> Losses:

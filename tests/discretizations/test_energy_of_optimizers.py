@@ -58,6 +58,24 @@ def test_identity_holds_from_an_empty_memory(name):
     np.testing.assert_allclose(total_energy(system, 0.0, found.w[0], found.m[0], first(found)), kinetic_free(system))
 
 
+def test_per_member_coefficients_are_members_own():
+    _, w, m, memory = warm("adam", 2)
+    coefficients = {"alpha": 0.1, "eta": 0.02, "gain": 0.1, "nesterov": 0.3, "decay": 0.1, "chi": 1.5, "beta_flat": 0.4}
+    spread = {name: value * np.array([1.0, 1.3]) for name, value in coefficients.items()}
+    mask = FLOWS["adam, lite"][0]
+    memory |= {"hi": np.ones(2), "lo": 0.5 * np.ones(2)}
+
+    def lost(settings, *state):
+        system = RISHD.from_optimizer(Wells(), mask, shape=SHAPE, corrects_momentum=True, **settings)
+        return np.array([*dissipation(system, 0.0, *state), total_energy(system, 0.0, *state)])
+
+    together = lost(spread, w, m, memory)
+    for i in range(2):
+        alone = {name: float(value[i]) for name, value in spread.items()}
+        own = lost(alone, w[i], m[i], {key: value[i] for key, value in memory.items()})
+        np.testing.assert_allclose(together[:, i], own, rtol=1e-10, atol=1e-15)
+
+
 def first(found):
     return {key: value[0] for key, value in found.memory.items()} or None
 
