@@ -120,12 +120,16 @@ def sharp_rank(shape: tuple[int, ...]) -> int:
     return round(SHARP_FRACTION * min(shape[-2:]))
 
 
+def ky_fan_norms(m: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Σ_{i≤k} σ_i and Σ_{i>k} σ_i."""
+    values = torch.linalg.svdvals(m)
+    return values[..., :rank].sum(-1), values[..., rank:].sum(-1)
+
+
 def ky_fan(m: Tensor, chi: Tensor) -> Tensor:
     """Σ_{i≤k} σ_i + χ Σ_{i>k} σ_i."""
-    values = torch.linalg.svdvals(m)
-    rank = sharp_rank(m.shape)
-    norm: Tensor = values[..., :rank].sum(-1) + chi * values[..., rank:].sum(-1)
-    return norm
+    sharp, flat = ky_fan_norms(m, sharp_rank(m.shape))
+    return sharp + chi * flat
 
 
 def _nuclear(m: Tensor, chi: Tensor) -> Tensor:
