@@ -25,7 +25,7 @@ from rishd.claims.evidence import (
     Panel,
     Proof,
 )
-from rishd.claims.norms import NORMS, MatrixRipples, Norm, ky_fan, sharp_rank
+from rishd.claims.norms import NORMS, LinearObjective, MatrixRipples, Norm, ky_fan, sharp_rank
 from rishd.claims.trial import Box, Inequality, Parameters, Range, try_bounds
 
 _GROUP, _LARGEST = 60, 32  # members that share a shape, and its longest side
@@ -44,19 +44,6 @@ _BOX: Box = {
     "eta": Range(0.01, 1.0, log=True),
     "decay": Range(0.1, 0.5),
 }
-
-
-class _Linear:
-    """f(w) = ⟨g, w⟩ of each member: any gradient at any point."""
-
-    def __init__(self, g: np.ndarray) -> None:
-        self.g = g
-
-    def value(self, w: Array) -> Array:
-        return (self.g * w).sum(-1)
-
-    def gradient(self, w: Array) -> Array:
-        return self.g
 
 
 @register_claim("C18", "energy of flows with norms", seconds=14)
@@ -276,7 +263,7 @@ def _mask_flow(g: np.ndarray, x: Parameters) -> RISHD:
     settings: dict[str, Any] = {name: x[name] for name in ("alpha", "eta", "chi")}
     betas: dict[str, Any] = {"beta": x["beta_sharp"], "beta_flat": x["beta_flat"]}
     mask = NORMS["Ky Fan"].preconditioner
-    return RISHD.from_optimizer(_Linear(g), mask, shape=(_ROWS, _COLUMNS), **settings, **betas)
+    return RISHD.from_optimizer(LinearObjective(g), mask, shape=(_ROWS, _COLUMNS), **settings, **betas)
 
 
 def _spent(m: np.ndarray, g: np.ndarray, x: Parameters) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +277,9 @@ def _spent(m: np.ndarray, g: np.ndarray, x: Parameters) -> tuple[np.ndarray, np.
 def _largest_on_the_way(x: Parameters, largest: np.ndarray) -> np.ndarray:
     """λ‖w‖ along Muon's flow on a linear objective, from inside the ball or outside of it."""
     settings: dict[str, Any] = {name: x[name] for name in ("alpha", "eta", "decay")}
-    system = RISHD.from_optimizer(_Linear(x["g"]), NORMS["nuclear"].preconditioner, shape=(_ROWS, _COLUMNS), **settings)
+    system = RISHD.from_optimizer(
+        LinearObjective(x["g"]), NORMS["nuclear"].preconditioner, shape=(_ROWS, _COLUMNS), **settings
+    )
     flow = simulate(system, x["w"], x["m"], integrator="semi-implicit-euler", h=1.0, steps=10, progress=False).checked()
     sizes = np.linalg.norm(flow.w.reshape(*flow.w.shape[:-1], _ROWS, _COLUMNS), ord=2, axis=(-2, -1))
     return np.asarray(x["decay"] * sizes.max(0))
@@ -316,7 +305,7 @@ def _lookahead_of_mask(rng: np.random.Generator, instances: int) -> np.ndarray:
     m, g = rng.normal(size=(2, instances, _ROWS * _COLUMNS))
     settings: dict[str, Any] = {"alpha": 1.0, "eta": 1.0, "chi": 4.0, "nesterov": 1.0}
     mask = NORMS["Ky Fan"].preconditioner
-    system = RISHD.from_optimizer(_Linear(g), mask, shape=(_ROWS, _COLUMNS), **settings)
+    system = RISHD.from_optimizer(LinearObjective(g), mask, shape=(_ROWS, _COLUMNS), **settings)
     size = np.linalg.svd(g.reshape(-1, _ROWS, _COLUMNS), compute_uv=False).sum(-1)
     return np.asarray(dissipation(system, 0.0, m, m).damping / size)
 

@@ -69,6 +69,25 @@ class MatrixRipples:
 
 
 @dataclass(frozen=True)
+class LinearObjective:
+    """f(w) = ⟨g, w⟩ of each member: any gradient at any point.
+
+    Args:
+        g: Shape ``(n, p)``.
+    """
+
+    g: np.ndarray
+
+    def value(self, w: Array) -> Array:
+        """f, shape ``(n,)``."""
+        return (like(self.g, w) * w).sum(-1)
+
+    def gradient(self, w: Array) -> Array:
+        """g."""
+        return like(self.g, w)
+
+
+@dataclass(frozen=True)
 class SpectralDual(Preconditioner):
     """Steepest descent in the spectral norm with its dual norm as step: ∇φ = ‖M‖_* msign(M) of φ = ½‖M‖_*².
 
