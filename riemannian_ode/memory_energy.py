@@ -19,7 +19,7 @@ Source: docs/theory, claims C18 and C19.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.flow import Array
 from riemannian_ode.memory import RememberedMetric
-from riemannian_ode.preconditioner import Memory
+from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import MASS, TakenIn
 
 if TYPE_CHECKING:
@@ -113,6 +113,26 @@ def check_jumps(system: RISHD, times: Array, w: Array, m: Array, memory: Mapping
             )
 
 
+def rate_by_memory(
+    preconditioner: Preconditioner, memory: Memory, g: Array, function: Callable[[Memory], Array]
+) -> Array:
+    """∂f/∂k·k̇ of a function f of the memory, by forward-mode differentiation.
+
+    Args:
+        preconditioner: Whose memory it is.
+        memory: k, tensors; the momentum's mass is left out.
+        g: Gradient that it takes in, shape ``(*batch, *shape)``.
+        function: f.
+    """
+    import torch
+
+    known = {key: value for key, value in memory.items() if key != MASS}
+    rates = preconditioner.memory_rates(known, g, preconditioner.to_frame(known, g))
+    for key in known.keys() & set(preconditioner.elementwise):  # roots at 0 have no derivative: 0·∞
+        known[key] = known[key].clamp(min=torch.finfo(known[key].dtype).tiny)
+    return torch.func.jvp(function, (known,), (rates,))[1]
+
+
 @dataclass(frozen=True)
 class _State:
     """A point of a flow with memory as tensors ``(*members, *shape)``, numbers a member as ``(*members,)``.
@@ -172,19 +192,13 @@ class _State:
         preconditioner = self.exact.preconditioner
         if not preconditioner.rates():
             return 0.0 * self.eta
-        import torch
-
-        memory = {key: value for key, value in self.memory.items() if key != MASS}
         mass = {key: value for key, value in self.memory.items() if key == MASS}
-        rates = preconditioner.memory_rates(memory, self.g, self.frame_g)
-        for key in memory.keys() & set(preconditioner.elementwise):  # roots at 0 have no derivative: 0·∞
-            memory[key] = memory[key].clamp(min=torch.finfo(memory[key].dtype).tiny)
 
         def potential(k: Memory) -> Array:
             u = self.direction(self.exact, memory=k | mass, **_NEUTRAL)
             return self.inner(self.covector, u) / self.degree
 
-        return torch.func.jvp(potential, (memory,), (rates,))[1]
+        return rate_by_memory(preconditioner, self.memory, self.g, potential)
 
     def eta_rate(self, system: RISHD, t: float) -> Array:
         """d(η/c₁)/dt."""

@@ -192,7 +192,7 @@ def _panel() -> Panel:
     return Panel(
         "A refresh that turns a plane (κ = 10)",
         "θ",
-        "energy after over energy before, worst momentum",
+        "energy after / before, worst momentum",
         (
             Curve("exact", theta, exact),
             Curve("min{κ, (1 + √κ‖K − I‖)²}", theta, np.minimum(kappa, near), "bound"),
