@@ -33,11 +33,13 @@ def correction_figure(study: CorrectionStudy) -> Figure:
         distance.set(xlabel="learning rate η")
         for axes in (size, distance):
             axes.grid(alpha=0.3)
-    grid[0, 0].set(ylabel="‖R‖ / ‖−αm + g‖\n(dotted: / ‖g‖; dashed: ½‖Ḟn‖ of averages)")
+    grid[0, 0].set(ylabel="‖R‖ / ‖−αm + g‖")
     grid[1, 0].set(ylabel="distance of runs with and without R")
     grid[0, 0].legend(fontsize=8)
     figure.suptitle(
-        f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}", fontsize=11
+        f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}; dotted: ‖R‖ / ‖g‖; "
+        "dashed: ½‖Ḟn‖ of the optimizer's averages in the place of ‖R‖",
+        fontsize=11,
     )
     return figure
 
