@@ -37,8 +37,8 @@ def correction_figure(study: CorrectionStudy) -> Figure:
     grid[1, 0].set(ylabel="distance of runs with and without R")
     grid[0, 0].legend(fontsize=8)
     figure.suptitle(
-        f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}; dotted: ‖R‖ / ‖g‖; "
-        "dashed: ½‖Ḟn‖ of the optimizer's averages in the place of ‖R‖",
+        f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}; "
+        "dotted: ‖R‖ / ‖g‖; dashed: ½‖Ḟn‖ of the optimizer's averages in the place of ‖R‖",
         fontsize=11,
     )
     return figure
