@@ -148,7 +148,7 @@ def refresh_in_a_plane() -> list[Expr]:
     """Turning a plane by θ between metrics diag(κ, 1): trace and determinant of SᵀS, S = D^{−1/2}KD^{1/2}.
 
     The trace is 2 + sin²θ(κ + 1/κ − 2) and the determinant 1, so that the largest singular value σ obeys
-    σ − 1/σ = |sin θ|(√κ − 1/√κ).
+    σ − 1/σ = ±sin θ·(√κ − 1/√κ).
     """
     theta = sp.Symbol("theta", real=True)
     kappa = sp.Symbol("kappa", positive=True)

@@ -48,7 +48,7 @@ _BOX: Box = {
 }
 
 
-@register_claim("C19", "energy of metrics with memory", seconds=8)
+@register_claim("C19", "energy of metrics with memory", seconds=12)
 def moment_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Adam, Shampoo and SOAP lose energy if their metric forgets at most four times as fast as their momentum.
 

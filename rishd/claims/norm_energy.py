@@ -46,7 +46,7 @@ _BOX: Box = {
 }
 
 
-@register_claim("C18", "energy of flows with norms", seconds=14)
+@register_claim("C18", "energy of flows with norms", seconds=25)
 def norm_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Muon, sign descent and LITE with its moving mask have an exact energy, although no F(w) exists.
 
