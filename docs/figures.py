@@ -28,6 +28,8 @@ PANELS = {
     "flow_noise_floor": ("C20",),
     "rivers": ("C11b", "C11c"),
     "strongly_convex_rates": ("C16a", "C16d"),
+    "norm_energies": ("C18", "C18b", "C18c"),
+    "memory_energies": ("C19", "C19b"),
 }
 
 

@@ -6,18 +6,21 @@ r"""Energy of the flow, its dissipation, and how well a trajectory keeps the ide
     + \tfrac{\eta\dot\chi}{2} m^\top F^{-1}Qm, \qquad A = F^{-1}(P + \chi Q), \quad B = \beta_1 P + \beta_2 Q
 
 Without split it holds for any metric with R kept (claim C2); with a split for Q, F and B constant and
-commuting (claim C4, and χ̇ in time as η̇ there).
+commuting (claim C4, and χ̇ in time as η̇ there). Norms and metrics with memory have no F(w), but a potential of the
+momentum: :mod:`riemannian_ode.memory_energy` (claims C18 and C19).
 
 Source: derived in docs/theory, claims C2 and C4 (c = 1 there).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
+from riemannian_ode import memory_energy
 from riemannian_ode.arrays import inner, to_numpy
 from riemannian_ode.coefficients import TimeDependent
 from riemannian_ode.dynamics import RISHD
@@ -30,7 +33,9 @@ class Dissipation(NamedTuple):
     """−Ė and its parts, each of shape ``(*ensemble,)``, energy per unit time.
 
     ``momentum`` is ηα mᵀAm, ``damping`` is cη gᵀABg (of which ``flat`` falls to flat directions), ``schedule`` is
-    −(η̇/2) mᵀAm − (ηχ̇/2) mᵀF⁻¹Qm.
+    −(η̇/2) mᵀAm − (ηχ̇/2) mᵀF⁻¹Qm. The others are 0 unless a preconditioner takes the place of the metric: ``memory`` is
+    the loss by F's own motion, ``defect`` the work of what a map has beyond the gradient of its potential (an
+    approximate mask or polar factor), ``decay`` is the loss by decoupled weight decay.
     """
 
     total: Array
@@ -38,6 +43,9 @@ class Dissipation(NamedTuple):
     damping: Array
     flat: Array
     schedule: Array
+    memory: Array = 0.0
+    defect: Array = 0.0
+    decay: Array = 0.0
 
 
 class EnergyBalance(NamedTuple):
@@ -52,27 +60,37 @@ class EnergyBalance(NamedTuple):
     residual: np.ndarray
 
 
-def total_energy(system: RISHD, t: float, w: Array, m: Array) -> Array:
-    """E = c·f + (η/2)mᵀAm, shape ``(*ensemble,)``.
+def total_energy(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None = None) -> Array:
+    r"""Energy of a flow at a state, shape ``(*ensemble,)``.
+
+    .. math::
+        E = c f + \tfrac{\eta}{2}m^\top Am, \qquad
+        E = c f + \tfrac{\eta}{c_1}\varphi_k(m) + \eta\lambda\langle w, m\rangle
+
+    The second form is that of a preconditioner with potential φ.
 
     Args:
         system: The dynamics.
         t: Time.
         w: Positions, shape ``(*ensemble, p)``.
         m: Momenta, shape ``(*ensemble, p)``.
+        memory: A preconditioner's memory by key, as a trajectory has it at a save.
 
     Raises:
-        ValueError: for a metric that depends on history: there is no F(w), so no energy.
+        ValueError: for a map without F(w) and without a homogeneous potential, or a memory that is missing or does not
+            fit.
 
-    Source: docs/theory, claims C2 and C4.
+    Source: docs/theory, claims C2, C4, C18 and C19.
     """
-    _require_energy(system)
     system = system.for_arrays(w)
+    if not system.has_energy:
+        return memory_energy.energy(system, t, w, m, memory)
+    _require_no_memory(memory)
     form = _forms(system, t, w, m)[0]
     return _scalar(system, "gain", t) * system.objective.value(w) + 0.5 * _scalar(system, "eta", t) * form
 
 
-def dissipation(system: RISHD, t: float, w: Array, m: Array) -> Dissipation:
+def dissipation(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None = None) -> Dissipation:
     """−Ė that the identity predicts, and its parts.
 
     Args:
@@ -80,14 +98,19 @@ def dissipation(system: RISHD, t: float, w: Array, m: Array) -> Dissipation:
         t: Time.
         w: Positions, shape ``(*ensemble, p)``.
         m: Momenta, shape ``(*ensemble, p)``.
+        memory: As for :func:`total_energy`.
 
     Raises:
-        ValueError: for a metric that depends on history, or η(t) or χ(t) without derivative.
+        ValueError: as :func:`total_energy`, or for η(t), χ(t) or λ(t) without derivative.
 
-    Source: docs/theory, claims C2 and C4.
+    Source: docs/theory, claims C2, C4, C18 and C19.
     """
-    _require_energy(system)
     system = system.for_arrays(w)
+    if not system.has_energy:
+        parts = memory_energy.losses(system, t, w, m, memory)
+        total = parts.momentum + parts.damping + parts.schedule + parts.memory + parts.defect + parts.decay
+        return Dissipation(total, **parts._asdict())
+    _require_no_memory(memory)
     form, flat_form, sharp, flat = _forms(system, t, w, m)
     eta, gain = _scalar(system, "eta", t), _scalar(system, "gain", t)
     momentum = eta * _scalar(system, "alpha", t) * form
@@ -111,20 +134,24 @@ def energy_identity_residual(system: RISHD, trajectory: Trajectory) -> EnergyBal
         trajectory: At least 6 saved states, all finite.
 
     Raises:
-        ValueError: for too few or non-finite states, a gain that varies in time, or a metric that depends on history.
+        ValueError: for too few or non-finite states, a gain that varies in time, a map without energy, or a memory that
+            jumps between saves.
 
-    Source: docs/theory, claim C2.
+    Source: docs/theory, claims C2, C18 and C19.
     """
-    _require_energy(system)
     if isinstance(system.gain, TimeDependent):
         raise ValueError("gain varies in time: E = c·f + … then has another identity than the one checked here.")
     if len(trajectory.times) < 6:
         raise ValueError(f"the trajectory has {len(trajectory.times)} saved states; a quintic spline needs at least 6.")
+    memories = [{key: value[i] for key, value in trajectory.memory.items()} for i in range(len(trajectory.times))]
+    if not system.has_energy:
+        memory_energy.check_jumps(system, trajectory.times, trajectory.w, trajectory.m, trajectory.memory)
     energies, rates = [], []
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged trajectory is refused below, in words
-        for t, w, m in zip(trajectory.times, trajectory.w, trajectory.m, strict=True):
-            energies.append(to_numpy(total_energy(system, float(t), w, m)))
-            rates.append(to_numpy(dissipation(system, float(t), w, m).total))
+        for t, w, m, memory in zip(trajectory.times, trajectory.w, trajectory.m, memories, strict=True):
+            state = float(t), w, m, memory or None
+            energies.append(to_numpy(total_energy(system, *state)))
+            rates.append(to_numpy(dissipation(system, *state).total))
     along, rate = np.stack(energies), np.stack(rates)
     if not (np.isfinite(along).all() and np.isfinite(rate).all()):
         raise ValueError(f"the trajectory has non-finite energies; it ended with {trajectory.message or 'no message'}.")
@@ -162,6 +189,6 @@ def _squeeze(value: Array) -> Array:
     return value if isinstance(value, float) or value.ndim == 0 else value[..., 0]
 
 
-def _require_energy(system: RISHD) -> None:
-    if not system.has_energy:
-        raise ValueError("the metric depends on history, so F(w) and this energy do not exist (not applicable).")
+def _require_no_memory(memory: Mapping[str, Array] | None) -> None:
+    if memory is not None:
+        raise ValueError(f"memory has {', '.join(sorted(memory))}, but the metric is a function of w; leave it out.")

@@ -80,7 +80,9 @@ class RememberedMetric(Metric):
         """Shape of the parameter."""
         return (int(w.shape[-1]),) if self.shape is None else self.shape
 
-    def start(self, w: Array, m: Array, g: Array, memory0: Mapping[str, Array] | None = None) -> Array:
+    def start(
+        self, w: Array, m: Array, g: Array, memory0: Mapping[str, Array] | None = None, *, name: str = "memory0"
+    ) -> Array:
         """z at the start: momentum and memory, shape ``(*ensemble, q)``.
 
         Args:
@@ -88,6 +90,7 @@ class RememberedMetric(Metric):
             m: Momentum, likewise.
             g: Gradient there; a preconditioner whose first gradient only sets its frame takes it in.
             memory0: Memory by key, each of shape ``(*ensemble, …)``; by default that before the first gradient.
+            name: What errors call it.
 
         Raises:
             ValueError: for a memory of other keys or shapes.
@@ -102,11 +105,11 @@ class RememberedMetric(Metric):
             wanted = {key: (*ensemble, *x.shape[batch:]) for key, x in memory.items()}
             given = {key: tuple(np.shape(x)) for key, x in memory0.items()}
             if wanted != given:
-                raise ValueError(f"memory0 has shapes {given}; give {wanted}, as trajectory.memory has at a save.")
+                raise ValueError(f"{name} has shapes {given}; give {wanted}, as trajectory.memory has at a save.")
             memory = {key: _tensor(memory0[key]).to(x.dtype).reshape(x.shape) for key, x in memory.items()}
             bad = sorted(key for key, x in memory.items() if not bool(x.isfinite().all()))
             if bad:
-                raise ValueError(f"memory0 is not finite in {', '.join(bad)}; start from a sound state.")
+                raise ValueError(f"{name} is not finite in {', '.join(bad)}; start from a sound state.")
         elif self.preconditioner.skips_first:
             memory = self.preconditioner.first(memory, self._shaped(g, w))
         return _lost(self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w), lost)
@@ -146,7 +149,7 @@ class RememberedMetric(Metric):
         gradient = self._shaped(g, w)
         frame_g = self.preconditioner.to_frame(memory, gradient)
         if any(key in memory and not bool(memory[key].all()) for key in self._masses):
-            taken = self._take_in(now, m, memory, gradient, h=1.0)
+            taken = self.taken_in(now, m, memory, gradient, h=1.0)
         else:
             taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
         position = self._shaped(w, w)
@@ -167,7 +170,7 @@ class RememberedMetric(Metric):
         m, memory = self.unpack(w, z)
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         position = self._shaped(w, w)
-        taken = self._take_in(now, m, memory, self._shaped(g, w), h=h)
+        taken = self.taken_in(now, m, memory, self._shaped(g, w), h=h)
         directed = self._direct(now, taken, position, step=self.jump_time(t, h), h=h)
         moved = move(position, directed, eta=now["eta"], h=h)
         after = self.pack(directed.m, directed.memory, w)
@@ -207,6 +210,41 @@ class RememberedMetric(Metric):
         first, last = max(1, math.floor(t + _ROUNDING) + 1), math.floor(t + h + _ROUNDING)
         return next((k for k in range(first, last + 1) if self.preconditioner.due(k)), 0)
 
+    def direction(self, now: Mapping[str, Any], taken: TakenIn, w: Array | None) -> Array:
+        """u of the flow, out of the frame, shape ``(*members, *shape)``.
+
+        Args:
+            now: Coefficients that broadcast against it.
+            taken: Momentum, memory, gradient and m̃.
+            w: Position, if there is decay.
+        """
+        return self._direct(now, taken, w, step=0, h=1.0, is_rate=True).u
+
+    def at_state(self, w: Array, m: Array, g: Array, memory: Mapping[str, Array] | None) -> tuple[Array, Memory]:
+        """Momentum in the frame and memory at a saved state, as tensors ``(*members, …)``.
+
+        Args:
+            w: Positions, shape ``(*ensemble, p)``.
+            m: Momenta, likewise.
+            g: Gradients, likewise.
+            memory: By key, as a trajectory has it at a save.
+
+        Raises:
+            ValueError: for a memory that is missing, or of other keys or shapes.
+        """
+        if memory is None and _layout(self.preconditioner, self.shape_of(w), self.corrects_momentum):
+            raise ValueError(
+                f"memory is missing, and preconditioner {self.preconditioner.name!r} has one; give that of the state, "
+                "e.g. {key: value[k] for key, value in trajectory.memory.items()}."
+            )
+        m, known = self.unpack(w, self.start(w, m, g, memory, name="memory"))
+        return m, self.preconditioner.admissible(known)
+
+    def shaped(self, coefficients: Mapping[str, Any], w: Array, g: Array) -> tuple[dict[str, Any], Array, Array]:
+        """Coefficients that broadcast against ``(*members, *shape)``, and position and gradient of that shape."""
+        position = self._shaped(w, w)
+        return {name: _broadcast(x, position, w) for name, x in coefficients.items()}, position, self._shaped(g, w)
+
     def momentum(self, w: Array, z: Array) -> Array:
         """The momentum in z, out of the frame, shape ``(*ensemble, p)``."""
         m, memory = self.unpack(w, z)
@@ -225,7 +263,8 @@ class RememberedMetric(Metric):
     def _shaped(self, x: Array, w: Array) -> Array:
         return _tensor(x).reshape((*_members(w), *self.shape_of(w)))
 
-    def _take_in(self, now: Mapping[str, Any], m: Array, memory: Memory, g: Array, *, h: float) -> TakenIn:
+    def taken_in(self, now: Mapping[str, Any], m: Array, memory: Memory, g: Array, *, h: float) -> TakenIn:
+        """Momentum and memory with a gradient taken in over ``h``."""
         rates = {name: now[name] for name in ("alpha", "gain", "nesterov")}
         return take_in(self.preconditioner, m, memory, g, **rates, h=h)
 

@@ -58,6 +58,19 @@ class Preconditioner(ABC):
         """Whether the first gradient only sets up the memory, without a step."""
         return False
 
+    @property
+    def degree(self) -> float | None:
+        """p, if the direction is the gradient of a potential φ(m) that is homogeneous of degree p; ``None`` if not.
+
+        A linear F⁻¹ has φ = ½⟨m, F⁻¹m⟩ and p = 2, the gradient of a norm has p = 1. The flow's energy follows from it.
+        """
+        return 2.0 if self.is_linear else None
+
+    @property
+    def exact(self) -> Preconditioner:
+        """The preconditioner whose direction is such a gradient, if this one approximates it; else itself."""
+        return self
+
     def initial(self, w: Array, *, batch: int = 0) -> Memory:
         """Memory before the first gradient.
 

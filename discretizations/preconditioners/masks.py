@@ -95,11 +95,22 @@ class CoordinateMask:
 
 
 class SingularMask(ABC):
-    """A mask by singular directions of the covector."""
+    """A mask by singular directions of the covector.
 
+    Args:
+        sharp_fraction: r in [0, 1].
+    """
+
+    sharp_fraction: float
     applies_twice = False
     masks_decay = True  # whether weight decay of flat directions is χ times that of sharp ones
     needs_polar = False  # whether the projector depends on the polar factor
+    is_gradient = False  # whether msign(M̃)(P + χQ) is the gradient of a potential
+
+    @property
+    def exact(self) -> SingularMask:
+        """The mask that this one approximates; else itself."""
+        return self
 
     def initial(self, w: Tensor) -> Memory:
         """Memory before the first step."""
@@ -134,6 +145,8 @@ class ExactSubspace(SingularMask):
 
     sharp_fraction: float
 
+    is_gradient = True
+
     def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
         rank = round(self.sharp_fraction * min(covector.shape[-2:]))
         return SubspaceComplement(top_right_subspace(covector, rank)), memory
@@ -148,6 +161,10 @@ class TrackedSubspace(SingularMask):
     """
 
     sharp_fraction: float
+
+    @property
+    def exact(self) -> ExactSubspace:
+        return ExactSubspace(sharp_fraction=self.sharp_fraction)
 
     def initial(self, w: Tensor) -> Memory:
         shorter = min(w.shape[-2:])
@@ -177,6 +194,10 @@ class ThresholdMask(SingularMask):
 
     applies_twice = True
     needs_polar = True
+
+    @property
+    def exact(self) -> ExactSubspace:
+        return ExactSubspace(sharp_fraction=self.sharp_fraction)
 
     def initial(self, w: Tensor) -> Memory:
         level = initial_threshold(max(1, min(w.shape[-2:])))
@@ -228,6 +249,10 @@ class GradedMask(SingularMask):
 
     masks_decay = False
     needs_polar = True
+
+    @property
+    def is_gradient(self) -> bool:  # type: ignore[override]
+        return self.by == "frobenius"
 
     def initial(self, w: Tensor) -> Memory:
         if self.by == "frobenius":

@@ -50,6 +50,14 @@ class NormalizedPolarFactor(PolarFactor):
                 "TrackedSubspace or ExactSubspace."
             )
 
+    @property
+    def degree(self) -> None:
+        """None: the rows' scales follow the momentum, so the direction is no gradient."""
+
+    @property
+    def exact(self) -> NormalizedPolarFactor:
+        return self
+
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
         return super().initial(w, batch=batch) | {"rows": torch.zeros_like(w[..., 0], dtype=wide_dtype(w))}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -55,6 +55,17 @@ class PolarFactor(Preconditioner):
     @property
     def masks_decay(self) -> bool:
         return self.mask is None or self.mask.masks_decay
+
+    @property
+    def degree(self) -> float | None:
+        """1 if polar factors are exact and the mask gives a gradient, such as that of the nuclear norm."""
+        is_gradient = self.mask is None or self.mask.is_gradient
+        return 1.0 if self.iteration == "svd" and is_gradient else None
+
+    @property
+    def exact(self) -> PolarFactor:
+        """With polar factors by SVD and the exact form of the mask: polynomials are no gradients."""
+        return replace(self, iteration="svd", mask=self.mask and self.mask.exact)
 
     @property
     def applies_twice(self) -> bool:

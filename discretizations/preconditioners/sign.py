@@ -31,6 +31,11 @@ class Sign(Preconditioner):
 
     sharp_fraction: float = 0.0
 
+    @property
+    def degree(self) -> float:
+        """1: the potential is ‖m‖₁, flat coordinates counted χ-fold."""
+        return 1.0
+
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
         return {"threshold": w.new_zeros(w.shape[:batch])} if self.sharp_fraction else {}
 

@@ -6,22 +6,28 @@ The metrics are those of Adam, Muon and SOAP as functions of the position: the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from riemannian_ode import RISHD, GramRootMetric, Metric, VaryingDiagonalMetric, VaryingMetric, simulate
+from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment
+from discretizations.preconditioners.second_moment import SecondMoment
+from riemannian_ode import RISHD, GramRootMetric, Metric, Preconditioner, VaryingDiagonalMetric, VaryingMetric, simulate
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.matrix_root import matrix_root
+from riemannian_ode.memory import RememberedMetric
+from riemannian_ode.memory_energy import rate_by_memory
 from rishd.studies.record import Record
 from toy_landscapes import KroneckerQuadratic, Landscape
 
 _SHAPE = (2, 3)
 _ALPHA, _BETA = 0.1, 1.0
+_THETA2 = 0.95  # of averages
 _REACH = 0.15  # ηt at the end: a sign-like update of size η/α a step has then gone 1.5, about as far as the start is
 _LEFT, _RIGHT = np.diag([1.0, 0.3]), np.diag([1.0, 0.3, 0.1])
 
@@ -117,6 +123,8 @@ class CorrectionRow:
         of_gradient: Median of ‖R‖/‖g‖.
         distance: Largest distance between the flows with and without R, over the largest ‖w − w*‖; median of starts.
         loss_ratio: Mean of f over the flow with R, over that without; median of starts.
+        of_memory: Median of ½‖Ḟn‖/‖−αm + g‖ along the optimizer's own flow, whose metric is made of averages with
+            θ₂ = 0.95; NaN for a metric without memory.
     """
 
     metric: str
@@ -126,6 +134,7 @@ class CorrectionRow:
     of_gradient: float
     distance: float
     loss_ratio: float
+    of_memory: float
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,20 @@ class CorrectionStudy(Record):
             f"‖R‖ over the rest of the momentum's force is, in the median along a flow: {sizes}. "
             f"Dropping R moves the flow by {100 * min(small):.2g} to {100 * max(small):.2g}% of its distance from the "
             f"minimum at η = {eta[0]:g} and by {100 * min(large):.2g} to {100 * max(large):.2g}% at η = {eta[1]:g}; "
-            f"the mean loss with R is {ratios.min():.3g} to {ratios.max():.3g} times that without."
+            f"the mean loss with R is {ratios.min():.3g} to {ratios.max():.3g} times that without. {self._of_memory()}"
+        )
+
+    def _of_memory(self) -> str:
+        """How large the force of the metric's motion is if averages take the place of the gradient."""
+        rows = [row for row in self.rows if np.isfinite(row.of_memory)]
+        parts = []
+        for name in dict.fromkeys(row.metric for row in rows):
+            own = [row for row in rows if row.metric == name]
+            memory, gradient = ([getattr(row, key) for row in own] for key in ("of_memory", "typical"))
+            parts.append(f"{name} {np.median(memory):.2g} against {np.median(gradient):.2g}")
+        return (
+            f"With the optimizer's averages (θ₂ = {_THETA2:g}) the force ½Ḟn, which has R's place in the energy, is in "
+            f"the median of all settings {', '.join(parts)} for R."
         )
 
     def table(self) -> list[dict[str, str]]:
@@ -199,6 +221,7 @@ class CorrectionStudy(Record):
                 "‖R‖/‖g‖": f"{row.of_gradient:.2g}",
                 "distance without R": f"{row.distance:.2g}",
                 "mean loss, with / without": f"{row.loss_ratio:.3g}",
+                "½‖Ḟn‖ of averages": "" if np.isnan(row.of_memory) else f"{row.of_memory:.2g}",
             }
             for row in self.rows
         ]
@@ -277,5 +300,33 @@ def correction_runs(
 def correction_row(name: str, curvature: float, eta: float, starts: np.ndarray, *, epsilon: float) -> CorrectionRow:
     """Medians of :func:`correction_runs`, whose arguments these are."""
     runs = correction_runs(name, curvature, eta, starts, epsilon=epsilon)
-    medians = [float(np.median(part)) for part in runs]
-    return CorrectionRow(name, eta, curvature, *medians)
+    share, of_gradient, distance, ratio = (float(np.median(part)) for part in runs)
+    memory = memory_force(name, curvature, eta, starts, epsilon=epsilon)
+    return CorrectionRow(name, eta, curvature, share, of_gradient, distance, ratio, memory)
+
+
+def memory_force(name: str, curvature: float, eta: float, starts: np.ndarray, *, epsilon: float) -> float:
+    """Median of ½‖Ḟn‖/‖−αm + g‖ along an optimizer's own flow, or NaN for a metric without memory.
+
+    With n = F⁻¹m, ½Ḟn is the force that would close the energy identity (claim C19), as R does for F(w). Arguments are
+    those of :func:`correction_runs`.
+    """
+    if name not in _OPTIMIZERS:
+        return float("nan")
+    landscape = KroneckerQuadratic(curvature * _LEFT, _RIGHT)
+    preconditioner = _OPTIMIZERS[name](beta2=_THETA2, eps=epsilon)
+    system = RISHD.from_optimizer(landscape, preconditioner, shape=_SHAPE, alpha=_ALPHA, eta=eta, beta=_BETA)
+    flow = simulate(system, starts, steps=round(_REACH / eta), progress=False).checked()
+    metric, shares = RememberedMetric(preconditioner, shape=_SHAPE), []
+    for i in range(1, len(flow.times)):
+        g = landscape.gradient(flow.w[i])
+        m, memory = metric.at_state(flow.w[i], flow.m[i], g, {key: value[i] for key, value in flow.memory.items()})
+        _, _, matrix = metric.shaped({}, flow.w[i], g)
+        diagonal = 1.0 / preconditioner.raise_index(memory, torch.ones_like(m))  # F is diagonal in the frame
+        turning = rate_by_memory(preconditioner, memory, matrix, partial(preconditioner.raise_index, covector=m))
+        force = 0.5 * (diagonal * turning).flatten(1).norm(dim=-1).numpy()
+        shares.append(force / np.linalg.norm(momentum_rate(flow.m[i], g, alpha=_ALPHA), axis=-1))
+    return float(np.median(shares))
+
+
+_OPTIMIZERS: Mapping[str, Callable[..., Preconditioner]] = {"Adam": SecondMoment, "SOAP": EigenbasisMoment}

@@ -27,16 +27,19 @@ def correction_figure(study: CorrectionStudy) -> Figure:
             eta = [row.eta for row in rows]
             size.loglog(eta, [row.typical for row in rows], "o-", color=shade, label=f"curvature {curvature:g}")
             size.loglog(eta, [row.of_gradient for row in rows], "s:", mfc="none", color=shade, lw=1.0, ms=4)
+            size.loglog(eta, [row.of_memory for row in rows], "^--", mfc="none", color=shade, lw=1.0, ms=4)
             distance.loglog(eta, [row.distance for row in rows], "o-", color=shade)
         size.set(title=f"{metric}'s metric")
         distance.set(xlabel="learning rate η")
         for axes in (size, distance):
             axes.grid(alpha=0.3)
-    grid[0, 0].set(ylabel="‖R‖ / ‖−αm + g‖ (dotted: / ‖g‖)")
+    grid[0, 0].set(ylabel="‖R‖ / ‖−αm + g‖")
     grid[1, 0].set(ylabel="distance of runs with and without R")
     grid[0, 0].legend(fontsize=8)
     figure.suptitle(
-        f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}", fontsize=11
+        f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}; "
+        "dotted: ‖R‖ / ‖g‖; dashed: ½‖Ḟn‖ of the optimizer's averages in the place of ‖R‖",
+        fontsize=11,
     )
     return figure
 

@@ -7,6 +7,7 @@ import torch
 from riemannian_ode import (
     RISHD,
     ConstantSplit,
+    Preconditioner,
     PreconditionerMetric,
     StateDependentMetric,
     TimeDependent,
@@ -111,8 +112,59 @@ def test_second_order_coefficients_have_the_energy_too():
 
 def test_history_metrics_have_no_energy():
     system = RISHD.from_optimizer(Quadratic([1.0]), PreconditionerMetric(np.sign), alpha=0.2, eta=0.01)
-    with pytest.raises(ValueError, match="not applicable"):
+    with pytest.raises(ValueError, match=r"not applicable.*declares its degree"):
         total_energy(system, 0.0, np.ones(1), np.ones(1))
+
+
+class Power(Preconditioner):
+    """∇φ of φ = Σ|m|^q/q, with a declared degree."""
+
+    name = "power"
+    is_linear = False
+
+    def __init__(self, exponent, declared):
+        self.exponent, self.declared = exponent, declared
+
+    @property
+    def degree(self):
+        return self.declared
+
+    def raise_index(self, memory, covector):
+        return covector.sign() * covector.abs() ** (self.exponent - 1.0)
+
+
+class SoftSign(Power):
+    """∇φ of φ = Σ√(1 + m²), which is not homogeneous."""
+
+    def raise_index(self, memory, covector):
+        return covector / (1.0 + covector**2).sqrt()
+
+
+@pytest.mark.parametrize("exponent", [1.5, 2.0, 3.0])
+def test_any_homogeneous_potential_has_an_energy(exponent):
+    objective = rippled_quadratics(np.random.default_rng(1), 3, 4)
+    eta = TimeDependent(lambda t: 0.3 / (1 + 0.2 * t), lambda t: -0.06 / (1 + 0.2 * t) ** 2)
+    system = RISHD.from_optimizer(
+        objective, Power(exponent, exponent), alpha=0.3, eta=eta, nesterov=0.2, gain=0.7, decay=0.2, beta=0.1
+    )
+    w, m = np.random.default_rng(2).normal(size=(2, 3, 4))
+    run = simulate(system, w, m + np.sign(m), h=0.005, steps=100, integrator=DOP853(rtol=1e-12, atol=1e-13))
+    assert (run.m[0] * run.m[-1] > 0).all()  # no component passed 0, where the potential has a kink
+    assert energy_identity_residual(system, run).residual.max() <= 1e-9
+    value = objective.value(w) * 0.7 + 0.3 * (np.abs(m) ** exponent).sum(-1) / exponent + 0.3 * 0.2 * (w * m).sum(-1)
+    np.testing.assert_allclose(total_energy(system, 0.0, w, m), value, rtol=1e-13)
+
+
+def test_a_degree_that_is_missing_or_wrong_is_told():
+    for preconditioner, message in (
+        (SoftSign(1.0, None), "'power' declares no potential"),
+        (SoftSign(1.0, 1.0), "declares degree = 1, but its direction at 2m is not 1 times"),
+        (Power(3.0, 2.0), "correct the degree"),
+    ):
+        system = RISHD.from_optimizer(Quadratic([1.0, 2.0]), preconditioner, alpha=0.2, eta=0.01)
+        for ask in (total_energy, dissipation):
+            with pytest.raises(ValueError, match=message):
+                ask(system, 0.0, np.ones(2), np.ones(2))
 
 
 def test_eta_without_derivative_is_told():

@@ -58,6 +58,8 @@ def test_size_of_the_correction_depends_on_curvature_over_epsilon_only(name):
     assert scaled.typical == pytest.approx(row.typical, rel=1e-8)
     assert scaled.distance == pytest.approx(row.distance, rel=1e-8)
     assert row.typical > 0.01
+    assert scaled.of_memory == pytest.approx(row.of_memory, rel=1e-6, nan_ok=True)
+    assert np.isnan(row.of_memory) == (name == "Muon")
 
 
 def test_correction_vanishes_as_the_metric_becomes_constant():
