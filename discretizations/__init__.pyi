@@ -9,11 +9,15 @@ from discretizations.certificate import coupled_curvatures as coupled_curvatures
 from discretizations.certificate import cycle_curvature as cycle_curvature
 from discretizations.certificate import lookahead_certificate as lookahead_certificate
 from discretizations.certificate import noise_growth as noise_growth
+from discretizations.constant_rule import ConstantRule as ConstantRule
+from discretizations.constant_rule import split_rule as split_rule
 from discretizations.correspondence import Correspondence as Correspondence
 from discretizations.correspondence import Rule as Rule
 from discretizations.curvature_schemes import CURVATURE_SCHEMES as CURVATURE_SCHEMES
 from discretizations.curvature_schemes import CurvatureScheme as CurvatureScheme
 from discretizations.known_optimizers import CORRESPONDENCES as CORRESPONDENCES
+from discretizations.modified_equation import PenalisedObjective as PenalisedObjective
+from discretizations.modified_equation import modified_field as modified_field
 from discretizations.noise import flat_loss_floor as flat_loss_floor
 from discretizations.noise import loss_floor as loss_floor
 from discretizations.noise import lyapunov_covariance as lyapunov_covariance

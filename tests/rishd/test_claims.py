@@ -202,6 +202,8 @@ def _run(key, instances=20):
         ("C15", "exponential.polyak_lojasiewicz_rate", lambda right: lambda *x, **y: 2.5 * right(*x, **y)),
         ("C16a", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.3 * right(*x, **y)),
         ("C16d", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.5 * right(*x, **y)),
+        ("C22", "modified.modified_field", lambda right: lambda *x, h: right(*x, h=1.02 * h)),
+        ("C22b", "modified.PenalisedObjective", lambda right: lambda f, rule, h: right(f, rule, 1.1 * h)),
         ("C16g", "instances.RippledQuadratic.hvp", lambda right: lambda *x: 1.001 * right(*x)),
     ],
 )
