@@ -1,5 +1,7 @@
 # The public names. At run time they are imported on first use: riemannian_ode.lazy_names.
 
+from discretizations.central_flow import CentralFlow as CentralFlow
+from discretizations.central_flow import CentralPath as CentralPath
 from discretizations.certificate import Certificate as Certificate
 from discretizations.certificate import Cycle as Cycle
 from discretizations.certificate import block_curvatures as block_curvatures

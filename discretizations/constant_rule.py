@@ -66,6 +66,11 @@ class ConstantRule:
         """C = A(B + 1/α), by which the shadow position of claim C7 moves."""
         return np.asarray(self.lagged + self.inverse_metric / _column(self.alpha))
 
+    @property
+    def edge_metric(self) -> np.ndarray:
+        """D = A(B + 1/(2 − α)): a mode of period 2 has ηD∇²f = 2 (claim C21)."""
+        return np.asarray(self.lagged + self.inverse_metric / (2.0 - _column(self.alpha)))
+
     def step(self, w: Array, m: Array, g: Array) -> UpdateState:
         """One step.
 

@@ -25,9 +25,12 @@ PANELS = {
     "convex_rates": ("C8", "C8b"),
     "descent_limits": ("C9", "C9b"),
     "noise_floor": ("C10",),
+    "edge_of_stability": ("C21", "C21c"),
     "rivers": ("C11b", "C11c"),
     "strongly_convex_rates": ("C16a", "C16d"),
 }
+
+SWEEPS = {"C21c": 100}  # instances: with fewer its panel has no sweep
 
 
 def write_conclusion(name: str, conclusion: str) -> None:
@@ -61,7 +64,9 @@ if __name__ == "__main__":
             OTHERS[name]()
             continue
         if name in PANELS:
-            panels = [panel for key in PANELS[name] for panel in CLAIMS[key].run(seed=0, instances=8).panels]
+            panels = [
+                panel for key in PANELS[name] for panel in CLAIMS[key].run(seed=0, instances=SWEEPS.get(key, 8)).panels
+            ]
             panels_figure(panels).savefig(IMAGES / f"{name}.png", dpi=110)
             continue
         result = run_study(name)
