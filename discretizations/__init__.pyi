@@ -1,5 +1,7 @@
 # The public names. At run time they are imported on first use: riemannian_ode.lazy_names.
 
+from discretizations.central_flow import CentralFlow as CentralFlow
+from discretizations.central_flow import CentralPath as CentralPath
 from discretizations.certificate import Certificate as Certificate
 from discretizations.certificate import Cycle as Cycle
 from discretizations.certificate import block_curvatures as block_curvatures
@@ -9,11 +11,15 @@ from discretizations.certificate import coupled_curvatures as coupled_curvatures
 from discretizations.certificate import cycle_curvature as cycle_curvature
 from discretizations.certificate import lookahead_certificate as lookahead_certificate
 from discretizations.certificate import noise_growth as noise_growth
+from discretizations.constant_rule import ConstantRule as ConstantRule
+from discretizations.constant_rule import split_rule as split_rule
 from discretizations.correspondence import Correspondence as Correspondence
 from discretizations.correspondence import Rule as Rule
 from discretizations.curvature_schemes import CURVATURE_SCHEMES as CURVATURE_SCHEMES
 from discretizations.curvature_schemes import CurvatureScheme as CurvatureScheme
 from discretizations.known_optimizers import CORRESPONDENCES as CORRESPONDENCES
+from discretizations.modified_equation import PenalisedObjective as PenalisedObjective
+from discretizations.modified_equation import modified_field as modified_field
 from discretizations.noise import FloorRatio as FloorRatio
 from discretizations.noise import flat_loss_floor as flat_loss_floor
 from discretizations.noise import floor_ratio_bounds as floor_ratio_bounds

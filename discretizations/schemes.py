@@ -136,7 +136,7 @@ class OneGradientScheme(ABC):
         split: Callable[[Array, Array], Projector] | None = None,
         precondition: Precondition = lambda x: x,
     ) -> UpdateState:
-        """The step with its coefficients known, for any scalars (numbers, SymPy symbols): no argument is checked.
+        """The step with its coefficients known, for any scalars (numbers, arrays, symbols): no argument is checked.
 
         Args:
             w: See :meth:`step`.
@@ -156,7 +156,9 @@ class OneGradientScheme(ABC):
             if split is None
             else {"beta_sharp": beta / weight, "beta_flat": beta_flat / weight, "chi": chi, "split": split}
         )
-        raise_index = precondition if weight == 1.0 else lambda x: precondition(weight * x)
+        raise_index = (
+            precondition if isinstance(weight, float) and weight == 1.0 else lambda x: precondition(weight * x)
+        )
         if not self.old_momentum:
             return lite_step(w, m, g, eta=eta, alpha=share, gain=gain, precondition=raise_index, **damping)
         u = lite_direction(m, g, raise_index=raise_index, **damping)

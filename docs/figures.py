@@ -26,11 +26,14 @@ PANELS = {
     "descent_limits": ("C9", "C9b"),
     "noise_floor": ("C10",),
     "flow_noise_floor": ("C20",),
+    "edge_of_stability": ("C21", "C21c"),
     "rivers": ("C11b", "C11c"),
     "strongly_convex_rates": ("C16a", "C16d"),
     "norm_energies": ("C18", "C18b", "C18c"),
     "memory_energies": ("C19", "C19b"),
 }
+
+SWEEPS = {"C21c": 100}  # instances: with fewer its panel has no sweep
 
 
 def write_conclusion(name: str, conclusion: str) -> None:
@@ -64,7 +67,9 @@ if __name__ == "__main__":
             OTHERS[name]()
             continue
         if name in PANELS:
-            panels = [panel for key in PANELS[name] for panel in CLAIMS[key].run(seed=0, instances=8).panels]
+            panels = [
+                panel for key in PANELS[name] for panel in CLAIMS[key].run(seed=0, instances=SWEEPS.get(key, 8)).panels
+            ]
             panels_figure(panels).savefig(IMAGES / f"{name}.png", dpi=110)
             continue
         result = run_study(name)

@@ -19,6 +19,8 @@ FEWER = {
     "C11c": 8,
     "C14": 2,
     "C18c": 1,
+    "C21b": 1,
+    "C21c": 1,
     **dict.fromkeys(("C17h", "C17i", "C17j", "C17k", "C17l", "C17n", "C17o", "C17p"), 3),
 }
 
@@ -225,6 +227,11 @@ def _run(key, instances=20):
         ("C15", "exponential.polyak_lojasiewicz_rate", lambda right: lambda *x, **y: 2.5 * right(*x, **y)),
         ("C16a", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.3 * right(*x, **y)),
         ("C16d", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.5 * right(*x, **y)),
+        ("C21", "edge.complementary", lambda right: lambda *x: 1.01 * right(*x)),
+        ("C21", "edge.ConstantRule.edge_metric", lambda right: property(lambda self: 1.001 * right.fget(self))),
+        ("C21b", "edge_problems.CentralFlow._third", lambda right: lambda *x: 1.4 * right(*x)),
+        ("C22", "modified.modified_field", lambda right: lambda *x, h: right(*x, h=1.02 * h)),
+        ("C22b", "modified.PenalisedObjective", lambda right: lambda f, rule, h: right(f, rule, 1.1 * h)),
         ("C16g", "instances.RippledQuadratic.hvp", lambda right: lambda *x: 1.001 * right(*x)),
         ("C18", "norm_energy.total_energy", lambda right: lambda *x: 1.001 * right(*x)),
         ("C18", "norm_energy.dissipation", _scaled_part("total", 1.001)),
