@@ -143,9 +143,9 @@ class GradedComplement:
     :math:`OQ = O - \tilde M/\sigma`, without a product.
 
     Args:
-        covector: M̃, shape ``(*batch, m, n)``.
+        covector: M̃ or a multiple of it, shape ``(*batch, m, n)``.
         polar: O = msign(M̃), same shape.
-        size: σ, shape ``(*batch, 1, 1)``.
+        size: σ, in the same multiple, shape ``(*batch, 1, 1)``.
     """
 
     covector: Tensor
@@ -171,6 +171,7 @@ def leading_direction(x: Tensor, direction: Tensor) -> Tensor:
     Source: Golub and Van Loan, *Matrix Computations*, section 7.3.
     """
     wide = direction.dtype
+    x = x / x.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # as squares overflow
     image = x.mT @ (x @ direction.to(x.dtype)[..., None])
     image = image[..., 0].to(wide)
     length = torch.linalg.vector_norm(image, dim=-1, keepdim=True)

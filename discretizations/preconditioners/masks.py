@@ -266,6 +266,11 @@ class GradedMask(SingularMask):
 
     def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
         memory = self.observed(memory, covector)
-        x = covector if self.by == "frobenius" else covector @ memory["leading"].to(covector.dtype)[..., None]
-        size = torch.linalg.matrix_norm(x, keepdim=True)
-        return GradedComplement(covector, polar, size.clamp(min=torch.finfo(x.dtype).tiny)), memory
+        tiny = torch.finfo(covector.dtype).tiny
+        largest = covector.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=tiny)
+        x = covector / largest  # so that squares neither over- nor underflow
+        if self.by == "spectral":
+            x = x @ memory["leading"].to(x.dtype)[..., None]
+        return GradedComplement(
+            covector / largest, polar, torch.linalg.matrix_norm(x, keepdim=True).clamp(min=tiny)
+        ), memory

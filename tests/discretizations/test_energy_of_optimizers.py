@@ -10,7 +10,8 @@ from riemannian_ode import RISHD, TimeDependent, dissipation, energy_identity_re
 from riemannian_ode.integrators.adaptive import DOP853
 from tests.discretizations.test_memory_flows import FLOWS, SHAPE, SMOOTH, P, Wells, flow, run, start
 
-ADAPTS = ("adam, lite", "soap, lite")  # masks whose thresholds move between steps
+ADAPTS = ("adam, lite", "soap, lite", "kl-soap")  # masks whose thresholds move between steps
+NO_GRADIENT = ("muon, graded", "muon, random", "normuon", "normuon, tracked", "shampoo, grafted")
 
 
 def warm(name, *ensemble, **changes):
@@ -22,7 +23,7 @@ def warm(name, *ensemble, **changes):
 
 
 @pytest.mark.parametrize("ensemble", [(), (2, 2)])
-@pytest.mark.parametrize("name", [name for name in FLOWS if name not in ADAPTS])
+@pytest.mark.parametrize("name", [name for name in FLOWS if name not in (*ADAPTS, *NO_GRADIENT)])
 def test_identity_holds_along_every_flow(name, ensemble):
     """Also through the work of approximate masks and polynomials, which are no gradients."""
     system, w, m, memory = warm(name, *ensemble, **({"eta": 0.001} if name == "sign" else {}))
@@ -30,7 +31,7 @@ def test_identity_holds_along_every_flow(name, ensemble):
     assert energy_identity_residual(system, found).residual.max() <= 1e-7  # a tracked mask adapts between steps
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", [name for name in FLOWS if name not in NO_GRADIENT])
 def test_rates_are_the_derivative_of_the_energy(name):
     """E along the flow's own rates, by central differences."""
     system, w, m, memory = warm(name)
@@ -49,7 +50,14 @@ def test_rates_are_the_derivative_of_the_energy(name):
     assert sum(x for key, x in lost._asdict().items() if key not in ("total", "flat")) == pytest.approx(lost.total)
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("name", NO_GRADIENT)
+def test_directions_that_are_no_gradients_have_no_energy(name):
+    system, w, m, memory = warm(name)
+    with pytest.raises(ValueError, match="declares no potential"):
+        total_energy(system, 4.0, w, m, memory)
+
+
+@pytest.mark.parametrize("name", [name for name in SMOOTH if name not in NO_GRADIENT])
 def test_identity_holds_from_an_empty_memory(name):
     system = flow(name, beta=0.0)
     scheme = DOP853(rtol=1e-11, atol=1e-13)
