@@ -28,8 +28,8 @@ def mode_roots(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
 
     Source: derived in docs/theory, claim C5.
     """
-    half = -0.5 * (np.asarray(alpha) + np.asarray(beta) * kappa)
-    constant = (1.0 + np.asarray(alpha) * beta) * kappa
+    kappa, alpha, beta = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (kappa, alpha, beta)))
+    half, constant = -0.5 * (alpha + beta * kappa), (1.0 + alpha * beta) * kappa
     root = np.sqrt(half**2 - constant + 0j)
     # Adding quantities of equal sign first and dividing for the other root avoids cancellation at small κ.
     far = np.where(half <= 0, half - root, half + root)

@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from discretizations.noise import loss_floor, stationary_covariance
 from discretizations.proofs import dynamics
 from discretizations.stability import (
     asymptotic_speedup,
+    check_damping,
+    descent_limit,
     flat_rate,
     is_overdamped,
     mode_roots,
@@ -98,3 +101,59 @@ def test_energy_identity_is_false_without_the_correction():
 def test_closed_forms_number_by_number():
     assert asymptotic_speedup(0.1, 5.0, 20.0, 2.0) == pytest.approx(2.0 * 3.0 / 1.5)
     assert stable_limit(0.05, [-0.25, 0.0, 1.0]) == pytest.approx([0.05 / (0.95 * 0.25), 3.9, 3.9 / 2.95])
+
+
+@pytest.mark.parametrize(("fast", "slow"), [(-1.0, -1e-14), (1.0, 1e-14), (1.0, -1e-14), (-1.0, 1e-14)])
+def test_both_roots_keep_their_digits_at_every_sign(fast, slow):
+    """s² + ακ⁰s + κ with α = −(s₁ + s₂), κ = s₁s₂, β = 0; the larger root comes first."""
+    roots = mode_roots(fast * slow, -(fast + slow), 0.0)
+    np.testing.assert_allclose(roots, sorted((fast, slow), reverse=True), rtol=1e-12)
+
+
+def test_a_mode_without_curvature_and_damping_has_two_roots_zero():
+    np.testing.assert_array_equal(mode_roots([0.0, 1.0], 0.0, 0.0), [[0, 0], [1j, -1j]])
+    np.testing.assert_array_equal(mode_roots(0.0, 2.0, 0.0), [0, -2])
+
+
+@given(kappa=st.floats(0.01, 5), alpha=st.floats(0.01, 3), beta=st.floats(-0.3, 4))
+def test_overdamped_modes_are_those_with_real_roots(kappa, alpha, beta):
+    gap = (alpha + beta * kappa) ** 2 - 4 * (1 + alpha * beta) * kappa
+    if abs(gap) > 1e-9:
+        assert bool(is_overdamped(kappa, alpha, beta)) == (np.abs(mode_roots(kappa, alpha, beta).imag).max() == 0)
+
+
+def test_arrays_are_their_members():
+    kappa, alpha, beta = np.array([[0.1], [0.4]]), 0.2, np.array([-0.2, 1.0, 2.0])
+    for function in (mode_roots, flat_rate, is_overdamped, step_matrix, spectral_radius):
+        whole = function(kappa, alpha, beta)
+        for i, k in np.ndindex(2, 3):
+            np.testing.assert_allclose(whole[i, k], function(float(kappa[i, 0]), alpha, float(beta[k])), rtol=1e-14)
+
+
+def test_single_precision_is_computed_in_double():
+    kappa, alpha, beta = np.float32([0.1, 0.2]), np.float32([0.5, 0.25]), np.float32([0.0, 1.0])
+    results = [
+        flat_rate(kappa, alpha, beta),
+        spectral_radius(kappa, alpha, beta),
+        stable_limit(alpha, beta),
+        descent_limit(alpha, beta),
+        stable_limit(alpha, 0.0),
+        stable_limit(0.5, beta),
+        stationary_covariance(kappa, alpha, beta),
+        loss_floor(kappa, alpha, beta, rate=1.0, sigma=1.0),
+    ]
+    assert {result.dtype for result in results} == {np.dtype(np.float64)}
+
+
+def test_beta_next_to_zero_from_below_sets_no_limit_and_overflows_silently():
+    assert stable_limit(0.05, [-5e-324, -1e-310, -0.0]) == pytest.approx([3.9, 3.9, 3.9])
+    assert stable_limit(1.0, [-0.5, 0.0]) == pytest.approx([4.0, 2.0])
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, -1.0), (1.5, 0.0), (2.0, 0.0), (0.0, 0.0)])
+def test_bounds_of_the_damping_are_outside(alpha, beta):
+    with pytest.raises(ValueError, match=r"alpha|beta"):
+        check_damping(alpha, beta)
+    with pytest.raises(ValueError, match=r"alpha|beta"):
+        descent_limit(alpha, beta)
+    check_damping(1.0, 0.0)
