@@ -124,11 +124,9 @@ def _limits(alpha: np.ndarray, beta: np.ndarray, share: np.ndarray, c: np.ndarra
     root = np.sqrt(np.maximum(linear**2 - 4.0 * square * constant, 0.0))
     usable = known & (constant > 0) & (linear > 0)
     limit = np.where(usable, 2.0 * constant / np.where(usable, linear + root, 1.0), 0.0)  # without cancellation
-    weight = h0 - limit * h1
-    tolerance = 1e-12
-    sound = (weight >= 0) & (limit * (d**2 * s**2 + excess) <= weight * r + tolerance)
-    sound &= limit * b**2 <= 2.0 * b - weight + tolerance
-    return np.where(sound, limit, 0.0), weight
+    # Up to this root the determinant is positive, and the diagonal keeps the sign it has at κ = 0. That is negative: β
+    # above −1/(2 − α) makes h₀ > −anchor, so that constant > 0 means h₀ > anchor.
+    return limit, h0 - limit * h1
 
 
 def noise_growth(kappa: Array, beta: Array, *, lookahead: Array, weight: Array) -> np.ndarray:

@@ -209,3 +209,25 @@ def test_an_offset_needs_a_step_strictly_inside(argument):
     certificate = lookahead_certificate(0.1, 0.5)
     with pytest.raises(ValueError, match="strictly between"):
         convex_offset(argument * certificate.limit, 0.1, 0.5, certificate)
+
+
+@given(alpha=st.floats(0.001, 0.99), gap=st.floats(-8.0, -1.0), share=st.floats(0.0, 1e4))
+def test_damping_next_to_its_bound_still_has_the_limit_without_lookahead(alpha, gap, share):
+    """At β → −1/(2 − α) rounding once refused c = 0, too, and the limit was 0."""
+    beta = -1 / (2 - alpha) + 10**gap
+    assert lookahead_certificate(alpha, beta, share).limit >= descent_limit(alpha, beta) * (1 - 1e-4)
+
+
+def test_objectives_are_convex_by_default():
+    for function in (lookahead_certificate, cycle_curvature):
+        assert tuple(map(float, function(0.1, 0.5))) == tuple(map(float, function(0.1, 0.5, 0.0)))
+
+
+def test_whole_numbers_and_single_precision_count_as_double():
+    assert lookahead_certificate(np.float32([0.5, 0.25]), np.float32([0.0, 1.0])).limit.dtype == np.float64
+    np.testing.assert_array_equal(cycle_curvature(1, 0, 0).kappa, cycle_curvature(1.0, 0.0, 0.0).kappa)
+
+
+def test_hardly_any_momentum_needs_hardly_any_offset():
+    certificate = lookahead_certificate(0.999, 0.0)
+    assert 0.0 <= float(convex_offset(1e-3 * certificate.limit, 0.999, 0.0, certificate)) < 0.5
