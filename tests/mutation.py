@@ -42,7 +42,8 @@ MEMORY = 8 << 30  # bytes of a mutant's process
 # The tests of a module, the first pattern that fits; quick ones, because a survivor costs all that call its function.
 CORE = [
     "discretizations/test_memory_flows.py", "discretizations/test_update_rule.py",
-    "discretizations/test_correspondence.py", "riemannian_ode/test_flow.py", "riemannian_ode/test_stages.py", "riemannian_ode/test_rates.py",
+    "discretizations/test_correspondence.py", "riemannian_ode/test_flow.py", "riemannian_ode/test_stages.py",
+    "riemannian_ode/test_rates.py",
 ]  # fmt: skip
 CLOSED_FORMS = [f"discretizations/test_{name}.py" for name in ("noise", "stability", "certificate")]
 GEOMETRIES = [

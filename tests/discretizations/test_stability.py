@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discretizations.noise import loss_floor, stationary_covariance
+from discretizations.noise import stationary_covariance
 from discretizations.proofs import dynamics
 from discretizations.stability import (
     asymptotic_speedup,
@@ -130,19 +130,24 @@ def test_arrays_are_their_members():
             np.testing.assert_allclose(whole[i, k], function(float(kappa[i, 0]), alpha, float(beta[k])), rtol=1e-14)
 
 
-def test_single_precision_is_computed_in_double():
-    kappa, alpha, beta = np.float32([0.1, 0.2]), np.float32([0.5, 0.25]), np.float32([0.0, 1.0])
-    results = [
-        flat_rate(kappa, alpha, beta),
-        spectral_radius(kappa, alpha, beta),
-        stable_limit(alpha, beta),
-        descent_limit(alpha, beta),
-        stable_limit(alpha, 0.0),
-        stable_limit(0.5, beta),
-        stationary_covariance(kappa, alpha, beta),
-        loss_floor(kappa, alpha, beta, rate=1.0, sigma=1.0),
-    ]
-    assert {result.dtype for result in results} == {np.dtype(np.float64)}
+@pytest.mark.parametrize(
+    "function",
+    [
+        flat_rate,
+        spectral_radius,
+        stationary_covariance,
+        lambda kappa, *damping: stable_limit(*damping),
+        lambda kappa, *damping: descent_limit(*damping),
+    ],
+)
+@pytest.mark.parametrize("single", [0, 1, 2])
+def test_single_precision_is_computed_in_double(function, single):
+    """Each argument in turn: what it is worth in double precision, not a result rounded on the way."""
+    arguments = [np.array([0.1, 0.3]), np.array([0.1, 0.7]), np.array([0.3, 1.1])]
+    arguments[single] = arguments[single].astype(np.float32)
+    expected = function(*(x.astype(np.float64) for x in arguments))
+    np.testing.assert_array_equal(function(*arguments), expected)
+    assert function(*(x.astype(np.float32) for x in arguments)).dtype == np.float64
 
 
 def test_beta_next_to_zero_from_below_sets_no_limit_and_overflows_silently():
