@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from riemannian_ode import RISHD, ConstantMetric, PreconditionerMetric, total_energy
 from riemannian_ode.flow import (
@@ -217,3 +218,40 @@ def test_defaults_are_those_of_the_base_method(rng):
         raised.clear()
         lite_direction(m, g, raise_index=lambda x: raised.append(x) or x, **betas)
         assert raised[1] is g
+
+
+class _Operations(TorchDispatchMode):
+    """Names of the operations that torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("formula", "dtype", "operations"),
+    [
+        (lambda m, g: momentum_step(m, g, alpha=0.1, gain=0.1), torch.float64, ["lerp"]),
+        (lambda m, g: average_step(m, g, rate=0.1), torch.float64, ["lerp"]),
+        (lambda m, g: average_step(m, g, rate=0.1, h=0.5), torch.float64, ["lerp"]),
+        (lambda m, g: average_step(m, g, rate=None), torch.float64, ["add"]),
+        (lambda m, g: position_step(m, g, eta=0.1), torch.float32, ["add"]),
+        (lambda m, g: lookahead(m, g, torch.tensor(0.5)), torch.float32, ["addcmul"]),
+        (lambda m, g: lookahead(m, g.bfloat16(), torch.tensor(0.5)), torch.float32, ["_to_copy"] * 2 + ["addcmul"]),
+        (lambda m, g: lookahead(m, g, 0.5), torch.float64, ["mul", "add"]),
+        (lambda m, g: lookahead(m, g, torch.tensor(0.5).double()), torch.float64, ["_to_copy", "mul", "add"]),
+        (lite_velocity, torch.float64, []),
+        (lambda m, g: lite_velocity(m, g, decay=g), torch.float64, ["add"]),
+        (lambda m, g: lite_velocity(m, g, beta_sharp=0.5), torch.float32, ["add"]),
+    ],
+)
+def test_tensors_are_read_as_seldom_as_their_type_allows(formula, dtype, operations):
+    """One pass over memory for a sum of training types; two roundings in float64, as numpy's."""
+    m, g = torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    with _Operations() as run:
+        formula(m, g)
+    assert [name for name in run.names if name not in ("lift_fresh", "detach")] == operations
