@@ -172,6 +172,8 @@ def test_a_step_is_the_rate_times_its_size(rng, convert, h, alpha, gain):
     for settings in ({}, {"correction": correction}):
         rate = momentum_rate(m, g, alpha=alpha, gain=gain, **settings)
         np.testing.assert_allclose(rate, gain * g - alpha * m + settings.get("correction", 0.0))
+        if gain == 1.0:
+            np.testing.assert_array_equal(momentum_rate(m, g, alpha=alpha, **settings), rate)
         np.testing.assert_allclose(
             momentum_step(m, g, alpha=alpha, h=h, gain=gain, **settings), m + h * rate, rtol=1e-13
         )
@@ -189,6 +191,7 @@ def test_sums_of_tensors_round_in_the_wider_type(types, coefficient):
     """A product of bfloat16 tensors would be wrong in the third digit; a number beyond float32 overflows silently."""
     x, y = torch.tensor([1.0, 2.0], dtype=types[0]), torch.tensor([1.01, 3.03]).to(types[1])
     exact = x.double() + float(coefficient) * y.double()
+    assert momentum_step(x, y, alpha=0.1, gain=0.1).dtype == average_step(x, y, rate=0.1).dtype == x.dtype
     torch.testing.assert_close(lookahead(x, y, coefficient).double(), exact.to(types[0]).double(), rtol=1e-6, atol=0)
 
 
@@ -236,6 +239,7 @@ class _Operations(TorchDispatchMode):
     ("formula", "dtype", "operations"),
     [
         (lambda m, g: momentum_step(m, g, alpha=0.1, gain=0.1), torch.float64, ["lerp"]),
+        (lambda m, g: momentum_step(m, g, alpha=0.1), torch.float64, ["mul", "mul", "sub", "add"]),
         (lambda m, g: average_step(m, g, rate=0.1), torch.float64, ["lerp"]),
         (lambda m, g: average_step(m, g, rate=0.1, h=0.5), torch.float64, ["lerp"]),
         (lambda m, g: average_step(m, g, rate=None), torch.float64, ["add"]),

@@ -32,7 +32,7 @@ class Scaled(Preconditioner):
         return {"mean": g, "sum": g * frame_g}
 
     def raise_index(self, memory, covector):
-        return SCALE * covector
+        return memory.get("factor", 1.0) * SCALE * covector
 
     def flat(self, memory, covector, raised, *, h=1.0):
         self.calls.append(("flat", covector, raised, h))
@@ -48,10 +48,10 @@ class Turned(Scaled):
     has_frame = True
 
     def to_frame(self, memory, x):
-        return x[::-1]
+        return x[:: memory.get("turn", -1)]
 
     def from_frame(self, memory, x):
-        return x[::-1]
+        return x[:: memory.get("turn", -1)]
 
     def due(self, step, numbers=(0,)):
         return [0] if step == 3 else []
@@ -209,7 +209,7 @@ def test_what_preconditioners_have_in_common():
     np.testing.assert_array_equal(rates["still"], [0.0, 0.0])
     assert rule.observe(memory, G, G)["mean"] == pytest.approx(1.0 + 0.25 * (G - 1.0))
     np.testing.assert_array_equal(Turned().precondition({}, M), (SCALE * M[::-1])[::-1])
-    np.testing.assert_array_equal(rule.raise_two({}, M, G), (SCALE * M, SCALE * G))
+    np.testing.assert_array_equal(rule.raise_two({"factor": 3.0}, M, G), (3.0 * SCALE * M, 3.0 * SCALE * G))
     np.testing.assert_array_equal(rule.to_frame({}, M), M)
     assert (rule.cost(3, 4), rule.due(5), rule.phase(7)) == (12.0, [], 0)
     assert rule.jump({"a": 1}, M, 2) == ({"a": 1}, M)
