@@ -82,7 +82,10 @@ def test_a_batch_is_its_members(preconditioner):
     w = torch.randn(3, 4, 3, dtype=torch.float64, generator=generator)
     rule = UpdateRule(preconditioner=preconditioner, alpha=0.1, gain=0.1, corrects_momentum=True)
     states = [rule.start(w, batch=1), *(rule.start(x) for x in w)]
-    assert states[0].memory["momentum_mass"].shape == (3,)
+    assert all(array.shape[0] == 3 for array in states[0].memory.values())
+    alone = rule.initial_memory(w[0])
+    assert alone["momentum_mass"].shape == ()
+    assert {key: (3, *x.shape) for key, x in alone.items()} == {key: x.shape for key, x in states[0].memory.items()}
     for _ in range(3):
         states = [rule.step(state, torch.sin(3 * state.w) + state.w, eta=0.1) for state in states]
     torch.testing.assert_close(states[0].w, torch.stack([state.w for state in states[1:]]), rtol=1e-10, atol=1e-12)
@@ -148,3 +151,10 @@ def test_parameters_that_are_no_matrices_are_refused_behind_the_batch():
         rule.start(torch.zeros(5, 4, 3))
     with pytest.raises(ValueError, match="made for matrices"):
         rule.start(torch.zeros(5, 4), batch=1)
+
+
+def test_without_parameters_a_direction_has_no_decay():
+    rule = UpdateRule(preconditioner=Identity(), alpha=0.5, decay=0.5)
+    taken = rule.take_in(np.zeros(2), {}, np.ones(2))
+    np.testing.assert_array_equal(rule.direct(taken).u, [1.0, 1.0])
+    np.testing.assert_array_equal(rule.direct(taken, w=np.ones(2)).u, [1.5, 1.5])

@@ -19,7 +19,7 @@ class Scaled(Preconditioner):
     name = "scaled"
 
     def __init__(self, **changes):
-        self.calls = []
+        self.calls, self.raised = [], 0
         self.__dict__ |= changes
 
     def initial(self, w, *, batch=0):
@@ -32,6 +32,7 @@ class Scaled(Preconditioner):
         return {"mean": g, "sum": g * frame_g}
 
     def raise_index(self, memory, covector):
+        self.raised += 1
         return memory.get("factor", 1.0) * SCALE * covector
 
     def flat(self, memory, covector, raised, *, h=1.0):
@@ -115,6 +116,7 @@ def test_direction_is_algorithm_one_with_a_split(is_linear, decay, betas):
     np.testing.assert_allclose(directed.u, want, rtol=1e-13)
     assert directed.m is M
     assert directed.memory == {"asked": True}
+    assert rule.raised == (1 if is_linear or betas == (0.0, 0.0) else 2)
     ((_, covector, raised, h),) = rule.calls
     assert covector is taken.covector
     assert h == 0.7
