@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 INPUTS := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs mutation clean
 
 demo: $(VENV)/.ready-train
 	$(BIN)/rishd demo
@@ -25,8 +25,12 @@ docs: $(VENV)/.ready-docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# MODULES="riemannian_ode/flow.py ..." for some, SAMPLE=N for at most N mutants of each; see docs/mutation.md.
+mutation: $(VENV)/.ready-mutation
+	$(BIN)/python -m tests.mutation $(MODULES) $(if $(SAMPLE),--sample $(SAMPLE))
+
 clean:
-	rm -rf $(VENV) docs/_build
+	rm -rf $(VENV) docs/_build mutants
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -49,4 +53,8 @@ $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
 
 $(VENV)/.ready-docs: $(VENV)/.torch $(INPUTS)
 	$(PIP) -e '.[train,docs]'
+	@touch $@
+
+$(VENV)/.ready-mutation: $(VENV)/.ready-dev
+	$(PIP) -e '.[train,dev,mutation]'
 	@touch $@

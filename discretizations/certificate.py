@@ -124,11 +124,9 @@ def _limits(alpha: np.ndarray, beta: np.ndarray, share: np.ndarray, c: np.ndarra
     root = np.sqrt(np.maximum(linear**2 - 4.0 * square * constant, 0.0))
     usable = known & (constant > 0) & (linear > 0)
     limit = np.where(usable, 2.0 * constant / np.where(usable, linear + root, 1.0), 0.0)  # without cancellation
-    weight = h0 - limit * h1
-    tolerance = 1e-12
-    sound = (weight >= 0) & (limit * (d**2 * s**2 + excess) <= weight * r + tolerance)
-    sound &= limit * b**2 <= 2.0 * b - weight + tolerance
-    return np.where(sound, limit, 0.0), weight
+    # Up to this root the determinant is positive, and the diagonal keeps the sign it has at κ = 0. That is negative: β
+    # above −1/(2 − α) makes h₀ > −anchor, so that constant > 0 means h₀ > anchor.
+    return limit, h0 - limit * h1
 
 
 def noise_growth(kappa: Array, beta: Array, *, lookahead: Array, weight: Array) -> np.ndarray:
@@ -178,15 +176,15 @@ def convex_offset(kappa: Array, alpha: Array, beta: Array, certificate: Certific
     if not np.all((kappa > 0) & (kappa < limit)):
         raise ValueError("kappa must lie strictly between 0 and the certificate's limit; take a smaller learning rate.")
     s = 1.0 - alpha
-    shifts = np.linspace(-1.5, 1.5, 121) * (weight / alpha)[..., None]  # φ₀: every one of them gives a valid n₀
+    ratios = np.linspace(-1.5, 1.5, 121) / alpha[..., None]  # φ₀/φ: every one of them gives a valid n₀
+    shifts = ratios * weight[..., None]
     decrease = -descent_form(kappa, alpha, beta, lookahead=c, weight=weight)[..., None, :, :]
     momentum = 0.5 * (kappa * c**2 + weight)[..., None] - 0.5 * shifts * (1.0 - s**2)[..., None]
     mixed = (s / alpha + c)[..., None] + shifts * s[..., None]
     gradient = (beta + 1.0 / alpha - 1.0 / kappa)[..., None] + shifts
     needed = _largest_ratio(_symmetric(momentum, 0.5 * mixed, 0.5 * gradient), decrease)
     # The momentum's weight φt + φ₀ may not become negative.
-    positive = np.where(weight[..., None] > 0, -shifts / np.where(weight > 0, weight, 1.0)[..., None], 0.0)
-    return np.asarray(np.maximum(np.maximum(needed - 1.0, positive).min(-1), 0.0))
+    return np.asarray(np.maximum(np.maximum(needed - 1.0, -ratios).min(-1), 0.0))
 
 
 def block_curvatures(majorant: np.ndarray, sharp: np.ndarray, balance: Array = 1.0) -> tuple[np.ndarray, np.ndarray]:

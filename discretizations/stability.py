@@ -28,12 +28,12 @@ def mode_roots(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
 
     Source: derived in docs/theory, claim C5.
     """
-    half = -0.5 * (np.asarray(alpha) + np.asarray(beta) * kappa)
-    constant = (1.0 + np.asarray(alpha) * beta) * kappa
+    kappa, alpha, beta = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (kappa, alpha, beta)))
+    half, constant = -0.5 * (alpha + beta * kappa), (1.0 + alpha * beta) * kappa
     root = np.sqrt(half**2 - constant + 0j)
     # Adding quantities of equal sign first and dividing for the other root avoids cancellation at small κ.
     far = np.where(half <= 0, half - root, half + root)
-    near = np.where(far == 0, 0.0, constant / np.where(far == 0, 1.0, far))
+    near = constant / np.where(far == 0, 1.0, far)  # if one root is 0 here, both are
     return np.stack([np.where(near.real >= far.real, near, far), np.where(near.real >= far.real, far, near)], axis=-1)
 
 
@@ -168,10 +168,9 @@ def stable_limit(alpha: Array, beta: Array) -> np.ndarray:
     alpha, beta = np.broadcast_arrays(np.asarray(alpha, dtype=np.float64), np.asarray(beta, dtype=np.float64))
     check_rule_coefficients(alpha, beta)
     slope = 1.0 + beta * (2.0 - alpha)
-    with np.errstate(divide="ignore", over="ignore"):  # β next to 0 from below: no limit
-        oscillation = np.where(slope > 0, 2.0 * (2.0 - alpha) / np.where(slope > 0, slope, 1.0), np.inf)
-        product = (1.0 - alpha) * np.abs(beta)
-        growth = np.where((beta < 0) & (product > 0), alpha / np.where(product > 0, product, 1.0), np.inf)
+    with np.errstate(divide="ignore", over="ignore"):  # no limit where a denominator is 0 or next to it
+        oscillation = np.where(slope > 0, 2.0 * (2.0 - alpha) / slope, np.inf)
+        growth = np.where(beta < 0, alpha / ((1.0 - alpha) * np.abs(beta)), np.inf)
     return np.minimum(oscillation, growth)
 
 

@@ -9,6 +9,7 @@ from discretizations.certificate import (
     block_curvatures,
     circle_gradient,
     convex_offset,
+    coupled_curvatures,
     cycle_curvature,
     descent_form,
     lookahead_certificate,
@@ -121,15 +122,16 @@ def test_cycles_begin_where_their_condition_is_an_equality(beta, share):
 
 
 def test_noise_growth_with_lookahead_is_its_formula_number_by_number():
-    """½[φ + κ(1 − c + β)²] with κ = 0.5, β = 0.4, c = 0.4, φ = 0.2."""
-    assert noise_growth(0.5, 0.4, lookahead=0.4, weight=0.2) == pytest.approx(0.5 * (0.2 + 0.5))
+    """½[φ + κ(1 − c + β)²] with κ = 0.5, β = 0.4, c = 0.2, φ = 0.2."""
+    assert noise_growth(0.5, 0.4, lookahead=0.2, weight=0.2) == pytest.approx(0.5 * (0.2 + 0.5 * 1.44))
 
 
-def test_offset_is_the_least_at_which_the_form_is_negative_semidefinite():
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.1, 0.5), (0.5, -0.3), (0.02, 3.0)])
+def test_offset_is_the_least_at_which_the_form_is_negative_semidefinite(alpha, beta, part):
     """One below, for no constant weight; at it, for the best of them. The form is written out as in docs/theory."""
-    alpha, beta, s = 0.1, 0.5, 0.9
-    certificate = lookahead_certificate(alpha, beta)
-    c, phi, kappa = certificate.lookahead, certificate.weight, 0.6 * certificate.limit
+    certificate, s = lookahead_certificate(alpha, beta), 1 - alpha
+    c, phi, kappa = certificate.lookahead, certificate.weight, part * certificate.limit
     falling = descent_form(kappa, alpha, beta, lookahead=c, weight=phi)
     shifts = np.linspace(-1.5, 1.5, 3001) * phi / alpha
     rest = np.empty((len(shifts), 2, 2))
@@ -141,3 +143,91 @@ def test_offset_is_the_least_at_which_the_form_is_negative_semidefinite():
         forms = (factor * offset + 1) * falling + 0.5 * rest
         kept = (np.linalg.eigvalsh(forms)[:, -1] <= 0) & (phi * factor * offset + shifts >= 0)
         assert kept.any() == exists
+
+
+@given(alpha=ALPHAS, beta=BETAS, c=st.floats(0.0, 1.0), weight=st.floats(0.0, 2.0), seed=st.integers(0, 10**6))
+def test_the_form_is_the_change_of_the_energy_with_both_curvature_bounds(alpha, beta, c, weight, seed):
+    """ΔE/ηa for f(y₁) ≤ f + g·Δ₁ + L/2 Δ₁² and f(y₀) ≥ f + g·Δ₀ − ℓ/2 Δ₀², from one step of the update rule."""
+    m, g, kappa, negative = np.random.default_rng(seed).uniform(0.5, 2.0, 4) * [1, -1, 1, 1]
+    moved = (1 - alpha) * m + g
+    ahead, behind = c * moved - (moved + beta * g), c * m  # Δ₁ and Δ₀ over ηa
+    change = g * ahead + 0.5 * kappa * ahead**2 - g * behind + 0.5 * negative * behind**2
+    change += 0.5 * weight * (moved**2 - m**2)
+    form = descent_form(kappa, alpha, beta, lookahead=c, weight=weight, negative=negative)
+    assert np.array([m, g]) @ form @ [m, g] == pytest.approx(change, rel=1e-9, abs=1e-9)
+
+
+def test_without_lookahead_negative_curvature_does_not_matter():
+    forms = [descent_form(0.3, 0.1, 0.5, lookahead=0.0, weight=0.9, negative=x) for x in (0.0, 1.0, np.inf)]
+    np.testing.assert_array_equal(forms[0], forms[1])
+    np.testing.assert_array_equal(forms[0], forms[2])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.05, 1.0), (0.3, -0.3), (0.5, 3.0), (0.9, 0.0), (0.02, 6.0)])
+def test_no_other_energy_certifies_more(alpha, beta, share):
+    """One percent beyond the limit, no weight and no lookahead of a grid make the form negative semidefinite."""
+    certificate = lookahead_certificate(alpha, beta, share)
+
+    def falls(kappa):
+        c, weight = np.linspace(0, 1, 101)[:, None], np.linspace(0, 2, 2001)
+        form = descent_form(kappa, alpha, beta, lookahead=c, weight=weight, negative=share * kappa)
+        determinant = form[..., 0, 0] * form[..., 1, 1] - form[..., 0, 1] ** 2
+        return bool(((form[..., 0, 0] <= 0) & (form[..., 1, 1] <= 0) & (determinant >= 0)).any())
+
+    assert not falls(1.01 * certificate.limit)
+    assert falls(0.98 * certificate.limit)
+
+
+def test_arrays_are_their_members():
+    alpha, beta, share = np.array([[0.05], [0.4]]), np.array([0.0, 1.0, 3.0]), 0.2
+    for function in (lookahead_certificate, cycle_curvature):
+        whole = function(alpha, beta, share)
+        for i, k in np.ndindex(2, 3):
+            one = function(float(alpha[i, 0]), float(beta[k]), share)
+            assert tuple(float(x[i, k]) for x in whole) == tuple(map(float, one))
+
+
+def test_blocks_without_positive_curvature_count_as_flat():
+    """Only the coupling is left, shared by the balance; 1 by default."""
+    matrix = np.array([[-2.0, 0.3], [0.3, -1.0]])
+    np.testing.assert_allclose(block_curvatures(matrix, np.eye(2)[:, :1], 2.0), (0.6, 0.15))
+    np.testing.assert_allclose(block_curvatures(matrix, np.eye(2)[:, :1]), (0.3, 0.3))
+    np.testing.assert_allclose(coupled_curvatures(-2.0, -1.0, 0.3), (0.3, 0.3))
+
+
+def test_the_coupling_is_the_largest_singular_value():
+    """Of H_sf, not its Frobenius norm."""
+    matrix = np.zeros((4, 4))
+    matrix[:2, 2:] = np.diag([3.0, 4.0])
+    matrix += matrix.T
+    np.testing.assert_allclose(block_curvatures(matrix, np.eye(4)[:, :2], 1.0), (4.0, 4.0))
+
+
+@pytest.mark.parametrize("argument", [0.0, 1.0])
+def test_an_offset_needs_a_step_strictly_inside(argument):
+    certificate = lookahead_certificate(0.1, 0.5)
+    with pytest.raises(ValueError, match="strictly between"):
+        convex_offset(argument * certificate.limit, 0.1, 0.5, certificate)
+
+
+@given(alpha=st.floats(0.001, 0.99), gap=st.floats(-8.0, -1.0), share=st.floats(0.0, 1e4))
+def test_damping_next_to_its_bound_still_has_the_limit_without_lookahead(alpha, gap, share):
+    """At β → −1/(2 − α) rounding once refused c = 0, too, and the limit was 0."""
+    beta = -1 / (2 - alpha) + 10**gap
+    assert lookahead_certificate(alpha, beta, share).limit >= descent_limit(alpha, beta) * (1 - 1e-4)
+
+
+def test_objectives_are_convex_by_default():
+    for function in (lookahead_certificate, cycle_curvature):
+        assert tuple(map(float, function(0.1, 0.5))) == tuple(map(float, function(0.1, 0.5, 0.0)))
+
+
+def test_whole_numbers_and_single_precision_count_as_double():
+    assert lookahead_certificate(np.float32([0.5, 0.25]), np.float32([0.0, 1.0])).limit.dtype == np.float64
+    np.testing.assert_array_equal(cycle_curvature(1, 0, 0).kappa, cycle_curvature(1.0, 0.0, 0.0).kappa)
+
+
+def test_hardly_any_momentum_needs_hardly_any_offset():
+    certificate = lookahead_certificate(0.999, 0.0)
+    assert 0.0 <= float(convex_offset(1e-3 * certificate.limit, 0.999, 0.0, certificate)) < 0.5

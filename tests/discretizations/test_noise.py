@@ -13,6 +13,7 @@ from discretizations.noise import (
     flow_loss_floor,
     loss_floor,
     lyapunov_covariance,
+    noise_input,
     stationary_covariance,
 )
 from discretizations.stability import asymptotic_speedup, stable_limit
@@ -78,3 +79,34 @@ def test_flow_noise_without_a_stationary_state_is_refused():
             flow_covariance(kappa, alpha, beta)
     with pytest.raises(ValueError, match=r"beta = -0\.1 must be at least 0"):
         floor_ratio_bounds(0.1, 0.5, -0.1)
+
+
+def test_arrays_are_their_members():
+    kappa, alpha, beta = np.array([[0.1], [0.4]]), 0.2, np.array([0, 1, 2])
+    np.testing.assert_array_equal(noise_input(beta), [[-1.0, 1.0], [-2.0, 1.0], [-3.0, 1.0]])
+    for function in (lyapunov_covariance, stationary_covariance):
+        whole = function(kappa, alpha, beta)
+        assert whole.shape == (2, 3, 2, 2)
+        for i, k in np.ndindex(2, 3):
+            np.testing.assert_allclose(whole[i, k], function(float(kappa[i, 0]), alpha, float(beta[k])), rtol=1e-12)
+
+
+def test_whole_numbers_count_as_floats():
+    np.testing.assert_allclose(stationary_covariance(1, 1, 0), stationary_covariance(1.0, 1.0, 0.0))
+    np.testing.assert_allclose(noise_input(np.array([10**18])), [[-1e18, 1.0]])
+
+
+@given(sigma=st.floats(0.1, 3), rate=st.floats(0.1, 3), alpha=st.floats(0.05, 0.9), beta=st.floats(-0.5, 3))
+def test_floors_grow_with_the_variance_of_the_noise_and_the_rate(sigma, rate, alpha, beta):
+    for floor in (
+        lambda **scale: loss_floor(0.01, alpha, beta, **scale),
+        lambda **s: flat_loss_floor(alpha, beta, **s),
+    ):
+        unit = floor(rate=1.0, sigma=1.0)
+        assert floor(rate=rate, sigma=sigma) == pytest.approx(sigma**2 * rate * unit)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_bounds_of_the_stable_region_are_outside(share):
+    with pytest.raises(ValueError, match="no stationary noise"):
+        stationary_covariance(share * stable_limit(0.05, 1.0), 0.05, 1.0)

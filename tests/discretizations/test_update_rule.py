@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from discretizations import SecondMoment, UpdateRule
-from discretizations.update_rule import lite_step
+from discretizations import Identity, KroneckerRoot, PolarFactor, SecondMoment, TrackedSubspace, UpdateRule
+from discretizations.update_rule import differ, lite_step
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -66,3 +66,95 @@ def test_split_is_asked_at_the_new_momentum_with_the_gradient_ahead(rng):
     lite_step(w, m, g, eta=0.1, alpha=0.3, precondition=lambda x: 2.0 * x, split=split, chi=2.0, nesterov=0.6)
     ahead = 0.7 * m + g + 0.6 * g
     np.testing.assert_allclose(asked, [(ahead, 2.0 * ahead)], rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "preconditioner",
+    [
+        SecondMoment(beta2=0.9),
+        PolarFactor(mask=TrackedSubspace(sharp_fraction=0.5)),
+        KroneckerRoot(beta2=0.9, eps=1e-2, sharp_fraction=0.5),
+    ],
+)
+def test_a_batch_is_its_members(preconditioner):
+    """Memory and the momentum's mass have one batch axis in front, and every member goes its own way."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(3, 4, 3, dtype=torch.float64, generator=generator)
+    rule = UpdateRule(preconditioner=preconditioner, alpha=0.1, gain=0.1, corrects_momentum=True)
+    states = [rule.start(w, batch=1), *(rule.start(x) for x in w)]
+    assert all(array.shape[0] == 3 for array in states[0].memory.values())
+    alone = rule.initial_memory(w[0])
+    assert alone["momentum_mass"].shape == ()
+    assert {key: (3, *x.shape) for key, x in alone.items()} == {key: x.shape for key, x in states[0].memory.items()}
+    for _ in range(3):
+        states = [rule.step(state, torch.sin(3 * state.w) + state.w, eta=0.1) for state in states]
+    torch.testing.assert_close(states[0].w, torch.stack([state.w for state in states[1:]]), rtol=1e-10, atol=1e-12)
+
+
+class _Recorded(Identity):
+    """Jumps after every step, and keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def due(self, step, numbers=(0,)):
+        self.told.append((step, tuple(numbers)))
+        return [0]
+
+    def jump(self, memory, m, step, *, due=(0,), is_phase=False):
+        self.told.append((step, tuple(due), is_phase))
+        return memory, 2.0 * m
+
+
+def test_memory_jumps_with_the_number_of_gradients_taken_in():
+    rule = UpdateRule(preconditioner=_Recorded(), alpha=0.5)
+    state = rule.start(np.zeros(2))
+    for _ in range(3):
+        state = rule.step(state, np.ones(2), eta=1.0)
+    assert rule.preconditioner.told == [x for k in (1, 2, 3) for x in ((k, (0,)), (k, (0,), False))]
+    np.testing.assert_array_equal(state.m, [2.0 * (0.5 * 2.0 * (0.5 * 2.0 + 1.0) + 1.0)] * 2)
+
+
+def test_directing_hands_over_step_numbers_phase_and_velocity():
+    rule = UpdateRule(preconditioner=_Recorded(), alpha=0.5, chi_sharp=3.0, is_split=False)
+    taken = rule.take_in(np.zeros(2), {}, np.ones(2))
+    np.testing.assert_array_equal(rule.direct(taken).u, [3.0, 3.0])
+    directed = rule.direct(
+        taken, w=np.ones(2), step=5, numbers=(7, 8), is_phase=True, velocity=lambda a, d, **settings: 10.0 * a
+    )
+    np.testing.assert_array_equal(directed.u, [10.0, 10.0])
+    assert rule.preconditioner.told == [(0, (0,)), (0, (0,), False), (5, (7, 8)), (5, (0,), True)]
+
+
+def test_arrays_count_as_different_and_numbers_by_their_value():
+    assert differ(0.0, np.zeros(2))
+    assert differ(np.zeros(2), 0)
+    assert differ(1, 2.0)
+    assert not differ(1, 1.0)
+
+
+def test_a_function_without_a_split_has_no_flat_directions():
+    """χ and β₂ act on nothing there; coefficients other than those of the base method are 1, 0 and 1 by default."""
+    w, m, g = np.ones(2), np.ones(2), np.array([1.0, -2.0])
+    step = lite_step(w, m, g, eta=0.1, alpha=0.2)
+    np.testing.assert_allclose(step.m, 0.8 + g)
+    np.testing.assert_allclose(step.w, 1.0 - 0.1 * (0.8 + g))
+    np.testing.assert_array_equal(lite_step(w, m, g, eta=0.1, alpha=0.2, chi=3.0, beta_flat=0.5).w, step.w)
+    half = lite_step(w, m, g, eta=0.1, alpha=0.2, split=lambda *_: lambda x: 0.5 * x)
+    np.testing.assert_allclose(half.w, step.w)
+
+
+def test_parameters_that_are_no_matrices_are_refused_behind_the_batch():
+    rule = UpdateRule(preconditioner=PolarFactor(), alpha=0.1)
+    rule.start(torch.zeros(5, 4, 3), batch=1)
+    with pytest.raises(ValueError, match="made for matrices"):
+        rule.start(torch.zeros(5, 4, 3))
+    with pytest.raises(ValueError, match="made for matrices"):
+        rule.start(torch.zeros(5, 4), batch=1)
+
+
+def test_without_parameters_a_direction_has_no_decay():
+    rule = UpdateRule(preconditioner=Identity(), alpha=0.5, decay=0.5)
+    taken = rule.take_in(np.zeros(2), {}, np.ones(2))
+    np.testing.assert_array_equal(rule.direct(taken).u, [1.0, 1.0])
+    np.testing.assert_array_equal(rule.direct(taken, w=np.ones(2)).u, [1.5, 1.5])

@@ -5,12 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from riemannian_ode import RISHD, ConstantMetric, PreconditionerMetric, total_energy
 from riemannian_ode.flow import (
+    average_rate,
+    average_step,
     lite_direction,
     lite_velocity,
     lookahead,
+    momentum_rate,
     momentum_step,
     position_step,
 )
@@ -156,3 +160,102 @@ def test_hessian_damping_of_a_metric_that_depends_on_the_covector_stays_beside_i
     for nesterov, first in ((0.0, unit_m), (0.6, ahead)):
         system = RISHD.from_optimizer(Quadratic([1.0, 0.5]), metric, alpha=0.3, eta=0.1, beta=0.8, nesterov=nesterov)
         np.testing.assert_allclose(system.direction(0.0, w, m, g), first + 0.8 * unit_g, rtol=1e-14)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("h", [1.0, 0.5, 1])
+@pytest.mark.parametrize("alpha", [0.1, np.array([0.1, 0.2, 0.3])])
+@pytest.mark.parametrize("gain", [1.0, 0.1, 0.3])
+def test_a_step_is_the_rate_times_its_size(rng, convert, h, alpha, gain):
+    m, g, correction = (convert(x) for x in rng.normal(size=(3, 3)))
+    alpha = alpha if isinstance(alpha, float) else convert(alpha)
+    for settings in ({}, {"correction": correction}):
+        rate = momentum_rate(m, g, alpha=alpha, gain=gain, **settings)
+        np.testing.assert_allclose(rate, gain * g - alpha * m + settings.get("correction", 0.0))
+        if gain == 1.0:
+            np.testing.assert_array_equal(momentum_rate(m, g, alpha=alpha, **settings), rate)
+        np.testing.assert_allclose(
+            momentum_step(m, g, alpha=alpha, h=h, gain=gain, **settings), m + h * rate, rtol=1e-13
+        )
+    for rate in (alpha, None):
+        slope = average_rate(m, g, rate=rate)
+        np.testing.assert_allclose(slope, g if rate is None else rate * (g - m))
+        np.testing.assert_allclose(average_step(m, g, rate=rate, h=h), m + h * slope, rtol=1e-13)
+    np.testing.assert_allclose(position_step(m, g, eta=gain, h=h), m - h * gain * g, rtol=1e-13)
+    np.testing.assert_allclose(position_step(m, g, eta=alpha), m - alpha * g, rtol=1e-13)
+
+
+@pytest.mark.parametrize("coefficient", [0.3, 3, 1e39, torch.tensor(0.3), torch.tensor(0.3).double()])
+@pytest.mark.parametrize("types", [(x, y) for x in (torch.float32, torch.float64) for y in (torch.bfloat16, x)])
+def test_sums_of_tensors_round_in_the_wider_type(types, coefficient):
+    """A product of bfloat16 tensors would be wrong in the third digit; a number beyond float32 overflows silently."""
+    x, y = torch.tensor([1.0, 2.0], dtype=types[0]), torch.tensor([1.01, 3.03]).to(types[1])
+    exact = x.double() + float(coefficient) * y.double()
+    assert momentum_step(x, y, alpha=0.1, gain=0.1).dtype == average_step(x, y, rate=0.1).dtype == x.dtype
+    torch.testing.assert_close(lookahead(x, y, coefficient).double(), exact.to(types[0]).double(), rtol=1e-6, atol=0)
+
+
+def test_direction_takes_the_decay_beside_the_raised_momentum(rng):
+    """Once if sharp and flat are alike, and under the soft mask as (1 + (χ − 1)Q)c."""
+    m, g, c = rng.normal(size=(3, 4))
+    np.testing.assert_allclose(
+        lite_direction(m, g, raise_index=lambda x: 2.0 * x, decay=c, beta_sharp=0.5), 2.0 * m + g + c, rtol=1e-13
+    )
+    soft = {"flat": lambda x: 0.5 * x, "chi": 3.0, "twice": True}
+    np.testing.assert_allclose(lite_velocity(m, decay=c, **soft), 2.0 * (m + c))
+    np.testing.assert_allclose(
+        lite_velocity(m, g, decay=c, beta_sharp=0.2, beta_flat=0.6, **soft), 2.0 * (m + 0.4 * g + c)
+    )
+
+
+def test_defaults_are_those_of_the_base_method(rng):
+    """χ = χ_s = 1 and no damping: with any projector u = a, and undamped directions never raise the gradient."""
+    m, g = rng.normal(size=(2, 4))
+    np.testing.assert_array_equal(lite_velocity(m, g, flat=lambda x: 0.5 * x), m)
+    np.testing.assert_array_equal(lite_velocity(m, g, flat=lambda x: 0.5 * x, twice=True), m)
+    raised = []
+    u = lite_direction(m, g, raise_index=lambda x: raised.append(x) or x, split=lambda *_: lambda x: 0.5 * x)
+    np.testing.assert_array_equal(u, m)
+    assert len(raised) == 1
+    for betas in ({"beta_sharp": 0.3}, {"beta_flat": 0.3}):
+        raised.clear()
+        lite_direction(m, g, raise_index=lambda x: raised.append(x) or x, **betas)
+        assert raised[1] is g
+
+
+class _Operations(TorchDispatchMode):
+    """Names of the operations that torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("formula", "dtype", "operations"),
+    [
+        (lambda m, g: momentum_step(m, g, alpha=0.1, gain=0.1), torch.float64, ["lerp"]),
+        (lambda m, g: momentum_step(m, g, alpha=0.1), torch.float64, ["mul", "mul", "sub", "add"]),
+        (lambda m, g: average_step(m, g, rate=0.1), torch.float64, ["lerp"]),
+        (lambda m, g: average_step(m, g, rate=0.1, h=0.5), torch.float64, ["lerp"]),
+        (lambda m, g: average_step(m, g, rate=None), torch.float64, ["add"]),
+        (lambda m, g: position_step(m, g, eta=0.1), torch.float32, ["add"]),
+        (lambda m, g: lookahead(m, g, torch.tensor(0.5)), torch.float32, ["addcmul"]),
+        (lambda m, g: lookahead(m, g.bfloat16(), torch.tensor(0.5)), torch.float32, ["_to_copy"] * 2 + ["addcmul"]),
+        (lambda m, g: lookahead(m, g, 0.5), torch.float64, ["mul", "add"]),
+        (lambda m, g: lookahead(m, g, torch.tensor(0.5).double()), torch.float64, ["_to_copy", "mul", "add"]),
+        (lite_velocity, torch.float64, []),
+        (lambda m, g: lite_velocity(m, g, decay=g), torch.float64, ["add"]),
+        (lambda m, g: lite_velocity(m, g, beta_sharp=0.5), torch.float32, ["add"]),
+    ],
+)
+def test_tensors_are_read_as_seldom_as_their_type_allows(formula, dtype, operations):
+    """One pass over memory for a sum of training types; two roundings in float64, as numpy's."""
+    m, g = torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype)
+    with _Operations() as run:
+        formula(m, g)
+    assert [name for name in run.names if name not in ("lift_fresh", "detach")] == operations

@@ -1,0 +1,242 @@
+"""The three parts of a step, and what preconditioners have in common, number by number."""
+
+import numpy as np
+import pytest
+import torch
+
+from riemannian_ode.preconditioner import Preconditioner, spread
+from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, per_member, shrinkage, take_in
+
+Q = np.array([0.0, 1.0])  # the second coordinate is flat
+SCALE = np.array([2.0, 0.5])
+M, G, W = np.array([1.0, -2.0]), np.array([0.5, 0.7]), np.array([3.0, 4.0])
+LITE = {"chi": 3.0, "chi_sharp": 0.5, "beta_sharp": 0.2, "beta_flat": 0.4}
+
+
+class Scaled(Preconditioner):
+    """F⁻¹ = diag(2, ½) with an average and a sum in its memory; it writes down how it is called."""
+
+    name = "scaled"
+
+    def __init__(self, **changes):
+        self.calls, self.raised = [], 0
+        self.__dict__ |= changes
+
+    def initial(self, w, *, batch=0):
+        return {"mean": 0.0 * w, "sum": 0.0 * w, "still": 1.0 + 0.0 * w}
+
+    def rates(self):
+        return {"mean": 0.25, "sum": None}
+
+    def averaged(self, memory, g, frame_g):
+        return {"mean": g, "sum": g * frame_g}
+
+    def raise_index(self, memory, covector):
+        self.raised += 1
+        return memory.get("factor", 1.0) * SCALE * covector
+
+    def flat(self, memory, covector, raised, *, h=1.0):
+        self.calls.append(("flat", covector, raised, h))
+        return lambda x: Q * x, memory | {"asked": True}
+
+    def watch(self, memory, covector):
+        return memory | {"watched": covector}
+
+
+class Turned(Scaled):
+    """The same in a frame that swaps both coordinates."""
+
+    has_frame = True
+
+    def to_frame(self, memory, x):
+        return x[:: memory.get("turn", -1)]
+
+    def from_frame(self, memory, x):
+        return x[:: memory.get("turn", -1)]
+
+    def due(self, step, numbers=(0,)):
+        return [0] if step == 3 else []
+
+    def with_flat_decay(self, u, flat, memory, shrinkage, *, due):
+        self.calls.append(("decay", due))
+        return super().with_flat_decay(u, flat, memory, shrinkage, due=due)
+
+    def jump(self, memory, m, step, *, due=(0,), is_phase=False):
+        self.calls.append(("jump", step, due, is_phase))
+        return memory | {"jumped": True}, 10.0 * m
+
+
+def expected(sharp, a, d, decay, *, chi, chi_sharp, beta_sharp, beta_flat):
+    return np.where(sharp, chi_sharp * (a + beta_sharp * d + decay), chi * (a + beta_flat * d + decay))
+
+
+def test_taking_in_is_one_euler_step_of_momentum_memory_and_mass():
+    memory = {"mean": np.array([1.0, 1.0]), "sum": np.array([2.0, 2.0]), "still": W, MASS: np.array(0.5)}
+    taken = take_in(Scaled(), M, memory, G, alpha=0.1, gain=0.3, nesterov=0.6, h=0.5)
+    m = M + 0.5 * (0.3 * G - 0.1 * M)
+    np.testing.assert_allclose(taken.m, m)
+    np.testing.assert_allclose(taken.covector, m + 0.6 * G)
+    np.testing.assert_array_equal(taken.g, G)
+    np.testing.assert_allclose(taken.memory["mean"], 1.0 + 0.5 * 0.25 * (G - 1.0))
+    np.testing.assert_allclose(taken.memory["sum"], 2.0 + 0.5 * G**2)
+    assert taken.memory["still"] is W
+    assert taken.memory[MASS] == pytest.approx(0.5 + 0.5 * 0.1 * 0.5)
+    assert memory[MASS] == 0.5
+    assert MASS not in take_in(Scaled(), M, Scaled().initial(M), G, alpha=0.1).memory
+    plain = take_in(Scaled(), M, Scaled().initial(M), G, alpha=0.1)
+    np.testing.assert_allclose(plain.covector, 0.9 * M + G)
+
+
+def test_the_momentum_enters_in_the_frame_and_averages_see_both():
+    taken = take_in(Turned(), M, Turned().initial(M), G, alpha=0.1, nesterov=0.5)
+    np.testing.assert_allclose(taken.m, 0.9 * M + G[::-1])
+    np.testing.assert_allclose(taken.g, G[::-1])
+    np.testing.assert_allclose(taken.covector, 0.9 * M + 1.5 * G[::-1])
+    np.testing.assert_allclose(taken.memory["sum"], G * G[::-1])
+
+
+def test_metric_and_gradient_are_in_the_floating_type_at_work():
+    class Wide(Scaled):
+        def at_work(self, x):
+            return x.astype(np.float64)
+
+    taken = take_in(Wide(), M.astype(np.float32), Wide().initial(M), G.astype(np.float32), alpha=0.1)
+    assert (taken.m.dtype, taken.g.dtype, taken.covector.dtype) == (np.float32, np.float64, np.float64)
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("betas", [(0.2, 0.4), (0.2, 0.0), (0.0, 0.4), (0.0, 0.0)])
+def test_direction_is_algorithm_one_with_a_split(is_linear, decay, betas):
+    rule = Scaled(is_linear=is_linear)
+    settings = LITE | {"beta_sharp": betas[0], "beta_flat": betas[1]}
+    taken = TakenIn(M, {}, G, M + G)
+    directed = direct(rule, taken, shrinkage=shrinkage(taken, W, decay), h=0.7, **settings)
+    want = expected(1 - Q, SCALE * (M + G), SCALE * G, decay * W, **settings)
+    np.testing.assert_allclose(directed.u, want, rtol=1e-13)
+    assert directed.m is M
+    assert directed.memory == {"asked": True}
+    assert rule.raised == (1 if is_linear or betas == (0.0, 0.0) else 2)
+    ((_, covector, raised, h),) = rule.calls
+    assert covector is taken.covector
+    assert h == 0.7
+    if not is_linear:
+        np.testing.assert_array_equal(raised, SCALE * (M + G))
+    whole = direct(Scaled(is_linear=is_linear), taken, is_split=False, shrinkage=shrinkage(taken, W, decay))
+    np.testing.assert_allclose(whole.u, SCALE * (M + G) + decay * W)
+    assert whole.memory["watched"] is taken.covector
+    assert "asked" not in whole.memory
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_direction_in_a_frame_is_that_outside(decay):
+    rule, taken = Turned(), TakenIn(M, {}, G, M + G)
+    directed = direct(rule, taken, shrinkage=shrinkage(taken, W, decay), step=2, **LITE)
+    in_frame = expected(1 - Q, SCALE * (M + G), SCALE * G, decay * W[::-1], **LITE)
+    np.testing.assert_allclose(directed.u, in_frame[::-1], rtol=1e-13)
+    assert directed.m is M
+    assert "jumped" not in directed.memory
+
+
+def test_the_frame_jumps_after_the_direction_and_only_a_whole_step_of_an_optimizer_decays_for_it():
+    taken = TakenIn(M, {}, G, M + G)
+    for changes, due in (({}, [0]), ({"h": 0.5}, None), ({"is_rate": True}, None)):
+        rule = Turned()
+        directed = direct(rule, taken, shrinkage=W, step=3, is_phase=True, **LITE, **changes)
+        np.testing.assert_array_equal(directed.u, direct(Turned(), taken, shrinkage=W, step=2, **LITE).u)
+        np.testing.assert_array_equal(directed.m, 10.0 * M)
+        assert directed.memory == {"asked": True, "jumped": True}
+        assert rule.calls[1:] == [("decay", due), ("jump", 3, [0], True)]
+
+
+def test_equal_learning_rates_need_no_flat_decay_in_a_frame():
+    rule, taken = Turned(), TakenIn(M, {}, G, M + G)
+    directed = direct(rule, taken, shrinkage=W, beta_flat=0.4)
+    want = expected(1 - Q, SCALE * (M + G), SCALE * G, W[::-1], chi=1.0, chi_sharp=1.0, beta_sharp=0.0, beta_flat=0.4)
+    np.testing.assert_allclose(directed.u, want[::-1])
+    assert [call[0] for call in rule.calls] == ["flat"]
+    unsplit = direct(Turned(), taken, shrinkage=W, is_split=False, chi=3.0)
+    np.testing.assert_allclose(unsplit.u, (SCALE * (M + G))[::-1] + W)
+
+
+def test_a_soft_mask_is_applied_twice_if_the_preconditioner_says_so():
+    class Soft(Scaled):
+        is_linear = False
+        applies_twice = True
+
+        def flat(self, memory, covector, raised, *, h=1.0):
+            return lambda x: 0.5 * x, memory
+
+    taken = TakenIn(M, {}, G, M)
+    directed = direct(Soft(), taken, chi=3.0, beta_sharp=0.2, beta_flat=0.6, shrinkage=W)
+    damped = SCALE * M + 0.2 * SCALE * G + 0.4 * 0.5 * SCALE * G
+    np.testing.assert_allclose(directed.u, 2.0 * (damped + W))
+
+
+def test_moving_divides_by_the_mass_of_each_member():
+    u = np.ones((2, 3))
+    directed = Directed(u, u, {MASS: np.array([0.5, 0.25])})
+    np.testing.assert_allclose(move(0.0 * u, directed, eta=0.1, h=0.5), [[-0.1] * 3, [-0.2] * 3])
+    np.testing.assert_allclose(move(0.0 * u, directed, eta=0.1), [[-0.2] * 3, [-0.4] * 3])
+    np.testing.assert_allclose(move(0.0 * u, Directed(u, u, {}), eta=0.1), -0.1 * u)
+
+
+def test_shrinkage_is_in_the_units_of_the_direction_and_its_floating_type():
+    taken = TakenIn(M, {MASS: np.array(0.5)}, G, M)
+    np.testing.assert_allclose(shrinkage(taken, W, 0.2), 0.1 * W)
+    np.testing.assert_allclose(shrinkage(TakenIn(M, {}, G, M), W, 0.2), 0.2 * W)
+    assert shrinkage(taken, W, 0.0) is None
+    np.testing.assert_array_equal(shrinkage(taken, W, np.zeros(2)), [0.0, 0.0])
+    wide = torch.ones(2, dtype=torch.float64)
+    assert shrinkage(TakenIn(wide, {}, wide, wide), wide.bfloat16(), 0.2).dtype == torch.float64
+
+
+def test_coefficients_of_members_have_the_shape_of_the_mass():
+    assert per_member(0.3, np.zeros(4)) == 0.3
+    assert per_member(2, np.zeros(4)) == 2
+    scalar = np.array(0.3)
+    assert per_member(scalar, np.zeros(4)) is scalar
+    assert per_member(np.zeros((4, 1, 1)), np.zeros(4)).shape == (4,)
+    assert spread(np.zeros((4, 5)), np.zeros((4, 5, 2, 3))).shape == (4, 5, 1, 1)
+    assert spread(torch.zeros(4).double(), torch.zeros(4, 2)).dtype == torch.float32
+    assert spread(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 2)).dtype == torch.int64
+
+
+def test_what_preconditioners_have_in_common():
+    rule = Scaled()
+    memory = {"mean": np.array([1.0, 1.0]), "sum": np.array([2.0, 2.0]), "still": W}
+    rates = rule.memory_rates(memory, G, G)
+    np.testing.assert_allclose(rates["mean"], 0.25 * (G - 1.0))
+    np.testing.assert_allclose(rates["sum"], G**2)
+    np.testing.assert_array_equal(rates["still"], [0.0, 0.0])
+    assert rule.observe(memory, G, G)["mean"] == pytest.approx(1.0 + 0.25 * (G - 1.0))
+    np.testing.assert_array_equal(Turned().precondition({}, M), (SCALE * M[::-1])[::-1])
+    np.testing.assert_array_equal(rule.raise_two({"factor": 3.0}, M, G), (3.0 * SCALE * M, 3.0 * SCALE * G))
+    np.testing.assert_array_equal(rule.to_frame({}, M), M)
+    assert (rule.cost(3, 4), rule.due(5), rule.phase(7)) == (12.0, [], 0)
+    assert rule.jump({"a": 1}, M, 2) == ({"a": 1}, M)
+    assert rule.first({"a": 1}, G) == {"a": 1}
+    assert rule.admissible(memory) is memory
+    assert not rule.applies_twice
+    with pytest.raises(ValueError, match="'scaled' has no sharp directions"):
+        Preconditioner.flat(rule, {}, M, None)
+
+
+def test_the_mass_has_the_batch_axes_in_double_precision():
+    rule = Scaled()
+    for w in (np.ones((2, 3, 4, 5), np.float32), torch.ones(2, 3, 4, 5)):
+        assert tuple(rule.initial_mass(w).shape) == ()
+        mass = rule.initial_mass(w, batch=2)
+        assert tuple(mass.shape) == (2, 3)
+        assert str(mass.dtype).endswith("float64")
+        assert not mass.any()
+
+
+def test_matrices_are_asked_for_behind_the_batch_axes():
+    rule = Scaled(needs_matrices=True)
+    rule.check_shape((4, 3))
+    rule.check_shape((7, 4, 3), batch=1)
+    Scaled().check_shape((7,))
+    for shape, batch in (((4,), 0), ((7, 4, 3), 0), ((4, 3), 1)):
+        with pytest.raises(ValueError, match="made for matrices"):
+            rule.check_shape(shape, batch=batch)
