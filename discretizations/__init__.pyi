@@ -14,7 +14,7 @@ from discretizations.certificate import noise_growth as noise_growth
 from discretizations.constant_rule import ConstantRule as ConstantRule
 from discretizations.constant_rule import split_rule as split_rule
 from discretizations.correspondence import Correspondence as Correspondence
-from discretizations.correspondence import Rule as Rule
+from discretizations.correspondence import KnownOptimizer as KnownOptimizer
 from discretizations.curvature_schemes import CURVATURE_SCHEMES as CURVATURE_SCHEMES
 from discretizations.curvature_schemes import CurvatureScheme as CurvatureScheme
 from discretizations.known_optimizers import CORRESPONDENCES as CORRESPONDENCES

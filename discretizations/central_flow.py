@@ -25,7 +25,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from discretizations.constant_rule import ConstantRule
-from riemannian_ode.errors import require_method, require_positive
+from riemannian_ode.checks import require_method, require_positive
 
 _NEAR = 0.25  # modes whose ηS is this close to 2 may become critical within a step
 _SPACING = 1e-4  # of the difference that gives third derivatives, over the norm of a direction

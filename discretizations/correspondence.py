@@ -23,7 +23,7 @@ from torch import Tensor
 
 from discretizations.preconditioners.identity import Identity
 from discretizations.update_rule import RuleState, UpdateRule
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.preconditioner import Preconditioner
 
 Settings = Mapping[str, Any]
@@ -112,7 +112,7 @@ class Correspondence:
             "scheme": self.scheme,
         }
 
-    def rule(self, **settings: Any) -> Rule:
+    def with_settings(self, **settings: Any) -> KnownOptimizer:
         """The row with the optimizer's hyperparameters.
 
         Args:
@@ -127,11 +127,11 @@ class Correspondence:
         chosen = MappingProxyType({**self.defaults, **settings})
         if "mu" in chosen and self.nesterov != "0" and chosen["mu"] == 0:
             raise ValueError("mu = 0 has no Nesterov form (β = 1/μ); take the row without, or mu > 0.")
-        return Rule(self, chosen)
+        return KnownOptimizer(self, chosen)
 
 
 @dataclass(frozen=True)
-class Rule:
+class KnownOptimizer:
     """A row at given hyperparameters: an optimizer for one tensor, as pure functions of its state.
 
     Args:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateState
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import lite_direction, momentum_rate
 from riemannian_ode.registry import Registry
 

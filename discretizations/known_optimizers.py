@@ -18,7 +18,7 @@ from discretizations.preconditioners.normalized_polar_factor import NormalizedPo
 from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.preconditioners.sign import Sign
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.registry import Registry
 
 _RMS_SCALE = "sqrt(Max(rows, columns))/5"  # 0.2√max: the update's root mean square is Adam's, arXiv:2502.16982

@@ -24,7 +24,7 @@ import sympy as sp
 from discretizations.constant_rule import ConstantRule
 from discretizations.schemes import ONE_GRADIENT_SCHEMES, Kick, OneGradientScheme
 from riemannian_ode.arrays import inner, matvec
-from riemannian_ode.errors import require_choice, require_positive
+from riemannian_ode.checks import require_choice, require_positive
 from riemannian_ode.flow import Array, momentum_rate
 
 Operator = Callable[[Any], Any]  # x ↦ Mx

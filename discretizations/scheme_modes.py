@@ -20,7 +20,7 @@ import numpy as np
 from discretizations.curvature_schemes import CURVATURE_SCHEMES, CurvatureScheme, Polynomial, two_by_two
 from discretizations.schemes import ONE_GRADIENT_SCHEMES, OneGradientScheme
 from discretizations.stability import check_rule_coefficients, mode_roots
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 
 Array: TypeAlias = Any  # numpy array, float or SymPy expression
 

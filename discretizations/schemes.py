@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from discretizations.update_rule import UpdateState, lite_step
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Array, Projector, lite_direction, momentum_step, position_step
 from riemannian_ode.registry import Registry
 

@@ -8,8 +8,8 @@ import torch
 
 from discretizations.preconditioners.sign import Sign
 from discretizations.update_rule import UpdateRule
+from lite.declaration import PLAIN_FRACTION
 from lite.execution.finiteness import OnNonfinite
-from lite.matrix_rule import PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, decay_rate
 from lite.parameters.group_checks import require_betas

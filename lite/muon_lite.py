@@ -11,8 +11,8 @@ from torch import Tensor
 
 from discretizations.preconditioners.masks import RandomSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.update_rule import UpdateRule
+from lite.declaration import MOMENTUM, PLAIN_FRACTION, matrix_shape
 from lite.execution.finiteness import OnNonfinite
-from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION, matrix_shape
 from lite.muon_settings import (
     MASKS,
     Damping,

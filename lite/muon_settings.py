@@ -20,11 +20,11 @@ from discretizations.preconditioners.masks import (
 )
 from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor
 from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
-from lite.matrix_rule import PLAIN_FRACTION, matrix_shape
+from lite.declaration import PLAIN_FRACTION, matrix_shape
 from lite.parameters.group_checks import is_setting_number, require_flag, require_range, require_whole
 from lite.parameters.parameter_entries import group_views
 from lite.parameters.tensor_settings import acts
-from riemannian_ode.errors import require_choice, shown
+from riemannian_ode.checks import require_choice, shown
 
 Mask: TypeAlias = Literal["subspace", "threshold", "exact", "graded", "graded-frobenius", "random"]
 Damping: TypeAlias = Literal["outside", "inside"]
@@ -166,10 +166,8 @@ def check_muon_group(group: dict[str, Any]) -> None:
     momentum = group["momentum"]
     if not is_setting_number(momentum) or not 0.0 < momentum < 1.0:
         raise ValueError(f"momentum = {shown(momentum)} must lie strictly between 0 and 1; 0.95 is published.")
-    if group["mask"] not in MASKS:
-        raise ValueError(f"mask = {shown(group['mask'])} is unknown. Choose one of: {', '.join(MASKS)}.")
-    if group["ns_dtype"] not in _NS_DTYPES:
-        raise ValueError(f"ns_dtype = {shown(group['ns_dtype'])} is unknown. Choose one of: {', '.join(_NS_DTYPES)}.")
+    require_choice("mask", group["mask"], MASKS)
+    require_choice("ns_dtype", group["ns_dtype"], _NS_DTYPES)
     require_whole(group, "ns_steps", 0, "a whole number; 6 is published, 0 means SVD")
     require_flag(group, "float32_momentum")
     require_flag(group, "nesterov")

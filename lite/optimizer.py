@@ -12,14 +12,15 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
 from lite.checkpoints.loading import load_between_hooks, loadable_state
+from lite.declaration import Declaration
 from lite.execution.executor import Executor, Workload
 from lite.execution.finiteness import ON_NONFINITE, OnNonfinite
 from lite.execution.local import LocalExecutor
-from lite.matrix_rule import MatrixRule
 from lite.parameters.decay import Decay, Norm
 from lite.parameters.group_checks import check_group, require_flag
 from lite.parameters.parameter_entries import steps_so_far
 from lite.parameters.tensor_settings import keep_tensors, own_tensors
+from riemannian_ode.checks import require_choice
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,11 +29,11 @@ Exchange: TypeAlias = Literal["fastest", "exact", "bfloat16"]
 EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
 
 
-class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
+class LITEOptimizer(Declaration, torch.optim.Optimizer):
     """Base of the LITE optimizers: matrices by a rule of their own, everything else by AdamW-LITE.
 
     A subclass names its rule and declares the update rule of a group: ``rule`` and ``update_rule`` of
-    :class:`lite.matrix_rule.MatrixRule`. Parameter groups, layouts, batches, checkpoints and bad gradients are dealt
+    :class:`lite.declaration.Declaration`. Parameter groups, layouts, batches, checkpoints and bad gradients are dealt
     with here.
 
     Args:
@@ -93,10 +94,8 @@ class LITEOptimizer(MatrixRule, torch.optim.Optimizer):
         exchange: Exchange = "fastest",
         **settings: Any,
     ) -> None:
-        if on_nonfinite not in ON_NONFINITE:
-            raise ValueError(f"on_nonfinite = {on_nonfinite!r} is unknown. Choose one of: {', '.join(ON_NONFINITE)}.")
-        if exchange not in EXCHANGES:
-            raise ValueError(f"exchange = {exchange!r} is unknown. Choose one of: {', '.join(EXCHANGES)}.")
+        require_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        require_choice("exchange", exchange, EXCHANGES)
         require_flag({"capturable": capturable}, "capturable")
         self.on_nonfinite = on_nonfinite
         self.exchange = exchange

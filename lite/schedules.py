@@ -15,7 +15,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from lite.parameters.tensor_settings import set_number
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 
 Schedule: TypeAlias = Literal["cosine", "wsd"]
 _MATRIX_RISE = 0.5  # χ of matrices rises from 1 over this fraction of the steps after warm-up (cosine runs)

@@ -9,12 +9,12 @@ from discretizations.preconditioners.eigenbasis_moment import DIVERGENCES, Diver
 from discretizations.preconditioners.kronecker_root import KroneckerRoot, RootMethod
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
+from lite.declaration import PLAIN_FRACTION
 from lite.execution.finiteness import OnNonfinite
-from lite.matrix_rule import PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_flag, require_range, require_whole
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.preconditioner import Preconditioner
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from discretizations.preconditioners.eigenbasis_moment import DIVERGENCES, Divergence, EigenbasisMoment
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
+from lite.declaration import MOMENTUM, PLAIN_FRACTION
 from lite.execution.finiteness import OnNonfinite
-from lite.matrix_rule import MOMENTUM, PLAIN_FRACTION
 from lite.optimizer import Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_whole
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -92,8 +92,7 @@ class SOAPLITE(LITEOptimizer):
         exchange: Exchange = "fastest",
         moments: Moments = "owner",
     ) -> None:
-        if moments not in MOMENTS:
-            raise ValueError(f"moments = {moments!r} is unknown. Choose one of: {', '.join(MOMENTS)}.")
+        require_choice("moments", moments, MOMENTS)
         if moments == "sharded":
             self.sharded_state = self.travelling_state = (MOMENTUM, "v")
         super().__init__(

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, like, to_numpy, tracks
-from riemannian_ode.errors import require_method, shown
+from riemannian_ode.checks import require_method, shown
 from riemannian_ode.flow import Array
 
 

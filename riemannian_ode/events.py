@@ -11,8 +11,9 @@ import numpy as np
 from scipy.optimize import brentq
 
 from riemannian_ode.arrays import to_numpy
+from riemannian_ode.checks import require_choice, require_method
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.errors import InvalidSystemError, require_choice, require_method
+from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState
 from riemannian_ode.interpolation import hermite

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, namespace
-from riemannian_ode.errors import shown
+from riemannian_ode.checks import shown
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.metric import Metric, Variation
 from riemannian_ode.preconditioner import Memory, Preconditioner

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from riemannian_ode.arrays import as_float_array, inner, like, matvec, namespace, to_numpy
-from riemannian_ode.errors import require_method
+from riemannian_ode.checks import require_method
 from riemannian_ode.flow import Array
 
 Variation = Literal["constant", "state", "history"]

@@ -20,8 +20,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from riemannian_ode.arrays import eigh, is_torch, like, matvec, namespace, to_numpy
+from riemannian_ode.checks import require_choice, shown
 from riemannian_ode.coefficients import TimeDependent
-from riemannian_ode.errors import InvalidSystemError, require_choice, shown
+from riemannian_ode.errors import InvalidSystemError
 from riemannian_ode.flow import Array
 from riemannian_ode.normals import standard_normals
 from riemannian_ode.objective import Objective

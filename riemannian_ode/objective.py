@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from riemannian_ode.errors import require_method
+from riemannian_ode.checks import require_method
 from riemannian_ode.flow import Array
 from riemannian_ode.metric import Metric
 from riemannian_ode.preconditioner import Preconditioner

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.arrays import to_numpy
+from riemannian_ode.checks import shown
 from riemannian_ode.coefficients import (
     Coefficient,
     TimeDependent,
@@ -18,7 +19,6 @@ from riemannian_ode.coefficients import (
     is_time_dependent,
     rate,
 )
-from riemannian_ode.errors import shown
 
 
 def check_optimizer(

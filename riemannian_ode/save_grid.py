@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from riemannian_ode.arrays import to_numpy
-from riemannian_ode.errors import shown
+from riemannian_ode.checks import shown
 from riemannian_ode.flow import Array
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace, tracks
+from riemannian_ode.checks import is_number, require_positive, shown
 from riemannian_ode.derivatives import check_attached, check_derivatives
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.errors import is_number, require_positive, shown
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import INTEGRATORS, Integrator, PhaseState

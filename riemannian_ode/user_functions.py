@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.arrays import is_torch, like, to_numpy
+from riemannian_ode.checks import require_method
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.errors import require_method
 from riemannian_ode.events import Event
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators import Integrator, PhaseState

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from riemannian_ode.arrays import is_torch, to_numpy
-from riemannian_ode.errors import require_method, require_positive
+from riemannian_ode.checks import require_method, require_positive
 from riemannian_ode.flow import Array
 from riemannian_ode.matrix_root import matrix_root
 from riemannian_ode.metric import Metric, Variation, check_fits, check_positive_definite, check_symmetric

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 
 
 class JsonLinesError(ValueError):

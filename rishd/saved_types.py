@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from riemannian_ode.errors import shown
+from riemannian_ode.checks import shown
 
 
 def require_types(made: Any) -> None:

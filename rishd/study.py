@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.registry import Registry
 
 if TYPE_CHECKING:

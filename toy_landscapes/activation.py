@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from riemannian_ode.arrays import namespace
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.flow import Array
 
 ActivationName = Literal["tanh", "softplus"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from riemannian_ode.arrays import inner, like
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Array
 from toy_landscapes.arguments import check_coordinates
 from toy_landscapes.landscape import Landscape

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import ortho_group
 
 from riemannian_ode.arrays import inner, like, matvec, to_numpy
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Array
 from toy_landscapes.arguments import check_coordinates, checked_sharp_rank, finite_array
 from toy_landscapes.landscape import Landscape

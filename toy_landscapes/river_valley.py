@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import root
 
 from riemannian_ode.arrays import like, namespace, to_numpy
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Array, Projector
 from toy_landscapes.arrow import flattest_of_two, smallest_eigenvector
 from toy_landscapes.landscape import Landscape

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from riemannian_ode.arrays import is_torch
-from riemannian_ode.errors import require_method
+from riemannian_ode.checks import require_method
 from riemannian_ode.flow import Array
 from toy_landscapes.arguments import check_coordinates, checked_sharp_rank
 from toy_landscapes.landscape import Landscape

@@ -14,7 +14,7 @@ from discretizations.matrices.sharp_masks import SubspaceComplement
 from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import wide_dtype
 from discretizations.preconditioners.second_moment import diagonal_metric
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 

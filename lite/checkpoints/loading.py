@@ -15,7 +15,7 @@ from lite.checkpoints.names import matched_groups
 from lite.checkpoints.old_versions import converted_state
 from lite.checkpoints.state_tensors import StateValue, check_values, is_mass, is_spare, loadable_tensor
 from lite.parameters.group_checks import LARGEST_COUNT, parameter_names
-from riemannian_ode.errors import shown
+from riemannian_ode.checks import shown
 
 
 def loadable_state(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemannian_ode.errors import is_number, shown
+from riemannian_ode.checks import is_number, shown
 
 _ADAMW = {"first_moment": "momentum", "second_moment": "v"}  # since then the names that all rules have
 _SOAP = {"m": "momentum"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lite.execution.finiteness import largest_magnitudes
-from riemannian_ode.errors import shown
+from riemannian_ode.checks import shown
 
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _REAL_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # float8 has no arithmetic

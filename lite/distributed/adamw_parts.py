@@ -11,9 +11,9 @@ from torch import Tensor
 from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask, passing_fractions
 from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector
 from discretizations.update_rule import UpdateRule
+from lite.declaration import with_preconditioner
 from lite.distributed.division import PlacedParameter
 from lite.distributed.sharding import local_part
-from lite.matrix_rule import with_preconditioner
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory
 

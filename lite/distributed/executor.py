@@ -65,7 +65,7 @@ class DistributedExecutor:
                 sharding = self._shardings.of(p, name=label, group=group)
                 new.append({"p": p, "group": number, "index": index, "name": label, "sharding": sharding})
                 if is_matrix:
-                    cost = sum(x.shape[:-2].numel() * work.rule.matrix_cost(group, *x.shape[-2:]) for x in views)
+                    cost = sum(x.shape[:-2].numel() * work.declaration.matrix_cost(group, *x.shape[-2:]) for x in views)
                     items.append(WorkItem(sharding, cost, p.shape[0] if group["layout"] == "experts" else None))
                     new[-1] |= {"numbers": numbers[index]}
         divided = iter(self._division.divide(items))
@@ -90,10 +90,10 @@ class DistributedExecutor:
         group = work.groups[parameter.group]
         if not isinstance(parameter, OwnedParameter):
             return set(ADAMW_KEYS)
-        names = set(work.rule.parameter_state(group, torch.empty(parameter.shape, device="meta")))
+        names = set(work.declaration.parameter_state(group, torch.empty(parameter.shape, device="meta")))
         if parameter.own is not None:
             return names
-        return names & set(work.rule.sharded_state) if parameter.sharding.mesh.shards.size > 1 else set()
+        return names & set(work.declaration.sharded_state) if parameter.sharding.mesh.shards.size > 1 else set()
 
     def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -108,7 +108,7 @@ class DistributedExecutor:
     def load_state(self, work: Workload, saved: Mapping[Tensor, dict[str, Any]]) -> None:
         for p, state in saved.items():
             parameter = self.parameters[p]
-            work.state[p] = fitted_state(work.rule, work.groups[parameter.group], parameter, state)
+            work.state[p] = fitted_state(work.declaration, work.groups[parameter.group], parameter, state)
         for parameter in self.parameters.values():  # also those of other ranks
             if isinstance(parameter, OwnedParameter) and (
                 parameter in self._checked or steps_so_far(work.groups[parameter.group])[parameter.index]
@@ -160,7 +160,7 @@ class DistributedExecutor:
     def _init(self, work: Workload, parameter: PlacedParameter) -> None:
         if parameter.p not in work.state:
             group = work.groups[parameter.group]
-            work.state[parameter.p] = initial_state(work.rule, group, parameter)
+            work.state[parameter.p] = initial_state(work.declaration, group, parameter)
         if isinstance(parameter, OwnedParameter) and parameter not in self._checked:
             self._checked.note(work, parameter)
 
@@ -193,15 +193,15 @@ def _description(group: dict[str, Any], parameter: PlacedParameter) -> str:
 
 
 def _check_places(work: Workload) -> None:
-    names, rule = ("travelling_state", "sharded_state", "elementwise_state"), work.rule
+    names, declared = ("travelling_state", "sharded_state", "elementwise_state"), work.declaration
     for group in work.groups:
         if group["rule"] == "adamw":
             continue
-        keys = [rule.travelling_state, rule.sharded_state, rule.elementwise_state(group)]
+        keys = [declared.travelling_state, declared.sharded_state, declared.elementwise_state(group)]
         for i in range(2):
             if not set(keys[i]) <= set(keys[i + 1]):
                 raise ValueError(
-                    f"{names[i]} {keys[i]} of rule {rule.rule!r} must be among its {names[i + 1]} {keys[i + 1]}; "
+                    f"{names[i]} {keys[i]} of rule {declared.rule!r} must be among its {names[i + 1]} {keys[i + 1]}; "
                     "name it there, too."
                 )
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lite.declaration import Declaration, rounds_stochastically
 from lite.distributed.division import OwnedParameter, Owner
 from lite.distributed.exchange import MessageSpec, Transfer, all_to_all
 from lite.distributed.sharding import local_part
 from lite.execution.tensor_batches import TensorBatch, tensor_batches
-from lite.matrix_rule import MatrixRule, rounds_stochastically
 from lite.parameters.parameter_entries import TensorEntry, parameter_entries
 
 
@@ -40,7 +40,7 @@ class Megabatch:
     that the caller may compute another megabatch between them.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         group: Their parameter group.
         parameters: The parameters.
         state: Parameter ↦ its state.
@@ -48,15 +48,26 @@ class Megabatch:
     """
 
     def __init__(
-        self, rule: MatrixRule, group: dict[str, Any], parameters: list[OwnedParameter], state: Any, steps: list[int]
+        self,
+        declaration: Declaration,
+        group: dict[str, Any],
+        parameters: list[OwnedParameter],
+        state: Any,
+        steps: list[int],
     ) -> None:
-        self._rule, self._group, self.parameters, self._state, self._steps = rule, group, parameters, state, steps
+        self._declaration, self._group, self.parameters, self._state, self._steps = (
+            declaration,
+            group,
+            parameters,
+            state,
+            steps,
+        )
         self._mesh = parameters[0].sharding.mesh
         self._travels = any(parameter.travels for parameter in parameters)
-        self._travelling = rule.travelling_state if self._mesh.shards.size > 1 else ()
-        self._resting = [name for name in rule.sharded_state if name not in rule.travelling_state]
+        self._travelling = declaration.travelling_state if self._mesh.shards.size > 1 else ()
+        self._resting = [name for name in declaration.sharded_state if name not in declaration.travelling_state]
         self._device = local_part(parameters[0].p).device
-        self._sent_dtype, self._reply_dtype = rule.message_dtypes(self._group, local_part(parameters[0].p))
+        self._sent_dtype, self._reply_dtype = declaration.message_dtypes(self._group, local_part(parameters[0].p))
         self._owned = [(parameter, parameter.own) for parameter in parameters if parameter.own is not None]
         self._inputs: dict[OwnedParameter, dict[str, Tensor]] = {}  # of this rank's shards
         self._replies: dict[OwnedParameter, dict[str | None, Tensor]] = {}  # of what this rank owns
@@ -88,7 +99,7 @@ class Megabatch:
                 g = torch.where(usable, g, 0.0)
             state = self._state[parameter.p]
             before = {name: local_part(state[name]) for name in self._resting}
-            inputs, after = self._rule.shard_take_in(self._group, w, g, before)
+            inputs, after = self._declaration.shard_take_in(self._group, w, g, before)
             self._inputs[parameter] = inputs | {name: local_part(state[name]) for name in self._travelling}
             new_state += [(parameter, before[name], value) for name, value in after.items()]
         if self._travels:
@@ -121,7 +132,7 @@ class Megabatch:
         Returns:
             State of the matrices, not yet written.
         """
-        elementwise = self._rule.elementwise_state(self._group)
+        elementwise = self._declaration.elementwise_state(self._group)
         entries: list[TensorEntry] = []
         parameters: dict[int, OwnedParameter] = {}
         for (parameter, own), inputs in zip(self._owned, self._whole_inputs(), strict=True):
@@ -145,7 +156,7 @@ class Megabatch:
             inputs, state, step = batch.inputs, batch.state, batch.entries[0].step
             if rounds_stochastically(self._group, local_part(self.parameters[0].p)) and "w" in inputs:
                 inputs["w"] = inputs["w"].float()  # a rule that works in bfloat16 would round to nearest first
-            reply, values = self._rule.owner_direct(self._group, inputs, state, step=step, numbers=batch.numbers)
+            reply, values = self._declaration.owner_direct(self._group, inputs, state, step=step, numbers=batch.numbers)
             values = {key: value for key, value in values.items() if value is not state[key]}
             batch.write(reply, {name: values.pop(name) for name in self._travelling if name in values})
             new_states.append(NewState(batch, [parameters[id(entry)] for entry in batch.entries], values))

@@ -11,21 +11,21 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lite.adamw import initial_adamw_state
+from lite.declaration import Declaration
 from lite.distributed.division import OwnedParameter, PlacedParameter
 from lite.distributed.sharding import local_part
 from lite.execution.executor import Workload
-from lite.matrix_rule import MatrixRule
 from lite.parameters.parameter_entries import TensorEntry, parameter_entries
 
 
-def initial_state(rule: MatrixRule, group: dict[str, Any], parameter: PlacedParameter) -> dict[str, Tensor]:
+def initial_state(declaration: Declaration, group: dict[str, Any], parameter: PlacedParameter) -> dict[str, Tensor]:
     """State of a parameter before its first step: what lies on this rank.
 
     AdamW's moments and the rule's ``sharded_state`` lie as a parameter's shards do. Other state of a matrix is a plain
     tensor on its owner and nothing elsewhere; that of a stack of experts is a DTensor, cut along the experts.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         group: Group of the parameter.
         parameter: The parameter.
     """
@@ -33,31 +33,33 @@ def initial_state(rule: MatrixRule, group: dict[str, Any], parameter: PlacedPara
         if not isinstance(parameter, OwnedParameter):
             return initial_adamw_state(group, parameter.p)
         state: dict[str, Tensor] = {}
-        if parameter.sharding.mesh.shards.size > 1 and rule.sharded_state:
+        if parameter.sharding.mesh.shards.size > 1 and declaration.sharded_state:
             like = torch.empty(parameter.shape, dtype=parameter.p.dtype, device="meta")
-            for name, value in rule.parameter_state(group, like).items():
-                if name in rule.sharded_state:
+            for name, value in declaration.parameter_state(group, like).items():
+                if name in declaration.sharded_state:
                     state[name] = torch.zeros_like(parameter.p, dtype=value.dtype)
         if parameter.own is None:
             return state
-        values = rule.parameter_state(group, local_part(parameter.p).new_empty(parameter.owned_shape(parameter.own)))
+        values = declaration.parameter_state(
+            group, local_part(parameter.p).new_empty(parameter.owned_shape(parameter.own))
+        )
         return state | {name: _on_owners(parameter, value) for name, value in values.items() if name not in state}
 
 
 def fitted_state(
-    rule: MatrixRule, group: dict[str, Any], parameter: PlacedParameter, saved: dict[str, Tensor]
+    declaration: Declaration, group: dict[str, Any], parameter: PlacedParameter, saved: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """This rank's part of a saved state, copied, each tensor in the dtype that it was saved in.
 
     A collective of the ranks of saved DTensors that lie otherwise here, also on a rank that gets nothing of them.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         group: Group of the parameter.
         parameter: The parameter.
         saved: Its state, whole or as :func:`initial_state` lays it out (on these ranks or others).
     """
-    layout = initial_state(rule, group, parameter)
+    layout = initial_state(declaration, group, parameter)
     fitted = {name: _fitted(value, layout.get(name)) for name, value in saved.items()}
     return {name: value for name, value in fitted.items() if value is not None}
 
@@ -80,7 +82,7 @@ class StateShapes:
         """Take in that the state of a matrix was made or loaded under the settings that its group has now."""
         group = work.groups[parameter.group]
         like = torch.empty(parameter.shape, dtype=parameter.p.dtype, device="meta")
-        state = work.rule.parameter_state(group, like)
+        state = work.declaration.parameter_state(group, like)
         kind = (
             parameter.group,
             parameter.shape,
@@ -90,7 +92,7 @@ class StateShapes:
         self._kinds[parameter] = kind
         if kind not in self._entries:
             self._entries[kind] = parameter_entries(
-                work.rule.elementwise_state(group), group, like, {}, state, step=0, numbers=parameter.numbers
+                work.declaration.elementwise_state(group), group, like, {}, state, step=0, numbers=parameter.numbers
             )
 
     def check(self, work: Workload, parameters: Iterable[PlacedParameter]) -> None:
@@ -103,7 +105,7 @@ class StateShapes:
             self._kinds[parameter]: parameter.group for parameter in parameters if isinstance(parameter, OwnedParameter)
         }
         for kind, group in kinds.items():
-            work.rule.check_matrices(work.groups[group], self._entries[kind])
+            work.declaration.check_matrices(work.groups[group], self._entries[kind])
 
 
 def _on_owners(parameter: OwnedParameter, value: Tensor) -> Tensor:

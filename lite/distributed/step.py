@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
+from lite.declaration import rounds_stochastically
 from lite.distributed.adamw_parts import AdamWPart
 from lite.distributed.agreement import Agreement
 from lite.distributed.division import OwnedParameter, PlacedParameter
@@ -22,7 +23,6 @@ from lite.distributed.sharding import RankMesh, local_part
 from lite.execution.executor import Workload
 from lite.execution.finiteness import finite_per_tensor
 from lite.execution.rounding import rounded_stochastically
-from lite.matrix_rule import rounds_stochastically
 from lite.parameters.parameter_entries import steps_so_far
 
 # Numbers of one rank's shards in one megabatch; above that, its buffers would count beside parameters and gradients.
@@ -153,7 +153,7 @@ class Step:
         made = []
         for each in chunks.values():
             group = self._work.groups[each[0].group]
-            made.append(Megabatch(self._work.rule, group, each, self._work.state, steps_so_far(group)))
+            made.append(Megabatch(self._work.declaration, group, each, self._work.state, steps_so_far(group)))
         return made
 
     def _through(self, megabatches: list[Megabatch], *, move: bool) -> list[Reply]:
@@ -176,7 +176,7 @@ class Step:
         return replies
 
     def _largest_batch(self, w: Tensor) -> int:
-        return self._work.largest_batch(w, on_cpu=self._work.rule.largest_cpu_batch)
+        return self._work.largest_batch(w, on_cpu=self._work.declaration.largest_cpu_batch)
 
     def _send(self, megabatch: Megabatch) -> None:
         for parameter, target, value in megabatch.send(self._gradients, self._usable):
@@ -216,7 +216,7 @@ class Step:
                 continue
             if rounds_stochastically(group, w):
                 w = w.float()
-            new = self._work.rule.shard_move(group, w, value.to(torch.promote_types(w.dtype, value.dtype)))
+            new = self._work.declaration.shard_move(group, w, value.to(torch.promote_types(w.dtype, value.dtype)))
             self._write_parameter(parameter, new)
 
     def _step_adamw(self) -> list[tuple[list[AdamWPart], Tensor, Any]]:
@@ -238,7 +238,7 @@ class Step:
         return counts
 
     def _part(self, parameter: PlacedParameter) -> AdamWPart:
-        rule = self._work.rule.adamw_rule(self._work.groups[parameter.group])
+        rule = self._work.declaration.adamw_rule(self._work.groups[parameter.group])
         return AdamWPart(parameter, rule, self._work.state[parameter.p], self._gradients[parameter.p])
 
     def _adapt(self, part: AdamWPart, passing: CoordinateThresholds) -> None:

@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 
 from discretizations.update_rule import UpdateRule
+from lite.declaration import Declaration, matrix_shape, rounds_stochastically, rule_update
 from lite.execution import fused_step
 from lite.execution.factors_in_place import FACTORS, with_factors_in_place
 from lite.execution.finiteness import Guard
 from lite.execution.rounding import rounded_stochastically
 from lite.execution.tensor_batches import TensorBatch
-from lite.matrix_rule import MatrixRule, matrix_shape, rounds_stochastically, rule_update
 from lite.parameters.tensor_settings import as_tensor, traced_settings
 
 Batches: TypeAlias = list[tuple[dict[str, Any], TensorBatch]]  # each with the settings of its group
 
 
-def traced_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch) -> tuple[dict[str, Any], TensorBatch]:
-    """Settings and batch in which only tensors change from step to step, see :meth:`MatrixRule.phase`.
+def traced_batch(
+    declaration: Declaration, group: dict[str, Any], batch: TensorBatch
+) -> tuple[dict[str, Any], TensorBatch]:
+    """Settings and batch in which only tensors change from step to step, see :meth:`Declaration.phase`.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         group: The batch's parameter group.
         batch: Of one step.
     """
@@ -32,16 +34,16 @@ def traced_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch) ->
     if group["rule"] == "adamw":
         return settings, batch
     settings["count"] = as_tensor(first.step, first.w.device)
-    phase = rule.phase(group, first.step)
+    phase = declaration.phase(group, first.step)
     entries = [entry._replace(step=phase, numbers=tuple(entry.numbers)) for entry in batch.entries]
     return settings, TensorBatch(entries)  # torch.compile knows tuples better than ranges
 
 
-def step_batches(rule: MatrixRule, batches: Batches, usable: Tensor | None) -> None:
+def step_batches(declaration: Declaration, batches: Batches, usable: Tensor | None) -> None:
     """Update parameters and state of all batches of a step in place.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         batches: Batches, each with the settings of its group.
         usable: Whether all gradients of the step are finite, 0-dimensional; ``None`` if they are not checked.
     """
@@ -50,14 +52,14 @@ def step_batches(rule: MatrixRule, batches: Batches, usable: Tensor | None) -> N
         device = batch.entries[0].w.device  # parameters may lie on several
         if device not in guards:
             guards[device] = Guard(None if usable is None else usable.to(device))
-        _step_batch(rule, group, batch, guards[device])
+        _step_batch(declaration, group, batch, guards[device])
 
 
-def _step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, guard: Guard) -> None:
+def _step_batch(declaration: Declaration, group: dict[str, Any], batch: TensorBatch, guard: Guard) -> None:
     """Choose how a batch is updated: fused C++ if supported, Kronecker factors in place, or plain formulas."""
     first = batch.entries[0]
     rounds = rounds_stochastically(group, first.w)
-    declared = _declared(rule, group, first.w)
+    declared = _declared(declaration, group, first.w)
     if declared is not None and not rounds and fused_step.step_batch_(*declared, batch, guard):
         return
     w, g, state = batch.w, batch.inputs["g"], batch.state
@@ -68,7 +70,7 @@ def _step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, gua
     turn: dict[str, Any] = {"step": first.step, "numbers": batch.numbers}
     written: dict[str, Tensor] = {}  # in place
     if declared is None:
-        new_w, after = rule.matrix_update(group, w, g, state, **turn)
+        new_w, after = declaration.matrix_update(group, w, g, state, **turn)
     else:
         update, eta = declared
         if (in_place := with_factors_in_place(update, guard)) is not None:
@@ -93,11 +95,11 @@ def _step_batch(rule: MatrixRule, group: dict[str, Any], batch: TensorBatch, gua
     batch.write(rounded_stochastically(new_w) if rounds else new_w, new_state | written)
 
 
-def _declared(rule: MatrixRule, group: dict[str, Any], w: Tensor) -> tuple[UpdateRule, Any] | None:
+def _declared(declaration: Declaration, group: dict[str, Any], w: Tensor) -> tuple[UpdateRule, Any] | None:
     """Update rule and η of a group's tensors; ``None`` for matrices with a ``matrix_update`` of their own."""
     if group["rule"] == "adamw":
-        return rule.adamw_rule(group), group["lr"]
-    if type(rule).matrix_update is not MatrixRule.matrix_update:
+        return declaration.adamw_rule(group), group["lr"]
+    if type(declaration).matrix_update is not Declaration.matrix_update:
         return None
     shape = matrix_shape(w)
-    return rule.update_rule(group, shape), rule.learning_rate(group, shape)
+    return declaration.update_rule(group, shape), declaration.learning_rate(group, shape)

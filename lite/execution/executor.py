@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 from lite.adamw import initial_adamw_state
+from lite.declaration import Declaration
 from lite.execution.finiteness import OnNonfinite
 from lite.execution.tensor_batches import largest_batch
-from lite.matrix_rule import MatrixRule
 
 
 @dataclass(frozen=True)
 class Workload:
-    """An optimizer's rule, groups and state, as an executor sees them.
+    """An optimizer's declaration, groups and state, as an executor sees them.
 
     It is made anew for every call, because torch replaces groups and state when an optimizer loads a checkpoint.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         groups: Parameter groups.
         state: Parameter ↦ its state.
         on_nonfinite: What happens if a gradient is not finite.
     """
 
-    rule: MatrixRule
+    declaration: Declaration
     groups: list[dict[str, Any]]
     state: MutableMapping[Tensor, dict[str, Tensor]]
     on_nonfinite: OnNonfinite
@@ -40,7 +40,7 @@ class Workload:
             group: The parameter's group.
             p: The parameter, or a tensor like it.
         """
-        return initial_adamw_state(group, p) if group["rule"] == "adamw" else self.rule.parameter_state(group, p)
+        return initial_adamw_state(group, p) if group["rule"] == "adamw" else self.declaration.parameter_state(group, p)
 
     def largest_batch(self, w: Tensor, *, on_cpu: int | None) -> int:
         """How many numbers a batch of tensors like ``w`` may hold.
@@ -54,12 +54,12 @@ class Workload:
         return largest_batch(sum(p.numel() for group in self.groups for p in group["params"]))
 
     def narrowest_squares(self) -> torch.dtype:
-        """Floating type in which squares of all gradients must stay finite, see :meth:`MatrixRule.squares_dtype`."""
+        """Floating type in which squares of all gradients must stay finite, see :meth:`Declaration.squares_dtype`."""
         for group in self.groups:
             for dtype in {p.dtype for p in group["params"]}:
                 wide = torch.promote_types(dtype, torch.float32)
                 if group["rule"] != "adamw":
-                    wide = self.rule.squares_dtype(group, dtype)
+                    wide = self.declaration.squares_dtype(group, dtype)
                 if wide != torch.float64:
                     return torch.float32
         return torch.float64

@@ -1,6 +1,6 @@
 """The elementwise formulas of Muon-LITE on CPUs, each in one pass over memory and in place.
 
-They are those of :mod:`riemannian_ode.flow`, which :func:`lite.matrix_rule.rule_update` runs one by one: each would
+They are those of :mod:`riemannian_ode.flow`, which :func:`lite.declaration.rule_update` runs one by one: each would
 read and write every number again, and a batch would be gathered into new memory first. The program is C++
 (``fused_muon.cpp``), built when first needed, in about a second; without a compiler, on other devices and in compiled
 steps the formulas themselves are used. The operators are known to torch, so that fake tensors and dispatch modes see

@@ -17,10 +17,10 @@ from discretizations.matrices.sharp_masks import SubspaceComplement
 from discretizations.preconditioners.masks import TrackedSubspace
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.update_rule import UpdateRule
+from lite.declaration import MOMENTUM, Declaration, matrix_shape
 from lite.execution import fused_muon
 from lite.execution.finiteness import Guard
 from lite.execution.tensor_batches import TensorBatch
-from lite.matrix_rule import MOMENTUM, MatrixRule, matrix_shape
 from riemannian_ode.flow import lite_velocity
 from riemannian_ode.preconditioner import Memory
 from riemannian_ode.stages import TakenIn
@@ -53,20 +53,20 @@ def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, guard: Guard) ->
     return True
 
 
-def largest_cpu_batch(rule: MatrixRule, groups: Iterable[dict[str, Any]], w: Tensor) -> int | None:
+def largest_cpu_batch(declaration: Declaration, groups: Iterable[dict[str, Any]], w: Tensor) -> int | None:
     """How many numbers a batch may hold on a CPU; ``None`` if the rule sets no limit of its own.
 
     Args:
-        rule: The rule of matrices.
+        declaration: What the optimizer declares of its matrices.
         groups: All parameter groups; batches are larger only if the steps of all matrices are fused.
         w: A tensor of the batch.
     """
-    if rule.largest_cpu_batch is None:
+    if declaration.largest_cpu_batch is None:
         return None
     matrix, shape = [w[0] if w.ndim == 3 else w], matrix_shape(w)
-    matrices = [group for group in groups if group["rule"] == rule.rule]
-    fuses = (is_supported(rule.update_rule(group, shape), group["lr"], *[matrix] * 3) for group in matrices)
-    return LARGEST_BATCH if matrices and all(fuses) else rule.largest_cpu_batch
+    matrices = [group for group in groups if group["rule"] == declaration.rule]
+    fuses = (is_supported(declaration.update_rule(group, shape), group["lr"], *[matrix] * 3) for group in matrices)
+    return LARGEST_BATCH if matrices and all(fuses) else declaration.largest_cpu_batch
 
 
 def is_supported(

@@ -38,7 +38,7 @@ class LocalExecutor:
     def step(self, work: Workload) -> None:
         traced = self._compiled is not None or torch.compiler.is_compiling()
         batches, usable, copies = self._prepared(work, traced=traced)
-        (self._compiled or step_batches)(work.rule, batches, usable)
+        (self._compiled or step_batches)(work.declaration, batches, usable)
         if copies:
             torch._foreach_copy_(list(copies), list(copies.values()))
 
@@ -80,14 +80,14 @@ class LocalExecutor:
             work: The optimizer's.
             traced: Whether the step is compiled.
         """
-        rule, groups = work.rule, work.groups
+        declaration, groups = work.declaration, work.groups
         copies: dict[Tensor, Tensor] = {}
         for group in groups:
             copies |= row_ordered_copies(group)
         entries = [_entries(work, group, copies) for group in groups]
         for group, each in zip(groups, entries, strict=True):
             if group["rule"] != "adamw":
-                rule.check_matrices(group, each)
+                declaration.check_matrices(group, each)
         present = [(group, [p.grad is not None for p in group["params"]]) for group in groups]
         usable = usable_gradients(
             groups,
@@ -95,12 +95,12 @@ class LocalExecutor:
             self._watch,
             step=self.steps_made,
             squares=work.narrowest_squares(),
-            undo=partial(_count, present, by=-1) if rule.counts_gradients else None,
+            undo=partial(_count, present, by=-1) if declaration.counts_gradients else None,
         )
         batches = []
         for group, each in zip(groups, entries, strict=True):
             for batch in tensor_batches(each, partial(_largest_batch, work)):
-                batches.append(traced_batch(rule, group, batch) if traced else (group, batch))
+                batches.append(traced_batch(declaration, group, batch) if traced else (group, batch))
         _count(present)
         self.steps_made += 1
         return batches, usable, copies
@@ -117,11 +117,11 @@ def _entries(work: Workload, group: dict[str, Any], copies: dict[Tensor, Tensor]
     _init_group(work, group, [p for p in group["params"] if p.grad is not None])
     if group["rule"] == "adamw":
         return [TensorEntry(p, {"g": p.grad}, work.state[p]) for p in group["params"] if p.grad is not None]
-    return matrix_entries(work.rule.elementwise_state(group), group, work.state, copies)
+    return matrix_entries(work.declaration.elementwise_state(group), group, work.state, copies)
 
 
 def _largest_batch(work: Workload, w: Tensor) -> int:
-    on_cpu = largest_cpu_batch(work.rule, work.groups, w) if w.device.type == "cpu" else None
+    on_cpu = largest_cpu_batch(work.declaration, work.groups, w) if w.device.type == "cpu" else None
     return work.largest_batch(w, on_cpu=on_cpu)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 
 Decay: TypeAlias = Literal["decoupled", "independent", "cautious"]
 DECAYS: tuple[Decay, ...] = ("decoupled", "independent", "cautious")

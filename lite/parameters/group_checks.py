@@ -13,7 +13,7 @@ from torch import Tensor
 from lite.parameters.decay import check_decay
 from lite.parameters.matrix_view import check_layout
 from lite.parameters.tensor_settings import TENSOR_SETTINGS
-from riemannian_ode.errors import is_number, shown
+from riemannian_ode.checks import is_number, require_choice, shown
 
 # What schedulers leave in groups: ours and all of torch's; OneCycleLR, CyclicLR and SWALR add the last ones.
 _OUR_SCHEDULE = {"initial_lr": 0.0, "peak_chi": 1.0, "peak_beta_flat": -1.0}  # with their lower ends
@@ -39,8 +39,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     if unknown:
         raise ValueError(f"a group has unknown settings {unknown}; known are {sorted(known)}.")
     rules = tuple(dict.fromkeys((rule, "adamw")))
-    if group["rule"] not in rules:
-        raise ValueError(f"rule = {shown(group['rule'])} is unknown here. Choose one of: {', '.join(rules)}.")
+    require_choice("rule", group["rule"], rules)
     for name in known:
         if isinstance(group.get(name), Tensor) and name not in TENSOR_SETTINGS:
             raise ValueError(f"{name} is a tensor; only {', '.join(TENSOR_SETTINGS)} may be, {name} is a plain number.")

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from riemannian_ode.errors import require_choice, shown
+from riemannian_ode.checks import require_choice, shown
 
 Layout: TypeAlias = Literal["matrix", "conv", "experts", "row"]
 LAYOUTS: tuple[Layout, ...] = ("matrix", "conv", "experts", "row")

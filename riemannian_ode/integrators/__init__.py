@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.integrators.base import (
     INTEGRATORS,
     Integrator,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 
+from riemannian_ode.checks import require_positive
 from riemannian_ode.dynamics import RISHD
-from riemannian_ode.errors import require_positive
 from riemannian_ode.flow import Array
 from riemannian_ode.integrators.base import INTEGRATORS, Losses, MemberStates, OneStepIntegrator, PhaseState
 from riemannian_ode.integrators.linearisation import linearised

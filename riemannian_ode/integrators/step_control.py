@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from riemannian_ode.arrays import to_numpy
-from riemannian_ode.errors import require_positive
+from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Array
 
 MAX_STEPS = 100_000  # between two outputs: half a minute of a small problem's steps

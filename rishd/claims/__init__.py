@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from rishd.claims.claim import CLAIMS, Claim, ClaimResult, claim_keys, register_claim
 from rishd.claims.evidence import Bound, Evidence, Hypothesis, Identity, Measurement, Panel, Proof, Verdict, verdict
 

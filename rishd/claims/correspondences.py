@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Muon, RMSprop
 
-from discretizations.correspondence import Correspondence, Rule
+from discretizations.correspondence import Correspondence, KnownOptimizer
 from discretizations.known_optimizers import CORRESPONDENCES
 from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS
 from discretizations.proofs.correspondences import row_residuals
@@ -142,7 +142,7 @@ def _compare(row: Correspondence, peer: _Peer, rng: np.random.Generator, index: 
     starts = [torch.as_tensor(rng.normal(size=shape)) for _ in range(n)]
     gradients = [_gradient(rng, shape) for _ in range(n)]
     published = peer.paths(settings, starts, gradients)
-    rule = row.rule(**settings)
+    rule = row.with_settings(**settings)
     found = torch.stack([rule_path(rule, *pair, STEPS) for pair in zip(starts, gradients, strict=True)], dim=1)
     scale = published.flatten(2).abs().amax((0, 2))
     way = (published[-1] - torch.stack(starts)).flatten(1).abs().amax(1) / scale
@@ -159,7 +159,7 @@ def _gradient(rng: np.random.Generator, shape: tuple[int, ...]) -> Gradient:
     return lambda w: (gram @ w.reshape(-1)).reshape(shape) + torch.tanh(w)
 
 
-def rule_path(rule: Rule, start: Tensor, gradient: Gradient, steps: int) -> Tensor:
+def rule_path(rule: KnownOptimizer, start: Tensor, gradient: Gradient, steps: int) -> Tensor:
     """Parameters of a row after every step, shape ``(steps, *shape)``.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode.atomic import write_text
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 from rishd.claims.claim import ClaimResult, claim_keys
 from rishd.claims.evidence import (
     Attained,

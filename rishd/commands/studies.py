@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from rishd.commands.console import Format, err, out, usable_folder
 from rishd.progress import progress_bar
 from rishd.report.terminal import integrator_table, optimizer_step_table, text_table

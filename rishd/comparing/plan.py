@@ -35,7 +35,7 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from riemannian_ode.errors import one_line, require_choice, shown
+from riemannian_ode.checks import one_line, require_choice, shown
 from rishd.pretraining.config import Number, PretrainConfig, Switch, Whole
 from rishd.pretraining.config_files import checked, make_config, read_mapping, with_value
 

@@ -27,7 +27,7 @@ from annotated_types import Ge
 from pydantic import AllowInfNan, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 from rishd.comparing.plan import run_key
 from rishd.json_lines import bad_line, read_json_lines, whole_size
 from rishd.pretraining.results import RECORD, ResultsError, Summary, format_problem, read_metrics, read_summary

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from riemannian_ode.atomic import move_into_place, partial_folder, remove_folder, remove_partials
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 from rishd.pretraining.checksums import SUMS, check_files, check_listed, digests, files_of, read_sums, write_sums
 from rishd.pretraining.results import MODEL, SUMMARY
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from riemannian_ode.errors import require_choice, require_positive, shown
+from riemannian_ode.checks import require_choice, require_positive, shown
 from rishd.pretraining.plain_data import LARGEST
 from rishd.pretraining.presets import OPTIMIZERS, PRESETS
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from riemannian_ode.errors import one_line, require_choice, shown
+from riemannian_ode.checks import one_line, require_choice, shown
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.plain_data import dump_yaml, parse_toml, parse_yaml, require_plain
 

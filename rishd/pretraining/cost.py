@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from discretizations.matrices.bfloat16_products import FLOP_FORMULAS
 from lite import LITEOptimizer
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.models import build_model, chosen_experts

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 from rishd.pretraining.config import ModelConfig, PretrainConfig
 from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.plain_data import require_plain

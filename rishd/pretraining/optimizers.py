@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler
 
 from lite import LITEOptimizer, LITESchedule, learning_rate_factor, param_groups
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 from rishd.pretraining.config import OptimizerConfig, PretrainConfig
 from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.presets import OPTIMIZERS

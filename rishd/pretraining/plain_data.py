@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 
 LARGEST = 2**53  # in magnitude: beyond, not every integer has a float64
 _DEEPEST, _MOST_NODES, _LONGEST = 50, 100_000, 2**20

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 from rishd.pretraining.checkpoint_folders import kept
 from rishd.pretraining.config import PretrainConfig
 

@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from riemannian_ode.atomic import write_json, write_text
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 from rishd.json_lines import bad_line, read_json_lines
 
 FORMAT = 1

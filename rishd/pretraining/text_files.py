@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import zstandard
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 
 # fmt: off
 TEXT_ENDINGS = (

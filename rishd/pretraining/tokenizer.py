@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 from rishd.pretraining.cache import cache_folder, cache_key, locked, read_record, write_record
 from rishd.pretraining.config import DataConfig
 from rishd.pretraining.corpus import Corpus

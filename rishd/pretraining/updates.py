@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from discretizations.matrices.eigenbases import to_eigenbasis
 from discretizations.matrices.sharp_masks import PUBLISHED_WIDTH_FLOOR, CoordinateThresholds, coordinate_mask
-from lite.matrix_rule import PLAIN_FRACTION
+from lite.declaration import PLAIN_FRACTION
 from lite.muon_settings import sharp_rank
 
 

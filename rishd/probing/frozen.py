@@ -16,7 +16,7 @@ from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
 from lite import LITEOptimizer
-from lite.matrix_rule import MOMENTUM, matrix_shape
+from lite.declaration import MOMENTUM, matrix_shape
 from lite.muon_settings import sharp_rank
 from riemannian_ode.flow import Projector, lookahead
 from riemannian_ode.preconditioner import Memory, Preconditioner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from rishd.pretraining.presets import OPTIMIZERS
 
 PROBED = ("adamw", "muon", "muon-lite", "soap", "soap-lite")

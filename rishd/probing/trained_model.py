@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from riemannian_ode.errors import one_line
+from riemannian_ode.checks import one_line
 from rishd.pretraining.blocks import IGNORED, make_collator
 from rishd.pretraining.checkpoint_folders import last_checkpoint
 from rishd.pretraining.checksums import SUMS, check_files, check_listed, read_sums

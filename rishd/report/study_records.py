@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from riemannian_ode.atomic import write_text
-from riemannian_ode.errors import one_line, shown
+from riemannian_ode.checks import one_line, shown
 from rishd.provenance import versions
 from rishd.saved_types import require_types
 from rishd.study import STUDIES, StudyResult, summary

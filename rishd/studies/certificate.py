@@ -16,7 +16,7 @@ import numpy as np
 from discretizations.stability import descent_limit, spectral_radius, stable_limit
 from riemannian_ode.flow import Array, Projector
 from riemannian_ode.split import complement
-from rishd.studies.descent import Mask, Rule, descend, graded_valley, upstream_starts
+from rishd.studies.descent import Coefficients, Mask, descend, graded_valley, upstream_starts
 from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
@@ -216,6 +216,6 @@ def _heights(
     w = np.broadcast_to(
         starts.reshape(-1, *(1 for _ in grid), valley.dimension), (len(starts), *grid, valley.dimension)
     )
-    rule = Rule(eta=eta, alpha=ALPHA, chi=chi, beta_flat=beta, mask=top_eigenspace_mask(valley, rank))
+    rule = Coefficients(eta=eta, alpha=ALPHA, chi=chi, beta_flat=beta, mask=top_eigenspace_mask(valley, rank))
     median: np.ndarray = np.median(descend(valley, w.copy(), rule, steps=steps)[-1], axis=0)
     return median

@@ -9,7 +9,7 @@ import numpy as np
 
 from discretizations.stability import asymptotic_speedup, stable_limit
 from rishd.studies.descent import (
-    Rule,
+    Coefficients,
     curved_valley,
     descend,
     hessian_mask,
@@ -172,13 +172,13 @@ def damping_study(*, quick: bool = False, seed: int = 0) -> DampingStudy:
     return DampingStudy(steps, eta, beta, tuple(sweeps), tuple(rows))
 
 
-def _rule(valley: RiverValley, eta: Any, chi: float, beta_sharp: Any, beta_flat: Any, *, split: bool) -> Rule:
+def _rule(valley: RiverValley, eta: Any, chi: float, beta_sharp: Any, beta_flat: Any, *, split: bool) -> Coefficients:
     mask = hessian_mask(valley) if split else None
-    return Rule(eta=eta, alpha=ALPHA, chi=chi, beta_sharp=beta_sharp, beta_flat=beta_flat, mask=mask)
+    return Coefficients(eta=eta, alpha=ALPHA, chi=chi, beta_sharp=beta_sharp, beta_flat=beta_flat, mask=mask)
 
 
 def _run(
-    valley: RiverValley, starts: np.ndarray, configurations: tuple[int, ...], rule: Rule, steps: int
+    valley: RiverValley, starts: np.ndarray, configurations: tuple[int, ...], rule: Coefficients, steps: int
 ) -> np.ndarray:
     """Heights from every start under every configuration, shape ``(steps + 1, starts, *configurations)``."""
     singles = starts.reshape(len(starts), *(1 for _ in configurations), valley.dimension)

@@ -54,7 +54,7 @@ def sharpest_curvature(valley: RiverValley) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class Coefficients:
     """Coefficients of the update rule; arrays broadcast against ``(*ensemble, p)``.
 
     Args:
@@ -101,7 +101,7 @@ def hessian_mask(landscape: Landscape) -> Mask:
 def descend(
     landscape: Landscape,
     w: np.ndarray,
-    rule: Rule,
+    rule: Coefficients,
     *,
     steps: int,
     gradient: Callable[[int, np.ndarray], np.ndarray] | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from riemannian_ode import INTEGRATORS, OneStepIntegrator, energy_identity_residual, integrator, simulate
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 from riemannian_ode.integrators.adaptive import DOP853
 from rishd.studies.integrator_problems import CountedLandscape, Problem, problems, stopped_text
 from rishd.studies.optimizer_steps import OptimizerSteps, optimizer_steps

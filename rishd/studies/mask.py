@@ -16,8 +16,8 @@ from discretizations.stability import stable_limit
 from riemannian_ode.arrays import matvec
 from riemannian_ode.flow import Array, Projector
 from rishd.studies.descent import (
+    Coefficients,
     Mask,
-    Rule,
     descend,
     graded_valley,
     largest_settled,
@@ -130,7 +130,7 @@ def mask_study(*, quick: bool = False, seed: int = 0) -> MaskStudy:
     limit = float(stable_limit(ALPHA, 0.0)) / sharpest_curvature(valley)
     eta = _SHARE * limit
     ladder = limit * np.geomspace(0.02, 1.3, 25 if quick else 61)
-    base = Rule(eta=np.append(ladder, eta)[:, None], alpha=ALPHA)
+    base = Coefficients(eta=np.append(ladder, eta)[:, None], alpha=ALPHA)
     heights = descend(valley, _copies(starts, len(ladder) + 1), base, steps=3 * steps)
     base_stable = largest_settled(heights[..., :-1], ladder)
     sizes = {
@@ -142,7 +142,7 @@ def mask_study(*, quick: bool = False, seed: int = 0) -> MaskStudy:
     for fault, values in sizes.items():
         rates = np.append(ladder, eta)
         w = np.broadcast_to(starts[:, None, None], (len(starts), len(values), len(rates), valley.dimension)).copy()
-        rule = Rule(
+        rule = Coefficients(
             eta=rates[:, None],
             alpha=ALPHA,
             chi=CHI,
@@ -152,7 +152,7 @@ def mask_study(*, quick: bool = False, seed: int = 0) -> MaskStudy:
         heights = descend(valley, w, rule, steps=3 * steps)
         stable = [largest_settled(heights[:, :, k, :-1], ladder) / base_stable for k in range(len(values))]
         sweeps.append(MaskSweep(fault, values, np.median(heights[steps, :, :, -1], axis=0), np.array(stable)))
-    base_height = float(np.median(descend(valley, starts, Rule(eta=eta, alpha=ALPHA), steps=steps)[-1]))
+    base_height = float(np.median(descend(valley, starts, Coefficients(eta=eta, alpha=ALPHA), steps=steps)[-1]))
     return MaskStudy(steps, eta, base_height, base_stable, CHI, BETA_FLAT, tuple(sweeps))
 
 

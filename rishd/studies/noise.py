@@ -14,7 +14,14 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from discretizations.stability import stable_limit, step_matrix
 from lite.schedules import learning_rate_factor
-from rishd.studies.descent import Rule, curved_valley, descend, hessian_mask, sharpest_curvature, upstream_starts
+from rishd.studies.descent import (
+    Coefficients,
+    curved_valley,
+    descend,
+    hessian_mask,
+    sharpest_curvature,
+    upstream_starts,
+)
 from rishd.studies.record import Record
 from toy_landscapes import GaussianNoise, Landscape, LinearRegression, MiniBatches, RiverValley, StochasticGradient
 
@@ -252,9 +259,9 @@ def _final_heights(
             k, schedule="wsd", warmup_steps=0, total_steps=steps, min_ratio=0.0
         )
 
-    rule = Rule(eta=eta, alpha=ALPHA)
+    rule = Coefficients(eta=eta, alpha=ALPHA)
     if lite:
-        rule = Rule(eta=eta, alpha=ALPHA, chi=CHI, beta_flat=BETA_FLAT, mask=hessian_mask(landscape))
+        rule = Coefficients(eta=eta, alpha=ALPHA, chi=CHI, beta_flat=BETA_FLAT, mask=hessian_mask(landscape))
     w = np.repeat(starts[:, None], len(rates), axis=1)
     heights = descend(noisy, w, rule, steps=steps)
     tail: np.ndarray = heights[-max(1, round(_TAIL * steps)) :].mean((0, 1))

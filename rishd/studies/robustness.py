@@ -12,7 +12,15 @@ import torch
 from discretizations.stability import stable_limit
 from discretizations.update_rule import UpdateState
 from riemannian_ode.flow import Array, Projector
-from rishd.studies.descent import Mask, Rule, curved_valley, descend, hessian_mask, sharpest_curvature, upstream_starts
+from rishd.studies.descent import (
+    Coefficients,
+    Mask,
+    curved_valley,
+    descend,
+    hessian_mask,
+    sharpest_curvature,
+    upstream_starts,
+)
 from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
@@ -116,19 +124,19 @@ def robustness_study(*, quick: bool = False, seed: int = 0) -> RobustnessStudy:
     limit = float(stable_limit(ALPHA, 0.0)) / sharpest_curvature(valley)
     eta = _SHARE * limit
 
-    def heights(sizes: np.ndarray, run: Callable[[Rule, np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    def heights(sizes: np.ndarray, run: Callable[[Coefficients, np.ndarray], np.ndarray]) -> list[np.ndarray]:
         rules = [_rule(valley, eta, lite=lite) for lite in (False, True)]
         return [np.median(run(rule, sizes[:, None])[-1], axis=0) for rule in rules]
 
     copies = np.repeat(starts[:, None], 7, axis=1)
 
-    def clipped(rule: Rule, sizes: np.ndarray) -> np.ndarray:
+    def clipped(rule: Coefficients, sizes: np.ndarray) -> np.ndarray:
         return _descend(valley, copies[:, : len(sizes)], rule, gradient=lambda g: _clipped(g, sizes))
 
-    def decayed(rule: Rule, sizes: np.ndarray) -> np.ndarray:
+    def decayed(rule: Coefficients, sizes: np.ndarray) -> np.ndarray:
         return _descend(valley, copies[:, : len(sizes)], replace(rule, decay=sizes))
 
-    def spiked(rule: Rule, sizes: np.ndarray) -> np.ndarray:
+    def spiked(rule: Coefficients, sizes: np.ndarray) -> np.ndarray:
         def rate(k: int) -> np.ndarray:
             return eta * np.where(_SPIKE_AT <= k < _SPIKE_AT + _SPIKE_LENGTH, sizes, 1.0)
 
@@ -145,7 +153,7 @@ def robustness_study(*, quick: bool = False, seed: int = 0) -> RobustnessStudy:
     ]
     for name, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
 
-        def rounded(rule: Rule, sizes: np.ndarray, dtype: torch.dtype = dtype) -> np.ndarray:
+        def rounded(rule: Coefficients, sizes: np.ndarray, dtype: torch.dtype = dtype) -> np.ndarray:
             return _low_precision(valley, copies[:, : len(sizes)], replace(rule, eta=torch.as_tensor(sizes)), dtype)
 
         sweeps.append(RobustnessSweep(name, "learning rate η", shares, *heights(shares, rounded)))
@@ -185,10 +193,10 @@ def lagging_mask(valley: RiverValley, lag: int) -> Mask:
     return mask
 
 
-def _rule(valley: RiverValley, eta: float, *, lite: bool) -> Rule:
+def _rule(valley: RiverValley, eta: float, *, lite: bool) -> Coefficients:
     if not lite:
-        return Rule(eta=eta, alpha=ALPHA)
-    return Rule(eta=eta, alpha=ALPHA, chi=CHI, beta_flat=BETA_FLAT, mask=hessian_mask(valley))
+        return Coefficients(eta=eta, alpha=ALPHA)
+    return Coefficients(eta=eta, alpha=ALPHA, chi=CHI, beta_flat=BETA_FLAT, mask=hessian_mask(valley))
 
 
 def _clipped(g: np.ndarray, bound: np.ndarray) -> np.ndarray:
@@ -199,7 +207,11 @@ def _clipped(g: np.ndarray, bound: np.ndarray) -> np.ndarray:
 
 
 def _descend(
-    valley: RiverValley, starts: np.ndarray, rule: Rule, *, gradient: Callable[[np.ndarray], np.ndarray] | None = None
+    valley: RiverValley,
+    starts: np.ndarray,
+    rule: Coefficients,
+    *,
+    gradient: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Heights of runs whose w = 0 lies off the valley's end."""
     shape = gradient or (lambda g: g)
@@ -215,7 +227,7 @@ def _descend(
     )
 
 
-def _low_precision(valley: RiverValley, starts: np.ndarray, rule: Rule, dtype: torch.dtype) -> np.ndarray:
+def _low_precision(valley: RiverValley, starts: np.ndarray, rule: Coefficients, dtype: torch.dtype) -> np.ndarray:
     """Heights of runs with state and update in ``dtype``; gradient and mask are those of the rounded point."""
     mask = rule.mask
     wide = torch.float64

@@ -30,7 +30,7 @@ def landscape(shape, seed=0):
 
 
 def path_of_row(key, shape, **settings):
-    return rule_path(correspondence(key).rule(**settings), *landscape(shape), STEPS)
+    return rule_path(correspondence(key).with_settings(**settings), *landscape(shape), STEPS)
 
 
 def path_of_torch(optimizer_class, shape, **settings):
@@ -165,7 +165,7 @@ def test_a_momentum_of_vectors_is_another_optimizer():
     start, gradient = landscape((12,))
     ends = []
     for kind in ("vector", "covector"):
-        rule = replace(row, momentum=kind).rule(lr=1e-3, beta2=0.9)
+        rule = replace(row, momentum=kind).with_settings(lr=1e-3, beta2=0.9)
         state = rule.start(start)
         for _ in range(STEPS):
             state = rule.step(state, gradient(state.w))
@@ -187,14 +187,14 @@ def test_a_momentum_of_vectors_is_another_optimizer():
 )
 def test_impossible_hyperparameters_are_refused(key, settings, message):
     with pytest.raises(ValueError, match=message):
-        correspondence(key).rule(**settings)
+        correspondence(key).with_settings(**settings)
 
 
 def test_unknown_optimizers_and_shapes_are_refused():
     with pytest.raises(ValueError, match=r"optimizer = 'adm' is unknown.*Did you mean 'adam'"):
         correspondence("adm")
     with pytest.raises(ValueError, match="made for matrices"):
-        correspondence("muon").rule().start(torch.zeros(3))
+        correspondence("muon").with_settings().start(torch.zeros(3))
 
 
 def test_soap_s_moments_move_with_the_columns_of_the_basis():

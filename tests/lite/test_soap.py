@@ -12,7 +12,7 @@ from discretizations.matrices import products
 from discretizations.matrices.eigenbases import factor_step_, first_eigenbases, refreshed_eigenbasis
 from lite import SOAPLITE
 from lite.adamw import adamw_rule, initial_adamw_state
-from lite.matrix_rule import rule_update
+from lite.declaration import rule_update
 from tests.lite.reference import SOAPReference
 from tests.lite.soap_rule import SoapRule, State
 

@@ -1,6 +1,6 @@
 import pytest
 
-from riemannian_ode.errors import require_choice
+from riemannian_ode.checks import require_choice
 
 
 @pytest.mark.parametrize(

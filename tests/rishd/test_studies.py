@@ -13,7 +13,7 @@ from riemannian_ode import GramRootMetric, VaryingDiagonalMetric
 from rishd.studies.alignment import OPTIMIZERS
 from rishd.studies.certificate import choose
 from rishd.studies.correction import AtGradient, FactoredRootMetric, correction_row, optimizer_metric
-from rishd.studies.descent import Rule, descend, graded_valley, hessian_mask, upstream_starts
+from rishd.studies.descent import Coefficients, descend, graded_valley, hessian_mask, upstream_starts
 from rishd.studies.mask import faulty_mask
 from rishd.studies.noise import stationary_height
 from rishd.studies.noise_schedules import ALPHA, BETA, final_loss, slow_limit_chi
@@ -150,7 +150,7 @@ def test_certified_choice_never_increases_its_energy_on_a_straight_valley():
     if rank != 2:
         chi = float(descent_limit(0.1, beta)) / (eta * 0.05)
     starts = upstream_starts(valley, 4, 0)
-    rule = Rule(eta=eta, chi=chi, beta_flat=beta, mask=hessian_mask(valley))
+    rule = Coefficients(eta=eta, chi=chi, beta_flat=beta, mask=hessian_mask(valley))
     state_w, state_m = starts, np.zeros_like(starts)
     scale = np.array([chi, 1.0, 1.0])  # A = P + χQ on (u, s)
     energies = []
@@ -210,7 +210,7 @@ def test_stationary_height_is_what_a_noisy_mode_reaches():
     heights = descend(
         mode,
         np.zeros((20000, 1)),
-        Rule(eta=eta, beta_sharp=beta),
+        Coefficients(eta=eta, beta_sharp=beta),
         steps=150,
         gradient=lambda k, w: mode.gradient(w) + rng.standard_normal(w.shape),
     )

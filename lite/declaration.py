@@ -34,7 +34,7 @@ PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base 
 MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
 
 
-class MatrixRule(ABC):
+class Declaration(ABC):
     """What an optimizer declares of its matrices, and the stages of their step.
 
     Attributes:
