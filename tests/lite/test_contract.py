@@ -202,7 +202,7 @@ def test_checkpoints_of_other_optimizers_are_refused_with_the_difference():
         ({"momentum": 1.0}, "momentum"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"sharp_fraction": 1.5}, "sharp_fraction"),
-        ({"mask": "tracked"}, "Choose one of: subspace, threshold, exact"),
+        ({"mask": "tracked"}, "Choose one of: exact, graded"),
         ({"ns_steps": -1}, "ns_steps"),
         ({"adamw_betas": (0.9, 1.0)}, "adamw_betas"),
     ],

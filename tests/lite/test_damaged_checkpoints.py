@@ -93,7 +93,7 @@ def test_settings_of_a_checkpoint_are_checked_as_those_of_new_groups(make):
             text = refused(model, optimizer, with_settings(saved, matrices, **{name: value}), name, *words)
             assert text.startswith(f"group {matrices} ") and " checkpoint" in text
     refused(model, optimizer, with_settings(saved, 0, lr=-1), "group 0 of the checkpoint", "lr = -1 must be")
-    refused(model, optimizer, with_settings(saved, 0, nesterov=True, foreach=None), "['foreach', 'nesterov']")
+    refused(model, optimizer, with_settings(saved, 0, maximize=True, foreach=None), "['foreach', 'maximize']")
     refused(model, optimizer, with_settings(saved, 0, block_axis=-1), "block_axis = -1 in the checkpoint but -2 here")
     optimizer.load_state_dict(saved)
 
