@@ -275,6 +275,5 @@ class _Function(Preconditioner):
         return self.function(covector)
 
     def flat(self, memory: Memory, covector: Array, raised: Array | None, *, h: Any = 1.0) -> tuple[Projector, Memory]:
-        if self.split is None:
-            return super().flat(memory, covector, raised, h=h)
+        assert self.split is not None  # lite_step has a flat part only with a split
         return self.split(covector, raised), memory

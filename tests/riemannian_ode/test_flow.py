@@ -208,6 +208,15 @@ def test_direction_takes_the_decay_beside_the_raised_momentum(rng):
     )
 
 
+def test_direction_with_a_split_moves_flat_directions_at_their_own_rate_and_damping(rng):
+    m, g = rng.normal(size=(2, 2))
+    flat = np.array([0.0, 1.0])
+    settings = {"chi": 3.0, "beta_sharp": 0.2, "beta_flat": 0.6, "decay": np.array([5.0, 7.0]), "nesterov": 0.1}
+    u = lite_direction(m, g, raise_index=lambda x: 2.0 * x, split=lambda *_: lambda x: flat * x, **settings)
+    a, d = 2.0 * (m + 0.1 * g), 2.0 * g
+    np.testing.assert_allclose(u, [a[0] + 0.2 * d[0] + 5.0, 3.0 * (a[1] + 0.6 * d[1] + 7.0)], rtol=1e-13)
+
+
 def test_defaults_are_those_of_the_base_method(rng):
     """χ = χ_s = 1 and no damping: with any projector u = a, and undamped directions never raise the gradient."""
     m, g = rng.normal(size=(2, 4))
