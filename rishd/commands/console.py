@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 # A file or a pipe has no width of its own: tables are written whole, unless COLUMNS says how wide they may be.
-_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 280
 out, err = Console(width=_WIDTH), Console(stderr=True)
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes: a check failed, bad input, Ctrl-C (128 + SIGINT)

@@ -153,8 +153,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS and not _CLASS.fullmatch(self.name):
             raise ValueError(
-                f"optimizer.name = {shown(self.name)} is unknown. Choose one of: {', '.join(OPTIMIZERS)}, or name "
-                "a class as module:Class."
+                f"optimizer.name = {shown(self.name)} is unknown. Choose one of: {', '.join(OPTIMIZERS)}, or "
+                "module:Class."
             )
         require_positive("optimizer.lr", self.lr, "3e-3 is the published choice for 250M parameters")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

@@ -16,7 +16,7 @@ LITE = {"chi": 3.0, "chi_sharp": 0.5, "beta_sharp": 0.2, "beta_flat": 0.4}
 class Scaled(Preconditioner):
     """F⁻¹ = diag(2, ½) with an average and a sum in its memory; it writes down how it is called."""
 
-    name = "scaled"
+    name, is_linear, skips_first = "scaled", True, False
 
     def __init__(self, **changes):
         self.calls, self.raised = [], 0

@@ -205,7 +205,7 @@ def test_sharding_by_accelerate_is_refused(text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.name": "sgd"}, "Choose one of: adamw, muon, muon-lite, soap, soap-lite, or name a class"),
+        ({"optimizer.name": "sgd"}, "Choose one of: adamw, muon, muon-lite, soap, soap-lite, adamw-lite"),
         ({"optimizer.name": "no.such.module:Class"}, "cannot be imported"),
         ({"optimizer.name": "torch.optim:NoSuch"}, "has no 'NoSuch'"),
         ({"optimizer.name": "torch:Tensor"}, "no class of torch.optim.Optimizer"),
