@@ -60,7 +60,8 @@ def flow_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
     Sharpness: the lower bound is an equality at :math:`\beta = 0`, the upper one at :math:`\alpha = 1`.
 
     Finding: steps of h = 1 add noise, and never take any, for every :math:`\beta \ge 0`. The bracket stays below
-    :math:`1 + \frac{3}{4}\sqrt{\kappa} < \frac{5}{2}`, so that what parts the floors is :math:`1/(1 - \kappa/\kappa_*)`.
+    :math:`1 + \frac{3}{4}\sqrt{\kappa} < \frac{5}{2}`, so that :math:`1/(1 - \kappa/\kappa_*)` is what parts the
+    floors.
 
     Source: derived in docs/theory.
     """
