@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit, nnls
 
 from rishd.comparing.statistics import Comparison, VariantResult
-from rishd.studies.record import Record
+from rishd.record import Record
 
 Axis: TypeAlias = Literal["tokens", "parameters"]
 _FOR_FLOOR = 4  # points from which an irreducible loss is fitted too: it leaves one degree of freedom

@@ -14,7 +14,7 @@ from scipy import stats
 from rishd.comparing.plan import Plan
 from rishd.comparing.record import RecordedRun
 from rishd.comparing.schedule import best_rate, planned, rate_losses
-from rishd.studies.record import Record
+from rishd.record import Record
 
 CONFIDENCE = 0.95
 _SAME_START = 5e-4  # relative; bfloat16 on different processors makes less

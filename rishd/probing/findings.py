@@ -9,7 +9,7 @@ import numpy as np
 from rishd.probing.gradient_noise import NoiseScale
 from rishd.probing.lanczos import SpectralMeasure
 from rishd.probing.split_curvature import SplitCurvature
-from rishd.studies.record import Record
+from rishd.record import Record
 
 MASKS = ("muon-lite", "soap-lite")  # optimizers with a mask
 

@@ -2,6 +2,7 @@ r"""Curvature of the sharp and the flat block under an optimizer's metric, and w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from discretizations.certificate import coupled_curvatures
+from discretizations.stability import descent_limit, stable_limit
 from rishd.probing.block_hessian import BlockHessian, on_vectors
 from rishd.probing.frozen import Geometry
 from rishd.probing.lanczos import top_eigenpairs
-from rishd.studies.certificate import LIMITS
 
+#: Limit on κ by the claim that has it.
+LIMITS: dict[str, Callable[[Any, Any], np.ndarray]] = {"C9 (descent)": descent_limit, "C6 (stability)": stable_limit}
 BETA_FLAT = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)  # tried, theory's units
 
 
@@ -22,7 +25,7 @@ class Allowance:
     r"""χ that a limit allows.
 
     Args:
-        rule: Key of :data:`rishd.studies.certificate.LIMITS`.
+        rule: Key of :data:`LIMITS`.
         largest_lr: Largest learning rate at which the sharp block of the base method is within the limit.
         lr: Learning rate of the run; ``None`` if unknown.
         beta_flat: β₂, theory's units, shape ``(betas,)``.

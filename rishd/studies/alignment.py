@@ -20,7 +20,7 @@ from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import lite_direction, momentum_step
 from riemannian_ode.preconditioner import Memory, Preconditioner
-from rishd.studies.record import Record
+from rishd.record import Record
 from toy_landscapes import BigramModel, TinyTransformer
 
 ALPHA, ETA = 0.1, 3e-3

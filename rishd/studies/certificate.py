@@ -16,12 +16,12 @@ import numpy as np
 from discretizations.stability import descent_limit, spectral_radius, stable_limit
 from riemannian_ode.flow import Array, Projector
 from riemannian_ode.split import complement
+from rishd.probing.split_curvature import LIMITS
+from rishd.record import Record
 from rishd.studies.descent import Coefficients, Mask, descend, graded_valley, upstream_starts
-from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
 ALPHA = 0.1
-LIMITS: dict[str, Callable[[Any, Any], np.ndarray]] = {"C9 (descent)": descent_limit, "C6 (stability)": stable_limit}
 _SHARE = 0.5  # of the stability limit: the tuned learning rate
 
 

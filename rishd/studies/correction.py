@@ -22,7 +22,7 @@ from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.matrix_root import matrix_root
 from riemannian_ode.memory import RememberedMetric
 from riemannian_ode.memory_energy import rate_by_memory
-from rishd.studies.record import Record
+from rishd.record import Record
 from toy_landscapes import KroneckerQuadratic, Landscape
 
 _SHAPE = (2, 3)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from discretizations.stability import asymptotic_speedup, stable_limit
+from rishd.record import Record
 from rishd.studies.descent import (
     Coefficients,
     curved_valley,
@@ -17,7 +18,6 @@ from rishd.studies.descent import (
     sharpest_curvature,
     upstream_starts,
 )
-from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
 ALPHA = 0.1

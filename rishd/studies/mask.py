@@ -15,6 +15,7 @@ import numpy as np
 from discretizations.stability import stable_limit
 from riemannian_ode.arrays import matvec
 from riemannian_ode.flow import Array, Projector
+from rishd.record import Record
 from rishd.studies.descent import (
     Coefficients,
     Mask,
@@ -24,7 +25,6 @@ from rishd.studies.descent import (
     sharpest_curvature,
     upstream_starts,
 )
-from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0

@@ -14,6 +14,7 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from discretizations.stability import stable_limit, step_matrix
 from lite.schedules import learning_rate_factor
+from rishd.record import Record
 from rishd.studies.descent import (
     Coefficients,
     curved_valley,
@@ -22,7 +23,6 @@ from rishd.studies.descent import (
     sharpest_curvature,
     upstream_starts,
 )
-from rishd.studies.record import Record
 from toy_landscapes import GaussianNoise, Landscape, LinearRegression, MiniBatches, RiverValley, StochasticGradient
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0

@@ -17,7 +17,7 @@ import numpy as np
 
 from discretizations.noise import flow_loss_floor, loss_floor
 from lite.schedules import learning_rate_factor
-from rishd.studies.record import Record
+from rishd.record import Record
 
 ALPHA, BETA, KAPPA = 0.05, 1.0, 2e-4  # of the mode: Muon's momentum; slow, as flat directions are
 SCHEDULES: tuple[Literal["constant", "cosine", "wsd"], ...] = ("constant", "cosine", "wsd")

@@ -22,7 +22,7 @@ from discretizations.matrices.roots import inverse_root
 from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
 from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import Projector, momentum_step
-from rishd.studies.record import Record
+from rishd.record import Record
 from toy_landscapes import TwoLayerNetwork
 
 ALPHA, CHI = 0.1, 4.0

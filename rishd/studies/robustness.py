@@ -12,6 +12,7 @@ import torch
 from discretizations.stability import stable_limit
 from discretizations.update_rule import UpdateState
 from riemannian_ode.flow import Array, Projector
+from rishd.record import Record
 from rishd.studies.descent import (
     Coefficients,
     Mask,
@@ -21,7 +22,6 @@ from rishd.studies.descent import (
     sharpest_curvature,
     upstream_starts,
 )
-from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0

@@ -11,8 +11,8 @@ import torch
 from discretizations.curvature_schemes import CURVATURE_SCHEMES
 from discretizations.scheme_modes import all_schemes, decay_rate, slow_rate, stable_limit, step_matrix
 from discretizations.schemes import ONE_GRADIENT_SCHEMES
+from rishd.record import Record
 from rishd.studies.descent import FAR, curved_valley, largest_settled, sharpest_curvature, upstream_starts
-from rishd.studies.record import Record
 from toy_landscapes import RiverValley
 
 OPTIMIZER = "semi-implicit-euler"

@@ -9,7 +9,9 @@ import torch
 from discretizations.noise import loss_floor
 from discretizations.stability import descent_limit, stable_limit
 from discretizations.update_rule import UpdateState, lite_step
+from lite import MuonLITE
 from riemannian_ode import GramRootMetric, VaryingDiagonalMetric
+from rishd.probing.edge_sharpness import edge_sharpness
 from rishd.studies.alignment import OPTIMIZERS
 from rishd.studies.certificate import choose
 from rishd.studies.correction import AtGradient, FactoredRootMetric, correction_row, optimizer_metric
@@ -20,7 +22,7 @@ from rishd.studies.noise_schedules import ALPHA, BETA, final_loss, slow_limit_ch
 from rishd.studies.proxy import MaskSource, partial_traces
 from rishd.studies.robustness import lagging_mask
 from rishd.study import STUDIES, run_study
-from toy_landscapes import KroneckerQuadratic, Quadratic, RiverValley, TwoLayerNetwork
+from toy_landscapes import BigramModel, KroneckerQuadratic, Quadratic, RiverValley, TinyTransformer, TwoLayerNetwork
 
 NAMES = [name for name in STUDIES if name != "schemes"]
 
@@ -269,6 +271,94 @@ def test_noise_takes_the_gain(results):
     for sweep in results["noise"].data["sweeps"]:
         gains = np.array(sweep["base"]) / np.array(sweep["lite"])
         assert gains[0] > 10 * gains[-1]
+
+
+# edge
+
+
+@pytest.mark.parametrize("method", ["Muon", "MuonLITE"])
+def test_at_the_edge_the_frozen_rule_oscillates_with_period_2(method):
+    """The rule with metrics, mask and Hessian held still, from its own formulas, returns −ξ and −m at η = 2/S."""
+    chain = np.full((4, 4), 0.25)
+    network = TinyTransformer.on_bigrams(BigramModel(chain), sequences=6, length=4, width=4, hidden=6, seed=0)
+    model = network.module
+    torch.nn.utils.vector_to_parameters(torch.as_tensor(network.initial(1)), model.parameters())
+    to_vector = torch.nn.utils.parameters_to_vector
+    for p in model.parameters():
+        p.requires_grad_(p.ndim == 2)
+    matrices = [p for p in model.parameters() if p.requires_grad]
+    optimizer = MuonLITE(matrices, 0.02, weight_decay=0.0, ns_steps=0, mask="exact", sharp_fraction=0.25)
+
+    def gradients():
+        logits = model(network.tokens[:, :-1]).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, network.tokens[:, 1:].flatten())
+        return torch.autograd.grad(loss, matrices, create_graph=True)
+
+    for _ in range(6):
+        for p, g in zip(matrices, gradients(), strict=True):
+            p.grad = g.detach()
+        optimizer.step()
+    graph = gradients()
+    found = edge_sharpness(model, optimizer, graph, chi=2.0, beta_flat=1.0, sharp_fraction=0.25)
+    is_lite = method == "MuonLITE"
+    eta = 2.0 / (found.flat if is_lite else found.muon)
+    theta, c = 0.95, 0.05
+
+    def inverse(x):
+        u, sigma, vh = torch.linalg.svd(x.detach(), full_matrices=False)
+        sigma = sigma.clamp(min=1e-6 * float(sigma[0]))  # as the probe's: the head's gradient has one that is 0
+        scale = 0.2 * max(x.shape) ** 0.5
+        narrow = x.shape[0] > x.shape[1]
+        return lambda y: scale * (y @ (vh.mT / sigma) @ vh if narrow else (u / sigma) @ u.mT @ y)
+
+    def flat(x):
+        top = torch.linalg.svd(x.detach())[2][:1]
+        return lambda y: y - y @ top.mT @ top if is_lite else y
+
+    ahead = [
+        theta * optimizer.state[p]["momentum"] + c * g + c / theta * g for p, g in zip(matrices, graph, strict=True)
+    ]
+    maps = [(inverse(x), inverse(g), flat(x)) for x, g in zip(ahead, graph, strict=True)]
+
+    def directions(hessian_xi, m):
+        """F⁻¹(m + νg) for Muon, χQ[F⁻¹(m + νg) + F_g⁻¹g] for LITE."""
+        return [
+            2.0 * q(f(x + c / theta * g) + own(g)) if is_lite else f(x + c / theta * g)
+            for (f, own, q), g, x in zip(maps, hessian_xi, m, strict=True)
+        ]
+
+    def hessian(parts):
+        images = torch.autograd.grad(graph, matrices, parts, retain_graph=True)
+        return [q(x) for (_, _, q), x in zip(maps, images, strict=True)]
+
+    def matrices_of(vector):
+        sizes = [p.numel() for p in matrices]
+        return [x.reshape(p.shape) for x, p in zip(torch.split(vector, sizes), matrices, strict=True)]
+
+    columns = []
+    for unit in torch.eye(sum(p.numel() for p in matrices), dtype=torch.float64):
+        image = hessian(matrices_of(unit))  # the momentum of an oscillation is c/(2 − α)·Hξ
+        columns.append(to_vector(directions(image, [c / (1.0 + theta) * g for g in image])))
+    values, vectors = torch.linalg.eig(torch.stack(columns, dim=1))
+    xi = matrices_of(vectors[:, values.real.argmax()].real)
+    image = hessian(xi)
+    before = [-c / (1.0 + theta) * g for g in image]
+    m = [theta * x + c * g for x, g in zip(before, image, strict=True)]
+    for x, y in zip(m, before, strict=True):
+        torch.testing.assert_close(x, -y)
+    after = [x - eta * u for x, u in zip(xi, directions(image, m), strict=True)]
+    assert float((to_vector(after) + to_vector(xi)).norm()) < 0.01 * float(to_vector(xi).norm())
+
+
+def test_slow_runs_are_below_the_edge_and_lites_flat_block_reaches_it_first(results):
+    rows = results["edge"].data["rows"]
+    slowest, fastest = rows[0], rows[2]
+    assert slowest["method"] == fastest["method"] == "Muon"
+    assert slowest["sharpness"] < 2.0 < fastest["sharpness"]
+    assert slowest["cosine"] > 0.95 > fastest["cosine"]
+    for row in rows[3:]:
+        assert row["method"] == "MuonLITE"
+        assert row["muon_sharpness"] < row["sharpness"]
 
 
 # robustness, proxies, alignment

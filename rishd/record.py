@@ -1,4 +1,4 @@
-"""Studies as plain data."""
+"""Results of studies and probes as plain data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Record:
-    """Base of dataclasses that a study returns: they turn into plain data for JSON."""
+    """Base of dataclasses that a study or probe returns: they turn into plain data for JSON."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; what is not finite becomes ``None``."""
