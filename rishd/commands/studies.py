@@ -71,6 +71,9 @@ def study(
         out.print(text_table([{"study": known, "what": summary(known)} for known in STUDIES]))
         return
     require_choice("study", name, STUDIES)
+    import torch
+
+    torch.set_num_threads(1)  # on models as small as these, threads only wait for each other
     folder = usable_folder("--out", folder or Path("runs/studies") / name)
     with err.status(f"study {name}"):
         result = run_study(name, quick=quick, seed=seed)
