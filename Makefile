@@ -48,7 +48,7 @@ $(VENV)/.ready-train: $(VENV)/.torch $(INPUTS)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
-	$(PIP) -e '.[train,dev]'
+	$(PIP) -e '.[train,dev,pep]'
 	@touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.torch $(INPUTS)

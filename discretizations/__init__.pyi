@@ -58,3 +58,6 @@ from discretizations.update_rule import RuleState as RuleState
 from discretizations.update_rule import UpdateRule as UpdateRule
 from discretizations.update_rule import UpdateState as UpdateState
 from discretizations.update_rule import lite_step as lite_step
+from discretizations.worst_cases import RuleBlock as RuleBlock
+from discretizations.worst_cases import convex_rate_tightness as convex_rate_tightness
+from discretizations.worst_cases import worst_case as worst_case

@@ -6,9 +6,12 @@ import difflib
 import math
 import reprlib
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+
+from riemannian_ode.errors import MissingExtraError
 
 _LONGEST = 80  # characters of a value in a message
 _EXACT_BITS = 200  # integers beyond are described: Python refuses to write those of more than 4300 digits
@@ -97,3 +100,19 @@ def require_method(name: str, value: Any, signature: str) -> None:
     """
     if not callable(value) or isinstance(value, type):
         raise ValueError(f"{name} is of type {type(value).__name__}; give a function {signature}.")
+
+
+def require_extra(extra: str, purpose: str, libraries: Sequence[str]) -> None:
+    """Refuse to go on without the libraries of an optional extra.
+
+    Args:
+        extra: Its name in ``pyproject.toml``.
+        purpose: What needs it, for the message.
+        libraries: Top-level modules.
+
+    Raises:
+        MissingExtraError: naming what is missing and how to install it.
+    """
+    missing = [name for name in libraries if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"{purpose} needs {', '.join(missing)}: pip install 'rishd[{extra}]'.")

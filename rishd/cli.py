@@ -14,9 +14,9 @@ def main() -> None:
     """Run the command; expected errors become one plain line. RISHD_TRACEBACK=1 shows where they came from."""
     ordinary = signal.signal(signal.SIGINT, _leave)  # an exception inside a library's import would end in a traceback
     from lite import NonFiniteError
+    from riemannian_ode.errors import MissingExtraError
     from rishd.commands.application import app
     from rishd.commands.console import FAILED, USAGE, err
-    from rishd.pretraining import MissingExtraError
 
     signal.signal(signal.SIGINT, ordinary)
     try:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from riemannian_ode import checks
+from riemannian_ode.errors import MissingExtraError as MissingExtraError
 
 _NEEDED = ("accelerate", "pydantic", "tokenizers", "transformers", "yaml")
-
-
-class MissingExtraError(RuntimeError):
-    """The libraries of the ``train`` extra are not installed."""
 
 
 def require_extra() -> None:
@@ -17,6 +14,4 @@ def require_extra() -> None:
     Raises:
         MissingExtraError: naming what is missing and how to install it.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f"pre-training needs {', '.join(missing)}: pip install 'rishd[train]'.")
+    checks.require_extra("train", "pre-training", _NEEDED)

@@ -3,6 +3,7 @@
 import json
 import pkgutil
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,11 +22,14 @@ FEWER = {
     "C18c": 1,
     "C21b": 1,
     "C21c": 1,
+    "C23": 6,
     **dict.fromkeys(("C17h", "C17i", "C17j", "C17k", "C17l", "C17n", "C17o", "C17p"), 3),
 }
+NEEDS_PEP = pytest.mark.skipif(find_spec("PEPit") is None, reason="needs an extra: pip install 'rishd[pep]'")
+KEYS = [pytest.param(key, marks=[NEEDS_PEP] if key == "C23" else []) for key in CLAIMS]
 
 
-@pytest.mark.parametrize("key", CLAIMS)
+@pytest.mark.parametrize("key", KEYS)
 def test_claim_gets_the_expected_verdict(key, results, instances):
     result = results[key]
     assert not result.error
@@ -33,7 +37,7 @@ def test_claim_gets_the_expected_verdict(key, results, instances):
     assert result.instances >= FEWER.get(key, 0.7 * instances)  # some miss a hypothesis on purpose
 
 
-@pytest.mark.parametrize("key", CLAIMS)
+@pytest.mark.parametrize("key", KEYS)
 def test_bounds_shrunk_below_their_tightness_are_refuted(key, results):
     """Each bound is reached up to the tightness that is reported: a constant any smaller is refuted."""
     for bound in results[key].evidence:
@@ -73,7 +77,7 @@ def test_bounds_are_attacked_by_an_adversary(results):
             assert bound.adversary.tightness >= bound.values.max() - 1e-12  # it starts from the tightest instances
 
 
-@pytest.mark.parametrize("key", CLAIMS)
+@pytest.mark.parametrize("key", KEYS)
 def test_every_claim_has_a_figure_and_plain_data(key, results):
     assert claim_figure(results[key]) is not None
     json.dumps(results[key].as_dict(), allow_nan=False)
@@ -251,6 +255,32 @@ def test_wrong_formula_is_refuted(key, name, wrong, monkeypatch):
     monkeypatch.setattr(owner, attribute, wrong(getattr(owner, attribute)))
     result = _run(key, instances=40)
     assert result.verdict == "refuted", result.error
+
+
+@NEEDS_PEP
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("convex_rate_tightness", _scaled(1.8)),  # C8b's bound is not attained
+        ("worst_case", lambda right: lambda *x, alpha, **y: right(*x, alpha=0.99 * alpha, **y)),
+        ("worst_case", lambda right: lambda blocks, **y: right(blocks[:1], **y)),
+    ],
+)
+def test_wrong_worst_case_is_refuted(name, wrong, monkeypatch):
+    from rishd.claims import worst_cases
+
+    monkeypatch.setattr(worst_cases, name, wrong(getattr(worst_cases, name)))
+    assert _run("C23").verdict == "refuted"
+
+
+def test_worst_cases_without_their_extra_are_not_applicable_and_say_what_to_install(monkeypatch):
+    from rishd.claims import worst_cases
+
+    monkeypatch.setattr(worst_cases, "_INSTALLED", False)
+    result = _run("C23")
+    assert result.verdict == "not applicable"
+    (part,) = result.evidence
+    assert "pip install 'rishd[pep]'" in part.hypotheses[0].name
 
 
 def test_wrong_damping_factor_is_refuted(monkeypatch):

@@ -120,9 +120,7 @@ def test_missing_extra_says_how_to_install_it(monkeypatch):
     import rishd.pretraining
 
     monkeypatch.setattr(rishd.pretraining, "_NEEDED", ("accelerate", "no_such_library"))
-    with pytest.raises(
-        rishd.pretraining.MissingExtraError, match=r"needs no_such_library: pip install 'rishd\[train\]'"
-    ):
+    with pytest.raises(rishd.MissingExtraError, match=r"needs no_such_library: pip install 'rishd\[train\]'"):
         rishd.pretraining.require_extra()
 
 

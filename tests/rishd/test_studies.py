@@ -1,6 +1,7 @@
 """The studies of the open questions: each asserts what the theory predicts of its data."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from discretizations.stability import descent_limit, stable_limit
 from discretizations.update_rule import UpdateState, lite_step
 from lite import MuonLITE
 from riemannian_ode import GramRootMetric, VaryingDiagonalMetric
+from riemannian_ode.errors import MissingExtraError
 from rishd.probing.edge_sharpness import edge_sharpness
 from rishd.studies.alignment import OPTIMIZERS
 from rishd.studies.certificate import choose
@@ -24,7 +26,8 @@ from rishd.studies.robustness import lagging_mask
 from rishd.study import STUDIES, run_study
 from toy_landscapes import BigramModel, KroneckerQuadratic, Quadratic, RiverValley, TinyTransformer, TwoLayerNetwork
 
-NAMES = [name for name in STUDIES if name != "schemes"]
+HAS_PEP = find_spec("PEPit") is not None
+NAMES = [name for name in STUDIES if name != "schemes" and (HAS_PEP or name != "worst_cases")]
 
 
 @pytest.fixture(scope="module")
@@ -411,3 +414,27 @@ def test_matrix_optimizers_are_more_isotropic_than_gradient_descent(results):
             assert 0 < row["isotropy"] < 1
             assert np.mean(np.square(row["size"])) == pytest.approx(1.0, rel=0.02)
     assert all(0 <= row["score"] <= 1 for row in data["coverage"])
+
+
+# worst cases
+
+
+@pytest.mark.skipif(not HAS_PEP, reason="needs an extra: pip install 'rishd[pep]'")
+def test_worst_cases_are_above_the_minimax_loss_and_below_the_bound(results):
+    data = results["worst_cases"].data
+    for row in data["methods"]:
+        assert np.all(np.array(row["worst"]) >= 0.9999 * np.array(data["minimax"]))
+    assert all(0.3 < x < 1.0 for row in data["slack"] for x in row["tightness"])
+    equal, far = data["split"]
+    assert equal["best_share"] == 1.0 == pytest.approx(equal["best"] / equal["worst"][data["shares"].index(1.0)])
+    assert far["best"] < 0.9 * min(far["worst"])
+    for one, scaled in data["ball"].values():
+        assert one == pytest.approx(scaled, rel=1e-4)
+
+
+def test_worst_case_study_without_its_extra_says_what_to_install(monkeypatch):
+    from discretizations import worst_cases
+
+    monkeypatch.setattr(worst_cases, "LIBRARIES", ("no_such_library",))
+    with pytest.raises(MissingExtraError, match=r"needs no_such_library: pip install 'rishd\[pep\]'"):
+        run_study("worst_cases", quick=True)
