@@ -63,7 +63,7 @@ TESTS = {
     "discretizations/preconditioners/*": CORE + GEOMETRIES,
     "discretizations/matrices/*": GEOMETRIES,
     "discretizations/*": CLOSED_FORMS,
-    "lite/*": CORE + GEOMETRIES,
+    "lite/*": [*CORE, *GEOMETRIES, "lite/test_declaration.py"],
 }
 
 
