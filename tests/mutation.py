@@ -47,7 +47,7 @@ CORE = [
 ]  # fmt: skip
 CLOSED_FORMS = [f"discretizations/test_{name}.py" for name in ("noise", "stability", "certificate")]
 GEOMETRIES = [
-    "discretizations/test_coordinate_masks.py", "discretizations/test_sharp_masks.py",
+    "discretizations/test_preconditioners.py", "discretizations/test_masks.py", "discretizations/test_sharp_masks.py",
     "discretizations/test_tracked_subspace.py", "discretizations/test_polar.py",
     "lite/test_soap.py", "lite/test_algorithm.py", "lite/test_matrix_view.py", "lite/test_properties.py",
 ]  # fmt: skip
@@ -63,7 +63,7 @@ TESTS = {
     "discretizations/preconditioners/*": CORE + GEOMETRIES,
     "discretizations/matrices/*": GEOMETRIES,
     "discretizations/*": CLOSED_FORMS,
-    "lite/*": CORE + GEOMETRIES,
+    "lite/*": [*CORE, *GEOMETRIES, "lite/test_declaration.py"],
 }
 
 
