@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from rishd.claims import Bound, ClaimResult, Identity, Panel
 from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
@@ -100,6 +101,10 @@ def _draw_panel(axes: Any, panel: Panel, *, legend: bool = True) -> None:
     axes.set(title=_mathtext(panel.title), xlabel=_mathtext(panel.xlabel), ylabel=_mathtext(panel.ylabel))
     axes.set_xscale("log" if "x" in panel.log else "linear")
     axes.set_yscale("log" if "y" in panel.log else "linear")
+    for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "y")):
+        low, high = axis.get_view_interval()
+        if name in panel.log and high >= 10.0 * low:  # a decade has a label of its own; those between would overlap
+            axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(fontsize=8)
