@@ -82,12 +82,8 @@ def built(name, mode, rank, world, mesh=None, **settings):
 def equality(rank, world, folder):
     """Distance to one process after some steps, each rank having its part of the batch."""
     found = {}
-    for name in (
-        "muon",
-        "threshold",
-        "soap",
-        *(FAMILY if world == 2 else ()),
-    ):  # "sharded soap" has the bits of "soap", see sharded_moments
+    # "sharded soap" has the bits of "soap", see sharded_moments
+    for name in ("muon", "threshold", "soap", *(FAMILY if world == 2 else ())):
         alone = model_for()
         train(alone, OPTIMIZERS[name](groups_of(alone, name)), range(STEPS))
         for mode in modes(world):
