@@ -161,3 +161,25 @@ def convex_rate_tightness(kappa: Sequence[float], beta: Sequence[float], *, alph
         for k, b, c in zip(kappa, beta, certificate.lookahead, strict=True)
     ]
     return worst_case(blocks, alpha=alpha, steps=steps, loss_weight=offset) * (steps + offset)
+
+
+def minimax_loss(steps: int) -> np.ndarray:
+    r"""Least worst case of any method with N gradients at L‖w₀ − w_*‖² = 1, :math:`1/(2\theta_N^2)` from N = 1 on.
+
+    With :math:`\theta_0 = 1`, :math:`\theta_{k+1} = \frac12(1 + \sqrt{1 + 4\theta_k^2})`, and 8 in place of 4 in the
+    last step.
+
+    Args:
+        steps: Largest N.
+
+    Returns:
+        Shape ``(steps,)``.
+
+    Source: Kim and Fessler, arXiv:1406.5468 (the optimized gradient method); Drori, arXiv:1606.01424 (no method is
+    better).
+    """
+    theta, losses = 1.0, []
+    for _ in range(steps):
+        losses.append(2.0 / (1.0 + np.sqrt(1.0 + 8.0 * theta**2)) ** 2)
+        theta = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * theta**2))
+    return np.array(losses)

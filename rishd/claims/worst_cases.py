@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from discretizations.certificate import lookahead_certificate
-from discretizations.worst_cases import LIBRARIES, RuleBlock, convex_rate_tightness, worst_case
+from discretizations.worst_cases import LIBRARIES, RuleBlock, convex_rate_tightness, minimax_loss, worst_case
 from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Bound, Curve, Evidence, Hypothesis, Identity, Panel
 
@@ -52,7 +52,10 @@ def worst_cases(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
     n = max(instances // _PER_PROGRAM, _FEWEST)
     if not _INSTALLED:
         missing = Hypothesis("the pep extra is installed: pip install 'rishd[pep]'", np.zeros(n, dtype=bool))
-        return [Bound("exact worst case over C8b's bound", np.zeros(n), np.ones(n), hypotheses=(missing,))]
+        return [
+            Bound("exact worst case over C8b's bound", np.zeros(n), np.ones(n), hypotheses=(missing,)),
+            _known_panel(),
+        ]
     trials = np.array([_trial(rng) for _ in range(n)])
     certified, alone, both, scaled, sharp, descent, known = trials.T
     return [
@@ -61,6 +64,7 @@ def worst_cases(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
         Identity("χ = L_s/L_f, β₂ = β₁ over one block, minus 1", np.abs(scaled / sharp - 1.0), 1e-5, _SOLVER),
         Identity("gradient descent over 1/(4Nκ + 2), minus 1", np.abs(descent / known - 1.0), 1e-5, _SOLVER),
         _panel(),
+        _known_panel(),
     ]
 
 
@@ -97,3 +101,18 @@ def _panel() -> Panel:
         values = [convex_rate_tightness([kappa], [beta], alpha=alpha, steps=int(k)) for k in steps]
         curves.append(Curve(f"α = {alpha:g}, β = {beta:.3g}", steps.astype(float), np.array(values)))
     return Panel("Exact worst case over C8b's bound", "step K", "worst case / bound", tuple(curves))
+
+
+def _known_panel() -> Panel:
+    """Worst cases that need no program."""
+    steps = np.arange(1.0, 11.0)
+    return Panel(
+        "Worst cases in closed form",
+        "step N",
+        "worst f(w_N) − f* over L‖w₀ − w*‖²",
+        (
+            Curve("gradient descent, κ = 1", steps, 1.0 / (4.0 * steps + 2.0)),
+            Curve("the best of all methods", steps, minimax_loss(len(steps)), "reference"),
+        ),
+        log="xy",
+    )

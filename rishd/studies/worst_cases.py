@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize
 
 from discretizations.certificate import lookahead_certificate
-from discretizations.worst_cases import RuleBlock, convex_rate_tightness, worst_case
+from discretizations.worst_cases import RuleBlock, convex_rate_tightness, minimax_loss, worst_case
 from rishd.colours import BLACK, BLUE, GREEN, ORANGE, VERMILION
 from rishd.record import Record
 from rishd.study import STUDIES, StudyResult
@@ -179,22 +179,6 @@ def worst_case_study(*, quick: bool = False) -> WorstCaseStudy:
         {x: (_split(x**-0.5, 1.0 / x, _BETA, split_steps), _split(x**-0.5, 1.0, _BETA, split_steps)) for x in _RATIOS},
         blockwise / exact,
     )
-
-
-def minimax_loss(steps: int) -> np.ndarray:
-    r"""Least worst case of any method with N gradients, :math:`1/(2\theta_N^2)`, N = 1, 2, …, shape ``(steps,)``.
-
-    Args:
-        steps: Largest N.
-
-    Source: Kim and Fessler, arXiv:1406.5468 (the optimized gradient method); Drori, arXiv:1606.01424 (no method is
-    better).
-    """
-    theta, losses = 1.0, []
-    for _ in range(steps):
-        losses.append(2.0 / (1.0 + np.sqrt(1.0 + 8.0 * theta**2)) ** 2)
-        theta = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * theta**2))
-    return np.array(losses)
 
 
 def _sigmoid(x: float) -> float:

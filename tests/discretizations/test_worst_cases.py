@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from discretizations.update_rule import lite_step
-from discretizations.worst_cases import LIBRARIES, RuleBlock, convex_rate_tightness, worst_case
+from discretizations.worst_cases import LIBRARIES, RuleBlock, convex_rate_tightness, minimax_loss, worst_case
 
 for library in LIBRARIES:
     pytest.importorskip(library, reason="needs an extra: pip install 'rishd[pep]'")
@@ -55,6 +55,10 @@ def test_weights_and_lookahead_scale_as_they_must():
     back = worst_case([RuleBlock(kappa=0.5, lookahead=1.0)], alpha=0.5, steps=3)
     assert back == pytest.approx(plain, rel=1e-5)
     assert worst_case([RuleBlock(kappa=0.5)], alpha=0.5, steps=2, loss_weight=1.0) < plain
+
+
+def test_minimax_loss_is_that_of_the_optimized_gradient_method():
+    assert minimax_loss(4)[-1] == pytest.approx(0.0767518 / 3, rel=1e-5)  # published by PEPit at L = 3
 
 
 def test_bounding_each_block_alone_allows_more():

@@ -280,6 +280,7 @@ def test_worst_cases_without_their_extra_are_not_applicable_and_say_what_to_inst
     result = _run("C23")
     assert result.verdict == "not applicable"
     (part,) = result.evidence
+    assert claim_figure(result) is not None
     assert "pip install 'rishd[pep]'" in part.hypotheses[0].name
 
 
