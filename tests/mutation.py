@@ -60,7 +60,12 @@ INTEGRATORS = [
 ]
 TESTS = {
     "riemannian_ode/integrators/*": INTEGRATORS,
-    "riemannian_ode/dynamics.py": [*INTEGRATORS, "riemannian_ode/test_split.py", "riemannian_ode/test_flow.py"],
+    "riemannian_ode/dynamics.py": [
+        *INTEGRATORS,
+        "riemannian_ode/test_dynamics.py",
+        "riemannian_ode/test_split.py",
+        "riemannian_ode/test_flow.py",
+    ],
     "riemannian_ode/*": CORE,
     "discretizations/update_rule.py": CORE,
     "discretizations/preconditioners/*": CORE + GEOMETRIES,

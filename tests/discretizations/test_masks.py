@@ -85,8 +85,8 @@ def test_the_graded_mask_leaves_flat_what_a_singular_value_is_below_the_largest(
         memory, polar = mask.initial(scaled), exact_polar(x).to(dtype)
         for _ in range(40):
             flat, memory = mask.flat(memory, scaled, polar)
-        others = torch.randn(3, len(right), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-        for asked in (polar, others.to(dtype)):
+        others = torch.randn(9, len(right), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        for asked in (polar, others.to(dtype), others[:3].to(dtype)):
             expected = asked.double() - asked.double() @ right * (SIGMA / sigma) @ right.mT
             torch.testing.assert_close(flat(asked).double(), expected, rtol=0, atol=tolerance)
 
