@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -241,7 +240,7 @@ class Declaration(ABC):
         wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
         u = directed.u.to(wide)
         if rule.keeps_norm:
-            return direction_on_sphere(sent["w"].to(wide), u, eta=group["lr"]), directed.memory
+            return direction_on_sphere(sent["w"], u, eta=group["lr"]), directed.memory
         return self.learning_rate(group | {"lr": 1.0}, shape) * u, directed.memory
 
     def shard_move(self, group: dict[str, Any], w: Tensor, reply: Tensor) -> Tensor:
@@ -311,11 +310,6 @@ def rule_update(
     taken = rule.take_in(m, memory, g)
     directed = rule.direct(taken, w=w, step=count, numbers=numbers, is_phase=is_phase)
     return rule.move(w, directed, eta=eta), {MOMENTUM: directed.m, **directed.memory}
-
-
-def with_preconditioner(rule: UpdateRule, **settings: Any) -> UpdateRule:
-    """The same rule with other settings of its preconditioner."""
-    return replace(rule, preconditioner=replace(rule.preconditioner, **settings))  # type: ignore[type-var]
 
 
 def matrix_shape(w: Tensor) -> tuple[int, int]:

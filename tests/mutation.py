@@ -6,9 +6,11 @@ collects them once and forks for each mutant, which then costs as much as the fi
 
 import argparse
 import ast
+import contextlib
 import fnmatch
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -37,6 +39,7 @@ FOLDER = ROOT if ROOT.name == "mutants" else ROOT / "mutants"
 RESULTS = FOLDER / "results.json"
 TASK = FOLDER / "task.json"
 LONGEST_TEST, LONGEST_MUTANT = 1.0, 10.0  # seconds of tests without a mutant; what takes longer is left out
+OURS = {*map(str, config().source_paths), "tests"}
 MEMORY = 8 << 30  # bytes of a mutant's process
 
 # The tests of a module, the first pattern that fits; quick ones, because a survivor costs all that call its function.
@@ -57,7 +60,12 @@ INTEGRATORS = [
 ]
 TESTS = {
     "riemannian_ode/integrators/*": INTEGRATORS,
-    "riemannian_ode/dynamics.py": [*INTEGRATORS, "riemannian_ode/test_split.py", "riemannian_ode/test_flow.py"],
+    "riemannian_ode/dynamics.py": [
+        *INTEGRATORS,
+        "riemannian_ode/test_dynamics.py",
+        "riemannian_ode/test_split.py",
+        "riemannian_ode/test_flow.py",
+    ],
     "riemannian_ode/*": CORE,
     "discretizations/update_rule.py": CORE,
     "discretizations/preconditioners/*": CORE + GEOMETRIES,
@@ -173,9 +181,12 @@ class ForkingRunner:
                     found.append((index, failed, []))
                 else:
                     found.append((index, time.process_time() - start, list(state()._stats)))
-            return found
+            return found, [name for name in sys.modules if name.partition(".")[0] not in OURS]
 
-        found = _Forked(run).result()
+        found, libraries = _Forked(run).result()
+        for name in libraries:  # that tests load on their way: every mutant's process would load them anew
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         if failed := [seconds for _, seconds, _ in found if isinstance(seconds, str)]:
             print(f"Left out, because they fail behind mutmut's switches: {failed}", file=sys.__stderr__, flush=True)
         tests, family = defaultdict(list), Counter()

@@ -158,7 +158,8 @@ class KroneckerRoot(Preconditioner):
     def _sharp(self, memory: Memory) -> Tensor:
         """Top eigenvectors of R, shape ``(*batch, n, k)``."""
         vectors: Tensor = torch.linalg.eigh(memory["right"]).eigenvectors
-        return vectors[..., vectors.size(-1) - self._sharp_rank(vectors.size(-1)) :]
+        n = vectors.size(-1)
+        return vectors[..., n - self._sharp_rank(n) :]
 
     def _sharp_rank(self, columns: int) -> int:
         return round(self.sharp_fraction * columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask, passing_fractions
 from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector
 from discretizations.update_rule import UpdateRule
-from lite.declaration import with_preconditioner
 from lite.distributed.division import PlacedParameter
 from lite.distributed.sharding import local_part
 from riemannian_ode.flow import Projector
@@ -108,7 +107,8 @@ class AdamWPart:
         mask = CutMask(**settings, mean=self.mean)
         w = local_part(self.parameter.p)
         w = w.to(torch.promote_types(w.dtype, self.v.dtype))
-        rule = with_preconditioner(self._rule, mask=mask)
+        preconditioner: Any = self._rule.preconditioner
+        rule = self._rule.with_preconditioner(replace(preconditioner, mask=mask))
         moved: Tensor = rule.move(w, rule.direct(self._taken, w=w), eta=eta)
         return moved
 

@@ -85,10 +85,44 @@ def test_the_graded_mask_leaves_flat_what_a_singular_value_is_below_the_largest(
         memory, polar = mask.initial(scaled), exact_polar(x).to(dtype)
         for _ in range(40):
             flat, memory = mask.flat(memory, scaled, polar)
-        others = torch.randn(3, len(right), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-        for asked in (polar, others.to(dtype)):
+        others = torch.randn(9, len(right), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        for asked in (polar, others.to(dtype), others[:3].to(dtype)):
             expected = asked.double() - asked.double() @ right * (SIGMA / sigma) @ right.mT
             torch.testing.assert_close(flat(asked).double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        ExactSubspace(sharp_fraction=0.5),
+        TrackedSubspace(sharp_fraction=0.5),
+        RandomSubspace(sharp_fraction=0.5),
+        ThresholdMask(sharp_fraction=0.5),
+        GradedMask(),
+        GradedMask(by="frobenius"),
+    ],
+)
+def test_matrices_of_a_batch_have_their_own_masks_in_the_type_of_the_covector(mask, dtype):
+    """Also if there are fewer of them than rows, and one is 1e30 times another."""
+    x = torch.stack([X, 1e-30 * X.flip(0)]).to(dtype)
+    asked = ASKED.to(dtype)
+    results = []
+    for covector in (x, *x):
+        memory, polar = mask.initial(covector), exact_polar(covector)
+        for _ in range(3):
+            flat, memory = mask.flat(memory, covector, polar, orthogonalize=exact_polar, h=1.0)
+        results.append(flat(asked.expand(*covector.shape[:-2], 3, 7)))
+        assert results[-1].dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float64 else 0.05
+    torch.testing.assert_close(results[0], torch.stack(results[1:]), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("mask", [TrackedSubspace, RandomSubspace])
+def test_a_fraction_that_falls_keeps_the_first_directions(mask):
+    memory = mask(sharp_fraction=0.5).initial(X)
+    flat, after = mask(sharp_fraction=0.25).flat(memory, X, X)
+    torch.testing.assert_close(flat(ASKED), ASKED - sharp_part(after["subspace"][:, :1]))
 
 
 @pytest.mark.parametrize("by", ["spectral", "frobenius"])
@@ -132,6 +166,7 @@ def test_memory_has_the_shapes_of_a_batch_and_at_least_float32_for_levels(dtype)
     assert RandomSubspace(sharp_fraction=0.5).initial(w)["subspace"].shape == (3, 4, 2)
     assert GradedMask(by="frobenius").initial(w) == ExactSubspace(sharp_fraction=0.5).initial(w) == {}
     assert ThresholdMask(sharp_fraction=0.1).initial(torch.zeros(0, 4))["rho"] == 1.0  # an empty shard
+    assert ThresholdMask(sharp_fraction=0.1).initial(w.to("meta"))["rho"].is_meta
 
 
 def test_the_exact_form_of_a_mask():

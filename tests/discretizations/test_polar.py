@@ -136,6 +136,28 @@ def test_gram_form_in_bfloat16_is_finite_and_near_orthogonal(aspect):
             assert (torch.linalg.svdvals(polar) - 1).abs().max() < 0.1
 
 
+def test_which_matrices_take_the_gram_form():
+    """From an aspect of 1.9 on, of the matrices and not of the batch; in half precision from 128 rows on."""
+    for shape, dtype, pairs in (
+        ((10, 19), torch.float32, 3),
+        ((19, 10), torch.float64, 3),
+        ((100, 10, 18), torch.float32, 0),
+        ((128, 256), torch.bfloat16, 3),
+        ((256, 128), torch.bfloat16, 3),
+        ((127, 256), torch.bfloat16, 0),
+    ):
+        assert iteration.gram_pairs(torch.empty(shape, dtype=dtype), 6) == pairs
+    assert iteration.gram_pairs(torch.empty(10, 20), 5) == 2
+
+
+def test_the_floor_makes_the_polar_factors_of_tiny_matrices_smaller():
+    x = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x / torch.linalg.matrix_norm(x)
+    for coefficients in ([(1.0, 0.0, 0.0)], [(1.0, 0.0, 0.0)] * 3):
+        scaled = newton_schulz(iteration.normalized(1e-8 * x, (1.01, 1e-8, 1e-18)), coefficients)
+        torch.testing.assert_close(scaled, x / 2.01)
+
+
 def test_fast_dtype_is_exact_where_asked_and_known_to_the_hardware():
     assert fast_dtype(torch.zeros(1, dtype=torch.float64)) == torch.float64
     fast = torch.bfloat16 if polar._CPU_MULTIPLIES_BFLOAT16 else torch.float32

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from discretizations import (
+    CoordinateMask,
     ExactSubspace,
     GradedMask,
     KroneckerRoot,
@@ -67,10 +68,25 @@ def test_second_moments_are_kept_in_at_least_float32(dtype):
     }
     assert SecondMoment(beta2=0.9).initial(w)["v_mass"].shape == ()
     assert set(SecondMoment(beta2=0.9, corrects_bias=False).initial(w)) == {"v"}
-    g = torch.full((3, 4, 2), 2e-20, dtype=dtype)
+    g = torch.full((3, 4, 2), 1.0 + 2.0**-7, dtype=dtype)  # whose square bfloat16 does not hold
     taken = SecondMoment(beta2=0.9).observe(memory, g, g)
-    torch.testing.assert_close(taken["v"], 0.1 * g.to(wide) ** 2)
+    torch.testing.assert_close(taken["v"], 0.1 * g.to(wide) ** 2, rtol=1e-6, atol=0)
+    plain = SecondMoment(beta2=0.9, corrects_bias=False)
+    torch.testing.assert_close(plain.observe(plain.initial(w), g, g), {"v": taken["v"]}, rtol=1e-6, atol=0)
     torch.testing.assert_close(taken["v_mass"], torch.full((3,), 0.1, dtype=torch.float64))
+
+
+def test_second_moments_under_a_mask_are_ranked_by_it():
+    mask = CoordinateMask(sharp_fraction=0.25)
+    rule, v = SecondMoment(beta2=0.9, mask=mask), normal(0, 2, 3, 4) ** 2
+    memory = rule.initial(v, batch=1)
+    assert set(memory) == {"v", "v_mass", "hi", "lo"} and memory["hi"].shape == (2,)
+    memory |= {"v": v}
+    for settings in ({"h": 0.5}, {}):
+        flat, after = rule.flat(memory, torch.zeros_like(v), None, **settings)
+        expected, moved = mask.flat(memory, v, **settings)
+        assert torch.equal(flat(v), expected(v)) and torch.equal(after["hi"], moved["hi"])
+    assert set(SecondMoment(beta2=0.9).initial(v)) == {"v", "v_mass"}
 
 
 @pytest.mark.parametrize("tracks", [False, True])
@@ -140,10 +156,10 @@ def test_shampoo_grafted_has_the_size_of_adam_matrix_by_matrix():
     plain, grafted = (KroneckerRoot(beta2=0.8, eps=1e-3, grafts=grafts) for grafts in (False, True))
     adam = SecondMoment(beta2=0.8, eps=1e-8)
     assert plain.is_linear and not grafted.is_linear
-    w = normal(0, 2, 4, 3)
+    w = 1e-7 * normal(0, 2, 4, 3)  # so that ε of the grafted step counts
     memories = [rule.initial(w, batch=1) for rule in (plain, grafted, adam)]
     for k in range(3):
-        g = normal(k, 2, 4, 3)
+        g = 1e-7 * normal(k, 2, 4, 3)
         memories = [rule.observe(x, g, g) for rule, x in zip((plain, grafted, adam), memories, strict=True)]
     direction, ours, theirs = (rule.raise_index(x, w) for rule, x in zip((plain, grafted, adam), memories, strict=True))
     norms = [x.flatten(1).norm(dim=1)[:, None, None] for x in (theirs, direction)]
@@ -178,11 +194,31 @@ def test_shampoo_keeps_roots_and_sharp_directions_between_refreshes():
     old, new = (x.raise_index(seen, w) for x in (rule, fresh))
     torch.testing.assert_close(raised, torch.stack([old[0], new[1]]))
     old, new = (x.flat(y, w, None)[0](w) for x, y in ((rule, seen), (fresh, strip(seen))))
+    assert not torch.allclose(old[0], new[0])
     torch.testing.assert_close(flat, torch.stack([old[0], new[1]]))
     alone, _ = rule.jump({key: x[1] for key, x in seen.items()}, w[1], 3)
     torch.testing.assert_close(rule.raise_index(alone, w[1]), raised[1])
     first = replace(rule, sharp_fraction=0.0).first(seen, normal(3, 2, 4, 3))
     torch.testing.assert_close(first["sharp"], seen["sharp"], rtol=0, atol=0)
+
+
+def test_shampoo_that_refreshes_every_other_step_keeps_its_roots():
+    rule = KroneckerRoot(beta2=0.8, eps=1e-3, frequency=2)
+    w = normal(0, 4, 3)
+    memory = rule.initial(w)
+    assert memory["mass"].shape == () and memory["left_root"].shape == (4, 4)
+    memory = rule.first(memory, w)
+    seen = rule.observe(memory, normal(1, 4, 3), normal(1, 4, 3))
+    assert torch.equal(rule.raise_index(seen, w), rule.raise_index(memory, w))
+    assert [rule.phase(step) for step in range(5)] == [0, 1, 2, 1, 2]
+
+
+def test_shampoo_takes_half_precision_in_and_raises_it_in_its_memorys_type():
+    rule = KroneckerRoot(beta2=0.8, eps=1e-3)
+    g = normal(0, 4, 3, dtype=torch.bfloat16)
+    memory = rule.observe(rule.initial(g), g, g)
+    torch.testing.assert_close(memory["left"], 0.2 * g.float() @ g.float().mT)
+    assert torch.equal(rule.raise_index(memory, g), rule.raise_index(memory, g.float()))
 
 
 def strip(memory):
@@ -253,7 +289,7 @@ def test_the_iteration_has_its_own_floating_type():
     rounded = PolarFactor(dtype=half).raise_index({}, x)
     torch.testing.assert_close(rounded, polar_express(x, dtype=half), rtol=0, atol=0)
     own = PolarFactor(iteration=(1.5, -0.5, 0.0), steps=2, dtype=half, floor=1e-7).raise_index({}, x)
-    assert torch.equal(own, own.to(half).float())
+    assert own.dtype == torch.float32 and torch.equal(own, own.to(half).float())
 
 
 def test_a_polar_factor_is_what_its_mask_is():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from discretizations.matrices.polar import exact_polar
+from discretizations.matrices.polar import exact_polar, polar_express
 from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
     SubspaceComplement,
@@ -11,6 +11,7 @@ from discretizations.matrices.sharp_masks import (
     adapt_threshold,
     coordinate_mask,
     initial_threshold,
+    leading_direction,
     mask_complement,
     passing_fractions,
     published_rank,
@@ -141,3 +142,62 @@ def test_thresholds_stay_apart():
 def test_threshold_mask_of_a_zero_momentum_is_finite():
     zero = torch.zeros(3, 4)
     assert torch.isfinite(threshold_mask(zero, zero, 0.5, orthogonalize=lambda x: x)).all()
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+@pytest.mark.parametrize("tracks", [False, True])
+def test_the_coordinate_mask_is_its_formula_recorded_by_autograd_or_not(tracks, floor):
+    """1 from hi·mean on, also there; the floor widens the band below."""
+    v = torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0, 4.5], dtype=torch.float64, requires_grad=tracks)  # mean 2
+    mask = coordinate_mask(v, CoordinateThresholds(torch.tensor(1.5), torch.tensor(0.5)), floor=floor)
+    inside = (v.detach() - 1.0) / (3.0 - 1.0 + floor)
+    expected = torch.where(v >= 3.0, 1.0, inside.clamp(min=0.0))
+    torch.testing.assert_close(mask.detach(), expected.detach())
+    assert mask.requires_grad == tracks
+    assert v.tolist() == [0.0, 1.0, 1.5, 2.0, 3.0, 4.5]
+
+
+def test_an_element_at_a_level_passes_it():
+    v = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    passing = passing_fractions(v, CoordinateThresholds(torch.tensor(1.5), torch.tensor(0.5)))
+    assert [float(x) for x in passing] == pytest.approx([1 / 3, 1.0])
+
+
+def test_levels_fall_by_five_percent_a_unit_of_time():
+    levels = CoordinateThresholds(torch.tensor(2.0).double(), torch.tensor(1.0).double())
+    nothing = CoordinateThresholds(torch.tensor(0.0), torch.tensor(0.0))
+    hi, lo = adapt_coordinate_thresholds(levels, nothing, sharp_fraction=0.3, h=0.5)
+    assert (float(hi), float(lo)) == (pytest.approx(2.0 * 0.95**0.5), pytest.approx(0.95**0.5))
+
+
+def test_rho_compares_the_size_of_the_mask_with_the_root_of_the_rank():
+    mask, rho = torch.zeros(4, 5), torch.tensor(0.5)
+    for size, factor in ((1.6, 0.95), (1.8, 1.05)):  # √3 = 1.73
+        mask[0, 0] = size
+        assert float(adapt_threshold(rho, mask, rank=3)) == pytest.approx(0.5 * factor)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 3, 3)])
+def test_half_precision_of_nothing_is_finite(shape):
+    """Floors that float16 cannot hold are added in float32."""
+    zero = torch.zeros(shape, dtype=torch.float16)
+    mask = threshold_mask(zero, zero, torch.full(shape[:-2], 0.5), orthogonalize=lambda x: x)
+    assert mask.dtype == torch.float16 and not mask.any()
+    assert not polar_express(zero).any()
+
+
+def test_threshold_masks_of_a_batch_have_their_own_levels():
+    x = torch.stack([_matrix((4, 6), [8.0, 4.0, 2.0, 1.0], seed)[0] * scale for seed, scale in ((0, 1.0), (1, 1e3))])
+    rho = torch.tensor([0.3, 0.15], dtype=torch.float64)
+    together = threshold_mask(x, exact_polar(x), rho, orthogonalize=exact_polar)
+    for i, rank in ((0, 2), (1, 3)):
+        alone = threshold_mask(x[i], exact_polar(x[i]), rho[i], orthogonalize=exact_polar)
+        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-9)
+        assert float(torch.linalg.matrix_norm(alone) ** 2) == pytest.approx(rank)
+
+
+def test_a_direction_stays_where_the_matrix_is_zero():
+    direction = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+    x = torch.stack([torch.zeros(3, 2), torch.ones(3, 2)])
+    found = leading_direction(x, direction)
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.5**0.5, 0.5**0.5]]))

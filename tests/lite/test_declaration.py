@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from discretizations import Identity, SecondMoment, UpdateRule
 from lite import SOAPLITE, Lion, LionLITE, Muon, MuonLITE, NorMuon, Shampoo, ShampooLITE
-from lite.declaration import MOMENTUM, matrix_shape, rounds_stochastically
+from lite.declaration import MOMENTUM, Declaration, matrix_shape, rounds_stochastically, rule_update
 
 SHAPE = (6, 5)
 COVECTOR, GRADIENT, PARAMETER = {"covector"}, {"covector", "g"}, {"covector", "g", "w"}
@@ -139,14 +140,74 @@ def test_a_first_gradient_that_only_sets_the_memory_makes_no_step_and_does_not_c
     state = optimizer.matrix_state(group, w)
     same, after = optimizer.matrix_update(group, w, g, state, step=0, numbers=(0,))
     assert same is w and after[MOMENTUM] is state[MOMENTUM]
-    refreshed = []
-    for k in range(1, 8):
-        before = after
-        w, after = optimizer.matrix_update(group, w, normal(k + 1, *SHAPE), before, step=k, numbers=(0,))
-        if not torch.equal(before["left_root"], after["left_root"]):
-            refreshed.append(k)
-    assert refreshed == [3, 6]
+    for number, steps in ((0, [3, 6]), (2, [1, 4, 7])):  # matrices take turns
+        refreshed, x, state = [], w, after
+        for k in range(1, 8):
+            before = state
+            x, state = optimizer.matrix_update(group, x, normal(k + 1, *SHAPE), before, step=k, numbers=(number,))
+            if not torch.equal(before["left_root"], state["left_root"]):
+                refreshed.append(k)
+        assert refreshed == steps
+    assert rule_update(optimizer.update_rule(group, SHAPE), w, g, after, eta=0.1)[0] is w  # step = 0 by default
     assert [optimizer.phase(group, k) for k in range(6)] == [0, 1, 2, 3, 1, 2]
+
+
+class _Recorded(Identity):
+    """Jumps after every step, and keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def due(self, step, numbers=(0,)):
+        self.told.append((step, tuple(numbers)))
+        return [0]
+
+    def jump(self, memory, m, step, *, due=(0,), is_phase=False):
+        self.told.append((step, is_phase))
+        return memory, m
+
+
+class _Declared(Declaration):
+    rule = "recorded"
+
+    def __init__(self):
+        self.preconditioner = _Recorded()
+
+    def update_rule(self, group, shape):
+        return UpdateRule(preconditioner=self.preconditioner, alpha=0.1)
+
+
+@pytest.mark.parametrize("is_phase", [False, True])
+def test_preconditioners_hear_of_every_gradient_and_of_the_numbers_of_matrices(is_phase):
+    """A compiled group, whose step is a phase, has a count."""
+    declared, w = _Declared(), normal(0, *SHAPE)
+    group = {"lr": 0.1} | ({"count": 4} if is_phase else {})
+    state = declared.matrix_state(group, w)
+    declared.matrix_update(group, w, w, state, step=4, numbers=(7,))
+    rule_update(declared.update_rule(group, SHAPE), w, w, state, eta=0.1)
+    sent, _ = declared.shard_take_in(group, w, w, state)
+    declared.owner_direct(group, sent, {}, step=4, numbers=(7,))
+    heard = [(5, (7,)), (5, is_phase), (1, (0,)), (1, False), (5, (7,)), (5, False)]
+    assert declared.preconditioner.told == heard
+
+
+def test_a_step_works_in_the_wider_type_of_momentum_and_second_moment():
+    """Adam's momentum of a bfloat16 parameter is bfloat16, its second moment float32."""
+    rule = UpdateRule(preconditioner=SecondMoment(beta2=0.9), alpha=0.1, gain=0.1)
+    w, g, m = (normal(seed, *SHAPE, dtype=torch.bfloat16) for seed in range(3))
+    memory = rule.initial_memory(w)
+    found, after = rule_update(rule, w, g, {MOMENTUM: m, **memory}, eta=0.1)
+    exact, expected = rule_update(rule, w.float(), g.float(), {MOMENTUM: m.float(), **memory}, eta=0.1)
+    assert found.dtype == after[MOMENTUM].dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+
+
+def test_adamw_groups_have_adams_rule():
+    optimizer, group = built(Shampoo)
+    rule = optimizer.adamw_rule(group)
+    assert isinstance(rule.preconditioner, SecondMoment)
+    assert (rule.beta_sharp, rule.beta_flat, rule.alpha) == (0.0, 0.0, pytest.approx(0.1))
 
 
 def test_costs_and_places_are_those_of_the_preconditioner():
@@ -175,3 +236,7 @@ def test_state_of_a_parameter_in_blocks_has_one_memory_a_block():
         **{f"{name}/{i}": () for name in ("mass", "momentum_mass") for i in range(2)},
     }
     assert state["momentum"].dtype == state["v"].dtype == torch.float32
+    whole = optimizer.parameter_state(optimizer.param_groups[0] | {"blocks": None}, p)
+    assert set(whole) == {"momentum", "v", "left", "right", "mass", "momentum_mass"}
+    stack = optimizer.matrix_state(optimizer.param_groups[0], torch.zeros(2, 6, 5))
+    assert stack["mass"].shape == stack["momentum_mass"].shape == (2,)

@@ -1,0 +1,96 @@
+"""RISHD's constructors name what they refuse, and its parts are those that were given."""
+
+import numpy as np
+import pytest
+import torch
+
+from riemannian_ode import RISHD, ConstantSplit, TimeDependent
+from tests.riemannian_ode.problems import RankOneMetric
+from toy_landscapes import Quadratic
+
+BOWL = Quadratic([1.0, 0.5])
+OPTIMIZER = {"alpha": 0.3, "eta": 0.2}
+SECOND_ORDER = {"alpha": 0.3, "beta": 0.1, "gamma": 1.0}
+
+
+@pytest.mark.parametrize("name", ["alpha", "eta", "beta", "nesterov", "gain"])
+@pytest.mark.parametrize("value", ["much", float("nan"), None])
+def test_optimizer_coefficients_that_are_no_numbers_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^(beta|{name}) = "):  # γ = c + αβ is looked at by the name of β
+        RISHD.from_optimizer(BOWL, **OPTIMIZER | {name: value})
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
+@pytest.mark.parametrize("value", ["much", float("nan"), None])
+def test_second_order_coefficients_that_are_no_numbers_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} = "):
+        RISHD.from_coefficients(BOWL, **SECOND_ORDER | {name: value})
+
+
+def test_ranges_are_named_with_their_reason():
+    with pytest.raises(ValueError, match=r"^beta = -1.* must be ≥ 0: the form in v is dissipative for β ≥ 0"):
+        RISHD.from_coefficients(BOWL, **SECOND_ORDER | {"beta": -1.0})
+    assert RISHD.from_coefficients(BOWL, **SECOND_ORDER | {"beta": 0.0}).nesterov == 0.0
+    with pytest.raises(ValueError, match="metric"):
+        RISHD.from_coefficients(BOWL, np.eye(2), **SECOND_ORDER)
+    with pytest.raises(ValueError, match="metric"):
+        RISHD.from_optimizer(BOWL, np.eye(2), **OPTIMIZER)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **settings: RISHD.from_optimizer(BOWL, RankOneMetric(2), **OPTIMIZER, **settings),
+        lambda **settings: RISHD.from_coefficients(BOWL, RankOneMetric(2), **SECOND_ORDER, **settings),
+    ],
+)
+def test_the_correction_is_kept_unless_it_is_switched_off(build):
+    w, velocity, m = np.random.default_rng(0).normal(size=(3, 2))
+    expected = RankOneMetric(2).correction(w, velocity, m)
+    np.testing.assert_allclose(build().riemannian_correction(w, velocity, m), expected)
+    assert build(correction=False).riemannian_correction(w, velocity, m) is None
+
+
+def test_every_coefficient_is_taken_at_the_time_of_the_direction():
+    wave = {
+        name: TimeDependent(lambda t, level=level: level + 0.1 * t, lambda t: 0.1)
+        for name, level in {
+            "alpha": 0.3,
+            "eta": 0.2,
+            "nesterov": 0.1,
+            "beta": 0.4,
+            "beta_flat": 0.8,
+            "chi": 2.0,
+        }.items()
+    }
+    system = RISHD.from_optimizer(BOWL, flat=ConstantSplit(np.eye(2)[:, :1]), gain=1.5, **wave)
+    assert system.coefficients(2.0) == pytest.approx(
+        {
+            "alpha": 0.5,
+            "eta": 0.4,
+            "nesterov": 0.3,
+            "beta_sharp": 0.6,
+            "beta_flat": 1.0,
+            "chi": 2.2,
+            "gain": 1.5,
+            "decay": 0.0,
+        }
+    )
+    m, g = np.array([1.0, -2.0]), np.array([0.5, 0.3])
+    a = m + 0.3 * g
+    np.testing.assert_allclose(
+        system.direction(2.0, np.zeros(2), m, g), [a[0] + 0.6 * g[0], 2.2 * (a[1] + 1.0 * g[1])], rtol=1e-13
+    )
+    assert system.gamma_over_eta(2.0) == pytest.approx(
+        {"beta": 1.5 + 0.5 * 0.9 + 0.2, "beta_flat": 1.5 + 0.5 * 1.3 + 0.2}
+    )
+
+
+def test_coefficients_of_members_become_arrays_of_the_states_kind():
+    system = RISHD.from_optimizer(BOWL, alpha=0.3, eta=np.array([0.1, 0.2]), gain=lambda t: np.array([1.0, t]))
+    fitted = system.for_arrays(torch.zeros(2, 2))
+    assert fitted.eta.dtype == torch.float32 and fitted.eta.tolist() == [[pytest.approx(0.1)], [pytest.approx(0.2)]]
+    assert fitted.at("gain", 3.0).tolist() == [[1.0], [3.0]]
+    assert fitted.alpha == 0.3
+    with pytest.raises(ValueError, match="eta has one value for each of"):
+        system.for_arrays(np.zeros((3, 2)))
