@@ -81,7 +81,17 @@ def kl_soap(groups, **settings):
     return soap(groups, divergence="kl", **settings)
 
 
+def cautious(groups, **settings):
+    return muon(groups, mask="graded", decay="cautious", **settings)
+
+
+def sphere(groups, **settings):
+    own = {"weight_decay": 0.0, "norm": "constant", "damping": "inside", "beta_flat": 4.0}
+    return muon(groups, **own, **settings)
+
+
 FAMILY = {"normuon": normuon, "lion": lion, "adamw": adamw, "shampoo": shampoo, "kl soap": kl_soap}
+FAMILY |= {"cautious": cautious, "sphere": sphere}
 OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap, "sharded soap": sharded_soap, **FAMILY}
 
 
@@ -91,7 +101,7 @@ def model_for(dtype=torch.float64):
 
 
 def groups_of(model, name, **settings):
-    rule = "soap" if "soap" in name else "muon" if name == "threshold" else name
+    rule = "soap" if "soap" in name else "muon" if name in ("threshold", "cautious", "sphere") else name
     # Not Lion for biases: the gradient of attention's key bias is zero but for rounding, and has no sign.
     return param_groups(model, head=model.head, matrix_rule=rule, **settings)
 
