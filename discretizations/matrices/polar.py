@@ -47,7 +47,7 @@ def polar_express_coefficients(steps: int, *, safety: float = _SAFETY) -> list[t
     if steps < 1:
         raise ValueError(f"steps = {steps!r} must be at least 1; 6 is the published choice.")
     safe = [(a / safety, b / safety**3, c / safety**5) for a, b, c in _POLAR_EXPRESS]
-    return (safe + [_FIXED_POINT] * max(0, steps - len(safe)))[:steps]
+    return (safe + [_FIXED_POINT] * steps)[:steps]
 
 
 def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None, floor: float = 0.0) -> Tensor:
@@ -114,5 +114,5 @@ def exact_polar(x: Tensor) -> Tensor:
     work = x if x.dtype in (torch.float32, torch.float64) else x.float()
     u, sigma, vh = torch.linalg.svd(work, full_matrices=False)
     floor = sigma[..., :1] * (max(x.shape[-2:]) * torch.finfo(work.dtype).eps)
-    polar: Tensor = (u * (sigma > floor).to(work.dtype)[..., None, :]) @ vh
+    polar: Tensor = (u * (sigma > floor)[..., None, :]) @ vh
     return polar.to(x.dtype)

@@ -79,7 +79,7 @@ def test_zero_stays_zero_and_scale_does_not_matter():
 def test_bfloat16_iteration_is_close():
     x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     half = polar_express(x, dtype=torch.bfloat16)
-    assert half.dtype == torch.float32
+    assert half.dtype == torch.float32 and torch.equal(half, half.bfloat16().float())
     assert (half - polar_express(x)).norm() / half.norm() < 0.05
 
 

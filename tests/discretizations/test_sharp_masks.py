@@ -149,12 +149,20 @@ def test_threshold_mask_of_a_zero_momentum_is_finite():
 def test_the_coordinate_mask_is_its_formula_recorded_by_autograd_or_not(tracks, floor):
     """1 from hi·mean on, also there; the floor widens the band below."""
     v = torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0, 4.5], dtype=torch.float64, requires_grad=tracks)  # mean 2
-    mask = coordinate_mask(v, CoordinateThresholds(torch.tensor(1.5), torch.tensor(0.5)), floor=floor)
-    inside = (v.detach() - 1.0) / (3.0 - 1.0 + floor)
+    mask = coordinate_mask(v, CoordinateThresholds(torch.tensor(1.5), torch.tensor(0.25)), floor=floor)
+    inside = (v.detach() - 0.5) / (3.0 - 0.5 + floor)
     expected = torch.where(v >= 3.0, 1.0, inside.clamp(min=0.0))
     torch.testing.assert_close(mask.detach(), expected.detach())
     assert mask.requires_grad == tracks
     assert v.tolist() == [0.0, 1.0, 1.5, 2.0, 3.0, 4.5]
+
+
+def test_elements_may_each_be_a_parameter():
+    """Then every one is its own mean."""
+    v, hi = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 1.0])
+    levels = CoordinateThresholds(hi, torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(coordinate_mask(v, levels, dim=()), torch.tensor([0.5 / 1.5, 1.0]))
+    assert [x.tolist() for x in passing_fractions(v, levels, dim=())] == [[0.0, 1.0], [1.0, 1.0]]
 
 
 def test_an_element_at_a_level_passes_it():
@@ -181,7 +189,7 @@ def test_rho_compares_the_size_of_the_mask_with_the_root_of_the_rank():
 def test_half_precision_of_nothing_is_finite(shape):
     """Floors that float16 cannot hold are added in float32."""
     zero = torch.zeros(shape, dtype=torch.float16)
-    mask = threshold_mask(zero, zero, torch.full(shape[:-2], 0.5), orthogonalize=lambda x: x)
+    mask = threshold_mask(zero, zero, 0.5, orthogonalize=lambda x: x)
     assert mask.dtype == torch.float16 and not mask.any()
     assert not polar_express(zero).any()
 
