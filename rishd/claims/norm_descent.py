@@ -11,7 +11,7 @@ import torch
 from discretizations.proofs import energies
 from discretizations.update_rule import UpdateRule
 from rishd.claims.claim import register_claim
-from rishd.claims.evidence import Attained, Curve, Evidence, Identity, Measurement, Panel, Proof
+from rishd.claims.evidence import Attained, Curve, Evidence, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.norms import NORMS, SHARP_FRACTION, MatrixRipples, Norm, sharp_rank
 from rishd.claims.trial import Box, Inequality, Parameters, Range, try_bounds
 
@@ -28,6 +28,7 @@ _BOX: Box = {
     "chi": Range(1.0, 6.0),
     "lookahead": Range(0.0, 5.0),
 }
+_GAP = 0.01  # of singular values: below it, small turns of m turn its sharp space far
 _TURN_BOX: Box = {"m": Range(-1.0, 1.0, _P), "turn": Range(-1.0, 1.0, _P), "chi": Range(1.01, 6.0)}
 
 
@@ -64,7 +65,7 @@ def norm_descent(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
 
     Source: derived in docs/theory.
     """
-    small, exponent = _small_turns(rng, instances)
+    small, exponent, gap = _small_turns(rng, instances)
     return [
         Proof("weights of the inequality", energies.norm_descent()),
         *try_bounds(_steps, _BOX, rng, instances, slack=1e-9),
@@ -75,7 +76,8 @@ def norm_descent(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
             "exponent of the turn in the bound on Δ, minus 2",
             np.abs(exponent - 2.0),
             0.05,
-            "next order at turns of 1e−3",
+            "next order at turns of 1e−5 over the gap",
+            (Hypothesis(f"σ_k − σ_{{k+1}} ≥ {_GAP:g}", gap >= _GAP),),
         ),
         _panel(rng),
     ]
@@ -170,16 +172,17 @@ def _attained(rng: np.random.Generator) -> list[Evidence]:
     return [*evidence, Attained("Δ over its bound, m₀ ⪰ 0 of rank k, m₁ ≻ 0", off, 1e-9, "rounding")]
 
 
-def _small_turns(rng: np.random.Generator, instances: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tightness of the bound on Δ at a turn of 1e−3, and the power of the turn in it."""
+def _small_turns(rng: np.random.Generator, instances: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tightness of the bound on Δ at a turn of 1e−5, the power of the turn in it, and the gap σ_k − σ_{k+1}."""
     before, change = rng.normal(size=(2, instances, *_SHAPE))
     chi = np.full(instances, 3.0)
     limits, excesses = [], []
-    for size in (1e-3, 1e-4):
+    for size in (1e-5, 1e-6):
         excess, limit = _turning(before, before + size * change, chi)
         excesses.append(excess)
         limits.append(limit)
-    return excesses[0] / limits[0], np.log10(limits[0] / limits[1])
+    sigma, rank = np.linalg.svd(before, compute_uv=False), sharp_rank(before.shape)
+    return excesses[0] / limits[0], np.log10(limits[0] / limits[1]), sigma[:, rank - 1] - sigma[:, rank]
 
 
 def _panel(rng: np.random.Generator) -> Panel:
