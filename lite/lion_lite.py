@@ -10,7 +10,7 @@ from discretizations.preconditioners.sign import Sign
 from discretizations.update_rule import UpdateRule
 from lite.declaration import PLAIN_FRACTION
 from lite.execution.finiteness import OnNonfinite
-from lite.optimizer import Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, decay_rate
 from lite.parameters.group_checks import require_betas
 
@@ -120,7 +120,7 @@ class LionLITE(LITEOptimizer):
         )
 
 
-class Lion(LionLITE):
+class Lion(BaseMethod, LionLITE):
     """Lion: :class:`LionLITE` with χ = 1 and β = 0 in every group.
 
     Args:
@@ -130,9 +130,3 @@ class Lion(LionLITE):
 
     Source: Chen et al., arXiv:2302.06675.
     """
-
-    def __init__(self, params: Any, lr: float = 1e-4, **settings: Any) -> None:
-        super().__init__(params, lr, chi=1.0, beta_sharp=0.0, beta_flat=0.0, **settings)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0})

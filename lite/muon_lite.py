@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from lite.muon_settings import (
     matrix_shapes,
     polar_factor,
 )
-from lite.optimizer import Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.parameter_entries import TensorEntry
 
@@ -215,7 +215,7 @@ class MuonLITE(LITEOptimizer):
         return None, torch.promote_types(momentum, iteration)
 
 
-class Muon(MuonLITE):
+class Muon(BaseMethod, MuonLITE):
     """Muon with AdamW for other parameters: :class:`MuonLITE` with χ = 1 and β = 0 in every group.
 
     It equals ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`` on matrices but for the Newton–Schulz polynomial.
@@ -232,22 +232,7 @@ class Muon(MuonLITE):
     Source: Jordan et al., *Muon* (2024); scale of arXiv:2502.16982.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        *,
-        momentum: float = 0.95,
-        weight_decay: float = 0.1,
-        ns_steps: int = 6,
-        **settings: Any,
-    ) -> None:
-        base: dict[str, Any] = {"chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"}
-        own: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "ns_steps": ns_steps}
-        super().__init__(params, lr, **base, **own, **settings)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
+    neutral: ClassVar[dict[str, Any]] = {**BaseMethod.neutral, "mask": "exact"}
 
 
 def _require_memory(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lite.muon_lite import MuonLITE
+from lite.optimizer import BaseMethod
 
 
 class NorMuonLITE(MuonLITE):
@@ -34,7 +35,7 @@ class NorMuonLITE(MuonLITE):
         super().__init__(params, lr, row_beta2=row_beta2, **settings)
 
 
-class NorMuon(NorMuonLITE):
+class NorMuon(BaseMethod, NorMuonLITE):
     """NorMuon with AdamW for other parameters: :class:`NorMuonLITE` with χ = 1 and β = 0 in every group.
 
     Args:
@@ -45,8 +46,4 @@ class NorMuon(NorMuonLITE):
     Source: Li et al., *NorMuon*, arXiv:2510.05491.
     """
 
-    def __init__(self, params: Any, lr: float = 1e-3, **settings: Any) -> None:
-        super().__init__(params, lr, chi=1.0, beta_sharp=0.0, beta_flat=0.0, mask="exact", **settings)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "mask": "exact"})
+    neutral: ClassVar[dict[str, Any]] = {**BaseMethod.neutral, "mask": "exact"}

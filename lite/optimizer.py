@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -297,6 +297,30 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+
+class BaseMethod(LITEOptimizer):
+    """What turns a LITE optimizer into its base method: χ = 1 and β = 0 in every group, whatever the group says.
+
+    It stands before the LITE optimizer among the bases of a class: ``class SOAP(BaseMethod, SOAPLITE)``.
+
+    Args:
+        params: As for the LITE optimizer; χ and sharp fraction of the groups are ignored.
+        lr: Learning rate η; by default that of the LITE optimizer.
+        settings: Its other settings.
+
+    Attributes:
+        neutral: Settings with which the LITE optimizer is its base.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {"chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
+
+    def __init__(self, params: Any, lr: float | None = None, **settings: Any) -> None:
+        rate: dict[str, Any] = {} if lr is None else {"lr": lr}
+        super().__init__(params, **rate, **self.neutral, **settings)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group({**param_group, **self.neutral})
 
 
 def _is_dtensor(p: Tensor) -> bool:

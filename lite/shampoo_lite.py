@@ -11,7 +11,7 @@ from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
 from lite.declaration import PLAIN_FRACTION
 from lite.execution.finiteness import OnNonfinite
-from lite.optimizer import Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_flag, require_range, require_whole
 from riemannian_ode.checks import require_choice
@@ -155,7 +155,7 @@ class ShampooLITE(LITEOptimizer):
         )
 
 
-class Shampoo(ShampooLITE):
+class Shampoo(BaseMethod, ShampooLITE):
     """Shampoo with AdamW for other parameters: :class:`ShampooLITE` with χ = 1 and β = 0 in every group.
 
     Args:
@@ -165,12 +165,6 @@ class Shampoo(ShampooLITE):
 
     Source: Gupta, Koren and Singer, arXiv:1802.09568; Shi et al., arXiv:2309.06497.
     """
-
-    def __init__(self, params: Any, lr: float = 3e-3, **settings: Any) -> None:
-        super().__init__(params, lr, chi=1.0, beta_sharp=0.0, beta_flat=0.0, **settings)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0})
 
 
 def _preconditioner(group: dict[str, Any]) -> Preconditioner:

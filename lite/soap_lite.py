@@ -9,7 +9,7 @@ from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
 from lite.declaration import MOMENTUM, PLAIN_FRACTION
 from lite.execution.finiteness import OnNonfinite
-from lite.optimizer import Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_whole
 from riemannian_ode.checks import require_choice
@@ -158,7 +158,7 @@ class SOAPLITE(LITEOptimizer):
         )
 
 
-class SOAP(SOAPLITE):
+class SOAP(BaseMethod, SOAPLITE):
     """SOAP with AdamW for other parameters: :class:`SOAPLITE` with χ = 1 and β = 0 in every group.
 
     Args:
@@ -168,9 +168,3 @@ class SOAP(SOAPLITE):
 
     Source: Vyas et al., arXiv:2409.11321.
     """
-
-    def __init__(self, params: Any, lr: float = 3e-3, **settings: Any) -> None:
-        super().__init__(params, lr, chi=1.0, beta_sharp=0.0, beta_flat=0.0, **settings)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group({**param_group, "chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0})

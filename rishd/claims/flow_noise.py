@@ -10,7 +10,7 @@ from scipy.linalg import solve_continuous_lyapunov
 from scipy.stats import chi2, norm
 
 from discretizations.noise import floor_ratio_bounds, flow_covariance, flow_loss_floor, loss_floor
-from discretizations.proofs import lyapunov
+from discretizations.proofs import noise as proofs
 from discretizations.stability import stable_limit
 from riemannian_ode import RISHD, GradientNoise, simulate
 from rishd.claims.claim import register_claim
@@ -74,7 +74,7 @@ def flow_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
     half = 0.5 * stable_limit(alpha, np.abs(beta))
     part = loss_floor(half, alpha, np.abs(beta), rate=1.0, sigma=1.0)
     return [
-        Proof("the closed form solves the Lyapunov equation; the bounds of rule over flow", lyapunov.flow_noise()),
+        Proof("the closed form solves the Lyapunov equation; the bounds of rule over flow", proofs.flow_noise()),
         Identity(
             "closed form against SciPy's continuous Lyapunov solver", difference, 1e-9, "conditioning near stability"
         ),

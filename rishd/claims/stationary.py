@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from discretizations.noise import flat_loss_floor, loss_floor, lyapunov_covariance, stationary_covariance
-from discretizations.proofs import lyapunov
+from discretizations.proofs import noise as proofs
 from discretizations.stability import asymptotic_speedup, spectral_radius, stable_limit
 from discretizations.update_rule import lite_step
 from rishd.claims.claim import register_claim
@@ -61,7 +61,7 @@ def stationary_noise(rng: np.random.Generator, instances: int) -> Sequence[Evide
     lifted = loss_floor(chi * small, alpha, beta_flat, rate=chi, sigma=1.0) / flat
     factor = np.abs(lifted / asymptotic_speedup(alpha, beta, beta_flat, chi) - 1.0)
     return [
-        Proof("the closed form solves the Lyapunov equation; limit; LITE's factor", lyapunov.stationary_noise()),
+        Proof("the closed form solves the Lyapunov equation; limit; LITE's factor", proofs.stationary_noise()),
         Identity(
             "closed form against SciPy's discrete Lyapunov solver", difference, 1e-9, "conditioning near stability"
         ),

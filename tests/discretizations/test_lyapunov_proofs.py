@@ -2,7 +2,7 @@
 
 import pytest
 
-from discretizations.proofs import lyapunov
+from discretizations.proofs import lyapunov, noise
 
 
 @pytest.mark.parametrize(
@@ -13,8 +13,8 @@ from discretizations.proofs import lyapunov
         lyapunov.descent_certificate,
         lyapunov.convex_step,
         lyapunov.circle_threshold,
-        lyapunov.stationary_noise,
-        lyapunov.flow_noise,
+        noise.stationary_noise,
+        noise.flow_noise,
         lyapunov.exponential_rate,
         lyapunov.strongly_convex_flow,
         lyapunov.vanishing_damping_flow,
