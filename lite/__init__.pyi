@@ -13,6 +13,7 @@ from lite.optimizer import LITEOptimizer as LITEOptimizer
 from lite.parameters.grouping import param_groups as param_groups
 from lite.parameters.grouping import print_groups as print_groups
 from lite.parameters.matrix_view import matrix_views as matrix_views
+from lite.qk_clip import QKClip as QKClip
 from lite.schedules import LITESchedule as LITESchedule
 from lite.schedules import learning_rate_factor as learning_rate_factor
 from lite.shampoo_lite import Shampoo as Shampoo

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from lite.parameters.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements, stored_weights
+from lite.parameters.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements
+from lite.parameters.parametrized import stored_weights
 
 # χ of the published LLaMA runs: embeddings 4, norms 4, output head 1; matrices take the optimizer's own.
 PUBLISHED_CHI: dict[Kind, float] = {
+    "adapter": 1.0,
     "router": 1.0,
     "plain-matrix": 1.0,
     "embedding": 4.0,
@@ -20,9 +22,10 @@ PUBLISHED_CHI: dict[Kind, float] = {
     "norm": 4.0,
     "other": 1.0,
 }
-# r of the same runs: 0.1 everywhere but in the head (all sharp). Routers and matrices of no known kind run the plain
-# matrix rule, which the published code tells by r ≤ 1e−6; biases run plain AdamW (r = 1, no flat part).
+# r of the same runs: 0.1 everywhere but in the head (all sharp). Routers, adapters and matrices of no known kind run
+# the plain matrix rule, which the published code tells by r ≤ 1e−6; biases run plain AdamW (r = 1, no flat part).
 PUBLISHED_SHARP_FRACTION: dict[Kind, float] = {
+    "adapter": 0.0,
     "router": 0.0,
     "plain-matrix": 0.0,
     "embedding": 0.1,
@@ -42,6 +45,7 @@ def param_groups(
     settings: Mapping[Kind, Mapping[str, Any]] | None = None,
     kinds: Mapping[type[nn.Module] | nn.Module | str, Kind] | None = None,
     split_fused: bool = True,
+    split_heads: bool = False,
     matrix_rule: str = "muon",
     other_rule: str = "adamw",
     show: bool = False,
@@ -54,6 +58,7 @@ def param_groups(
     ``matrix``            matrix      weights of ``nn.Linear``, ``nn.MultiheadAttention``, transformers' ``Conv1D``
     ``conv``              matrix      kernels of convolutions, flattened to out × rest; each group of a grouped one
     ``experts``           matrix      3-D stacks of a module with ``num_experts`` of them: every expert a matrix
+    ``adapter``           matrix      factors of LoRA and DoRA (peft): no LITE
     ``router``            matrix      weights that score experts: no LITE
     ``plain-matrix``      matrix      matrices of any other module: no LITE
     ``embedding``         adamw       weights of ``nn.Embedding`` and ``nn.EmbeddingBag``
@@ -66,8 +71,9 @@ def param_groups(
 
     A matrix of one row or column goes to AdamW because its polar factor is only the row over its norm: there are no
     directions to balance. Fused projections are cut into their parts where the module's class tells how they lie:
-    ``nn.MultiheadAttention``, transformers' GPT-2 and Phi-3 attention, gated MLPs of Phi-3 and GLM, and the gate and up
-    projections of expert stacks. Others (GPT-NeoX interleaves its heads) stay whole.
+    ``nn.MultiheadAttention``, timm's ``qkv``, transformers' GPT-2, Phi-3 and multi-query Falcon attention, gated MLPs
+    of Phi-3 and GLM, and the gate and up projections of expert stacks. GPT-NeoX, Bloom and Falcon interleave their
+    heads: such weights stay whole, unless ``split_heads=True`` makes every head's query, key and value a matrix.
 
     Args:
         model: Any module.
@@ -79,6 +85,9 @@ def param_groups(
         kinds: Kinds by module type, module or full parameter name, in place of those above. A type or module speaks for
             every parameter in it, the innermost one decides, and a name goes before both.
         split_fused: Whether fused projections are cut into their parts.
+        split_heads: Whether every head of an attention projection is a matrix of its own, in the output projection its
+            columns; beside the fused ones above, for all attention with ``q_proj``, ``k_proj``, ``v_proj``, an output
+            projection and ``head_dim`` (Llama, Qwen, Gemma, …).
         matrix_rule: Rule of matrices: ``"muon"`` for MuonLITE, ``"soap"`` for SOAPLITE, or the
             :attr:`~lite.LITEOptimizer.rule` of another optimizer.
         other_rule: Rule of all other parameters: ``"adamw"``, or that of an optimizer that takes any shape.
@@ -105,12 +114,18 @@ def param_groups(
     others = _by_kind("settings", settings or {})
 
     _check_head(model, head)
-    placed = placements(model, head=head if head is not None else _output_head(model), overrides=kinds or {})
+    placed = placements(
+        model,
+        head=head if head is not None else _output_head(model),
+        overrides=kinds or {},
+        split_fused=split_fused,
+        split_heads=split_heads,
+    )
     members: dict[Placement, list[tuple[str, Tensor]]] = {}
     by_shape: defaultdict[Kind, list[str]] = defaultdict(list)
     for name, p in model.named_parameters():  # each shared parameter comes once
         if p.requires_grad:
-            placement = placed[p] if split_fused else _whole(placed[p])
+            placement = placed[p]
             if not placement.is_known:
                 by_shape[placement.kind].append(name)
             members.setdefault(placement._replace(is_known=True), []).append((name, p))
@@ -187,11 +202,6 @@ def _view_settings(placement: Placement) -> dict[str, Any]:
         # Of a rule that takes any shape, "matrix" is not the default.
         settings |= {"layout": placement.layout, "blocks": placement.blocks, "block_axis": placement.block_axis}
     return settings
-
-
-def _whole(placement: Placement) -> Placement:
-    # The groups of a convolution are no fusion: they never see each other's inputs.
-    return placement if placement.layout == "conv" else placement._replace(blocks=None, block_axis=-2)
 
 
 def _check_head(model: nn.Module, head: nn.Module | None) -> None:

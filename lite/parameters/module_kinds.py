@@ -3,9 +3,6 @@
 transformers' classes are recognised without importing transformers: by the qualified name of a class among a module's
 base classes, or by the attributes that its experts and routers share (``num_experts``). Parameter names are never
 searched for words; exact attributes count in classes known to have them and in :mod:`lite.parameters.named_parameters`.
-
-What a parametrized weight is made of (``torch.nn.utils.parametrizations``, or the older ``weight_norm`` and
-``spectral_norm``) counts as the weight: it is trained in its place.
 """
 
 from __future__ import annotations
@@ -16,16 +13,20 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils.parametrize import ParametrizationList
 
 from lite.parameters.matrix_view import Layout
 from lite.parameters.named_parameters import is_table
+from lite.parameters.parametrized import WEIGHT_PARTS, parametrizations, stored_weights
+from lite.parameters.projections import is_transformers, projections
 
-Kind: TypeAlias = Literal["matrix", "conv", "experts", "router", "plain-matrix", "embedding", "head", "norm", "other"]
+Kind: TypeAlias = Literal[
+    "matrix", "conv", "experts", "adapter", "router", "plain-matrix", "embedding", "head", "norm", "other"
+]
 KINDS: tuple[Kind, ...] = (
     "matrix",
     "conv",
     "experts",
+    "adapter",
     "router",
     "plain-matrix",
     "embedding",
@@ -33,18 +34,14 @@ KINDS: tuple[Kind, ...] = (
     "norm",
     "other",
 )
-MATRIX_KINDS: tuple[Kind, ...] = KINDS[:5]
+MATRIX_KINDS: tuple[Kind, ...] = KINDS[:6]
 
 _LINEAR = (nn.Linear, nn.MultiheadAttention)
-# Parameters that weight_norm, spectral_norm and prune of torch.nn.utils put in place of a weight.
-_WEIGHT_PARTS = {"weight_g": "weight", "weight_v": "weight", "weight_orig": "weight"}
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 # transformers' norms and routers are classes of their own (LlamaRMSNorm, Qwen2MoeTopKRouter, …), told by the class.
 _NORM_CLASS = re.compile(r"Norm(Gated|PerHead|[123]d)?$")
+_LORA_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 _ROUTER_CLASS = re.compile(r"Router$")
-# Before transformers 5.1 nothing on an experts module says that gate and up lie one after the other.
-_GATE_THEN_UP = ("MixtralExperts", "Qwen2MoeExperts", "Qwen3MoeExperts")
-_GATED_MLPS = ("Phi3MLP", "GlmMLP", "Glm4MLP")
 
 
 class Placement(NamedTuple):
@@ -63,7 +60,12 @@ class Placement(NamedTuple):
 
 
 def placements(
-    model: nn.Module, *, head: nn.Module | None, overrides: Mapping[type[nn.Module] | nn.Module | str, Kind]
+    model: nn.Module,
+    *,
+    head: nn.Module | None,
+    overrides: Mapping[type[nn.Module] | nn.Module | str, Kind],
+    split_fused: bool = True,
+    split_heads: bool = False,
 ) -> dict[Tensor, Placement]:
     """Placement of every parameter of a model.
 
@@ -71,15 +73,23 @@ def placements(
         model: Any module.
         head: Output head; its weight counts as such wherever else it is used.
         overrides: Kinds that replace those by type, see :func:`lite.param_groups`.
+        split_fused: Whether fused projections are cut into their parts.
+        split_heads: Whether attention projections are cut into their heads.
 
     Raises:
         ValueError: for a parameter without shape, or an override that matches nothing or does not fit.
     """
     placed: dict[Tensor, Placement] = {}
-    fused = {p: placement for module in model.modules() for p, placement in _fused_projections(module)}
+    cuts = {
+        each.weight: Placement("experts" if each.layout == "experts" else "matrix", each.layout, blocks, each.axis)
+        for module in model.modules()
+        for each in projections(module)
+        if (split_fused or split_heads) and (blocks := each.blocks(by_head=split_heads)) is not None
+    }
+    adapters = {p for module in model.modules() for p in _adapters(module)}
     routers = {linear for module in model.modules() for linear in _linear_routers(module)}
     made: dict[nn.Module, tuple[nn.Module, str]] = {
-        each: (module, name) for module in model.modules() for name, each in _parametrizations(module)
+        each: (module, name) for module in model.modules() for name, each in parametrizations(module)
     }
     for module in model.modules():
         for local, p in module.named_parameters(recurse=False):
@@ -87,8 +97,10 @@ def placements(
                 raise ValueError(
                     f"parameter {local} of {type(module).__name__} has no shape yet; run one forward pass."
                 )
-            owner, name = made.get(module) or (module, _WEIGHT_PARTS.get(local, local))
-            placement = fused.get(p) or _placement(owner, name, p, is_router=owner in routers)
+            owner, name = made.get(module) or (module, WEIGHT_PARTS.get(local, local))
+            placement = cuts.get(p) or _placement(owner, name, p, is_router=owner in routers)
+            if p in adapters:
+                placement = _matrix("adapter", "matrix", p.shape) if p.ndim == 2 else Placement("other")
             # A parameter that modules share counts as what the more specific of them says: embedding before matrix.
             if p not in placed or placement.kind == "embedding":
                 placed[p] = placement
@@ -96,35 +108,6 @@ def placements(
         placed.update((weight, Placement("head")) for weight in stored_weights(head))
     _override(placed, model, overrides)
     return placed
-
-
-def stored_weights(module: nn.Module, name: str = "weight") -> list[Tensor]:
-    """Parameters that a module's weight is, or is made of where it is parametrized; the one of its shape last.
-
-    Args:
-        module: Any module.
-        name: Attribute of the weight.
-    """
-    for parametrized, each in _parametrizations(module):
-        if parametrized == name:
-            return list(each.parameters(recurse=False))
-    parts = [module._parameters.get(part) for part, whole in _WEIGHT_PARTS.items() if whole == name]
-    weights = [getattr(module, name, None)] if not any(part is not None for part in parts) else parts
-    return [weight for weight in weights if isinstance(weight, Tensor)]
-
-
-def _stored(module: nn.Module, name: str) -> Tensor | None:
-    """The parameter of the shape of a module's weight, if there is one."""
-    weights = stored_weights(module, name)
-    return weights[-1] if weights else None
-
-
-def _parametrizations(module: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
-    lists = module._modules.get("parametrizations")
-    if isinstance(lists, nn.ModuleDict):
-        for name, each in lists.items():
-            if isinstance(each, ParametrizationList):
-                yield name, each
 
 
 def _placement(module: nn.Module, local: str, p: Tensor, *, is_router: bool) -> Placement:
@@ -138,7 +121,7 @@ def _placement(module: nn.Module, local: str, p: Tensor, *, is_router: bool) -> 
     known: Kind | None = None
     if is_router or _has_class(module, _ROUTER_CLASS):
         known = "router"
-    elif isinstance(module, _LINEAR) or _is_transformers(module, "Conv1D"):
+    elif isinstance(module, _LINEAR) or is_transformers(module, "Conv1D"):
         known = "matrix"
     is_known = known is not None or isinstance(module, nn.modules.conv._ConvNd)
     if p.ndim != 2:
@@ -176,6 +159,15 @@ def _convolution(p: Tensor, groups: int) -> Placement:
     return Placement("conv", "conv", (rows,) * groups if groups > 1 else None)
 
 
+def _adapters(module: nn.Module) -> Iterator[Tensor]:
+    """Low-rank factors beside the weight of one of peft's layers: LoRA, DoRA and its kin."""
+    if any(c.__module__.partition(".")[0] == "peft" for c in type(module).__mro__):
+        for name in _LORA_FACTORS:
+            factors = getattr(module, name, None)
+            if isinstance(factors, (nn.ModuleDict, nn.ParameterDict)):
+                yield from factors.parameters()
+
+
 def _linear_routers(module: nn.Module) -> Iterator[nn.Module]:
     """Linear layers that score experts: children of a module with ``num_experts``, of as many outputs."""
     experts = getattr(module, "num_experts", None)
@@ -183,37 +175,6 @@ def _linear_routers(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():
             if isinstance(child, nn.Linear) and child.out_features == experts:
                 yield child
-
-
-def _fused_projections(module: Any) -> Iterator[tuple[Tensor, Placement]]:
-    """Weights that hold several projections side by side, of classes known to lay them out so."""
-    if isinstance(module, nn.MultiheadAttention):
-        yield from _split(_stored(module, "in_proj_weight"), "matrix", parts=3)
-    elif _is_transformers(module, "GPT2Attention"):
-        # Conv1D: (in, out); query, key and value, or key and value of cross-attention
-        weight = _stored(module.c_attn, "weight")
-        if weight is not None:
-            yield from _split(weight, "matrix", parts=weight.shape[1] // module.split_size, axis=-1)
-    elif _is_transformers(module, "Phi3Attention"):
-        query, key = module.o_proj.in_features, module.num_key_value_heads * module.head_dim
-        yield from _split(_stored(module.qkv_proj, "weight"), "matrix", sizes=(query, key, key))
-    elif _is_transformers(module, *_GATED_MLPS):
-        yield from _split(_stored(module.gate_up_proj, "weight"), "matrix", parts=2)
-    elif isinstance(getattr(module, "num_experts", None), int) and getattr(module, "has_gate", True):
-        weight = _stored(module, "gate_up_proj")
-        if getattr(module, "is_concatenated", _is_transformers(module, *_GATE_THEN_UP)):
-            axis = -1 if getattr(module, "is_transposed", False) else -2
-            yield from _split(weight, "experts", parts=2, axis=axis)
-
-
-def _split(
-    weight: object, layout: Layout, *, parts: int = 1, sizes: tuple[int, ...] | None = None, axis: int = -2
-) -> Iterator[tuple[Tensor, Placement]]:
-    if isinstance(weight, Tensor) and weight.ndim == (3 if layout == "experts" else 2):
-        blocks = sizes or (weight.shape[axis] // parts,) * parts
-        kind: Kind = "experts" if layout == "experts" else "matrix"
-        if min(*blocks, *weight.shape[-2:]) > 1 and sum(blocks) == weight.shape[axis]:
-            yield weight, Placement(kind, layout, blocks, axis)
 
 
 def _override(
@@ -256,7 +217,3 @@ def _as_kind(kind: Kind, p: Tensor, before: Placement) -> Placement:
 
 def _has_class(module: nn.Module, pattern: re.Pattern[str]) -> bool:
     return any(pattern.search(c.__name__) for c in type(module).__mro__)
-
-
-def _is_transformers(module: nn.Module, *names: str) -> bool:
-    return any(c.__name__ in names and c.__module__.partition(".")[0] == "transformers" for c in type(module).__mro__)

@@ -192,6 +192,7 @@ class TrainingConfig:
         batch_size: Sequences per step, over all ranks.
         micro_batch_size: Sequences per forward pass of a rank; ``None`` is the rank's whole share of the batch.
         clip: Global norm that gradients are clipped to; 0 is none.
+        qk_clip: Threshold of attention logits, see :class:`lite.QKClip`; 0 is none.
         precision: ``"float32"``; ``"bfloat16-mixed"``: float32 weights, bfloat16 in forward and backward;
             ``"bfloat16"``: weights and optimizer state too (published).
         sharding: What several ranks do: ``"none"``: each has the whole model (DDP); ``"fsdp2"``: weights, gradients and
@@ -204,6 +205,7 @@ class TrainingConfig:
     batch_size: Count = 8
     micro_batch_size: Count | None = None
     clip: Number = 1.0
+    qk_clip: Number = 0.0
     precision: Precision = "float32"
     gradient_checkpointing: Switch = False
     sharding: Sharding = "none"
@@ -218,7 +220,8 @@ class TrainingConfig:
                 f"training.micro_batch_size = {self.micro_batch_size!r} must divide training.batch_size = "
                 f"{self.batch_size!r}."
             )
-        require_positive("training.clip", self.clip, "0 turns clipping off", allow_zero=True)
+        for name, threshold in (("clip", self.clip), ("qk_clip", self.qk_clip)):
+            require_positive(f"training.{name}", threshold, "0 turns clipping off", allow_zero=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -24,6 +24,7 @@ from rishd.pretraining.clock import StepClock, Times
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.corpus import Corpus, load_corpus
 from rishd.pretraining.cost import StaticCost, estimate, measured_cost, require_memory, static_cost
+from rishd.pretraining.logit_clipping import LogitClipping
 from rishd.pretraining.models import build_model, describe, model_config
 from rishd.pretraining.optimizers import build_optimizer, build_scheduler
 from rishd.pretraining.ranks import idle_devices, rank_count, replicas, shard, sharding_ranks
@@ -171,6 +172,7 @@ def prepare(
         clock=clock,
         updates=updates,
         keep=config.checkpoints.keep,
+        logits=LogitClipping(model, config.training.qk_clip),
         model=model,
         args=arguments,
         train_dataset=training,

@@ -26,6 +26,7 @@ from rishd.pretraining.blocks import IGNORED
 from rishd.pretraining.checkpoint_folders import RunCheckpointError, kept, readable, step_of, write_checkpoint
 from rishd.pretraining.checksums import digests, files_of, write_sums
 from rishd.pretraining.clock import StepClock
+from rishd.pretraining.logit_clipping import LogitClipping
 from rishd.pretraining.optimizer_state import load_optimizer, save_optimizer, saved_optimizer
 from rishd.pretraining.results import METRICS, MODEL
 from rishd.pretraining.updates import UpdateNorms
@@ -42,12 +43,16 @@ class PretrainTrainer(Trainer):
         clock: Counts training time.
         updates: Measured updates, which are logged beside the loss.
         keep: How many checkpoints stay.
+        logits: Clips attention logits, if at all.
         arguments: Those of transformers' Trainer.
     """
 
-    def __init__(self, *, clock: StepClock, updates: UpdateNorms, keep: int, **arguments: Any) -> None:
-        self.clock, self.updates, self.keep = clock, updates, keep
+    def __init__(
+        self, *, clock: StepClock, updates: UpdateNorms, keep: int, logits: LogitClipping, **arguments: Any
+    ) -> None:
+        self.clock, self.updates, self.keep, self.logits = clock, updates, keep, logits
         super().__init__(**arguments)
+        self.add_callback(logits)
         self.model: PreTrainedModel
         first = next(self.model.parameters())
         # Sharded by fully_shard: accelerate must neither wrap the model nor shard it again, as for a model that
@@ -72,7 +77,8 @@ class PretrainTrainer(Trainer):
         transformers divides the cross-entropy by the tokens of all passes and ranks, and multiplies the sum with the
         balancing loss, which it has not divided, by the number of ranks.
         """
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with self.logits.watching():
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         aux = outputs.get("aux_loss") if isinstance(outputs, dict) else None
         if isinstance(aux, torch.Tensor) and num_items_in_batch is not None:
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

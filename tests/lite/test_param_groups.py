@@ -5,10 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     JetMoeConfig,
@@ -45,6 +48,7 @@ MODELS = {
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**ONE_KV)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, add_cross_attention=True)),
+    "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**ONE_KV, pad_token_id=0)),
     "qwen2-moe": lambda: Qwen2MoeForCausalLM(
         Qwen2MoeConfig(**ONE_KV, **MOE, shared_expert_intermediate_size=20, decoder_sparse_step=1)
@@ -115,9 +119,10 @@ def test_every_parameter_is_in_exactly_one_group(model):
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
 
 
-def test_writing_every_view_writes_every_entry_once(model):
+@pytest.mark.parametrize("split_heads", [False, True])
+def test_writing_every_view_writes_every_entry_once(model, split_heads):
     before = [p.detach().clone() for p in model.parameters()]
-    for group in param_groups(model):
+    for group in param_groups(model, split_heads=split_heads):
         for _, p in group["params"]:
             for view in [p.detach()] if group["rule"] == "adamw" else views(p, group):
                 assert group["rule"] == "adamw" or (view.ndim in (2, 3) and min(view.shape[-2:]) > 1)
@@ -238,6 +243,74 @@ def test_fused_projections_are_split_where_the_class_tells():
     assert settings_of(phi3, "0.mlp.gate_up_proj.weight")["blocks"] == (24, 24)
     assert settings_of(attention, "self_attn.in_proj_weight")["blocks"] == (8, 8, 8)
     assert settings_of(attention, "self_attn.in_proj_weight", split_fused=False) == {"kind": "matrix", "rule": "muon"}
+
+
+def test_every_head_is_a_matrix_on_request():
+    llama, mistral, gpt2 = MODELS["llama"](), MODELS["mistral"](), MODELS["gpt2"]()
+    attention, neox = MODELS["attention"](), MODELS["gpt-neox"]()
+    for model, ending, blocks, axis in (
+        (llama, "0.self_attn.q_proj.weight", (8, 8), -2),
+        (llama, "0.self_attn.o_proj.weight", (8, 8), -1),
+        (mistral, "0.self_attn.k_proj.weight", None, -2),  # one head
+        (gpt2, "h.0.attn.c_attn.weight", (8,) * 6, -1),
+        (gpt2, "h.0.attn.c_proj.weight", (8, 8), -2),
+        (attention, "self_attn.in_proj_weight", (4,) * 6, -2),
+        (neox, "0.attention.query_key_value.weight", (8,) * 6, -2),
+        (MODELS["phi3"](), "0.self_attn.qkv_proj.weight", (8,) * 4, -2),
+        (MODELS["phi3"](), "0.mlp.gate_up_proj.weight", (24, 24), -2),
+    ):
+        group = settings_of(model, ending, split_heads=True)
+        assert (group.get("blocks"), group.get("block_axis", -2)) == (blocks, axis), ending
+    assert "blocks" not in settings_of(neox, "0.attention.query_key_value.weight")  # interleaved: whole
+    assert "blocks" not in settings_of(llama, "0.self_attn.q_proj.weight")
+
+
+def test_per_head_steps_do_not_depend_on_the_order_of_heads():
+    """Permuting the heads of GPT-NeoX's interleaved weight permutes the step; the whole weight's step, too."""
+
+    def stepped(order):
+        torch.manual_seed(0)
+        w = torch.randn(2, 3, 8, 16)
+        g = torch.randn(2, 3, 8, 16)
+        p = nn.Parameter(w[order].reshape(48, 16))
+        p.grad = g[order].reshape(48, 16)
+        group = {"params": [p], "rule": "muon", "blocks": (8,) * 6, "block_axis": -2}
+        MuonLITE([group], lr=0.1, chi=2.0).step()
+        return p.detach().reshape(2, 3, 8, 16)[order]
+
+    torch.testing.assert_close(stepped([1, 0]), stepped([0, 1]))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_factors_of_adapters_run_plain_muon_and_frozen_weights_nothing(dora):
+    targets = ["q_proj", "down_proj"] + ([] if dora else ["embed_tokens"])
+    model = get_peft_model(MODELS["llama"](), LoraConfig(r=4, target_modules=targets, use_dora=dora))
+    groups = {group["kind"]: group for group in param_groups(model)}
+    assert set(groups) == ({"adapter", "other"} if dora else {"adapter"})
+    names = {name for name, _ in groups["adapter"]["params"]}
+    assert names == {name for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2}
+    assert len(names) == 8 if dora else 10
+    assert (groups["adapter"]["chi"], groups["adapter"]["sharp_fraction"]) == (1.0, 0.0)
+    if dora:
+        assert all("magnitude" in name for name, _ in groups["other"]["params"])
+    one_row = get_peft_model(MODELS["llama"](), LoraConfig(r=1, target_modules=["q_proj"]))
+    assert {group["kind"] for group in param_groups(one_row)} == {"other"}
+
+
+def test_timm_attention_has_query_key_and_value():
+    """A class of timm's name with its forward; the library itself is no dependency."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.head_dim = 2, 4
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    Attention.__module__ = "timm.layers.attention"
+    model = nn.Sequential(Attention())
+    assert settings_of(model, "qkv.weight")["blocks"] == (8, 8, 8)
+    assert settings_of(model, "qkv.weight", split_heads=True)["blocks"] == (4,) * 6
+    assert settings_of(model, "0.proj.weight", split_heads=True)["block_axis"] == -1
 
 
 def test_gpt2_blocks_are_query_key_and_value():

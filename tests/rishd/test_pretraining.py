@@ -154,6 +154,18 @@ def test_gradient_accumulation_makes_the_same_steps(text, tmp_path):
     assert [loss for _, loss in losses[0]] == pytest.approx([loss for _, loss in losses[1]], rel=1e-5)
 
 
+def test_attention_logits_are_clipped_after_each_step(text, tmp_path):
+    """With a threshold that every head exceeds, the query weights shrink; with a high one nothing changes."""
+    norms = {}
+    for threshold in (0.0, 1e-3, 1e3):
+        folder = tmp_path / str(threshold)
+        run(tiny(text, {"training.qk_clip": threshold, "training.steps": 2, "training.micro_batch_size": 1}), folder)
+        norms[threshold] = {name: float(p.norm()) for name, p in weights(folder).items()}
+    assert norms[1e3] == norms[0.0]
+    queries = [name for name in norms[0.0] if "q_proj" in name]
+    assert queries and all(norms[1e-3][name] < 0.9 * norms[0.0][name] for name in queries)
+
+
 def test_a_process_uses_one_device(text, tmp_path, monkeypatch):
     """The Trainer would put the passes on every device that it sees, each with a whole one."""
     made = TrainingArguments.__post_init__
@@ -218,6 +230,7 @@ def test_sharding_by_accelerate_is_refused(text, tmp_path, monkeypatch):
         ({"optimizer.lr": float("nan")}, "lr = nan"),
         ({"optimizer.lr": "fast"}, "optimizer.lr = 'fast'"),
         ({"training.steps": 0}, "steps = 0"),
+        ({"training.qk_clip": -1.0}, "training.qk_clip = -1.0"),
         ({"training.tokens": 100}, "give one of them"),
         ({"training.micro_batch_size": 3}, "must divide"),
         ({"schedule.warmup_steps": 6}, "below the 6 steps"),

@@ -26,9 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
-from lite import MuonLITE, NonFiniteError
+from lite import MuonLITE, NonFiniteError, QKClip
 from lite.distributed import megabatch
 from lite.distributed.exchange import Transfer
 from lite.distributed.sharding import local_part
@@ -238,6 +239,51 @@ def replicas_stay_alike(rank, world, folder):
             torch.manual_seed(rank)
             train(model, optimizer, range(3), forward=forward, rank=rank, world=world)
             found[f"{name}/{mode}"] = digest({str(i): whole(p) for i, p in enumerate(model.parameters())})
+    return found
+
+
+class Attention(nn.Module):
+    """Four query heads on two key heads, without a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.head_dim = 3
+        self.q_proj, self.k_proj = nn.Linear(SIZE, 12), nn.Linear(SIZE, 6)
+        self.v_proj, self.o_proj = nn.Linear(SIZE, 6), nn.Linear(12, SIZE)
+
+    def forward(self, x):
+        layers = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in layers)
+        return self.o_proj(scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(-2))
+
+
+@check
+def qk_clip(rank, world, folder):
+    """How far the clipped weights are from those of one process that sees all data."""
+
+    def attention():
+        torch.manual_seed(0)
+        return nn.Sequential(Attention()).double()
+
+    torch.manual_seed(1)
+    x = torch.randn(world, 5, SIZE, dtype=torch.float64)
+    found = {}
+    for mode in ("ddp", "rows", "columns"):
+        model, one = attention(), attention()
+        forward = DistributedDataParallel(model) if mode == "ddp" else model
+        if mode != "ddp":
+            cut = {"shard_placement_fn": lambda p: Shard(p.ndim - 1)} if mode == "columns" else {}
+            fully_shard(model, mesh=init_device_mesh("cpu", (world,)), **cut)
+        for each, run, seen in ((model, forward, x[rank : rank + 1]), (one, one, x)):
+            clip = QKClip(
+                each,
+                threshold=0.3,
+                process_group=None if each is model else dist.new_group([rank], use_local_synchronization=True),
+            )
+            with clip.watching():
+                run(seen)
+            clip.step()
+        found[mode] = {"apart": distance(model, one), "moved": distance(one, attention())}
     return found
 
 

@@ -35,6 +35,13 @@ def test_state_of_matrices_is_divided(results, ranks):
 
 
 @pytest.mark.parametrize("ranks", SEVERAL)
+def test_qk_clip_takes_the_largest_logits_of_all_ranks(results, ranks):
+    for found in results.of(ranks, "qk_clip"):
+        assert set(found) == {"ddp", "rows", "columns"}
+        assert all(each["apart"] < 1e-12 and each["moved"] > 0.01 for each in found.values()), found
+
+
+@pytest.mark.parametrize("ranks", SEVERAL)
 def test_collectives_of_a_step(results, ranks):
     for found in results.of(ranks, "collectives"):
         assert found["ddp"]["counts"] == {"_allgather_base_": 1}
