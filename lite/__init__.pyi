@@ -16,6 +16,7 @@ from lite.parameters.matrix_view import matrix_views as matrix_views
 from lite.qk_clip import QKClip as QKClip
 from lite.schedules import LITESchedule as LITESchedule
 from lite.schedules import learning_rate_factor as learning_rate_factor
+from lite.setting_schedule import SettingSchedule as SettingSchedule
 from lite.shampoo_lite import Shampoo as Shampoo
 from lite.shampoo_lite import ShampooLITE as ShampooLITE
 from lite.soap_lite import SOAP as SOAP

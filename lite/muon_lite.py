@@ -92,7 +92,7 @@ class MuonLITE(LITEOptimizer):
 
     rule = "muon"
     sharded_state = ("momentum",)
-    spare_state = ("rho", "subspace", "leading")
+    spare_state = ("rho", "subspace", "leading", "draws")
     largest_cpu_batch = 2**20  # beyond that temporaries leave a CPU's caches (measured)
 
     def __init__(
@@ -244,8 +244,9 @@ def _require_memory(
         ValueError: naming what is missing.
     """
     rank = round(group["sharp_fraction"] * min(shape))
+    follows = isinstance(mask, TrackedSubspace) or (isinstance(mask, RandomSubspace) and not mask.is_redrawn)
     followed = state["subspace"].size(-1) if "subspace" in state else 0
-    if splits and isinstance(mask, (TrackedSubspace, RandomSubspace)) and followed < rank:
+    if splits and follows and followed < rank:
         missing = f"needs {rank} directions, but {followed} are followed since the first step"
     elif isinstance(mask, ThresholdMask) and "rho" not in state:
         missing = "needs a threshold, but there was none at the first step"

@@ -26,7 +26,7 @@ from lite.parameters.parameter_entries import group_views
 from lite.parameters.tensor_settings import acts
 from riemannian_ode.checks import require_choice, shown
 
-Mask: TypeAlias = Literal["subspace", "threshold", "exact", "graded", "graded-frobenius", "random"]
+Mask: TypeAlias = Literal["subspace", "threshold", "exact", "graded", "graded-frobenius", "random", "random-redrawn"]
 Damping: TypeAlias = Literal["outside", "inside"]
 _DAMPINGS: tuple[Damping, ...] = ("outside", "inside")
 NSDtype: TypeAlias = Literal["fastest", "parameter", "bfloat16", "float32"]
@@ -37,6 +37,7 @@ MASKS: dict[Mask, Callable[[float], SingularMask]] = {  # by the sharp fraction
     "graded": lambda _: GradedMask(),
     "graded-frobenius": lambda _: GradedMask(by="frobenius"),
     "random": lambda r: RandomSubspace(sharp_fraction=r),
+    "random-redrawn": lambda r: RandomSubspace(sharp_fraction=r, is_redrawn=True),
 }
 _NS_DTYPES: dict[NSDtype, Any] = {
     "fastest": "fastest",
@@ -145,11 +146,11 @@ def _check_rows(group: dict[str, Any]) -> None:
 def group_mask(group: dict[str, Any]) -> SingularMask | None:
     """The mask of a group, ``None`` if it runs plain Muon for good.
 
-    Its peaks decide, since a schedule passes through χ = 1 and β = 0.
+    Its peaks decide, since a schedule passes through χ = 1 and β = 0; with a :class:`lite.SettingSchedule` it has one.
     """
     names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
     is_lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
-    if not is_lite or group["sharp_fraction"] <= PLAIN_FRACTION:
+    if not (is_lite or group.get("is_scheduled", False)) or group["sharp_fraction"] <= PLAIN_FRACTION:
         return None
     return MASKS[group["mask"]](group["sharp_fraction"])
 

@@ -41,7 +41,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
             unless a group says ``rule="adamw"``).
         lr: Learning rate η.
         weight_decay: λ ≥ 0, decoupled.
-        chi: χ ≥ 1, learning-rate ratio of flat directions.
+        chi: χ ≥ 0, learning-rate ratio of flat directions; LITE has χ > 1.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in the rule's units.
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp.

@@ -195,6 +195,11 @@ class LITESchedule(LRScheduler):
             if "chi" not in group:
                 raise ValueError(f"{type(optimizer).__name__} has no chi in its groups; give a LITE optimizer.")
             _keep_peaks(group)
+            if group["peak_chi"] < 1.0:
+                raise ValueError(
+                    f"chi = {group['peak_chi']!r} is below 1, where the published schedule has no meaning: it raises χ "
+                    "from 1 to its peak. Keep χ constant, or give it a SettingSchedule."
+                )
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:

@@ -118,7 +118,7 @@ class RISHD:
             eta: Learning rate η ≥ 0.
             beta: β (β₁ with a split), in theory's units: beside a summed momentum.
             beta_flat: β₂ ≥ β₁ of flat directions; ``beta`` by default. Needs ``flat``.
-            chi: χ ≥ 1 of flat directions. Needs ``flat``.
+            chi: χ ≥ 0 of flat directions; LITE has χ > 1. Needs ``flat``.
             flat: Projector on flat directions at a :class:`PhasePoint`, commuting with F: a landscape's ``flat_split``
                 or :class:`ConstantSplit` with F = I or an F of the same axes, else :class:`MetricSplit` or
                 ``ConstantSplit(basis, metric=F)``.
@@ -169,7 +169,7 @@ class RISHD:
             alpha=expand(alpha, lower=0.0),
             eta=expand(eta, lower=0.0),
             **damping,
-            chi=expand(chi, lower=1.0),
+            chi=expand(chi, lower=0.0),
             flat=flat,
             gain=expand(gain),
             correction=correction,

@@ -36,7 +36,7 @@ def check_optimizer(
     flat_damping = beta if beta_flat is None else beta_flat
     check_range("alpha", alpha, 0.0, "it is the damping 1 − momentum", strict=True)
     check_range("eta", eta, 0.0, "it is the learning rate", strict=False)
-    check_range("chi", chi, 1.0, "LITE speeds flat directions up; χ < 1 would slow them down", strict=False)
+    check_range("chi", chi, 0.0, "it scales flat directions; χ = 1 is the base method", strict=False)
     for name, value in (("beta", beta), ("beta_flat", flat_damping)):
         check_finite(name, value)
         check_gamma(name, add(nesterov, value), alpha, gain)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from discretizations.matrices.random_subspace import random_subspace
 from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
     GradedComplement,
@@ -213,20 +214,29 @@ class ThresholdMask(SingularMask):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSubspace(SingularMask):
-    """Sharp is a fixed random subspace of the same rank: the control for the choice of a subspace.
+    """Sharp is a random subspace of the same rank: the control for the choice of a subspace.
 
     Args:
         sharp_fraction: r in [0, 1].
+        is_redrawn: Whether every step draws another one, else it is fixed.
     """
 
     sharp_fraction: float
+    is_redrawn: bool = False
 
     def initial(self, w: Tensor) -> Memory:
-        return {"subspace": initial_subspace(w, round(self.sharp_fraction * min(w.shape[-2:])))}
+        if self.is_redrawn:
+            return {"draws": torch.zeros(w.shape[:-2], dtype=wide_dtype(w), device=w.device)}
+        return {"subspace": initial_subspace(w, self._rank(w))}
 
     def flat(self, memory: Memory, covector: Tensor, polar: Tensor, **_: Any) -> tuple[Projector, Memory]:
-        rank = round(self.sharp_fraction * min(covector.shape[-2:]))
-        return SubspaceComplement(memory["subspace"][..., :rank].to(covector.dtype)), memory
+        if self.is_redrawn:
+            basis = random_subspace(covector, self._rank(covector), memory["draws"])
+            return SubspaceComplement(basis), memory | {"draws": memory["draws"] + 1.0}
+        return SubspaceComplement(memory["subspace"][..., : self._rank(covector)].to(covector.dtype)), memory
+
+    def _rank(self, w: Tensor) -> int:
+        return round(self.sharp_fraction * min(w.shape[-2:]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from riemannian_ode.checks import is_number, require_choice, shown
 
 # What schedulers leave in groups: ours and all of torch's; OneCycleLR, CyclicLR and SWALR add the last ones.
 _OUR_SCHEDULE = {"initial_lr": 0.0, "peak_chi": 1.0, "peak_beta_flat": -1.0}  # with their lower ends
-_SCHEDULE_KEYS = (*_OUR_SCHEDULE, "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+_SCHEDULE_KEYS = (*_OUR_SCHEDULE, "is_scheduled", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 _TORCH_KEYS = ("params", "param_names", "differentiable")  # the last one after an optimizer was copied or unpickled
 LARGEST_COUNT = 2**53  # beyond, not every whole number has a float64
 
@@ -45,7 +45,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
             raise ValueError(f"{name} is a tensor; only {', '.join(TENSOR_SETTINGS)} may be, {name} is a plain number.")
     require_range(group, "lr", 0.0, math.inf, "it is the learning rate")
     require_range(group, "weight_decay", 0.0, math.inf, "it shrinks the weights by lr·weight_decay a step")
-    require_range(group, "chi", 1.0, math.inf, "LITE speeds flat directions up; χ = 1 is the base optimizer")
+    require_range(group, "chi", 0.0, math.inf, "it scales flat directions; χ = 1 is the base optimizer")
     require_range(group, "chi_sharp", 0.0, math.inf, "it scales sharp directions; 1 but in ablations")
     require_range(group, "sharp_fraction", 0.0, 1.0, "it is the fraction of directions that count as sharp")
     for name in ("beta_sharp", "beta_flat"):
@@ -65,6 +65,8 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     if group["eps"] == 0:
         raise ValueError("eps = 0 divides by zero where a gradient has always been zero; 1e-8 is published.")
     require_flag(group, "stochastic_rounding")
+    if "is_scheduled" in group:
+        require_flag(group, "is_scheduled")
     check_decay(group, is_matrix=group["rule"] != "adamw")
     for name, lower in _OUR_SCHEDULE.items():
         if name in group:

@@ -11,7 +11,7 @@ from riemannian_ode.integrators.adaptive import DOP853
 from tests.discretizations.test_memory_flows import FLOWS, SHAPE, SMOOTH, P, Wells, flow, run, start
 
 ADAPTS = ("adam, lite", "soap, lite", "kl-soap")  # masks whose thresholds move between steps
-NO_GRADIENT = ("muon, graded", "muon, random", "normuon", "normuon, tracked", "shampoo, grafted")
+NO_GRADIENT = ("muon, graded", "muon, random", "muon, redrawn", "normuon", "normuon, tracked", "shampoo, grafted")
 
 
 def warm(name, *ensemble, **changes):

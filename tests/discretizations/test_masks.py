@@ -1,5 +1,6 @@
 """Masks of preconditioners: their memory before the first step, their flat part, and what they say of themselves."""
 
+import itertools
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from discretizations import (
     TrackedSubspace,
 )
 from discretizations.matrices.polar import exact_polar
+from discretizations.matrices.random_subspace import random_subspace
 from discretizations.preconditioners.masks import wide_dtype
 
 SIGMA = torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64)
@@ -72,6 +74,30 @@ def test_a_random_subspace_stays_what_it_is():
     assert torch.equal(memory["subspace"], start)
     torch.testing.assert_close(flat(ASKED), ASKED - sharp_part(start), rtol=0, atol=1e-6)
     assert mask.observed(memory, X) is memory
+
+
+def test_a_redrawn_subspace_is_another_one_every_step():
+    mask = RandomSubspace(sharp_fraction=0.5, is_redrawn=True)
+    bases, memory = [], mask.initial(X)
+    for k in range(3):
+        assert float(memory["draws"]) == k
+        flat, memory = mask.flat(memory, X, X)
+        basis = flat.basis
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(2, dtype=X.dtype), rtol=0, atol=1e-6)
+        bases.append(basis)
+    again, _ = mask.flat(mask.initial(X), X, X)
+    assert torch.equal(again.basis, bases[0])
+    assert min(float((a @ a.mT - b @ b.mT).norm()) for a, b in itertools.combinations(bases, 2)) > 0.1
+
+
+def test_redrawn_subspaces_are_uniform():
+    """E[VVᵀ] = (k/n)I, and entries of V have the kurtosis 3n/(n + 2) of a point on a sphere."""
+    n, k, draws = 6, 2, 20_000
+    v = random_subspace(torch.zeros(draws, 5, n, dtype=torch.float64), k, torch.arange(draws))
+    error = ((v @ v.mT).mean(0) - k / n * torch.eye(n, dtype=torch.float64)).abs().max()
+    assert float(error) < 5 * 0.3 / math.sqrt(draws)
+    kurtosis = float((v**4).mean() / (v**2).mean() ** 2)
+    assert kurtosis == pytest.approx(3 * n / (n + 2), rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -46,6 +46,7 @@ FLOWS = {
     "muon, exact": (PolarFactor(mask=ExactSubspace(sharp_fraction=0.4)), AVERAGE | LITE),
     "muon, graded": (PolarFactor(iteration="svd", mask=GradedMask()), AVERAGE | LITE | {"decay": 0.1}),
     "muon, random": (PolarFactor(mask=RandomSubspace(sharp_fraction=0.4)), AVERAGE | {"chi": 2.0}),
+    "muon, redrawn": (PolarFactor(mask=RandomSubspace(sharp_fraction=0.4, is_redrawn=True)), AVERAGE | {"chi": 0.5}),
     "muon, threshold": (PolarFactor(iteration="svd", mask=ThresholdMask(sharp_fraction=0.4)), AVERAGE | LITE),
     "shampoo": (KroneckerRoot(beta2=0.95, eps=1e-2), AVERAGE | {"corrects_momentum": True}),
     "shampoo, sums": (KroneckerRoot(beta2=None, eps=1e-1, sharp_fraction=0.3), AVERAGE | LITE),

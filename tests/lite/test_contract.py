@@ -195,7 +195,7 @@ def test_checkpoints_of_other_optimizers_are_refused_with_the_difference():
     [
         ({"lr": -0.1}, r"lr = -0\.1 must be finite and at least 0"),
         ({"lr": float("nan")}, "lr = nan"),
-        ({"chi": 0.9}, r"chi = 0\.9 must be finite and at least 1"),
+        ({"chi": -0.9}, r"chi = -0\.9 must be finite and at least 0"),
         ({"beta_sharp": -1.0}, "must be above −1"),
         ({"beta_sharp": 0.5, "beta_flat": 0.0}, "is below beta_sharp"),
         ({"beta_flat": float("inf")}, "beta_flat = inf"),

@@ -97,8 +97,8 @@ def test_bad_limits_are_refused(name):
             r"nesterov\(4\) = inf must be finite",
         ),
         (
-            {"chi": TimeDependent(lambda t: 2.0 - t / 3.5), "flat": VALLEY.flat_split},
-            r"chi\(4\) = 0\.857.* must be at least 1",
+            {"chi": TimeDependent(lambda t: 1.0 - t / 3.5), "flat": VALLEY.flat_split},
+            r"chi\(4\) = -0\.142.* must be at least 0",
         ),
         (
             {"beta": TimeDependent(lambda t: -0.9 * t)},  # 1 + 0.3β = −0.08 at t = 4

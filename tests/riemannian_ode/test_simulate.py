@@ -169,7 +169,7 @@ class _Slow:
         ({"alpha": np.array([0.1, -0.2])}, "alpha"),
         ({"eta": -1.0}, r"eta = -1\.0 must be ≥ 0"),
         ({"eta": float("inf")}, "eta = inf must be finite"),
-        ({"chi": 0.5, "flat": LANDSCAPE.flat_split}, r"chi = 0\.5 must be ≥ 1"),
+        ({"chi": -0.5, "flat": LANDSCAPE.flat_split}, r"chi = -0\.5 must be ≥ 0"),
         ({"beta": -4.0}, r"beta = -4\.0 makes γ/η = c \+ αβ = -0\.2 non-positive"),
         ({"beta": 1.0, "beta_flat": 0.5, "flat": LANDSCAPE.flat_split}, r"beta_flat = 0\.5 is below beta"),
         ({"chi": 2.0}, "none are named"),
@@ -273,7 +273,7 @@ def test_shapes_that_do_not_match_are_refused_in_words():
         simulate(system(chi=2.0, flat=ConstantSplit(np.eye(4)[:, :1])), W0, steps=1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("eta", -0.1), ("chi", 0.2), ("eta", float("nan"))])
+@pytest.mark.parametrize(("name", "value"), [("eta", -0.1), ("chi", -0.2), ("eta", float("nan"))])
 def test_time_dependent_coefficients_are_checked_where_they_start(name, value):
     changes = {name: TimeDependent(lambda t: value), "flat": LANDSCAPE.flat_split}
     with pytest.raises(ValueError, match=rf"{name}\(0\)"):
