@@ -87,7 +87,14 @@ def report(plan: object, folder: Path, output: Format) -> None:
     from rishd.comparing.scaling import scaling_laws
     from rishd.comparing.schedule import due_runs
     from rishd.comparing.statistics import compare as statistics
-    from rishd.report.compare_figures import comparison_figure, curve_figure, length_figure, scaling_figure
+    from rishd.comparing.transfer import transfers
+    from rishd.report.compare_figures import (
+        comparison_figure,
+        curve_figure,
+        length_figure,
+        scaling_figure,
+        transfer_figure,
+    )
 
     assert isinstance(plan, Plan)
     recorded = read_runs(folder)
@@ -96,17 +103,23 @@ def report(plan: object, folder: Path, output: Format) -> None:
         err.print("no run is recorded yet")
         return
     laws, lawless = scaling_laws(comparison)
+    transferred = transfers(comparison)
     warnings = [*comparison.warnings(), *lawless]
     figures = {
         "losses": comparison_figure(comparison),
         "curves": curve_figure(plan, recorded, comparison),
         "lengths": length_figure(comparison) if any(row.lengths for row in comparison.results) else None,
         "scaling": scaling_figure(laws) if laws else None,
+        "transfer": transfer_figure(transferred) if transferred else None,
     }
     for stem, figure in figures.items():
         if figure is not None:
             figure.savefig(folder / f"{stem}.png", dpi=120)
-    data = comparison.as_dict() | {"scaling": [law.as_dict() for law in laws], "warnings": warnings}
+    data = comparison.as_dict() | {
+        "scaling": [law.as_dict() for law in laws],
+        "transfer": [each.as_dict() for each in transferred],
+        "warnings": warnings,
+    }
     text = json.dumps(data, indent=2, allow_nan=False)
     write_text(folder / "comparison.json", text + "\n")
     if output is Format.json:
@@ -115,6 +128,9 @@ def report(plan: object, folder: Path, output: Format) -> None:
     out.print(text_table(comparison.table()))
     for law in laws:
         out.print(law.sentence, highlight=False)
+    if transferred:
+        out.print("\nDoes the best learning rate of the smallest model hold for the largest?")
+        out.print(text_table([each.row() for each in transferred]))
     for line in warnings:
         out.print(line, style="yellow", highlight=False)
     out.print(f"records, data and figures in {folder}")

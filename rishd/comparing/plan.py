@@ -21,6 +21,9 @@ A YAML or TOML file::
     cells:                             # optional: sizes or budgets that every variant runs at
       1.6M tokens: {training.tokens: 1638400}
       6.6M tokens: {training.tokens: 6553600}
+    rivals: true                       # optional: AdamW, NorMuon, SOAP, … as further variants, or a list of them
+
+Rivals are those of :mod:`rishd.comparing.rivals`; they search from the baseline's learning rates.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from riemannian_ode.checks import one_line, require_choice, shown
+from rishd.comparing.rivals import with_rivals
 from rishd.pretraining.config import Number, PretrainConfig, Switch, Whole
-from rishd.pretraining.config_files import checked, make_config, read_mapping, with_value
+from rishd.pretraining.config_files import ConfigError, checked, make_config, read_mapping, with_value
 
 _STRICT = ConfigDict(extra="forbid")
 _FREE = ("checkpoints", "logging")  # sections on which no number depends
@@ -257,4 +261,18 @@ def make_plan(mapping: Mapping[str, Any], *, source: str = "the plan") -> Plan:
     Raises:
         ConfigError: naming what is wrong.
     """
-    return checked(Plan, mapping, source=source)
+    mapping = dict(mapping)
+    rivals = mapping.pop("rivals", False)
+    if rivals is False:
+        return checked(Plan, mapping, source=source)
+    plain = checked(Plan, mapping, source=source)
+    if plain.baseline is None:
+        raise ConfigError(f"{source}: rivals needs a baseline, from whose learning rates they search; name one.")
+    rates = plain.grid(plain.baseline, plain.cells_of(plain.baseline)[0])
+    if rates is None:
+        raise ConfigError(f"{source}: rivals needs a baseline with learning rates of its own; give it lr.")
+    try:
+        variants = with_rivals(mapping["variants"], rivals, rates)
+    except ValueError as problem:
+        raise ConfigError(f"{source}: {problem}") from None
+    return checked(Plan, mapping | {"variants": variants}, source=source)

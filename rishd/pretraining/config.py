@@ -140,6 +140,8 @@ class OptimizerConfig:
         settings: Further arguments of the optimizer's class, e.g. ``{"chi": 2.0, "beta_flat": 1.0}`` for MuonLITE.
         groups: Settings of LITE's parameter groups by kind, e.g. ``{"embedding": {"chi": 4.0}}``; see
             :func:`lite.param_groups`.
+        matrices_only: Whether a class that is not LITE's gets the matrices alone, and AdamW with the same learning rate
+            and decay all other parameters.
 
     Source: defaults of lr and decay from arXiv:2602.22681 (LLaMA 0.25B).
     """
@@ -149,6 +151,7 @@ class OptimizerConfig:
     weight_decay: Number | None = 0.1
     settings: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    matrices_only: Switch = False
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS and not _CLASS.fullmatch(self.name):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler
 
@@ -19,6 +19,7 @@ from lite import LITEOptimizer, LITESchedule, learning_rate_factor, param_groups
 from riemannian_ode.checks import one_line, shown
 from rishd.pretraining.config import OptimizerConfig, PretrainConfig
 from rishd.pretraining.config_files import ConfigError
+from rishd.pretraining.matrices_and_rest import MatricesAndRest
 from rishd.pretraining.presets import OPTIMIZERS
 
 _ADAMW_BETAS = (0.9, 0.95)  # the usual choice for language models (Brown et al., arXiv:2005.14165, appendix B)
@@ -58,11 +59,30 @@ def build_optimizer(
             f"optimizer.groups is for LITE's optimizers; {config.name} has one group. Leave it out, or take one of "
             "muon, muon-lite, soap, soap-lite."
         )
-    groups = _groups(cls, config, model)
+    if config.matrices_only and issubclass(cls, LITEOptimizer):
+        raise ConfigError(
+            f"optimizer.matrices_only has no meaning for {config.name}, whose groups do that; leave it out."
+        )
     try:
-        return cls(groups, **settings)
+        if config.matrices_only:
+            return _matrices_and_rest(cls, config, settings, model)
+        return cls(_groups(cls, config, model), **settings)
+    except ConfigError:
+        raise
     except Exception as problem:  # any class, with errors of its own
         raise _refusal(config, problem) from None
+
+
+def _matrices_and_rest(
+    cls: type[torch.optim.Optimizer], config: OptimizerConfig, settings: dict[str, Any], model: nn.Module
+) -> MatricesAndRest:
+    """The class for the matrices that LITE's optimizers take as such, and AdamW for all else."""
+    matrices: list[tuple[str, Tensor]] = []
+    rest: list[tuple[str, Tensor]] = []
+    for group in param_groups(model):
+        (rest if group["rule"] == "adamw" else matrices).extend(group["params"])
+    adamw = {"lr": config.lr, "weight_decay": config.weight_decay or 0.0, "betas": _ADAMW_BETAS}
+    return MatricesAndRest(matrices, rest, lambda named: cls(named, **settings), adamw)
 
 
 def try_optimizer(config: OptimizerConfig, device: torch.device) -> None:

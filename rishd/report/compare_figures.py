@@ -15,6 +15,7 @@ from rishd.comparing.plan import Plan
 from rishd.comparing.record import RecordedRun
 from rishd.comparing.scaling import PowerLaw
 from rishd.comparing.statistics import Comparison, VariantResult, final_runs
+from rishd.comparing.transfer import Transfer
 
 _PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _LINES = ("-", "--", ":")
@@ -179,6 +180,36 @@ def scaling_figure(laws: Sequence[PowerLaw]) -> Figure:
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     figure.suptitle("Scaling laws", fontsize=11)
+    return figure
+
+
+def transfer_figure(transfers: Sequence[Transfer]) -> Figure:
+    """Loss over the learning rate of models of several sizes, a panel a variant; the best ones are filled.
+
+    Args:
+        transfers: Of :func:`rishd.comparing.transfer.transfers`.
+    """
+    columns = min(3, len(transfers))
+    rows = -(-len(transfers) // columns)
+    figure = Figure(figsize=(4.3 * columns, 3.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for axes in panels.flat[len(transfers) :]:
+        axes.set_visible(False)
+    for axes, transfer in zip(panels.flat, transfers, strict=False):
+        for place, (cell, losses, best) in enumerate(zip(transfer.cells, transfer.rates, transfer.best, strict=True)):
+            rates = [lr for lr in sorted(losses) if math.isfinite(losses[lr])]
+            colour = _PALETTE[place % len(_PALETTE)]
+            axes.plot(rates, [losses[lr] for lr in rates], "o-", color=colour, mfc="white", label=cell)
+            axes.plot(best, losses[best], "o", color=colour)
+        axes.set(xscale="log", xlabel="peak learning rate", title=transfer.variant)
+        axes.set_xticks(sorted({lr for losses in transfer.rates for lr in losses}))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.tick_params(axis="x", labelsize=7.5, rotation=45)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0, 0].legend(fontsize=8)
+    for row in panels:
+        row[0].set_ylabel("final validation loss (nats per token)")
     return figure
 
 

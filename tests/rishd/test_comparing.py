@@ -2,9 +2,11 @@
 
 import json
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -14,11 +16,20 @@ from rishd.commands.application import app
 from rishd.comparing.execute import execute, run_one
 from rishd.comparing.plan import load_plan, make_plan
 from rishd.comparing.record import RecordedRun, append_run, read_runs
+from rishd.comparing.rivals import RIVALS
 from rishd.comparing.scaling import fit_power_law, scaling_laws
 from rishd.comparing.schedule import best_rate, due_runs
 from rishd.comparing.statistics import compare, length_reaching, t_interval
+from rishd.comparing.transfer import transfers
 from rishd.pretraining.config_files import ConfigError
-from rishd.report.compare_figures import comparison_figure, curve_figure, length_figure, scaling_figure
+from rishd.pretraining.optimizers import try_optimizer
+from rishd.report.compare_figures import (
+    comparison_figure,
+    curve_figure,
+    length_figure,
+    scaling_figure,
+    transfer_figure,
+)
 
 RATES = (1e-3, 1e-2, 1e-1)
 
@@ -130,11 +141,64 @@ def test_keys_depend_on_what_numbers_depend_on():
             r"variant muon with 0\.5 of the steps: .*warmup_steps = 60",
         ),
         ({"run": {"training": {"steps": "many"}}}, r"training\.steps = 'many'"),
+        ({"rivals": "all"}, "rivals = 'all' must be true, false, or a list"),
+        ({"rivals": ["adam"]}, "Did you mean 'adamw'"),
+        ({"rivals": True, "baseline": None}, "needs a baseline"),
+        ({"rivals": True, "baseline": "chi"}, "learning rates of its own"),
     ],
 )
 def test_bad_plans_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_plan(mapping(**changes))
+
+
+def test_rivals_search_from_the_baselines_rates(monkeypatch):
+    plan = make_plan(mapping(rivals=["adamw", "muon, constant norm", "kl-soap"]))
+    assert list(plan.variants) == ["muon", "lite", "chi", "adamw", "muon, constant norm", "kl-soap"]
+    assert plan.grid("adamw", "") == RATES
+    assert plan.grid("muon, constant norm", "") == (4e-3, 4e-2, 4e-1)
+    assert plan.config("kl-soap", "").optimizer.settings == {"divergence": "kl"}
+    own = mapping(rivals=["adamw"])
+    own["variants"]["adamw"] = {"set": {"optimizer.name": "adamw"}, "lr": 0.5}
+    assert make_plan(own).grid("adamw", "") == (0.5,)
+    everyone = make_plan(mapping(rivals=True)) if find_spec("pytorch_optimizer") else None
+    assert everyone is None or set(RIVALS) <= set(everyone.variants)
+    monkeypatch.setattr("rishd.comparing.rivals.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="rivals has ademamix, which needs pytorch_optimizer"):
+        make_plan(mapping(rivals=True))
+
+
+@pytest.mark.parametrize("name", [name for name, rival in RIVALS.items() if rival.module is None])
+def test_every_rival_trains(name):
+    plan = make_plan(mapping(rivals=[name]))
+    try_optimizer(plan.config(name, "", lr=1e-2).optimizer, torch.device("cpu"))
+
+
+def test_transfer_of_the_best_rate_from_the_smallest_model_to_the_largest():
+    """The large model's best rate is a tenth of the small one's under one variant, and the same under the other."""
+    cells = {"wide": {"model.preset": "9M"}, "narrow": {"model.preset": "1M"}}
+    variants = {
+        name: {"set": {"optimizer.name": "muon", "optimizer.settings.scale": scale}, "lr": list(RATES)}
+        for name, scale in (("rms", "rms"), ("spectral", "spectral"))
+    }
+    plan = make_plan(mapping(cells=cells, variants=variants, baseline=None, seeds=[0]))
+
+    def loss(run):
+        best = 1e-3 if (run.variant, run.cell) == ("rms", "wide") else 1e-2
+        return 3.0 + 0.1 * abs(math.log10(run.lr / best))
+
+    runs = finish(plan, loss)
+    for run in runs.values():
+        run.data["summary"]["non_embedding_parameters"] = 100 if "narrow" in run.data["label"] else 900
+    found = {each.variant: each for each in transfers(compare(plan, runs))}
+    assert found["rms"].cells == ("narrow", "wide")
+    assert found["rms"].best == (1e-2, 1e-3)
+    assert found["rms"].lost == pytest.approx(0.1)
+    assert (found["spectral"].best, found["spectral"].lost) == ((1e-2, 1e-2), 0.0)
+    assert found["rms"].row()["lost by transfer"] == "0.1000"
+    transfer_figure(list(found.values())).canvas.draw()
+    one_size = make_plan(mapping(variants=variants, baseline=None, seeds=[0]))
+    assert transfers(compare(one_size, finish(one_size, loss))) == []
 
 
 def test_plan_files_may_name_a_run_configuration(tmp_path):
