@@ -25,7 +25,8 @@ import numpy as np
 from scipy.linalg import eigh
 
 from discretizations.constant_rule import ConstantRule
-from riemannian_ode.checks import require_method, require_positive
+from riemannian_ode.arrays import as_float_array
+from riemannian_ode.checks import require_count, require_method, require_positive
 
 _NEAR = 0.25  # modes whose ηS is this close to 2 may become critical within a step
 _SPACING = 1e-4  # of the difference that gives third derivatives, over the norm of a direction
@@ -82,17 +83,16 @@ class CentralFlow:
         oscillates: False leaves the oscillation out, which is plain gradient flow with the metric C⁻¹.
 
     Raises:
-        ValueError: for an ensemble of rules, and for negative Hessian damping below −α/(2 − α)², where a mode does not
-            lose its stability with period 2 (claim C6).
+        ValueError: for arguments of a wrong kind, an ensemble of rules, and negative Hessian damping below −α/(2 − α)²,
+            where a mode does not lose its stability with period 2 (claim C6).
     """
 
     def __init__(self, objective: Any, rule: ConstantRule, *, critical: int = 3, oscillates: bool = True) -> None:
         for name, form in (("gradient", "w ↦ ∇f(w)"), ("hvp", "(w, v) ↦ ∇²f(w)v"), ("hessian", "w ↦ ∇²f(w)")):
             require_method(f"objective.{name}", getattr(objective, name, None), form)
-        if critical < 1:
-            raise ValueError(
-                f"critical = {critical!r} must be at least 1; oscillates=False leaves the oscillation out."
-            )
+        require_count("critical", critical, remedy="oscillates=False leaves the oscillation out")
+        if not isinstance(rule, ConstantRule):
+            raise ValueError(f"rule is of type {type(rule).__name__}; give a ConstantRule, e.g. by split_rule.")
         if rule.inverse_metric.ndim != 2 or np.ndim(rule.eta) or np.ndim(rule.alpha):
             raise ValueError("rule is an ensemble; build one ConstantRule, with matrices of shape (p, p), per flow.")
         least, limit = float(np.linalg.eigvalsh(rule.damping)[0]), -rule.alpha / (2.0 - rule.alpha) ** 2
@@ -126,12 +126,11 @@ class CentralFlow:
             steps: How many.
 
         Raises:
-            ValueError: for h ≤ 0, fewer than one step, or a start of another shape.
+            ValueError: for h ≤ 0, fewer than one step, or a start that is not finite or of another shape.
         """
         require_positive("h", h)
-        if steps < 1:
-            raise ValueError(f"steps = {steps!r} must be at least 1.")
-        w = np.asarray(w0, dtype=np.float64)
+        require_count("steps", steps)
+        w = as_float_array("w0", w0)
         if w.shape != self._root[0].shape:
             raise ValueError(f"w0 has shape {w.shape}; the rule's matrices ask for {self._root[0].shape}.")
         path, sharpness, variance, critical = [w], np.empty(steps + 1), np.zeros(steps + 1), np.zeros(steps + 1, int)

@@ -8,6 +8,7 @@ import numpy as np
 
 from discretizations.update_rule import UpdateState
 from riemannian_ode.arrays import matvec
+from riemannian_ode.checks import shown
 from riemannian_ode.flow import Array, momentum_step, position_step
 
 _SYMMETRY = 1e-9  # relative size of an antisymmetric part, or of a commutator, that rounding explains
@@ -37,15 +38,23 @@ class ConstantRule:
     damping: np.ndarray
 
     def __post_init__(self) -> None:
-        if not np.all(np.asarray(self.eta) > 0):
-            raise ValueError(f"eta = {self.eta!r} must be positive.")
-        if not (np.all(np.asarray(self.alpha) > 0) and np.all(np.asarray(self.alpha) < 2)):
+        if not (np.isrealobj(self.eta) and np.all(np.isfinite(self.eta) & (np.asarray(self.eta) > 0))):
+            raise ValueError(f"eta = {self.eta!r} must be positive and finite.")
+        if not (np.isrealobj(self.alpha) and np.all((np.asarray(self.alpha) > 0) & (np.asarray(self.alpha) < 2))):
             raise ValueError(f"alpha = {self.alpha!r} must lie in (0, 2): it is 1 − momentum.")
         a, b = self.inverse_metric, self.damping
+        for name, matrix in (("inverse_metric", a), ("damping", b)):
+            if not (isinstance(matrix, np.ndarray) and matrix.dtype.kind == "f" and np.isfinite(matrix).all()):
+                raise ValueError(f"{name} = {shown(matrix)} must be a numpy array of finite floats.")
         if a.shape != b.shape or a.ndim < 2 or a.shape[-1] != a.shape[-2]:
             raise ValueError(
                 f"inverse_metric has shape {a.shape} and damping {b.shape}; give square matrices of one shape."
             )
+        for name, value in (("eta", self.eta), ("alpha", self.alpha)):
+            if np.ndim(value) > 1 or (a.ndim > 2 and np.shape(value) not in ((), a.shape[:-2])):
+                raise ValueError(
+                    f"{name} has shape {np.shape(value)} and inverse_metric {a.shape}; give a number, or one for each."
+                )
         for name, matrix in (("inverse_metric", a), ("damping", b)):
             if not _vanishes(matrix - np.swapaxes(matrix, -1, -2), matrix):
                 raise ValueError(f"{name} must be symmetric; symmetrise it, or give the matrix of another form.")
@@ -96,7 +105,14 @@ def split_rule(
         chi: χ.
         beta_sharp: β₁, theory's units.
         beta_flat: β₂, theory's units.
+
+    Raises:
+        ValueError: for columns that are not orthonormal, and as :class:`ConstantRule`.
     """
+    if np.ndim(sharp) != 2 or not np.allclose(sharp.T @ sharp, np.eye(sharp.shape[1]), rtol=0.0, atol=_SYMMETRY):
+        raise ValueError(
+            f"sharp has shape {np.shape(sharp)}; its columns must be orthonormal, shape (p, d_s): take numpy.linalg.qr."
+        )
     project = sharp @ sharp.T
     flat = np.eye(len(sharp)) - project
     return ConstantRule(eta, alpha, project + chi * flat, beta_sharp * project + beta_flat * flat)

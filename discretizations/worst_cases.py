@@ -20,7 +20,7 @@ import numpy as np
 
 from discretizations.certificate import convex_offset, lookahead_certificate
 from discretizations.stability import check_damping
-from riemannian_ode.checks import require_choice, require_extra
+from riemannian_ode.checks import is_number, require_choice, require_count, require_extra, require_positive, shown
 
 Smoothness: TypeAlias = Literal["joint", "blockwise"]
 
@@ -42,7 +42,7 @@ class RuleBlock:
         weight: ω > 0, the weight of the block's squared distance in the size of the start.
 
     Raises:
-        ValueError: for a κ or ω that is not positive.
+        ValueError: for a κ or ω that is not positive and finite, or a c that is no number.
     """
 
     kappa: float
@@ -52,8 +52,9 @@ class RuleBlock:
 
     def __post_init__(self) -> None:
         for name in ("kappa", "weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)!r} must be positive.")
+            require_positive(name, getattr(self, name))
+        if not is_number(self.lookahead) or not np.isfinite(self.lookahead):
+            raise ValueError(f"lookahead = {self.lookahead!r} must be a finite number.")
 
 
 def worst_case(
@@ -89,12 +90,12 @@ def worst_case(
     """
     require_extra("pep", "a worst case", LIBRARIES)
     require_choice("smoothness", smoothness, ("joint", "blockwise"))
+    if not isinstance(blocks, Sequence) or not all(isinstance(block, RuleBlock) for block in blocks):
+        raise ValueError(f"blocks = {shown(blocks)} must be a list of RuleBlock.")
     if not blocks:
         raise ValueError("blocks is empty; give at least one RuleBlock.")
-    if steps < 1:
-        raise ValueError(f"steps = {steps!r} must be at least 1.")
-    if not loss_weight >= 0:
-        raise ValueError(f"loss_weight = {loss_weight!r} must be at least 0.")
+    require_count("steps", steps)
+    require_positive("loss_weight", loss_weight, allow_zero=True)
     check_damping(alpha, np.array([block.beta for block in blocks]))
     from PEPit import PEP, null_expression, null_point
     from PEPit.functions import BlockSmoothConvexFunctionCheap, SmoothConvexFunction
@@ -150,10 +151,12 @@ def convex_rate_tightness(kappa: Sequence[float], beta: Sequence[float], *, alph
 
     Raises:
         MissingExtraError: without the ``pep`` extra.
-        ValueError: for κ outside its range.
+        ValueError: for κ outside its range, or numbers of blocks that differ.
 
     Source: docs/theory, claim C23.
     """
+    if len(kappa) != len(beta):
+        raise ValueError(f"kappa has {len(kappa)} blocks and beta {len(beta)}; give one of each for every block.")
     certificate = lookahead_certificate(alpha, np.asarray(beta))
     offset = float(convex_offset(np.asarray(kappa), alpha, np.asarray(beta), certificate).max())
     blocks = [
@@ -178,6 +181,7 @@ def minimax_loss(steps: int) -> np.ndarray:
     Source: Kim and Fessler, arXiv:1406.5468 (the optimized gradient method); Drori, arXiv:1606.01424 (no method is
     better).
     """
+    require_count("steps", steps)
     theta, losses = 1.0, []
     for _ in range(steps):
         losses.append(2.0 / (1.0 + np.sqrt(1.0 + 8.0 * theta**2)) ** 2)

@@ -69,6 +69,23 @@ def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: b
         raise ValueError(f"{name} = {shown(value)} must be finite and {sign}{'; ' + remedy if remedy else ''}.")
 
 
+def require_count(name: str, value: Any, least: int = 1, remedy: str = "") -> None:
+    """Refuse a value that is not a whole number of at least ``least``.
+
+    Args:
+        name: What the error calls it.
+        value: The value; ``True`` and ``False`` are no numbers.
+        least: The smallest one allowed.
+        remedy: What to do instead, appended to the message.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        end = f"; {remedy}" if remedy else ""
+        raise ValueError(f"{name} = {shown(value)} must be a whole number of at least {least}{end}.")
+
+
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse a value that is not one of the choices, listing them and the closest one.
 

@@ -69,6 +69,9 @@ def check_derivatives(
     if not scheme.differentiable:
         others = ", ".join(name for name, cls in INTEGRATORS.items() if cls.differentiable)
         raise ValueError(f"{asked}, but {scheme.name!r} has none: it is SciPy's; take one of {others}, {plain}.")
+    if system.memory is not None and not system.memory.preconditioner.differentiable:
+        name = system.memory.preconditioner.name
+        raise ValueError(f"{asked}, but the memory of preconditioner {name!r} has none; take another one, {plain}.")
     if is_compiled:
         raise ValueError(f"{asked}, but compiled steps have none; give compile=False, {plain}.")
     if checkpoint is not None:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from riemannian_ode.arrays import is_torch, namespace
+from riemannian_ode.arrays import is_torch, namespace, to_numpy
 from riemannian_ode.checks import shown
 from riemannian_ode.flow import Array, momentum_rate
 from riemannian_ode.metric import Metric, Variation
@@ -106,6 +106,9 @@ class RememberedMetric(Metric):
             given = {key: tuple(np.shape(x)) for key, x in memory0.items()}
             if wanted != given:
                 raise ValueError(f"{name} has shapes {given}; give {wanted}, as trajectory.memory has at a save.")
+            imaginary = sorted(key for key in memory0 if not bool(np.isrealobj(to_numpy(memory0[key]))))
+            if imaginary:
+                raise ValueError(f"{name} is complex in {', '.join(imaginary)}; give real numbers.")
             memory = {key: _tensor(memory0[key]).to(x.dtype).reshape(x.shape) for key, x in memory.items()}
             bad = sorted(key for key, x in memory.items() if not bool(x.isfinite().all()))
             if bad:

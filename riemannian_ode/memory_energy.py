@@ -224,6 +224,8 @@ class _State:
 def _state(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None) -> _State:
     metric = _metric(system)
     metric.check(w)
+    if tuple(m.shape) != tuple(w.shape):
+        raise ValueError(f"m has shape {tuple(m.shape)}, w has {tuple(w.shape)}; give the momentum at w.")
     preconditioner = metric.preconditioner
     exact = copy(metric)
     exact.preconditioner = preconditioner.exact

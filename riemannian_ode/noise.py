@@ -29,6 +29,7 @@ from riemannian_ode.objective import Objective
 
 Factor: TypeAlias = float | Array | TimeDependent | Callable[[float, Array], Array]
 Calculus: TypeAlias = Literal["ito", "stratonovich"]
+_ASYMMETRY = 1e-5  # of the largest entry of a covariance of a state: above rounding, float32 included
 _NEGATIVE = 1e-10  # of the largest eigenvalue: above the rounding of a covariance of rank below p
 
 
@@ -61,6 +62,7 @@ class GradientNoise:
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if not whole or not 0 <= value < 2**bits:
                 raise ValueError(f"{name} = {shown(value)} must be a whole number from 0 to 2**{bits} - 1.")
+            object.__setattr__(self, name, int(value))  # a counter of more bits than numpy's numbers have
         require_choice("calculus", self.calculus, ("ito", "stratonovich"))
         if not callable(self.factor):
             object.__setattr__(self, "factor", _constant("factor", self.factor))
@@ -85,8 +87,11 @@ class GradientNoise:
             first_member: Likewise.
 
         Raises:
-            ValueError: for a covariance that is not finite, not symmetric, or not positive semidefinite.
+            ValueError: for a covariance that is not finite, not symmetric, or not positive semidefinite, or a
+                :class:`TimeDependent` one.
         """
+        if isinstance(covariance, TimeDependent):
+            raise ValueError("covariance is TimeDependent; give GradientNoise(factor=TimeDependent(t ↦ σ)), Σ = σσᵀ.")
         factor: Factor = _RootOf(covariance) if callable(covariance) else covariance_root(covariance)
         return cls(factor=factor, seed=seed, calculus=calculus, first_member=first_member)
 
@@ -104,7 +109,13 @@ class GradientNoise:
     def factor_at(self, t: float, w: Array) -> Array:
         """σ at time t and points w of shape ``(*ensemble, p)``."""
         if isinstance(self.factor, TimeDependent):
-            return like(_constant(f"factor({t:.12g})", self.factor(t)), w)
+            name = f"factor({t:.12g})"
+            try:
+                factor = like(_constant(name, self.factor(t)), w)
+            except ValueError as problem:
+                raise InvalidSystemError(str(problem)) from None
+            _check_constant_shape(name, factor, w)
+            return factor
         return self.factor(t, w) if callable(self.factor) else self.factor
 
     def columns(self, t: float, w: Array) -> int:
@@ -117,8 +128,7 @@ class GradientNoise:
         name = f"factor({t:g}, w0)" if callable(self.factor) else "factor"
         if self.depends_on_state:
             ensemble = tuple(w.shape[:-1])
-            if is_torch(factor) != is_torch(w) or not hasattr(factor, "ndim"):
-                raise ValueError(f"{name} is of type {type(factor).__name__}; return an array of the kind of w.")
+            _check_kind(name, factor, w)
             shape = tuple(factor.shape)
             fits = shape[: len(ensemble)] == ensemble and shape[len(ensemble) :][:1] in ((p,), (1,))
             if not fits or factor.ndim > w.ndim + 1 or (factor.ndim > w.ndim and shape[-2] != p):
@@ -129,17 +139,19 @@ class GradientNoise:
             if not bool(namespace(factor).isfinite(factor).all()):
                 raise ValueError(f"{name} holds a non-finite number; it is the standard deviation of the noise.")
             return int(shape[-1]) if factor.ndim > w.ndim else p
+        _check_constant_shape(name, factor, w)
         shape = tuple(np.shape(factor))
-        if shape and shape[0] != p:
-            raise ValueError(
-                f"{name} has shape {shape}, but w0 has {p} coordinates; give a number, shape ({p},) or ({p}, r)."
-            )
         return int(shape[1]) if len(shape) == 2 else p
 
     def of_white(self, t: float, w: Array, white: Array) -> Array:
         """σ(t, w)ξ for white ξ of shape ``(*ensemble, r)``: shape ``(*ensemble, p)``."""
         factor = self.factor_at(t, w)
         is_matrix = factor.ndim == (white.ndim + 1 if self.depends_on_state else 2)
+        if is_matrix and factor.shape[-1] != white.shape[-1]:
+            raise InvalidSystemError(
+                f"factor({t:.12g}, w) has {factor.shape[-1]} columns and had {white.shape[-1]} at the start: their "
+                "number is constant; fill up with columns of zeros."
+            )
         return matvec(factor, white) if is_matrix else factor * white
 
     def normals(self, step: int, w: Array, count: int) -> Array:
@@ -193,12 +205,23 @@ class _RootOf:
     covariance: Callable[[float, Array], Array]
 
     def __call__(self, t: float, w: Array) -> Array:
-        covariance = self.covariance(t, w)
+        name, covariance = f"covariance({t:.6g}, w)", self.covariance(t, w)
+        _check_kind(name, covariance, w)
         if covariance.ndim == w.ndim:
-            _check_eigenvalues(f"covariance({t:.6g}, w)", covariance)
+            _check_eigenvalues(name, covariance)
             return namespace(covariance).clip(covariance, 0.0, None) ** 0.5
+        shape = tuple(covariance.shape)
+        if shape != (*w.shape, w.shape[-1]):
+            raise ValueError(
+                f"{name} has shape {shape} for w of shape {tuple(w.shape)}; return variances of shape (*ensemble, p) "
+                "or matrices of shape (*ensemble, p, p)."
+            )
+        xp = namespace(covariance)
+        limit = _ASYMMETRY * xp.amax(abs(covariance), (-2, -1))[..., None, None]
+        if bool((abs(covariance - xp.swapaxes(covariance, -1, -2)) > limit).any()):  # NaN of a lost member is not
+            raise InvalidSystemError(f"{name} is not symmetric; symmetrise it with (A + Aᵀ)/2.")
         values, vectors = eigh(covariance)
-        _check_eigenvalues(f"covariance({t:.6g}, w)", values)
+        _check_eigenvalues(name, values)
         return vectors * namespace(values).clip(values, 0.0, None)[..., None, :] ** 0.5
 
 
@@ -232,6 +255,23 @@ def _check_eigenvalues(name: str, values: Array) -> None:
         )
 
 
+def _check_kind(name: str, value: Any, w: Array) -> None:
+    """Refuse what a function of (t, w) returned if it is no array of floats like w."""
+    if is_torch(value) != is_torch(w) or not hasattr(value, "ndim"):
+        raise ValueError(f"{name} is of type {type(value).__name__}; return an array of the kind of w.")
+    if value.ndim == 0 or to_numpy(value[..., :0]).dtype.kind not in "fiu":
+        raise ValueError(f"{name} has dtype {value.dtype} and {value.ndim} axes; return real numbers like w.")
+
+
+def _check_constant_shape(name: str, factor: Array, w: Array) -> None:
+    """Refuse a σ without a row for every coordinate."""
+    shape, p = tuple(np.shape(factor)), w.shape[-1]
+    if shape and shape[0] != p:
+        raise InvalidSystemError(
+            f"{name} has shape {shape}, but w0 has {p} coordinates; give a number, shape ({p},) or ({p}, r)."
+        )
+
+
 def _constant(name: str, value: Any) -> Array:
     """A constant of at most two axes, a torch tensor or a numpy array of floats.
 
@@ -239,14 +279,18 @@ def _constant(name: str, value: Any) -> Array:
         ValueError: for anything else.
     """
     try:
-        is_float = is_torch(value) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
-        array = value if is_float else np.asarray(value, dtype=np.float64)
+        array = value if is_torch(value) else np.asarray(value)
+        kind = to_numpy(array).dtype.kind
     except (TypeError, ValueError):
-        array = None
-    if array is None or isinstance(value, bool):
+        kind = "O"
+    if kind not in "fiu":
         raise ValueError(
-            f"{name} = {shown(value)} must be a number, an array, TimeDependent, or a function (t, w) ↦ σ."
+            f"{name} = {shown(value)} must be a real number, an array, TimeDependent, or a function (t, w) ↦ σ."
         )
-    if array.ndim > 2 or 0 in tuple(array.shape) or not bool(np.isfinite(to_numpy(array)).all()):
-        raise ValueError(f"{name} has shape {tuple(array.shape)}; give finite numbers with at most two axes.")
+    if kind != "f" and not is_torch(array):
+        array = array.astype(np.float64)
+    if array.ndim > 2 or 0 in tuple(array.shape):
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; give a number or at most two axes, none of length 0.")
+    if not bool(np.isfinite(to_numpy(array)).all()):
+        raise ValueError(f"{name} = {shown(value)} must be finite.")
     return array

@@ -32,7 +32,7 @@ def standard_normals(seed: int, step: int, members: int, count: int, *, first: i
     start, end = step * pairs, (step + 1) * pairs
     blocks = range(start // 2, (end - 1) // 2 + 1)
     words = np.stack([_block(seed, block, members, first) for block in blocks], axis=1)  # (members, blocks, 4)
-    words = words.reshape(members, -1, 2)[:, start - 2 * blocks[0] :][:, :pairs]
+    words = words.reshape(members, 2 * len(blocks), 2)[:, start - 2 * blocks[0] :][:, :pairs]
     radius = np.sqrt(-2.0 * np.log(((words[..., 0] >> np.uint64(11)) + np.uint64(1)) * _UNIT))
     angle = (words[..., 1] >> np.uint64(11)) * (2.0 * math.pi * _UNIT)
     normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)

@@ -38,6 +38,7 @@ class Preconditioner(ABC):
         name: Its key in :data:`discretizations.preconditioners.PRECONDITIONERS`.
         needs_matrices: Whether parameters must be matrices ``(*batch, m, n)``.
         has_frame: Whether momentum is kept in coordinates of its own.
+        differentiable: Whether torch's autograd can go through its memory.
         elementwise: Keys of the memory that have the parameter's shape.
         masses: Keys of the memory that are averages of 1, by which bias is corrected.
     """
@@ -45,6 +46,7 @@ class Preconditioner(ABC):
     name: ClassVar[str]
     needs_matrices: ClassVar[bool] = False
     has_frame: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
     elementwise: ClassVar[tuple[str, ...]] = ()
     masses: ClassVar[tuple[str, ...]] = ()
 

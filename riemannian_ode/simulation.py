@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from riemannian_ode.arrays import as_float_array, is_torch, namespace, tracks
-from riemannian_ode.checks import is_number, require_positive, shown
+from riemannian_ode.checks import is_number, require_count, require_positive, shown
 from riemannian_ode.derivatives import check_attached, check_derivatives
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.events import Event
@@ -119,8 +119,7 @@ def simulate(
     start = _checked_start(w0, m0)
     require_positive("h", h, "it is the step size in units of time")
     for name, value in (("steps", steps), ("save_every", save_every), ("checkpoint_every", checkpoint_every)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} = {shown(value)} must be a whole number of at least 1.")
+        require_count(name, value)
     for name, time in (("h", h), ("t0", t0)):
         if tracks(time):
             raise ValueError(

@@ -78,6 +78,7 @@ class EigenbasisMoment(CoordinateMoment):
     name = "eigenbasis-moment"
     needs_matrices = True
     has_frame = True
+    differentiable = False  # bases are completed and refreshed by QR decompositions, and jump
     skips_first = True
 
     frequency: int = 10

@@ -18,7 +18,8 @@ from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, Phas
 from riemannian_ode.noise import GradientNoise
 from riemannian_ode.split import ConstantSplit
 
-_SMALL = 0.05  # ατ below which the closed forms lose digits to cancellation; the Taylor polynomials have them all there
+# ατ below which the closed forms lose digits to cancellation; the Taylor polynomials have them all there.
+_SMALL, _SMALL_OF_FLOAT32 = 0.05, 0.5
 _PHI = tuple((-1) ** k / math.factorial(k + 1) for k in range(9))
 _MEAN = tuple((-1) ** k / math.factorial(k + 2) for k in range(9))
 _SPREAD = (1 / 12, -1 / 12, 17 / 360, -7 / 360, 43 / 6720, -107 / 60480, 769 / 1814400, -163 / 1814400)
@@ -122,7 +123,7 @@ def _ornstein_uhlenbeck(alpha: Any, tau: float, m: Array) -> tuple[Any, Any, Any
     r"""φ(τ), Cov(I, J) = ∫φ, and the standard deviation of J given I: the root of ∫φ² − (∫φ)²/τ."""
     xp = np if isinstance(alpha, float) else namespace(m)
     x = alpha * tau
-    is_small = x < _SMALL
+    is_small = x < (_SMALL_OF_FLOAT32 if "float32" in str(getattr(x, "dtype", "")) else _SMALL)
     safe = xp.where(is_small, 1.0, x)
     e = xp.expm1(-safe)
     phi = xp.where(is_small, _polynomial(_PHI, x), -e / safe)

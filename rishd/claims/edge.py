@@ -12,12 +12,21 @@ from discretizations.constant_rule import ConstantRule
 from discretizations.proofs import edge
 from discretizations.stability import spectral_radius, stable_limit, step_matrix
 from rishd.claims.claim import register_claim
-from rishd.claims.edge_problems import PROBLEMS, SETTINGS, Comparison, Setting, compare
+from rishd.claims.edge_problems import (
+    PROBLEMS,
+    SETTINGS,
+    Comparison,
+    Setting,
+    clock_ratio,
+    compare,
+    compare_at_drawn_start,
+)
 from rishd.claims.evidence import Bound, Curve, Evidence, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.instances import from_spectrum, random_bases
 
 _FULL = 100  # instances from which on all trainings run
-_QUICK = tuple(setting for setting in SETTINGS if setting.problem == "valley")
+_QUICK = SETTINGS[:4]  # the valley, and momentum on the tanh network
+_SLOW = 3.0 + 1e-9  # ρ up to which C21b speaks, and rounding
 _P = 4
 
 
@@ -72,56 +81,64 @@ def edge_of_stability(rng: np.random.Generator, instances: int) -> Sequence[Evid
 def central_flow_of_training(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""The central flow follows the averages of training at the edge of stability.
 
-    Statement: at the edge of stability the averaged iterate's sharpness :math:`\eta S`, its loss, and the variance of
-    the oscillation are those of the central flow, up to the tolerances below; plain gradient flow has another loss and
-    sharpness.
+    Statement: with the clocks of the average and of the oscillation in the ratio
 
-    Hypotheses: full batch; constant A and B; :math:`\beta \ge 0`; averages that move slowly against
-    :math:`\frac1\alpha`; a trace of noise. The variance: no burst dominates.
+    .. math:: \rho = \frac{1/\alpha + \beta}{1/(2-\alpha) + \beta} \le 3 ,
+
+    the variance of the oscillation is the central flow's up to a factor of 2. Where plain gradient flow leaves the
+    edge, :math:`\eta S > 2.35`, the averaged iterate's sharpness is at most half as far from 2, and its loss is nearer
+    to the central flow's.
+
+    Hypotheses: full batch; constant A and B; :math:`\beta \ge 0`; a trace of noise; training does not diverge; the flow
+    starts when training is at the edge: here after a quarter of the run.
 
     Proof: none; see C21 for the flow.
 
     Check: a valley, a tanh and a softplus network, and a tiny transformer, each trained by momentum, Nesterov's method
-    and LITE (constant split). Averages over the second half of each run. An instance is a run: there are twelve, and
-    three with fewer than 100 instances (`--quick`).
+    and LITE (constant split). Sharpness at the start and the networks' weights are drawn anew. Averages over the second
+    half of the flow's time. An instance is a run: there are twelve, and four with fewer than 100 instances
+    (`--quick`). The factors 2, ½ and 1 are conventions, fixed before the first run with drawn starts; no error bound
+    is known that would give them.
 
-    Finding: the variance comes out to about a fifth in eleven of the twelve runs, with up to three critical
-    directions. The twelfth, momentum on the softplus network, moves in rare large bursts; there sharpness
-    and loss still follow.
+    Finding: of 72 runs (seeds 21 to 26) one diverged, LITE on the tanh network, and one never reached the edge. In the
+    other 70 the variance is 0.76 to 1.46 times the flow's, in 62 of them to a quarter. In the 52 where gradient flow
+    leaves the edge, :math:`\eta S` is at most 0.18 times as far from 2 as gradient flow's (0.30 at most), and the loss
+    0.93 times as far from the central flow as from gradient flow, in the median 0.08 times. Both conditions are needed:
+    at :math:`\rho = 5.7` (momentum 0.7) the variance is 0.6 to 2.4 times the flow's, depending on the start, and a flow
+    that starts on the way to the edge may go elsewhere: its loss was up to 4.8 times as far off as gradient flow's.
 
     Source: derived in docs/theory; tried here.
     """
     settings = SETTINGS if instances >= _FULL else _QUICK
     made = {name: PROBLEMS[name]() for name in dict.fromkeys(setting.problem for setting in settings)}
     seeds = zip(settings, rng.spawn(len(settings)), strict=True)
-    tried = [compare(*made[setting.problem], setting, own) for setting, own in seeds]
+    tried = [compare_at_drawn_start(*made[setting.problem], setting, own) for setting, own in seeds]
     runs = [run for run in tried if run is not None]
-    ratios = np.array([run.variance_ratio for run in runs])
-    calm = np.array([run.burstiness < 4.0 for run in runs])
-    leaves = np.array([run.sharpness[2] > 2.35 for run in runs])
+    sharpness, ratios = np.array([run.sharpness for run in runs]), np.array([run.variance_ratio for run in runs])
+    slow = Hypothesis("ρ ≤ 3", np.array([run.setting.clock_ratio <= _SLOW for run in runs]))
+    critical = Hypothesis("the flow becomes critical", np.array([bool(run.path.critical.any()) for run in runs]))
+    leaves = Hypothesis("gradient flow leaves the edge: ηS > 2.35", sharpness[:, 2] > 2.35)
     return [
-        Identity("training diverges", np.array([float(run is None) for run in tried]), 0.0, "a yes or no"),
-        Identity(
-            "mean ηS at the averaged iterate, minus 2",
-            np.abs(np.array([run.sharpness[0] for run in runs]) - 2.0),
-            0.35,
-            "bursts",
-        ),
-        Identity(
-            "variance of the oscillation over the central flow's, minus 1",
-            np.abs(ratios - 1.0),
-            0.35,
-            "averages over half a run",
-            (Hypothesis("no burst dominates: standard deviation of the variance below 4 times its mean", calm),),
+        Measurement("training diverges", np.array([float(run is None) for run in tried])),
+        Bound("oscillation's variance over twice the flow's", ratios, 2.0 + 0.0 * ratios, hypotheses=(slow, critical)),
+        Bound(
+            "half the flow's variance over the oscillation's", 0.5 + 0.0 * ratios, ratios, hypotheses=(slow, critical)
         ),
         Bound(
-            "distance of the loss to the central flow, over half of that to gradient flow",
-            np.array([run.gap_ratio for run in runs]),
-            np.full(len(runs), 0.5),
-            hypotheses=(Hypothesis("gradient flow leaves the edge: ηS > 2.35", leaves),),
+            "distance of mean ηS from 2, over half of gradient flow's",
+            np.abs(sharpness[:, 0] - 2.0),
+            0.5 * np.abs(sharpness[:, 2] - 2.0),
+            hypotheses=(slow, leaves),
         ),
-        Measurement("variance over the central flow's, bursts included", ratios),
-        Measurement("ηS of gradient flow", np.array([run.sharpness[2] for run in runs])),
+        Bound(
+            "distance of the loss to the central flow, over that to gradient flow",
+            np.array([run.gap_ratio for run in runs]),
+            np.ones(len(runs)),
+            hypotheses=(slow, leaves),
+        ),
+        Measurement("variance over the central flow's", ratios),
+        Measurement("mean ηS at the averaged iterate", sharpness[:, 0]),
+        Measurement("ηS of gradient flow", sharpness[:, 2]),
         *_run_panels(runs[-1]),
     ]
 
@@ -155,7 +172,7 @@ def central_flow_limits(rng: np.random.Generator, instances: int) -> Sequence[Ev
     """
     landscape, start = PROBLEMS["valley"]()
     is_full = instances >= _FULL
-    base = Setting("valley", "momentum", 0.1, 1.9, 700 if is_full else 200)
+    base = Setting("valley", "momentum", 0.1, 700 if is_full else 200)
     memories = (0.6, 0.45, 0.3, 0.2, 0.1) if is_full else (0.6, 0.1)
     dampings = (0.5, 1.0, 2.0, 5.0, 20.0) if is_full else (20.0,)
 
@@ -166,8 +183,8 @@ def central_flow_limits(rng: np.random.Generator, instances: int) -> Sequence[Ev
     momentum = ratios([replace(base, alpha=alpha) for alpha in memories])
     damped = ratios([replace(base, own=(1.0, beta, beta)) for beta in dampings])
     clocks = [
-        np.array([_clocks(alpha, 0.0) for alpha in memories]),
-        np.array([_clocks(base.alpha, beta) for beta in dampings]),
+        np.array([clock_ratio(alpha, 0.0) for alpha in memories]),
+        np.array([clock_ratio(base.alpha, beta) for beta in dampings]),
     ]
     quiet = replace(base, method="Nesterov", alpha=0.3, sharpness=1.6, jitter=0.0)
     silent = compare(landscape, start, quiet, rng)
@@ -200,10 +217,6 @@ def central_flow_limits(rng: np.random.Generator, instances: int) -> Sequence[Ev
             log="xy",
         ),
     ]
-
-
-def _clocks(alpha: float, beta: float) -> float:
-    return (1.0 / alpha + beta) / (1.0 / (2.0 - alpha) + beta)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

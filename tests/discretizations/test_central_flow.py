@@ -80,14 +80,21 @@ def test_bad_input_is_refused():
         CentralFlow(Valley(), rule(damping=-1.0))
     with pytest.raises(ValueError, match=r"objective\.hessian is of type NoneType"):
         CentralFlow(object.__new__(type("G", (), {"gradient": min, "hvp": min})), rule())
-    with pytest.raises(ValueError, match="critical = 0"):
-        CentralFlow(Valley(), rule(), critical=0)
+    for critical in (0, 1.5, np.nan, True):
+        with pytest.raises(ValueError, match=f"critical = {critical} must be a whole number of at least 1"):
+            CentralFlow(Valley(), rule(), critical=critical)
+    with pytest.raises(ValueError, match="rule is of type float; give a ConstantRule"):
+        CentralFlow(Valley(), 0.1)
     with pytest.raises(ValueError, match="rule is an ensemble"):
         CentralFlow(Valley(), ConstantRule(np.ones(3), 0.1, np.eye(2), np.eye(2)))
     with pytest.raises(ValueError, match=r"w0 has shape \(3,\)"):
         flow.simulate(np.zeros(3), h=1.0, steps=1)
-    with pytest.raises(ValueError, match="steps = 0"):
-        flow.simulate(np.zeros(2), h=1.0, steps=0)
+    for start, problem in ((np.full(2, np.nan), "non-finite"), (1j * np.ones(2), "dtype complex128")):
+        with pytest.raises(ValueError, match=problem):
+            flow.simulate(start, h=1.0, steps=1)
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match=f"steps = {steps}"):
+            flow.simulate(np.zeros(2), h=1.0, steps=steps)
     with pytest.raises(ValueError, match="h = -1"):
         flow.simulate(np.zeros(2), h=-1.0, steps=1)
 

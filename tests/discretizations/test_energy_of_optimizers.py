@@ -133,6 +133,9 @@ def test_memory_that_is_missing_or_another_one_s_is_told():
     for ask in (total_energy, dissipation):
         with pytest.raises(ValueError, match=r"memory has shapes .*\(2, 2\).*; give .*\(4, 3\)"):
             ask(system, 0.0, w, m, other)
+    for m in (np.ones(5), np.ones((2, 12))):
+        with pytest.raises(ValueError, match=r"m has shape .*, w has \(12,\); give the momentum at w"):
+            total_energy(flow("adam"), 0.0, np.ones(12), m)
     with pytest.raises(ValueError, match="memory has v, but the metric is a function of w; leave it out"):
         total_energy(RISHD.from_optimizer(Wells(), alpha=0.1, eta=0.1), 0.0, w, m, {"v": w})
     with pytest.raises(ValueError, match=r"shape = \(3, 3\) has 9 numbers, but w has 12"):

@@ -375,6 +375,10 @@ def test_what_does_not_fit_is_refused():
     assert flow("muon").memory.shape == SHAPE
     with pytest.raises(ValueError, match="memory0 is not finite in v"):
         simulate(flow("rmsprop"), start(), steps=1, memory0={"v": np.full(SHAPE, np.nan)})
+    with pytest.raises(ValueError, match="memory0 is complex in v"):
+        simulate(flow("rmsprop"), start(), steps=1, memory0={"v": 1j * np.ones(SHAPE)})
+    with pytest.raises(ValueError, match="require gradients, but the memory of preconditioner 'eigenbasis-moment'"):
+        simulate(flow("soap"), torch.as_tensor(start()).requires_grad_(), steps=1)
     with pytest.raises(ValueError, match="made for matrices"):
         simulate(RISHD.from_optimizer(Wells(), PolarFactor(), **AVERAGE), start(), steps=1)
     with pytest.raises(ValueError, match="'rk4' has nothing to converge to; start from a memory"):

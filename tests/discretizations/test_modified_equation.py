@@ -68,6 +68,15 @@ def test_constant_rule_is_the_update_rule():
     ("changes", "message"),
     [
         ({"eta": 0.0}, "eta = 0.0 must be positive"),
+        ({"eta": np.inf}, "eta = inf must be positive and finite"),
+        ({"alpha": 0.5 + 1j}, r"must lie in \(0, 2\)"),
+        ({"inverse_metric": [[1.0, 0.0], [0.0, 1.0]]}, "must be a numpy array of finite floats"),
+        ({"inverse_metric": np.eye(2) * (1 + 1j)}, "must be a numpy array of finite floats"),
+        ({"damping": np.full((2, 2), np.nan)}, "damping = .* must be a numpy array of finite floats"),
+        (
+            {"inverse_metric": np.stack([np.eye(2)] * 3), "damping": np.zeros((3, 2, 2)), "eta": np.ones(2)},
+            "one for each",
+        ),
         ({"alpha": 2.0}, r"alpha = 2.0 must lie in \(0, 2\)"),
         ({"inverse_metric": -np.eye(2)}, "eigenvalue -1; it must be positive definite"),
         ({"inverse_metric": np.array([[1.0, 0.5], [0.0, 1.0]])}, "inverse_metric must be symmetric"),
@@ -79,6 +88,12 @@ def test_constant_rule_is_the_update_rule():
 def test_bad_rules_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ConstantRule(**{"eta": 0.1, "alpha": 0.1, "inverse_metric": np.eye(2), "damping": np.eye(2), **changes})
+
+
+@pytest.mark.parametrize("sharp", [np.eye(3)[0], 2.0 * np.eye(3)[:, :1], np.ones((3, 2)) / 3**0.5])
+def test_a_split_needs_an_orthonormal_basis(sharp):
+    with pytest.raises(ValueError, match="columns must be orthonormal"):
+        split_rule(eta=0.1, alpha=0.1, sharp=sharp, chi=2.0)
 
 
 def test_bad_requests_are_refused():

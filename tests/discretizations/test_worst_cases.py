@@ -75,7 +75,11 @@ def test_c8b_holds_at_its_exact_worst_case():
     ("change", "message"),
     [
         ({"blocks": []}, "blocks is empty"),
-        ({"steps": 0}, "steps = 0 must be at least 1"),
+        ({"blocks": [1.0]}, "must be a list of RuleBlock"),
+        ({"blocks": RuleBlock(kappa=1.0)}, "must be a list of RuleBlock"),
+        ({"steps": 0}, "steps = 0 must be a whole number of at least 1"),
+        ({"steps": 1.5}, r"steps = 1\.5 must be a whole number"),
+        ({"loss_weight": np.inf}, "loss_weight = inf"),
         ({"loss_weight": -1.0}, r"loss_weight = -1\.0"),
         ({"smoothness": "rough"}, "smoothness = 'rough'"),
         ({"alpha": 0.0}, "alpha"),
@@ -90,5 +94,15 @@ def test_bad_input_is_refused(change, message):
 
 @pytest.mark.parametrize("name", ["kappa", "weight"])
 def test_a_block_needs_positive_numbers(name):
-    with pytest.raises(ValueError, match=f"{name} = 0"):
-        RuleBlock(**{"kappa": 1.0, name: 0.0})
+    for bad in (0.0, np.inf, np.nan, "1"):
+        with pytest.raises(ValueError, match=f"{name} = "):
+            RuleBlock(**{"kappa": 1.0, name: bad})
+    with pytest.raises(ValueError, match="lookahead = nan"):
+        RuleBlock(kappa=1.0, lookahead=np.nan)
+
+
+def test_other_numbers_are_refused():
+    with pytest.raises(ValueError, match="kappa has 2 blocks and beta 1"):
+        convex_rate_tightness([0.1, 0.2], [0.0], alpha=0.5, steps=1)
+    with pytest.raises(ValueError, match="steps = -1"):
+        minimax_loss(-1)

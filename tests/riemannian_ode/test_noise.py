@@ -204,7 +204,7 @@ def test_runge_kutta_of_higher_order_has_no_weak_order_2_under_noise():
 
 
 def test_multiplicative_noise_has_the_drift_of_its_calculus():
-    """Stratonovich's mean moves by ½b·b′ = ½η²β²σσ′ more than Itô's."""
+    """Stratonovich's mean drifts by ½η²β²σσ′ more than Itô's in w, and by −½ηβσσ′ in m."""
     eta, beta, h, w = 0.7, 0.6, 1e-4, 0.9
     system = RISHD.from_optimizer(Quadratic([0.0]), alpha=0.5, beta=beta, eta=eta)
     nodes, weights = np.polynomial.hermite_e.hermegauss(6)
@@ -214,13 +214,14 @@ def test_multiplicative_noise_has_the_drift_of_its_calculus():
         noise = GradientNoise(factor=lambda t, w: 1.0 + w**2, calculus=calculus)
         state = PhaseState(np.full((6, 1), w), np.zeros((6, 1)))
         moved = integrator(name).noisy_step(system, 0.0, state, h, noise=noise, normals=nodes[:, None])
-        return float(weights @ (moved.w[:, 0] - w)) / h
+        return weights @ np.concatenate([moved.w - w, moved.m], axis=-1) / h
 
     extra = drift("heun", "stratonovich") - drift("explicit-euler", "ito")
-    assert extra == pytest.approx(0.5 * (eta * beta) ** 2 * (1.0 + w**2) * 2.0 * w, rel=1e-3)
+    product = (1.0 + w**2) * 2.0 * w
+    np.testing.assert_allclose(extra, [0.5 * (eta * beta) ** 2 * product, -0.5 * eta * beta * product], rtol=1e-3)
 
 
-@pytest.mark.parametrize("x", [0.0, 1e-9, 1e-3, 0.0499, 0.0501, 0.7, 30.0])
+@pytest.mark.parametrize("x", [0.0, 1e-9, 1e-3, 0.0499, 0.0501, 0.055, 0.499, 0.501, 0.7, 30.0])
 def test_ornstein_uhlenbeck_integrals_against_quadrature(x):
     tau = 1.7
     alpha = x / tau
@@ -231,8 +232,9 @@ def test_ornstein_uhlenbeck_integrals_against_quadrature(x):
     at_end = tau if alpha == 0 else -np.expm1(-x) / alpha
     own = np.sqrt(weights @ (phi - mean / tau) ** 2)
     np.testing.assert_allclose(_ornstein_uhlenbeck(alpha, tau, np.zeros(1)), [at_end, mean, own], rtol=2e-10)
-    column = _ornstein_uhlenbeck(np.array([[alpha]]), tau, np.zeros((1, 1)))
-    np.testing.assert_allclose(np.squeeze(column), [at_end, mean, own], rtol=2e-10)
+    for dtype, rtol in ((np.float64, 2e-10), (np.float32, 1e-5)):
+        column = _ornstein_uhlenbeck(np.array([[alpha]], dtype=dtype), tau, np.zeros((1, 1), dtype=dtype))
+        np.testing.assert_allclose(np.squeeze(column), [at_end, mean, own], rtol=rtol)
 
 
 # Paths
@@ -315,6 +317,21 @@ def test_compiled_paths_are_the_plain_ones(name, dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_whole_numbers_of_numpy_are_seeds_as_well(compiled):
+    w0 = START.astype(float)
+    plain = simulate(bowl(), w0, steps=2, noise=GradientNoise(factor=0.1, seed=7, first_member=2))
+    noise = GradientNoise(factor=0.1, seed=np.int64(7), first_member=np.uint8(2))
+    np.testing.assert_allclose(simulate(bowl(), w0, steps=2, noise=noise, compile=compiled).w, plain.w, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_no_members_are_an_empty_ensemble(name):
+    run = simulate(bowl(), np.zeros((0, 2)), steps=2, integrator=name, noise=GradientNoise(factor=MATRIX))
+    assert run.w.shape == (3, 0, 2)
+
+
+@needs_compiler
 def test_compiled_steps_are_of_one_noise():
     noise = GradientNoise(factor=0.1)
     steps = CompiledSteps(bowl(), START, noise=noise)
@@ -335,11 +352,19 @@ def test_a_time_dependent_factor_is_taken_where_the_scheme_says():
         np.testing.assert_allclose(moved.w[-1], expected.w[-1], rtol=1e-12)
 
 
-def test_a_covariance_that_loses_its_sign_on_the_way_ends_the_run():
-    noise = GradientNoise.from_covariance(lambda t, w: (1.5 - t) + 0.0 * w)
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (GradientNoise.from_covariance(lambda t, w: (1.5 - t) + 0.0 * w), "positive semidefinite"),
+        (GradientNoise(factor=TimeDependent(lambda t: np.nan if t > 1.5 else 1.0)), "factor(2) = nan must be finite"),
+        (GradientNoise(factor=TimeDependent(lambda t: np.ones(3 if t > 1.5 else 2))), "factor(2) has shape (3,)"),
+        (GradientNoise(factor=lambda t, w: np.ones((*w.shape, 2 if t > 1.5 else 1))), "has 2 columns and had 1"),
+    ],
+)
+def test_noise_that_turns_invalid_on_the_way_ends_the_run(noise, message):
     run = simulate(bowl(0.0), START, steps=5, noise=noise)
     assert run.status == "invalid-system"
-    assert "positive semidefinite" in run.message
+    assert message in run.message
     assert run.times[-1] == 2.0
 
 
@@ -350,8 +375,15 @@ def test_a_covariance_that_loses_its_sign_on_the_way_ends_the_run():
     ("make", "message"),
     [
         (lambda: GradientNoise(factor=np.ones((2, 2, 2))), "at most two axes"),
-        (lambda: GradientNoise(factor=np.nan), "give finite numbers"),
-        (lambda: GradientNoise(factor="loud"), r"factor = 'loud' must be a number"),
+        (lambda: GradientNoise(factor=np.ones((2, 0))), "none of length 0"),
+        (lambda: GradientNoise(factor=np.nan), "factor = nan must be finite"),
+        (lambda: GradientNoise(factor=None), "factor = None must be a real number"),
+        (lambda: GradientNoise(factor="0.3"), r"factor = '0.3' must be a real number"),
+        (lambda: GradientNoise(factor=1j * np.ones(2)), "must be a real number"),
+        (lambda: GradientNoise(factor=torch.ones(2, dtype=torch.complex64)), "must be a real number"),
+        (lambda: GradientNoise(factor=np.array([True, False])), "must be a real number"),
+        (lambda: GradientNoise.from_covariance(np.eye(2) * (1 + 1j)), "must be a real number"),
+        (lambda: GradientNoise.from_covariance(TimeDependent(lambda t: 1.0)), "covariance is TimeDependent"),
         (lambda: GradientNoise(factor=1.0, seed=-1), r"seed = -1 must be a whole number"),
         (lambda: GradientNoise(factor=1.0, seed=0.5), r"seed = 0.5 must be a whole number"),
         (lambda: GradientNoise(factor=1.0, calculus="Ito"), r"calculus = 'Ito' is unknown.*Did you mean 'ito'"),
@@ -386,7 +418,14 @@ VARYING = VaryingDiagonalMetric(lambda w: 1.0 + w**2)
         (GradientNoise(factor=lambda t, w: 1.0), {}, "return an array of the kind of w"),
         (GradientNoise(factor=lambda t, w: np.inf * w), {}, "non-finite"),
         (GradientNoise(factor=lambda t, w: w + w.mean(0)), {}, "noise.factor gives member"),
+        (GradientNoise(factor=lambda t, w: 1j * w), {}, "has dtype complex128"),
+        (GradientNoise(factor=TimeDependent(lambda t: np.ones(3))), {}, r"factor\(0\) has shape \(3,\)"),
         (GradientNoise.from_covariance(lambda t, w: -1.0 + 0 * w), {}, "positive semidefinite"),
+        (GradientNoise.from_covariance(lambda t, w: 1.0), {}, "return an array of the kind of w"),
+        (GradientNoise.from_covariance(lambda t, w: np.float64(1.0)), {}, "0 axes"),
+        (GradientNoise.from_covariance(lambda t, w: (1 + 1j) * w), {}, "has dtype complex128"),
+        (GradientNoise.from_covariance(lambda t, w: np.ones((*w.shape, 3))), {}, r"return variances of shape"),
+        (GradientNoise.from_covariance(lambda t, w: np.ones((*w.shape, 1)) * [1, 9]), {}, "is not symmetric"),
         (GradientNoise(factor=0.1), {"events": [Event("x", lambda t, w, m: w[..., 0])]}, "events are located inside"),
         (GradientNoise(factor=0.1), {"save_at": [0.5]}, "save_at holds times between steps"),
         (GradientNoise(factor=sigma_of_state), {"integrator": "heun"}, "take 'explicit-euler', or give"),

@@ -233,7 +233,7 @@ def _run(key, instances=20):
         ("C16d", "inertial.strongly_convex_rate", lambda right: lambda *x, **y: 1.5 * right(*x, **y)),
         ("C21", "edge.complementary", lambda right: lambda *x: 1.01 * right(*x)),
         ("C21", "edge.ConstantRule.edge_metric", lambda right: property(lambda self: 1.001 * right.fget(self))),
-        ("C21b", "edge_problems.CentralFlow._third", lambda right: lambda *x: 1.4 * right(*x)),
+        ("C21b", "edge_problems.CentralFlow._third", lambda right: lambda *x: 2.5 * right(*x)),
         ("C22", "modified.modified_field", lambda right: lambda *x, h: right(*x, h=1.02 * h)),
         ("C22b", "modified.PenalisedObjective", lambda right: lambda f, rule, h: right(f, rule, 1.1 * h)),
         ("C16g", "instances.RippledQuadratic.hvp", lambda right: lambda *x: 1.001 * right(*x)),
