@@ -110,6 +110,8 @@ MUONS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "torch_muon6": lambda p: torch.optim.Muon(p, LR, ns_steps=6, adjust_lr_fn="match_rms_adamw"),
     "muonlite": lambda p: MuonLITE(p, LR),
     "muonlite_beta0": lambda p: MuonLITE(p, LR, beta_sharp=0.0, beta_flat=0.0),
+    "muonlite_inside": lambda p: MuonLITE(p, LR, damping="inside"),
+    "muonlite_graded": lambda p: MuonLITE(p, LR, mask="graded", beta_sharp=0.0, beta_flat=0.0),
     "muon": lambda p: Muon(p, LR),
     "pytorch_optimizer_muon": pytorch_optimizer_muon,
 }

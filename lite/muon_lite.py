@@ -23,6 +23,7 @@ from lite.muon_settings import (
     check_muon_group,
     group_mask,
     group_scale,
+    inside_unit,
     matrix_shapes,
     polar_factor,
 )
@@ -66,8 +67,9 @@ class MuonLITE(LITEOptimizer):
             Newton–Schulz, and ``"graded-frobenius"``, the same with ‖M̃‖_F, both with plain weight decay; ``"random"``,
             a fixed random subspace, the control for the choice of one.
         damping: Where β acts: ``"outside"``, beside msign(M̃) as published, with a Newton–Schulz of its own;
-            ``"inside"``, before the map, :math:`\mathrm{msign}(\tilde M + \tfrac{1-\theta}{\theta}(\beta_1GP +
-            \beta_2GQ))`, in units of Nesterov's correction, at no further cost; not for masks that need msign(M̃).
+            ``"inside"``, before the map, :math:`\mathrm{msign}(\tilde M + \sqrt{\tfrac{1-\theta}{1+\theta}}(\beta_1GP
+            + \beta_2GQ))`, in units in which β moves as much as outside where noise dominates, at no further cost; not
+            for masks that need msign(M̃).
         row_beta2: θ₂ of NorMuon, which divides each row by the root of its second moment after the polar factor
             (:class:`NorMuonLITE`); ``None`` leaves rows as they are.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
@@ -163,7 +165,7 @@ class MuonLITE(LITEOptimizer):
         theta, mask = group["momentum"], group_mask(group)
         flow = {name: group[name] for name in ("chi", "chi_sharp", "beta_sharp", "beta_flat")}
         if group["damping"] == "inside":
-            flow |= {name: (1.0 - theta) / theta * flow[name] for name in ("beta_sharp", "beta_flat")}
+            flow |= {name: inside_unit(theta) * flow[name] for name in ("beta_sharp", "beta_flat")}
         if mask is None:
             flow = {"chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
         rule = UpdateRule(

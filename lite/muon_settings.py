@@ -65,6 +65,19 @@ def update_scale(shape: tuple[int, int], scale: Scale = "rms") -> float:
     return math.sqrt(rows / columns if scale == "spectral" else max(1.0, rows / columns))
 
 
+def inside_unit(theta: float) -> float:
+    r"""√((1 − θ)/(1 + θ)), in which β is measured before msign so that it moves as much as beside it.
+
+    Where noise dominates, M is the average of independent gradients with covariance Σ, so its own is Σ(1 − θ)/(1 + θ).
+    To first order :math:`\mathrm{msign}(\tilde M + bG)` moves by b/σ(M̃) times a part of G of which msign(G) makes
+    1/σ(G), and these are equal for b = β·σ(M̃)/σ(G).
+
+    Args:
+        theta: θ of the momentum.
+    """
+    return math.sqrt((1.0 - theta) / (1.0 + theta))
+
+
 def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
     """k = round(r·min(m, n))."""
     return round(sharp_fraction * min(w.shape[-2:]))

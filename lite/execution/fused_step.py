@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.sharp_masks import SubspaceComplement
-from discretizations.preconditioners.masks import TrackedSubspace
+from discretizations.preconditioners.masks import GradedMask, TrackedSubspace
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.update_rule import UpdateRule
 from lite.declaration import MOMENTUM, Declaration, matrix_shape
@@ -84,11 +84,11 @@ def is_supported(
     polar = rule.preconditioner
     if type(polar) is not PolarFactor:  # a subclass may have formulas of its own
         return False
-    if rule.is_cautious or rule.keeps_norm or rule.damps_inside:
+    if rule.is_cautious or rule.keeps_norm:
         return False
     if polar.iteration == "svd" or not polar.narrows or rule.corrects_momentum or rule.gain != rule.alpha:
         return False
-    if polar.mask is not None and not isinstance(polar.mask, TrackedSubspace):
+    if polar.mask is not None and not isinstance(polar.mask, (TrackedSubspace, GradedMask)):
         return False
     if polar.iteration_dtype(momentum[0]) != torch.bfloat16:
         return False
@@ -122,8 +122,9 @@ def fused_step_(
     covector, gradient = taken[0], taken[1] if both else taken[0]
     polar: Any = rule.preconditioner  # without a mask it has no use for what a mask has left
     before = {key: torch.stack(tensors) for key, tensors in memory.items()} if polar.mask is not None else {}
-    velocity = _Velocity(w if rule.splits_decay else None, rule.decay)
-    directed = _raising(rule, taken).direct(TakenIn(covector, before, gradient, covector), velocity=velocity)
+    velocity = _Velocity(w if rule.splits_decay else None, rule.decay, damps_inside=rule.damps_inside)
+    raising = rule if rule.damps_inside else _raising(rule, taken)
+    directed = raising.direct(TakenIn(covector, before, gradient, covector), velocity=velocity)
     for key, value in directed.memory.items():
         if value is not before[key]:
             torch._foreach_copy_(memory[key], list(guard.chosen(value, before[key]).unbind()))
@@ -138,19 +139,22 @@ class _Velocity:
     Args:
         w: Parameters whose decay meets the mask; ``None`` if it does not.
         decay: λ, in the units of the direction.
+        damps_inside: Whether the gradient comes with the covectors, before the map, where nothing decays.
     """
 
     w: Sequence[Tensor] | None
     decay: float
+    damps_inside: bool
 
     def __call__(
         self, a: Tensor, d: Tensor | None, *, flat: Any, decay: Any = None, twice: bool = False, **rates: float
     ) -> Tensor:
-        if flat is None:
-            u: Tensor = lite_velocity(a, d, beta_sharp=rates["beta_sharp"], chi_sharp=rates["chi_sharp"])
+        settings: dict[str, Any] = {"chi": 1.0, "chi_sharp": 1.0} | rates
+        if not isinstance(flat, SubspaceComplement):  # decay meets no other mask
+            u: Tensor = lite_velocity(a, d, flat=flat, **settings)
             return u
-        assert isinstance(flat, SubspaceComplement)
-        extra = fused_muon.split_direction_(a, d, self.w, decay=self.decay, **rates)
+        w = None if self.damps_inside and d is not None else self.w
+        extra = fused_muon.split_direction_(a, d, w, decay=self.decay, **settings)
         v = flat.basis.to(a.dtype)
         return a.baddbmm_(extra @ v, v.mT, alpha=-1.0)
 

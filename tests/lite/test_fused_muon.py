@@ -141,6 +141,10 @@ SETTINGS = {
     "lite": (MuonLITE, {}),
     "undamped": (MuonLITE, {"beta_sharp": 0.0, "beta_flat": 0.0}),
     "damped alone": (MuonLITE, {"chi": 1.0, "beta_sharp": 0.5, "beta_flat": 0.5}),
+    "inside": (MuonLITE, {"damping": "inside"}),
+    "inside, chi 1": (MuonLITE, {"damping": "inside", "chi": 1.0, "weight_decay": 0.0}),
+    "graded": (MuonLITE, {"mask": "graded"}),
+    "graded, undamped": (MuonLITE, {"mask": "graded-frobenius", "beta_sharp": 0.0, "beta_flat": 0.0}),
     "chi_sharp": (MuonLITE, {"chi_sharp": 0.5, "weight_decay": 0.0}),
 }
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lite import SOAPLITE, AdamWLITE, Lion, LITEOptimizer, Muon, MuonLITE, Shampoo, param_groups
+from lite.muon_settings import inside_unit
 from riemannian_ode.stages import direction_on_sphere
 from tests.lite.optimizers import build, equal, train
 
@@ -265,19 +266,33 @@ def test_the_random_mask_has_the_rank_of_the_subspace_and_another_place():
 
 @pytest.mark.parametrize("chi", [1.0, 2.0])
 def test_damping_inside_the_map(chi):
-    """u = O + (χ−1)OQ with O = msign(M̃ + (1−θ)/θ·(β₁GP + β₂GQ)) and Q from M̃."""
+    """u = O + (χ−1)OQ with O = msign(M̃ + √((1−θ)/(1+θ))·(β₁GP + β₂GQ)) and Q from M̃."""
     x, g, found = one_step(mask="exact", damping="inside", chi=chi, beta_sharp=-0.5, beta_flat=4.0)
     v = torch.linalg.svd(x)[2][:2].T
     sharp = v @ v.T
     flat = torch.eye(4, dtype=torch.float64) - sharp
-    polar = msign(x + (-0.5 * g @ sharp + 4.0 * g @ flat) / 9.0)
+    polar = msign(x + (-0.5 * g @ sharp + 4.0 * g @ flat) * (0.1 / 1.9) ** 0.5)
     torch.testing.assert_close(found, polar + (chi - 1.0) * polar @ flat, rtol=0.0, atol=1e-12)
 
 
 def test_damping_inside_with_equal_beta_is_another_look_ahead():
-    """β = 1/θ·… inside needs no mask: M̃ + β(1−θ)/θ·G, Nesterov's correction 1 + β times."""
+    """Without a mask it only adds to Nesterov's correction."""
     x, g, found = one_step(mask="exact", damping="inside", chi=1.0, beta_sharp=2.0, beta_flat=2.0)
-    torch.testing.assert_close(found, msign(x + 2.0 * g / 9.0), rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(found, msign(x + 2.0 * g * (0.1 / 1.9) ** 0.5), rtol=0.0, atol=1e-12)
+
+
+def test_damping_inside_moves_as_much_as_outside_where_noise_dominates():
+    """Gradients are white noise: β changes the direction by as much, in the mean, before and beside the map."""
+    torch.manual_seed(0)
+    theta, beta = 0.95, 0.1
+    gradients = torch.randn(150, 20, 24, 60, dtype=torch.float64)
+    x, g = torch.zeros_like(gradients[0]), gradients[-1]
+    for each in gradients:
+        x = theta * x + (1 - theta) * each
+    x = x + (1 - theta) / theta * g
+    inside = torch.stack([msign(a + inside_unit(theta) * beta * b) - msign(a) for a, b in zip(x, g, strict=True)])
+    outside = torch.stack([beta * msign(b) for b in g])
+    assert float(inside.norm() / outside.norm()) == pytest.approx(1.0, rel=0.25)
 
 
 @pytest.mark.parametrize(
