@@ -154,11 +154,8 @@ class OptimizerConfig:
     matrices_only: Switch = False
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS and not _CLASS.fullmatch(self.name):
-            raise ValueError(
-                f"optimizer.name = {shown(self.name)} is unknown. Choose one of: {', '.join(OPTIMIZERS)}, or "
-                "module:Class."
-            )
+        if not _CLASS.fullmatch(self.name):
+            require_choice("optimizer.name", self.name, (*OPTIMIZERS, "module:Class"))
         require_positive("optimizer.lr", self.lr, "3e-3 is the published choice for 250M parameters")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"optimizer.weight_decay = {self.weight_decay!r} must be finite and non-negative.")

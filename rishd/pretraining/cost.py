@@ -30,7 +30,7 @@ from riemannian_ode.checks import one_line, shown
 from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.models import build_model, chosen_experts
-from rishd.pretraining.optimizers import build_optimizer, optimizer_class, try_optimizer
+from rishd.pretraining.optimizers import build_optimizer, optimizer_class, try_optimizer, try_scheduler
 
 _CALIBRATION_TOKENS = 4096  # of the measured pass, at most (but one sequence at least)
 _UNKNOWN_STATE = 8.0  # bytes per parameter where an optimizer cannot run on fake tensors: AdamW's two float32 moments
@@ -104,7 +104,9 @@ def static_cost(config: PretrainConfig, made: PreTrainedConfig, *, ranks: int = 
         ConfigError: for settings that the model or the optimizer refuses.
     """
     length = config.data.sequence_length
-    key = json.dumps([config.to_mapping()["optimizer"], config.training.precision, length, config.model.attention])
+    mapping = config.to_mapping()
+    settings = [mapping["optimizer"], mapping["schedule"], config.training.precision, length, config.model.attention]
+    key = json.dumps(settings)
     known = _known.get((key, made.to_json_string()))
     if known is None:
         try_optimizer(
@@ -113,6 +115,7 @@ def static_cost(config: PretrainConfig, made: PreTrainedConfig, *, ranks: int = 
         with FakeTensorMode():
             model = build_model(config, made)
             weights = sum(p.nbytes for p in model.parameters())
+            try_scheduler(config, model)
             state, flops = _optimizer_cost(config, model)
         known = StaticCost(
             parameters=parameter_count(model),

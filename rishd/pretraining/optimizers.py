@@ -107,6 +107,23 @@ def try_optimizer(config: OptimizerConfig, device: torch.device) -> None:
             raise _refusal(config, problem) from None
 
 
+def try_scheduler(config: PretrainConfig, model: nn.Module) -> None:
+    """Make the schedules of a run, which may refuse settings of the optimizer.
+
+    Args:
+        config: The run.
+        model: Its model, which may be fake.
+
+    Raises:
+        ConfigError: if they do.
+    """
+    optimizer = build_optimizer(config.optimizer, model)
+    try:
+        build_scheduler(config, optimizer)
+    except ValueError as problem:
+        raise ConfigError(f"schedule.lite = true: {problem}") from None
+
+
 def _class_and_settings(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     cls = optimizer_class(config.name)
     for key in config.settings:

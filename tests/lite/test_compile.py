@@ -164,6 +164,34 @@ def test_inductor_compiles_the_step():
     same(runs[0][0].parameters(), runs[1][0].parameters(), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rule", "at"), [(partial(SOAPLITE, precondition_frequency=2), at) for at in (0, 4)] + [(MuonLITE, 1)]
+)
+def test_a_compiled_step_that_is_skipped_is_as_if_it_had_not_been(rule, at):
+    """A gradient that is not finite comes first or later, and another parameter gets its first one late."""
+    ends = []
+    for bad in (False, True):
+        source = torch.Generator().manual_seed(0)
+        early, late = (nn.Parameter(torch.randn(9, 6, generator=source)) for _ in range(2))
+        optimizer = rule([early, late], 0.02, on_nonfinite="skip")
+        optimizer.compile(backend="eager", fullgraph=True)
+        for k in range(6):
+            give_gradients([early], k)
+            if k >= 3:
+                give_gradients([late], 100 + k)
+            if bad and k == at:
+                for p in (early, late):
+                    if p.grad is not None:
+                        p.grad = torch.full_like(p, float("nan"))
+                optimizer.step()
+                give_gradients([early], k)
+                if k >= 3:
+                    give_gradients([late], 100 + k)
+            optimizer.step()
+        ends.append([p.detach().clone() for p in (early, late)] + [*optimizer.state[early].values()])
+    assert all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
+
+
 def test_a_compiled_run_resumes_bit_for_bit():
     def made():
         model, optimizer = build(OPTIMIZERS["subspace"], ns_dtype="float32")
