@@ -274,7 +274,7 @@ def worst_case_figure(study: WorstCaseStudy) -> Figure:
     return figure
 
 
-@STUDIES.register(place=120)
+@STUDIES.register(place=130)
 def worst_cases(quick: bool, seed: int) -> StudyResult:
     """Exact worst cases on convex objectives: methods, C8b's slack, the best χ and β₂ (needs the pep extra)."""
     study = worst_case_study(quick=quick)
