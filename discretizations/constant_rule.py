@@ -41,10 +41,11 @@ class ConstantRule:
             raise ValueError(f"eta = {self.eta!r} must be positive.")
         if not (np.all(np.asarray(self.alpha) > 0) and np.all(np.asarray(self.alpha) < 2)):
             raise ValueError(f"alpha = {self.alpha!r} must lie in (0, 2): it is 1 − momentum.")
-        a, b = self.inverse_metric, self.damping
+        a, b = (np.asarray(matrix) for matrix in (self.inverse_metric, self.damping))
         if a.shape != b.shape or a.ndim < 2 or a.shape[-1] != a.shape[-2]:
             raise ValueError(
-                f"inverse_metric has shape {a.shape} and damping {b.shape}; give square matrices of one shape."
+                f"inverse_metric has shape {a.shape} and damping {b.shape}; give square matrices of one shape, such as "
+                "np.eye(p) and beta * np.eye(p)."
             )
         for name, matrix in (("inverse_metric", a), ("damping", b)):
             if not _vanishes(matrix - np.swapaxes(matrix, -1, -2), matrix):
