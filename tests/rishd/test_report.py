@@ -180,8 +180,8 @@ def test_tightness_is_never_rounded_to_the_limit(value, text):
 
 
 def test_scripts_are_raised_but_names_stay():
-    assert str(scripts("f(w_k) ≤ e^{−rt} L_s λ_max κ^2")) == (
-        "f(w<sub>k</sub>) ≤ e<sup>−rt</sup> L<sub>s</sub> λ<sub>max</sub> κ<sup>2</sup>"
+    assert str(scripts("f(w_k) ≤ e^{−rt} L_s λ_max κ^2 ‖m‖_*")) == (
+        "f(w<sub>k</sub>) ≤ e<sup>−rt</sup> L<sub>s</sub> λ<sub>max</sub> κ<sup>2</sup> ‖m‖<sub>*</sub>"
     )
     assert str(scripts("lite_step <b>")) == "lite_step &lt;b&gt;"
     html = str(typeset("From t_0 on, see C6 and ``w_k``.", link_to=["C6"]))
