@@ -102,7 +102,8 @@ class ModifiedStudy(Record):
         return (
             "The step h = 1 adds three things to the flow: the position is read half a drift late, the momentum decays "
             f"by α(1 + α/2) instead of α, and the gradient is penalised by (η/4)gᵀABg. Heavy ball has no penalty at "
-            f"this order. LITE's is χβ₂ in flat directions: at most {100 * lite.penalty:.2g}% of the loss here, "
+            f"this order: once shifted, its distance from the flow is of second order (C22b). "
+            f"LITE's is χβ₂ in flat directions: at most {100 * lite.penalty:.2g}% of the loss here, "
             f"{100 * lite.flat_share:.0f}% of it flat. Largest distance from the update rule, over the length of its "
             f"path: {parts}."
         )
@@ -220,7 +221,7 @@ def modified_figure(study: ModifiedStudy) -> Figure:
             axes.semilogy(gap[1:], label=name, **styles[name])
         axes.set(xlabel="step", title=f"{row.method}, η = {row.eta:.3g}")
     upper[0].set_ylabel("decay rate per step")
-    lower[0].set_ylabel("distance from the update rule / length of its path")
+    lower[0].set_ylabel("distance from the update rule,\nover the length of its path")
     for axes in (*upper, *lower):
         axes.grid(alpha=0.3)
     lines = {line.get_label(): line for axes in (upper[0], lower[0]) for line in axes.get_lines()}
