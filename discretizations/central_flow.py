@@ -70,7 +70,8 @@ class CentralPath:
         if not self.critical.any():
             return "plain gradient flow: no direction became critical"
         first = self.times[int(np.argmax(self.critical > 0))]
-        return f"critical from t = {first:g} on, in at most {int(self.critical.max())} directions"
+        most = int(self.critical.max())
+        return f"critical from t = {first:g} on, in {f'at most {most} directions' if most > 1 else 'one direction'}"
 
 
 class CentralFlow:
@@ -132,7 +133,7 @@ class CentralFlow:
         require_count("steps", steps)
         w = as_float_array("w0", w0)
         if w.shape != self._root[0].shape:
-            raise ValueError(f"w0 has shape {w.shape}; the rule's matrices ask for {self._root[0].shape}.")
+            raise ValueError(f"w0 has shape {w.shape}; the rule's matrices need shape {self._root[0].shape}.")
         path, sharpness, variance, critical = [w], np.empty(steps + 1), np.zeros(steps + 1), np.zeros(steps + 1, int)
         for k in range(steps):
             hessian = self.objective.hessian(w)

@@ -55,7 +55,7 @@ def check_noise(
         )
     if noise.depends_on_state and is_compiled:
         raise ValueError(
-            "noise that is a function of (t, w) is not compiled; give compile=False, or a constant factor."
+            "noise whose factor is a function of (t, w) cannot be compiled; give compile=False, or a constant factor."
         )
     if system.metric.variation == "history" and not (grid.h == 1.0 and "optimizer" in scheme.structure):
         raise ValueError(

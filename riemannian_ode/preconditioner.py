@@ -96,7 +96,10 @@ class Preconditioner(ABC):
             ValueError: naming the shape.
         """
         if self.needs_matrices and len(shape) - batch != 2:
-            raise ValueError(f"w has shape {shape}; preconditioner {self.name!r} is made for matrices (m, n).")
+            raise ValueError(
+                f"w has shape {shape}; preconditioner {self.name!r} is made for matrices (m, n). "
+                "Reshape w; for a flow give RISHD.from_optimizer shape=(m, n)."
+            )
 
     def rates(self) -> Mapping[str, float | None]:
         """1 − θ of each average, per unit time, by key of the memory; ``None`` for a sum."""

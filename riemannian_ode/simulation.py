@@ -144,7 +144,7 @@ def simulate(
         check_attached("objective.gradient", system.objective.gradient, start.w)
     checked = _checked_system(system, start.w, t0)
     if checked.memory is not None:
-        _check_memory(checked, scheme, is_compiled=compile is not False, is_new=memory0 is None)
+        _check_memory(checked, scheme, is_new=memory0 is None)
         sets_frame = memory0 is None and checked.memory.preconditioner.skips_first
         g = checked.objective.gradient(start.w) if sets_frame else start.w
         start = PhaseState(start.w, checked.memory.start(*start, g, memory0))
@@ -228,15 +228,13 @@ def _checked_kind(system: RISHD) -> RISHD:
     return system
 
 
-def _check_memory(system: RISHD, scheme: Integrator, *, is_compiled: bool, is_new: bool) -> None:
+def _check_memory(system: RISHD, scheme: Integrator, *, is_new: bool) -> None:
     """Refuse what does not integrate a preconditioner's memory, and a flow that has no solution from its start."""
     if not scheme.handles_memory:
         able = ", ".join(name for name, cls in INTEGRATORS.items() if cls.handles_memory)
         raise ValueError(
             f"integrator {scheme.name!r} does not integrate the memory of a preconditioner; take one of {able}."
         )
-    if is_compiled:
-        raise ValueError("a flow with memory is not compiled; give compile=False.")
     corrects = system.memory is not None and system.memory.corrects_momentum
     if is_new and system.is_damped and corrects and "optimizer" not in scheme.structure:
         raise ValueError(

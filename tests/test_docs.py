@@ -1,5 +1,6 @@
-"""Every Python snippet of README and docs runs."""
+"""Every Python snippet of README and docs runs, and ``docs/figures.py`` finds where conclusions end."""
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,3 +23,11 @@ def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("Agg")
     check_md_file(page, memory=True)
+
+
+def test_every_conclusion_has_an_end():
+    """Without it ``docs/figures.py`` would replace the sections that follow, too."""
+    guide = (ROOT / "docs" / "guides" / "studies.md").read_text(encoding="utf-8")
+    marks = re.findall(r"^<!-- (conclusion|end)\b", guide, re.MULTILINE)
+    assert len(marks) > 2
+    assert marks == ["conclusion", "end"] * (len(marks) // 2)

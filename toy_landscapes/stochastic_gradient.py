@@ -75,9 +75,12 @@ class MiniBatches:
         self.batch_size, self.replacement = batch_size, replacement
 
     def check(self, landscape: Landscape) -> None:
-        """Refuse a landscape that is no average over enough samples."""
+        """Refuse a landscape that is not an average over enough samples."""
         if not isinstance(landscape, FiniteSum):
-            raise ValueError(f"{type(landscape).__name__} is no average over samples (FiniteSum); use GaussianNoise.")
+            raise ValueError(
+                f"{type(landscape).__name__} has no samples to draw batches from; take a FiniteSum, such as "
+                "LinearRegression, or Gaussian noise (GaussianNoise for update rules, GradientNoise for flows)."
+            )
         if not self.replacement and self.batch_size > landscape.samples:
             raise ValueError(
                 f"batch_size = {self.batch_size} exceeds the {landscape.samples} samples; set replacement=True or take "
@@ -96,7 +99,7 @@ class MiniBatches:
             calculus: See :class:`riemannian_ode.GradientNoise`.
 
         Raises:
-            ValueError: for a landscape that is no average over enough samples.
+            ValueError: for a landscape that is not an average over enough samples.
         """
         self.check(landscape)
         data = cast(FiniteSum, landscape)

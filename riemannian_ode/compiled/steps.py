@@ -55,7 +55,8 @@ class CompiledSteps:
 
     Raises:
         ValueError: for a start that does not fit the system.
-        CompileError: for a scheme that is implicit or adaptive, formulas that cannot be traced, or a missing compiler.
+        CompileError: for a scheme that is implicit or adaptive, the flow of a preconditioner, formulas that cannot be
+            traced, or a missing compiler.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class CompiledSteps:
         w0 = as_float_array("w0", w0)
         self.scheme, self.source, self.h, self.noise = scheme, system, h, noise
         self.system = system.for_arrays(w0)
+        if self.system.memory is not None:
+            raise CompileError("flows of a preconditioner (Adam, Muon, …) cannot be compiled; give compile=False.")
         if noise is not None and (callable(noise.factor) or w0.shape[-1] > MAX_COMPONENTS):
             raise CompileError(
                 f"noise is compiled with a constant factor and up to {MAX_COMPONENTS} coordinates; the factor is a "

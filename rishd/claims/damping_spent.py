@@ -70,14 +70,14 @@ def damping_spent(rng: np.random.Generator, instances: int) -> Sequence[Evidence
         Measurement("spent by all damping over αφ(m)", spent.damping.ravel()),
         Measurement("spent by look-ahead over αφ(m)", spent.lookahead.ravel()),
         Panel(
-            "What β₁ = −0.25 may spend, and what it does",
+            "What β₁ = −0.25 may spend and does spend",
             "step",
             "share of αφ(m), median of the matrices",
             (
                 Curve("c|β₁|‖g‖₍ₖ₎, the limit", steps, of_first.limit),
                 Curve("spent by β₁", steps, of_first.sharp),
                 Curve("taken by all damping", steps, -of_first.damping),
-                Curve("energy falls below", steps, np.ones(_STEPS), "reference"),
+                Curve("αφ(m) itself, what α takes", steps, np.ones(_STEPS), "reference"),
             ),
             log="y",
         ),

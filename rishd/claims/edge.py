@@ -39,9 +39,9 @@ def edge_of_stability(rng: np.random.Generator, instances: int) -> Sequence[Evid
     .. math:: D = A\left(B + \tfrac1{2-\alpha}\right) .
 
     Let :math:`S = \lambda_{\max}(D^{1/2}HD^{1/2})` with the vector u, :math:`u^\top D^{-1}u = 1`. With
-    :math:`w_k = \bar w + (-1)^kxu` the mean gradient is :math:`\nabla f + \frac12x^2\nabla S` up to third derivatives,
-    the shadow of C7 moves by :math:`-\eta C` times it, :math:`C = A(B + \frac1\alpha)`, and the variance that holds
-    :math:`\eta S = 2` is
+    :math:`w_k = \bar w + (-1)^kxu` the mean gradient is :math:`\nabla f + \frac12x^2\nabla S`, exactly if f is a
+    polynomial of degree 4. The shadow of C7 moves by :math:`-\eta C` times it, :math:`C = A(B + \frac1\alpha)`, and the
+    variance that holds :math:`\eta S = 2` is
 
     .. math::
 
@@ -191,6 +191,7 @@ def central_flow_limits(rng: np.random.Generator, instances: int) -> Sequence[Ev
     alpha = rng.uniform(0.05, 0.9, instances)
     beta = -alpha / (2.0 - alpha) ** 2 * rng.uniform(1.05, 1.5, instances)
     roots = np.linalg.eigvals(step_matrix(stable_limit(alpha, beta), alpha, beta))
+    both = np.sort(np.concatenate(clocks))
     return [
         *(
             Measurement(f"variance over the central flow's at ρ = {clock:.3g}, {name} (∞: diverged)", ratio[None])
@@ -206,13 +207,13 @@ def central_flow_limits(rng: np.random.Generator, instances: int) -> Sequence[Ev
         ),
         Measurement("turn of the unstable mode over π, β < −α/(2 − α)²", np.abs(np.angle(roots)).max(-1) / np.pi),
         Panel(
-            "Oscillation at the edge, valley (what diverged is left out)",
+            "Oscillation at the edge, valley (diverged runs omitted)",
             "ρ, clock of the average over that of the oscillation",
             "variance over the central flow's",
             (
-                Curve("momentum, α from 0.6 down", clocks[0], _finite(momentum), "points"),
-                Curve("α = 0.1, β from 0.5 up", clocks[1], _finite(damped), "points"),
-                Curve("the central flow", np.sort(clocks[0]), np.ones(len(clocks[0])), "reference"),
+                Curve("β = 0", clocks[0], _finite(momentum), "points"),
+                Curve("α = 0.1, β > 0", clocks[1], _finite(damped), "points"),
+                Curve("central flow", both, np.ones(len(both)), "reference"),
             ),
             log="xy",
         ),
@@ -273,7 +274,7 @@ def _edges_panel() -> Panel:
         measured = np.array([_crossing(alpha, float(b)) for b in beta[::8]])
         curves += [
             Curve(f"2/(β + 1/(2 − α)), α = {alpha:g}", beta, limit),
-            Curve("the update rule's", beta[::8], measured, "points"),
+            Curve("measured on the update rule", beta[::8], measured, "points"),
         ]
     return Panel("Edge of one mode", "Hessian damping β", "critical κ = ηλa", tuple(curves), log="xy")
 

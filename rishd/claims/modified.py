@@ -202,8 +202,8 @@ def penalised_objective(rng: np.random.Generator, instances: int) -> Sequence[Ev
     package's flow on the penalised objective, on random nonquadratic :math:`f` with metric and split; the same without
     the penalty must stay of order 1.
 
-    Finding: the step that optimizers take is not what makes heavy ball differ from its flow: up to a shift by half a
-    step it is of second order. With Hessian damping it is of first order, and the difference is a penalty.
+    Finding: heavy ball at h = 1 differs from its flow only at second order, once it is read half a drift earlier and
+    its damping is α(1 + α/2). With Hessian damping a difference of first order is left, the penalty.
 
     Source: derived in docs/theory; the penalty of gradient descent is Barrett and Dherin's, arXiv:2009.11162.
     """

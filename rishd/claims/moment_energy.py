@@ -232,7 +232,8 @@ def _panel() -> Panel:
     curves = []
     for ratio in (1.0, 4.0, 8.0):
         rate = ratio * alpha
-        curves.append(Curve(f"no correction, α₂ = {ratio:g}α", t, np.exp((0.5 * rate - 2.0 * alpha) * t)))
+        label = f"no correction, α₂ = {ratio:g}α".replace("1α", "α")
+        curves.append(Curve(label, t, np.exp((0.5 * rate - 2.0 * alpha) * t)))
     for label, both in (("only v corrected", False), ("both corrected", True)):
         c1, c2 = (-np.expm1(-rate * (t + 0.25)) for rate in (alpha, 2.0 * alpha))
         energy = np.exp((alpha - 2.0 * alpha) * t) * np.sqrt(c2) / (c1 if both else 1.0)

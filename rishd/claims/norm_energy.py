@@ -321,7 +321,7 @@ def _panel(rng: np.random.Generator) -> Panel:
     loss = np.array([objective.value(x)[0] for x in flow.w])
     balance = energy[0] - energy_identity_residual(system, flow).dissipated[:, 0]
     return Panel(
-        "A flow of Muon-LITE with its exact moving mask (χ = 3, 6×4)",
+        "Muon-LITE's flow with its exact mask (χ = 3, 6×4)",
         "t",
         "loss and energy",
         (

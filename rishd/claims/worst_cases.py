@@ -112,7 +112,7 @@ def _known_panel() -> Panel:
         "worst f(w_N) − f* over L‖w₀ − w*‖²",
         (
             Curve("gradient descent, κ = 1", steps, 1.0 / (4.0 * steps + 2.0)),
-            Curve("the best of all methods", steps, minimax_loss(len(steps)), "reference"),
+            Curve("lower bound of all methods", steps, minimax_loss(len(steps)), "reference"),
         ),
         log="xy",
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from rishd.claims import Bound, ClaimResult, Identity, Panel
 from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
@@ -103,11 +103,19 @@ def _draw_panel(axes: Any, panel: Panel, *, legend: bool = True) -> None:
     axes.set_yscale("log" if "y" in panel.log else "linear")
     for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "y")):
         low, high = axis.get_view_interval()
-        if name in panel.log and high >= 10.0 * low:  # a decade has a label of its own; those between would overlap
+        if name in panel.log and high >= 100.0 * low:  # decades have labels of their own; those between would overlap
             axis.set_minor_formatter(NullFormatter())
+        elif name in panel.log and high >= 10.0 * low:
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(FuncFormatter(_two_or_five))
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(fontsize=8)
+
+
+def _two_or_five(x: float, _: int | None = None) -> str:
+    """A label for ticks that begin with 2 or 5."""
+    return f"{x:g}" if f"{x:.0e}"[0] in "25" else ""
 
 
 def _mathtext(text: str) -> str:

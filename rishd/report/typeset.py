@@ -24,7 +24,7 @@ _PUNCTUATED = re.compile(r"(<math>(?:(?!</math>).)*</math>)([,;.:)]+)", re.DOTAL
 _TAG = re.compile(r'(<math.*?</math>|<span class="docutils literal">.*?</span>|<[^>]*>)', re.DOTALL)
 _CLAIM = re.compile(r"\bC\d+[a-z]?\b")
 # A braced script, or a short one: w_k, L_s, λ_max, f*_0 but not the underscores of a name such as lite_step.
-SCRIPT = re.compile(r"([_^])(?:\{([^{}]+)\}|\(([^()]+)\)|([-−]?\d+(?:\.\d+)?|max|min|\w)(?!\w))")
+SCRIPT = re.compile(r"([_^])(?:\{([^{}]+)\}|\(([^()]+)\)|([-−]?\d+(?:\.\d+)?|max|min|\w|\*)(?!\w))")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -93,8 +93,8 @@ class EdgeStudy(Record):
             f"{verdict}. Full batch, MuonLITE's best rate is {ratio:.2g} times Muon's, where the pre-training runs on "
             f"record want {_RECORDS[0]:g} to {_RECORDS[1]:g} times; while gradient and momentum agree, its flat steps "
             f"are χ(1 + β₂) = {length:g} times as long at the same rate. At the same point its flat block reaches the "
-            f"edge at {self.edge_ratio:.2g} times Muon's rate, so that the edge would ask for a "
-            f"{'smaller' if self.edge_ratio < 1 else 'larger'} one. {self._method_text('Muon')} "
+            f"edge at {self.edge_ratio:.2g} times Muon's rate, so the edge alone would call for a "
+            f"{'smaller' if self.edge_ratio < 1 else 'larger'} rate. {self._method_text('Muon')} "
             f"{self._method_text('MuonLITE')} A rate beyond the edge does not diverge: the length of a polar factor is "
             "fixed, so that an oscillation grows to the size of the learning rate and stays there."
         )
@@ -104,11 +104,13 @@ class EdgeStudy(Record):
         good = [row.lr for row in rows if row.loss <= _CLOSE * best.loss]
         stable = [row.lr for row in rows if row.sharpness < EDGE]
         lost = [row.lr for row in rows if row.loss > self.start]
+        end = best.lr in (rows[0].lr, rows[-1].lr)
+        near = f"from {min(good):.2g} to {max(good):.2g}" if len(good) > 1 else "at no other rate"
         return (
-            f"{method} is best at {best.lr:.2g} with the loss {best.loss:.3g} (within a tenth of it from "
-            f"{min(good):.2g} to {max(good):.2g}), there ηS is {best.sharpness:.2g}, and successive gradients have the "
-            f"cosine {best.cosine:.2f}; ηS is below 2 {f'up to {max(stable):.2g}' if stable else 'at no rate tried'}, "
-            f"and {f'from {min(lost):.2g} on' if lost else 'no rate'} ends above the start."
+            f"{method} is best at {best.lr:.2g}{', an end of the grid,' if end else ''} with the loss {best.loss:.3g} "
+            f"(within a tenth of it {near}). There ηS is {best.sharpness:.2g}, and successive gradients have the "
+            f"cosine {best.cosine:.2f}. ηS is below 2 {f'up to {max(stable):.2g}' if stable else 'at no rate tried'}, "
+            f"and the loss ends above its start {f'from {min(lost):.2g} on' if lost else 'at no rate'}."
         )
 
     def table(self) -> list[dict[str, str]]:

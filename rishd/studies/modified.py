@@ -37,7 +37,7 @@ class ModeRates:
 
     Args:
         beta: β.
-        kappa: κ up to the stable limit, shape ``(k,)``.
+        kappa: κ up to the stability limit, shape ``(k,)``.
         rule: Of the update rule.
         flow: Of the flow.
         penalised: Of the flow with α(1 + α/2), gain 1 + α/2 and κ(1 + βκ/2).
@@ -102,8 +102,10 @@ class ModifiedStudy(Record):
         return (
             "The step h = 1 adds three things to the flow: the position is read half a drift late, the momentum decays "
             f"by α(1 + α/2) instead of α, and the gradient is penalised by (η/4)gᵀABg. Heavy ball has no penalty at "
-            f"this order. LITE's is χβ₂ in flat directions: at most {100 * lite.penalty:.2g}% of the loss here, "
-            f"{100 * lite.flat_share:.0f}% of it flat. Distance of the update rule over the path's length: {parts}."
+            f"this order: once shifted, its distance from the flow is of second order (C22b). "
+            f"LITE's is χβ₂ in flat directions: at most {100 * lite.penalty:.2g}% of the loss here, "
+            f"{100 * lite.flat_share:.0f}% of it flat. Largest distance from the update rule, over the length of its "
+            f"path: {parts}."
         )
 
     def table(self) -> list[dict[str, str]]:
@@ -213,13 +215,13 @@ def modified_figure(study: ModifiedStudy) -> Figure:
     for axes, mode in zip(upper, study.modes, strict=True):
         for name, rate in (("update rule", mode.rule), ("flow", mode.flow), ("penalised flow", mode.penalised)):
             axes.loglog(mode.kappa, rate, label=name, **styles[name])
-        axes.set(xlabel="κ up to the stable limit", title=f"A mode, β = {mode.beta:.3g}", ylim=(1e-3, 5.0))
+        axes.set(xlabel="κ, up to the stability limit", title=f"One mode, β = {mode.beta:.3g}", ylim=(1e-3, 5.0))
     for axes, row in zip(lower, study.rows, strict=True):
         for name, gap in row.gaps.items():
             axes.semilogy(gap[1:], label=name, **styles[name])
         axes.set(xlabel="step", title=f"{row.method}, η = {row.eta:.3g}")
     upper[0].set_ylabel("decay rate per step")
-    lower[0].set_ylabel("distance from the update rule / its path")
+    lower[0].set_ylabel("distance from the update rule,\nover the length of its path")
     for axes in (*upper, *lower):
         axes.grid(alpha=0.3)
     lines = {line.get_label(): line for axes in (upper[0], lower[0]) for line in axes.get_lines()}

@@ -97,10 +97,17 @@ class ScheduleStudy(Record):
             "and then falls like 1/t: it is half the ratio of the loss to the base method's floor. This formula ends "
             f"within {100 * (float(np.median(formula)) - 1):.2g}% of the best loss that coordinate descent found in "
             f"half of the cases, and at {formula.max():.2g} times it in the worst, of least noise, where momentum "
-            f"overshoots. The schedules of training, each at its best peak, end at {texts} times the best loss: at the "
-            f"least noise {self._best_of(min)} is best of them, at the most {self._best_of(max)}. The floors of the "
-            f"flow (C20) and of the update rule (C10) differ by at most {100 * apart:.2g}% in flat modes."
+            f"overshoots. The schedules of training, each at its best peak, end at {texts} times the best loss. "
+            f"{self._winners}. The floors of the flow (C20) and of the update rule (C10) differ by at most "
+            f"{100 * apart:.2g}% in flat modes."
         )
+
+    @property
+    def _winners(self) -> str:
+        quiet, noisy = self._best_of(min), self._best_of(max)
+        if quiet == noisy:
+            return f"Of the three, {quiet} is best at the least and at the most noise"
+        return f"Of the three, {quiet} is best at the least noise, and {noisy} at the most"
 
     def _best_of(self, which: Callable[[Iterable[float]], float]) -> str:
         """The schedule that ends lowest at the least or the most noise, on average over the horizons."""

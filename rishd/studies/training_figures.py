@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from rishd.colours import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
 from rishd.studies.noise import NoiseStudy, noise_study
@@ -74,6 +75,8 @@ def noise_schedule_figure(study: ScheduleStudy) -> Figure:
         time = (np.arange(len(case.best)) + 0.5) / len(case.best)
         best.semilogy(time, case.best, color=colour, lw=1.6, label=f"floor / loss at start = {case.noise:g}")
         best.semilogy(time, case.formula, color=colour, lw=1.2, ls=":")
+    for kind in ("set_major_formatter", "set_minor_formatter"):
+        getattr(best.yaxis, kind)(LogFormatter(labelOnlyBase=False, minor_thresholds=(2.0, 0.5)))
     best.set(xlabel="t / T", ylabel="χ", title=f"Best χ(t) at 2sT = {shortest:g}; dotted: half of loss over floor")
     best.legend(fontsize=8)
     horizons = sorted({case.horizon for case in study.cases})

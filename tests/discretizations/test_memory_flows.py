@@ -24,7 +24,7 @@ from discretizations import (
     TrackedSubspace,
     UpdateRule,
 )
-from riemannian_ode import RISHD, Event, GradientNoise, Trajectory, simulate
+from riemannian_ode import RISHD, CompiledSteps, CompileError, Event, GradientNoise, Trajectory, simulate
 from riemannian_ode.integrators.adaptive import DOP853
 
 SHAPE = (4, 3)
@@ -365,8 +365,11 @@ def test_what_does_not_fit_is_refused():
         ValueError, match=r"'strang' does not integrate the memory.*take one of explicit-euler, semi-impl"
     ):
         simulate(system, start(), steps=1, integrator="strang")
-    with pytest.raises(ValueError, match="a flow with memory is not compiled"):
-        simulate(system, start(), steps=1, compile=True)
+    for compiled in ("adam", "muon"):
+        with pytest.raises(CompileError, match=r"flows of a preconditioner .* give compile=False"):
+            simulate(flow(compiled), start(), steps=1, compile=True)
+        with pytest.raises(CompileError, match=r"flows of a preconditioner .* give compile=False"):
+            CompiledSteps(flow(compiled), start())
     with pytest.raises(ValueError, match=r"shape = \(4, 3\) has 12 numbers, but w has 5 coordinates"):
         simulate(system, np.ones(5), steps=1)
     for shape in (12, (-3, -4), (3.0, 4), "ab"):
@@ -379,7 +382,7 @@ def test_what_does_not_fit_is_refused():
         simulate(flow("rmsprop"), start(), steps=1, memory0={"v": 1j * np.ones(SHAPE)})
     with pytest.raises(ValueError, match="require gradients, but the memory of preconditioner 'eigenbasis-moment'"):
         simulate(flow("soap"), torch.as_tensor(start()).requires_grad_(), steps=1)
-    with pytest.raises(ValueError, match="made for matrices"):
+    with pytest.raises(ValueError, match=r"made for matrices .* give RISHD.from_optimizer shape="):
         simulate(RISHD.from_optimizer(Wells(), PolarFactor(), **AVERAGE), start(), steps=1)
     with pytest.raises(ValueError, match="'rk4' has nothing to converge to; start from a memory"):
         simulate(flow("soap, lite"), start(), steps=1, integrator="rk4")

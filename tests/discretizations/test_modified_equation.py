@@ -83,6 +83,7 @@ def test_constant_rule_is_the_update_rule():
         ({"damping": np.array([[0.0, 1.0], [0.0, 0.0]])}, "damping must be symmetric"),
         ({"inverse_metric": np.diag([1.0, 2.0]), "damping": np.ones((2, 2))}, "damping must commute"),
         ({"damping": np.eye(3)}, "square matrices of one shape"),
+        ({"inverse_metric": 1.0, "damping": 0.0}, r"shape \(\) .* such as np.eye"),
     ],
 )
 def test_bad_rules_are_refused(changes, message):

@@ -431,7 +431,7 @@ VARYING = VaryingDiagonalMetric(lambda w: 1.0 + w**2)
         (GradientNoise(factor=sigma_of_state), {"integrator": "heun"}, "take 'explicit-euler', or give"),
         (GradientNoise(factor=sigma_of_state, calculus="stratonovich"), {}, "take 'heun', or give"),
         (GradientNoise(factor=sigma_of_state), {"integrator": "ubu"}, "does not depend on the state"),
-        (GradientNoise(factor=sigma_of_state), {"compile": True}, "is not compiled"),
+        (GradientNoise(factor=sigma_of_state), {"compile": True}, "cannot be compiled"),
     ],
 )
 def test_noise_that_does_not_fit_is_refused_at_the_call(noise, changes, message):

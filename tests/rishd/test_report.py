@@ -6,15 +6,18 @@ from collections import Counter
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from typer.testing import CliRunner
 
 from rishd.claims import CLAIMS, Bound, ClaimResult, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.evidence import Curve, WorstCase
 from rishd.claims.validation import SavedResultsError, Validation
 from rishd.commands.application import app
+from rishd.report.claim_figures import panels_figure
 from rishd.report.claim_views import standing
 from rishd.report.page import Report, Section, write_report
 from rishd.report.study_records import StudyFolderError, read_studies, write_study
@@ -179,9 +182,24 @@ def test_tightness_is_never_rounded_to_the_limit(value, text):
     assert ratio(value) == text
 
 
+@pytest.mark.parametrize("span", [3.0, 15.0, 80.0, 300.0, 1e6])
+def test_ticks_of_logarithmic_axes_can_be_read(span):
+    """Between one and two decades only 2, 5 and the decades have labels; never none, and none over another."""
+    low, high = 1.3, 1.3 * span
+    panel = Panel("t", "x", "y", (Curve("c", np.array([low, high]), np.array([1.0, 2.0])),), log="x")
+    figure = panels_figure([panel])
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0].xaxis
+    first, last = axis.get_view_interval()
+    ticks = [tick for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if first <= tick.get_loc() <= last]
+    boxes = sorted((x.label1.get_window_extent() for x in ticks if x.label1.get_text()), key=lambda box: box.x0)
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
 def test_scripts_are_raised_but_names_stay():
-    assert str(scripts("f(w_k) ≤ e^{−rt} L_s λ_max κ^2")) == (
-        "f(w<sub>k</sub>) ≤ e<sup>−rt</sup> L<sub>s</sub> λ<sub>max</sub> κ<sup>2</sup>"
+    assert str(scripts("f(w_k) ≤ e^{−rt} L_s λ_max κ^2 ‖m‖_*")) == (
+        "f(w<sub>k</sub>) ≤ e<sup>−rt</sup> L<sub>s</sub> λ<sub>max</sub> κ<sup>2</sup> ‖m‖<sub>*</sub>"
     )
     assert str(scripts("lite_step <b>")) == "lite_step &lt;b&gt;"
     html = str(typeset("From t_0 on, see C6 and ``w_k``.", link_to=["C6"]))

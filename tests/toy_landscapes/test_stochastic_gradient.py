@@ -173,7 +173,8 @@ def test_it_drives_the_update_rule_and_its_integrator_alike():
         (lambda: GaussianNoise(np.diag([1.0, -1.0])), "covariance has the eigenvalue -1"),
         (lambda: GaussianNoise([[1.0, 2.0], [0.0, 1.0]]), "not symmetric"),
         (lambda: MiniBatches(0), "batch_size = 0"),
-        (lambda: StochasticGradient(BOWL, MiniBatches(1), generator=np.random.default_rng(0)), "use GaussianNoise"),
+        (lambda: StochasticGradient(BOWL, MiniBatches(1), generator=np.random.default_rng(0)), "GaussianNoise for"),
+        (lambda: MiniBatches(1).flow_noise(BOWL), "GradientNoise for flows"),
         (
             lambda: StochasticGradient(SUMS["network"], MiniBatches(8), generator=np.random.default_rng(0)),
             "exceeds the 7 samples",
