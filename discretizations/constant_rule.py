@@ -43,14 +43,14 @@ class ConstantRule:
         if not (np.isrealobj(self.alpha) and np.all((np.asarray(self.alpha) > 0) & (np.asarray(self.alpha) < 2))):
             raise ValueError(f"alpha = {self.alpha!r} must lie in (0, 2): it is 1 − momentum.")
         a, b = (np.asarray(matrix) for matrix in (self.inverse_metric, self.damping))
-        for name, matrix in (("inverse_metric", a), ("damping", b)):
-            if not (matrix.dtype.kind == "f" and np.isfinite(matrix).all()):
-                raise ValueError(f"{name} = {shown(matrix)} must be an array of finite floats.")
         if a.shape != b.shape or a.ndim < 2 or a.shape[-1] != a.shape[-2]:
             raise ValueError(
                 f"inverse_metric has shape {a.shape} and damping {b.shape}; give square matrices of one shape, such as "
                 "np.eye(p) and beta * np.eye(p)."
             )
+        for name, matrix in (("inverse_metric", self.inverse_metric), ("damping", self.damping)):
+            if not (isinstance(matrix, np.ndarray) and matrix.dtype.kind == "f" and np.isfinite(matrix).all()):
+                raise ValueError(f"{name} = {shown(matrix)} must be a numpy array of finite floats.")
         for name, value in (("eta", self.eta), ("alpha", self.alpha)):
             if np.ndim(value) > 1 or (a.ndim > 2 and np.shape(value) not in ((), a.shape[:-2])):
                 raise ValueError(
