@@ -265,14 +265,17 @@ def make_plan(mapping: Mapping[str, Any], *, source: str = "the plan") -> Plan:
     rivals = mapping.pop("rivals", False)
     if rivals is False:
         return checked(Plan, mapping, source=source)
-    plain = checked(Plan, mapping, source=source)
-    if plain.baseline is None:
-        raise ConfigError(f"{source}: rivals needs a baseline, from whose learning rates they search; name one.")
-    rates = plain.grid(plain.baseline, plain.cells_of(plain.baseline)[0])
-    if rates is None:
-        raise ConfigError(f"{source}: rivals needs a baseline with learning rates of its own; give it lr.")
+    variants: Any = mapping.get("variants")
+    name = mapping.get("baseline")
+    given = variants.get(name, {}) if isinstance(variants, Mapping) and isinstance(name, str) else {}
+    if not isinstance(given, Mapping) or given.get("lr") is None:
+        raise ConfigError(
+            f"{source}: rivals search from the baseline's learning rates; name a baseline with its own lr."
+        )
+    alone = {key: value for key, value in given.items() if key not in ("like", "baseline")}
+    rates = checked(Plan, mapping | {"variants": {name: alone}}, source=source).grid(str(name), "") or ()
     try:
-        variants = with_rivals(mapping["variants"], rivals, rates)
+        variants = with_rivals(variants, rivals, rates)
     except ValueError as problem:
         raise ConfigError(f"{source}: {problem}") from None
     return checked(Plan, mapping | {"variants": variants}, source=source)

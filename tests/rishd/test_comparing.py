@@ -143,8 +143,8 @@ def test_keys_depend_on_what_numbers_depend_on():
         ({"run": {"training": {"steps": "many"}}}, r"training\.steps = 'many'"),
         ({"rivals": "all"}, "rivals = 'all' must be true, false, or a list"),
         ({"rivals": ["adam"]}, "Did you mean 'adamw'"),
-        ({"rivals": True, "baseline": None}, "needs a baseline"),
-        ({"rivals": True, "baseline": "chi"}, "learning rates of its own"),
+        ({"rivals": True, "baseline": None}, "name a baseline with its own lr"),
+        ({"rivals": True, "baseline": "chi"}, "name a baseline with its own lr"),
     ],
 )
 def test_bad_plans_are_refused(changes, message):
