@@ -28,6 +28,8 @@ from discretizations.noise import flow_loss_floor as flow_loss_floor
 from discretizations.noise import loss_floor as loss_floor
 from discretizations.noise import lyapunov_covariance as lyapunov_covariance
 from discretizations.noise import stationary_covariance as stationary_covariance
+from discretizations.plotting import plot_modes as plot_modes
+from discretizations.plotting import plot_stability as plot_stability
 from discretizations.preconditioners import PRECONDITIONERS as PRECONDITIONERS
 from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment as EigenbasisMoment
 from discretizations.preconditioners.identity import Identity as Identity

@@ -8,18 +8,16 @@ Source: arXiv:2602.22681, published settings and code.
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from lite.parameters.tensor_settings import set_number
 from riemannian_ode.checks import require_choice
+from riemannian_ode.rate_factors import Schedule, rate_factor, warmup_cosine
 
-Schedule: TypeAlias = Literal["cosine", "wsd"]
 _MATRIX_RISE = 0.5  # χ of matrices rises from 1 over this fraction of the steps after warm-up (cosine runs)
-_STABLE_FRACTION = 0.8  # of all steps before a wsd run starts to decay
 
 
 def _check(schedule: str, warmup_steps: int, total_steps: int, min_ratio: float) -> None:
@@ -47,8 +45,7 @@ def cosine_with_warmup(k: int, peak: float, minimum: float, *, warmup_steps: int
     """
     if k < warmup_steps:
         return peak * (k + 1) / warmup_steps
-    progress = min(1.0, (k - warmup_steps) / (total_steps - warmup_steps))
-    return minimum + 0.5 * (peak - minimum) * (1.0 + math.cos(math.pi * progress))
+    return warmup_cosine(k, peak, minimum, warmup=warmup_steps, total=total_steps)
 
 
 def learning_rate_factor(
@@ -72,14 +69,7 @@ def learning_rate_factor(
     Source: arXiv:2602.22681, published settings (min_ratio 0.1 for cosine, 0 for wsd).
     """
     _check(schedule, warmup_steps, total_steps, min_ratio)
-    if k < warmup_steps:
-        return k / warmup_steps
-    if schedule == "cosine":
-        return cosine_with_warmup(k, 1.0, min_ratio, warmup_steps=warmup_steps, total_steps=total_steps)
-    stable = max(int(_STABLE_FRACTION * total_steps), warmup_steps)
-    if k <= stable:
-        return 1.0
-    return max(min_ratio, 1.0 - (1.0 - min_ratio) * (k - stable) / max(1, total_steps - stable))
+    return rate_factor(k, schedule=schedule, warmup=warmup_steps, total=total_steps, min_ratio=min_ratio)
 
 
 def flat_learning_rate_ratio(

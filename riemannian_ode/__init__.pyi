@@ -30,7 +30,9 @@ from riemannian_ode.metric import Metric as Metric
 from riemannian_ode.metric import PreconditionerMetric as PreconditionerMetric
 from riemannian_ode.noise import GradientNoise as GradientNoise
 from riemannian_ode.objective import Objective as Objective
+from riemannian_ode.plane import Plane as Plane
 from riemannian_ode.preconditioner import Preconditioner as Preconditioner
+from riemannian_ode.rate_schedules import learning_rate as learning_rate
 from riemannian_ode.rates import convex_value_bound as convex_value_bound
 from riemannian_ode.rates import polyak_lojasiewicz_rate as polyak_lojasiewicz_rate
 from riemannian_ode.rates import strongly_convex_rate as strongly_convex_rate

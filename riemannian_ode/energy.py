@@ -25,8 +25,8 @@ from riemannian_ode.arrays import inner, to_numpy
 from riemannian_ode.coefficients import TimeDependent
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.flow import Array
+from riemannian_ode.saved_states import SavedStates
 from riemannian_ode.split import PhasePoint
-from riemannian_ode.trajectory import Trajectory
 
 
 class Dissipation(NamedTuple):
@@ -122,7 +122,7 @@ def dissipation(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str
     return Dissipation(momentum + damping + schedule, momentum, damping, flat_part, schedule)
 
 
-def energy_identity_residual(system: RISHD, trajectory: Trajectory) -> EnergyBalance:
+def energy_identity_residual(system: RISHD, trajectory: SavedStates) -> EnergyBalance:
     """How far a trajectory is from the energy identity: of the order of the integrator's error if the identity holds.
 
     The dissipation is integrated through a quintic spline of its values at the save times (error of sixth order in

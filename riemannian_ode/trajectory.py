@@ -16,8 +16,11 @@ from riemannian_ode.flow import Array
 from riemannian_ode.interpolation import hermite
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from riemannian_ode.dynamics import RISHD
     from riemannian_ode.memory import RememberedMetric
+    from riemannian_ode.plane import Plane
 
 Status = Literal["finished", "event", "non-finite", "step-limit", "integrator-failed", "invalid-system", "interrupted"]
 
@@ -156,6 +159,29 @@ class Trajectory:
             return w, m
         stack = namespace(self.w).stack
         return stack([w for w, _ in states]), stack([m for _, m in states])
+
+    def plot(self, ax: Axes | None = None, *, plane: Plane | tuple[int, int] | None = None, **options: Any) -> Axes:
+        """Draw it in a plane; see :func:`riemannian_ode.plotting.plot_path`.
+
+        Args:
+            ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
+            plane: Plane, or two numbers of coordinates; the first two by default.
+            options: ``members``, ``label``, and arguments of matplotlib's ``plot``.
+        """
+        from riemannian_ode.plotting import plot_path
+
+        return plot_path(self, ax, plane=plane, **options)
+
+    def plot_energy(self, system: RISHD, ax: Axes | None = None) -> Axes:
+        """Draw energy, value and dissipation over time; see :func:`riemannian_ode.plotting.plot_energy`.
+
+        Args:
+            system: The dynamics that the trajectory came from.
+            ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
+        """
+        from riemannian_ode.plotting import plot_energy
+
+        return plot_energy(self, system, ax)
 
     def to_numpy(self) -> Trajectory:
         """The same trajectory with numpy arrays."""

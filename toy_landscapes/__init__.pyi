@@ -10,6 +10,10 @@ from toy_landscapes.landscape import Landscape as Landscape
 from toy_landscapes.layout import Block as Block
 from toy_landscapes.layout import Layout as Layout
 from toy_landscapes.matrix_factorization import MatrixFactorization as MatrixFactorization
+from toy_landscapes.plotting import animate as animate
+from toy_landscapes.plotting import plot_flows as plot_flows
+from toy_landscapes.plotting import plot_landscape as plot_landscape
+from toy_landscapes.plotting import plot_spectrum as plot_spectrum
 from toy_landscapes.product_valley import ProductValley as ProductValley
 from toy_landscapes.quadratic import Quadratic as Quadratic
 from toy_landscapes.quadratic import indefinite_spectrum as indefinite_spectrum

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from riemannian_ode.arrays import eigh, namespace, tracks
 from riemannian_ode.flow import Array, Projector
 from riemannian_ode.split import PhasePoint, complement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Landscape(ABC):
@@ -35,6 +42,25 @@ class Landscape(ABC):
     @abstractmethod
     def hvp(self, w: Array, v: Array) -> Array:
         """∇²f(w)v without the matrix, shape ``(*ensemble, p)``."""
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw its heights over a plane; see :func:`toy_landscapes.plot_landscape`.
+
+        Args:
+            ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
+            options: ``plane``, ``extent`` and ``points``.
+        """
+        from toy_landscapes.plotting import plot_landscape
+
+        return plot_landscape(self, ax, **options)
+
+    def known_curves(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Curves of a two-dimensional landscape to draw, by name: points of shape ``(n, 2)``, NaN where interrupted.
+
+        Args:
+            x: First coordinates at which a graph is wanted, ascending, shape ``(n,)``.
+        """
+        return {}
 
     def sharp_basis(self, w: Array) -> Array:
         """Orthonormal top-d_s eigenvectors of ∇²f(w), by descending eigenvalue, shape ``(*ensemble, p, d_s)``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from riemannian_ode.arrays import like, namespace
@@ -82,6 +84,15 @@ class MatrixFactorization(FiniteSum):
         drawn = gather(np.eye(self.samples), indices, w).sum(-2) * (self.samples / indices.shape[-1])
         residual = self._residual(w) * drawn.reshape(*w.shape[:-1], *self.target.shape)
         return self.layout.pack({"left": residual @ v, "right": xp.matrix_transpose(residual) @ u})
+
+    def known_curves(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
+        if self.dimension != 2:
+            return {}
+        product = float(self.target.reshape(-1)[0])
+        with np.errstate(divide="ignore"):
+            curve = np.stack([x, product / x], axis=-1)
+        curve[~np.isfinite(curve).all(axis=-1)] = np.nan
+        return {"curve of minima": curve}
 
     def _factors(self, w: Array) -> tuple[Array, Array]:
         blocks = self.layout.unpack(w)

@@ -3,6 +3,7 @@ r"""A two-dimensional valley whose river is a bent hyperbola falling forever."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -80,6 +81,10 @@ class ProductValley(Landscape):
         floor = self.valley_floor(along.reshape(-1))
         points = np.stack([river_point(self, start, directions=across, tolerance=tolerance) for start in floor])
         return points.reshape(*along.shape, 2)
+
+    def known_curves(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
+        along = x[x > 0.0]
+        return {"river": self.river(along), "floor": self.valley_floor(along)} if len(along) else {}
 
     def _parts(self, w: Array) -> tuple[Array, Array, Array]:
         check_coordinates(w, 2)

@@ -7,6 +7,7 @@ al., arXiv:2410.05192). On a curved valley it is *not* the valley floor (the min
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,9 @@ class RiverValley(Landscape):
         start = self.valley_floor(along).reshape(-1, self.dimension)
         points = np.stack([self._solve_river(point, tolerance) for point in start])
         return points.reshape(*along.shape[:-1], self.dimension)
+
+    def known_curves(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
+        return {"river": self.river(x[:, None]), "floor": self.valley_floor(x[:, None])} if self.dimension == 2 else {}
 
     def _solve_river(self, floor_point: np.ndarray, tolerance: float) -> np.ndarray:
         d = self.flat_rank

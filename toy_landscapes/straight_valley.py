@@ -2,6 +2,8 @@ r"""Straight river valleys whose width varies along the river (claim C11)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from riemannian_ode.arrays import inner, like, matvec, namespace, to_numpy
@@ -95,6 +97,9 @@ class StraightValley(Landscape):
             u: Flat coordinates, shape ``(*batch, d_f)``.
         """
         return namespace(u).concat([u, u @ like(np.zeros((self.flat_rank, self.sharp_rank)), u)], axis=-1)
+
+    def known_curves(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
+        return {"river": self.river(x[:, None])} if self.dimension == 2 else {}
 
     def wall_matrix(self, u: Array) -> Array:
         """Λ(u), shape ``(*batch, d_s, d_s)``."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from rishd.colours import BASE_COLOUR, BLACK, BLUE, GREEN, LITE_COLOUR, VERMILION
+from discretizations.plotting import plot_stability
+from riemannian_ode.colours import BASE_COLOUR, BLACK, BLUE, GREEN, LITE_COLOUR, VERMILION
 from rishd.studies.energy import EnergyStudy
-from rishd.studies.stability import StabilityMap
 from rishd.studies.valley import ValleyFlows
 
 _OPTIMIZER_COLOURS = {"muon": BASE_COLOUR, "muon-lite": LITE_COLOUR, "adamw": GREEN}
@@ -25,17 +24,11 @@ def valley_figure(flows: ValleyFlows) -> Figure:
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     above, over_time = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    u, s = np.meshgrid(np.linspace(-10, 3, 400), np.linspace(-2.2, 2.2, 240))
-    height = flows.valley.value(np.stack([u, s], axis=-1))
-    above.contourf(
-        u, s, height, levels=np.geomspace(1e-2, 60, 24), norm=LogNorm(), cmap="Greys", alpha=0.75, extend="both"
-    )
+    flows.valley.plot(above, plane=(0, 1), extent=((-10, 3), (-2.2, 2.2)), points=400)
     above.plot(*flows.river.T, color=BLACK, lw=1, ls="--", label="river (solved)")
     for flow, colour, name in ((flows.base, BASE_COLOUR, "base"), (flows.lite, LITE_COLOUR, _lite_label(flows))):
-        above.plot(*flow.w.T, color=colour, lw=1.6, label=name)
-        above.plot(*flow.w[-1], "o", color=colour, ms=6)
+        flow.plot(above, color=colour, label=name)
         over_time.semilogy(flow.times, flows.valley.value(flow.w), color=colour, lw=1.6, label=name)
-    above.plot(*flows.base.w[0], "k*", ms=9, label="start")
     above.set(xlabel="flat coordinate u", ylabel="sharp coordinate s", title="Flows on a curved river valley")
     above.legend(loc="upper right", fontsize=8)
     over_time.set(xlabel="time t (steps)", ylabel="f(w(t))", title="Height over time")
@@ -67,33 +60,14 @@ def energy_figure(study: EnergyStudy) -> Figure:
     return figure
 
 
-def stability_figure(stability: StabilityMap) -> Figure:
-    """Spectral radius over κ and β with the closed-form limit.
+def stability_figure(alpha: float) -> Figure:
+    """Spectral radius over κ and β with the closed-form limits.
 
     Args:
-        stability: Of :func:`rishd.studies.stability.stability_map`.
+        alpha: α.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    mesh = axes.pcolormesh(
-        stability.kappa,
-        stability.beta,
-        np.clip(stability.radius, 0.5, 1.5),
-        norm=TwoSlopeNorm(1.0, 0.5, 1.5),
-        cmap="PuOr_r",
-        shading="nearest",
-        rasterized=True,
-    )
-    axes.plot(stability.limit, stability.beta, color=BLACK, lw=1.5, label="closed form (C6)")
-    axes.set(
-        xscale="log",
-        xlim=(stability.kappa[0], stability.kappa[-1]),
-        xlabel="κ = ηλa (preconditioned curvature × learning rate)",
-        ylabel="Hessian damping β (theory's units)",
-        title=f"Stability of the update rule, α = {stability.alpha:g} (momentum {1 - stability.alpha:g})",
-    )
-    axes.legend(loc="upper left", fontsize=8)
-    figure.colorbar(mesh, ax=axes, label="spectral radius of a step (< 1 is stable)", extend="both")
+    plot_stability(alpha, figure.subplots())
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from riemannian_ode import INTEGRATORS
-from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from riemannian_ode.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from rishd.studies.integrators import IntegratorStudy
 from rishd.studies.optimizer_steps import FLOW, OptimizerSteps
 

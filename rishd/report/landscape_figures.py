@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from rishd.colours import BLACK, BLUE, ORANGE, VERMILION
+from riemannian_ode.colours import BLACK, VERMILION
 from rishd.studies.landscapes import LandscapeMap
+from toy_landscapes.plotting import CURVE_STYLES, shade
 
 _COLUMNS = 3
-_STYLES: dict[str, dict[str, Any]] = {
-    "river": {"color": BLUE, "lw": 2.0},
-    "floor": {"color": ORANGE, "lw": 1.4, "ls": "--"},
-    "curve of minima": {"color": VERMILION, "lw": 2.0},
-}
 
 
 def landscape_figure(maps: Sequence[LandscapeMap]) -> Figure:
@@ -39,14 +33,9 @@ def landscape_figure(maps: Sequence[LandscapeMap]) -> Figure:
 
 
 def _draw(axes: Any, each: LandscapeMap) -> None:
-    lowest, highest = np.quantile(each.height, [0.02, 0.98])
-    levels = np.geomspace(max(lowest, 1e-3 * highest), highest, 12)
-    height = np.maximum(each.height, 0.5 * levels[0])  # a minimum on the grid has no logarithm
-    shading = {"levels": levels, "norm": LogNorm(levels[0], levels[-1])}
-    axes.contourf(each.x, each.y, height, cmap="Greys", alpha=0.7, extend="both", **shading)
-    axes.contour(each.x, each.y, height, colors=BLACK, linewidths=0.3, alpha=0.5, **shading)
+    shade(axes, each.x, each.y, each.height)
     for label, points in each.curves.items():
-        axes.plot(*points.T, label=label, **_STYLES[label])
+        axes.plot(*points.T, label=label, **CURVE_STYLES[label])
     marks = {"ls": "", "mec": "white", "mew": 0.8, "zorder": 3}
     if len(each.minima):
         axes.plot(*each.minima.T, marker="o", ms=8, color=VERMILION, label="minimum", **marks)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from riemannian_ode.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.studies.certificate import CertificateStudy, LearningRateCase, certificate_study
 from rishd.studies.damping import ALPHA, DampingStudy, damping_study
 from rishd.studies.mask import MaskStudy, mask_study

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from rishd.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from riemannian_ode.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
 from rishd.studies.proxy import METRICS, ProxyStudy, proxy_study
 from rishd.study import STUDIES, StudyResult

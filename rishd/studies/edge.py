@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from lite import Muon, MuonLITE
 from lite.schedules import learning_rate_factor
-from rishd.colours import BASE_COLOUR, LITE_COLOUR
+from riemannian_ode.colours import BASE_COLOUR, LITE_COLOUR
 from rishd.probing.edge_sharpness import EdgeSharpness, edge_sharpness
 from rishd.record import Record
 from rishd.study import STUDIES, StudyResult

@@ -84,7 +84,7 @@ def _straight() -> LandscapeMap:
         x,
         y,
         height,
-        curves={"river": landscape.river(x[:, None])},
+        curves=landscape.known_curves(x),
         minima=np.zeros((1, 2)),
     )
 
@@ -98,7 +98,7 @@ def _meander() -> LandscapeMap:
         x,
         y,
         height,
-        curves={"river": landscape.river(x[:, None]), "floor": landscape.valley_floor(x[:, None])},
+        curves=landscape.known_curves(x),
         minima=np.zeros((1, 2)),
     )
 

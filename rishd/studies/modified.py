@@ -13,7 +13,7 @@ from discretizations.modified_equation import PenalisedObjective
 from discretizations.stability import mode_roots, spectral_radius, stable_limit
 from riemannian_ode import RISHD, ConstantSplit, simulate
 from riemannian_ode.arrays import matvec
-from rishd.colours import BLACK, BLUE, GREEN, VERMILION
+from riemannian_ode.colours import BLACK, BLUE, GREEN, VERMILION
 from rishd.record import Record
 from rishd.study import STUDIES, StudyResult
 from toy_landscapes import TwoLayerNetwork

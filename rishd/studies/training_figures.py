@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from rishd.colours import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
+from riemannian_ode.colours import BASE_COLOUR, BLUE, GREEN, LITE_COLOUR, PURPLE, VERMILION
 from rishd.studies.noise import NoiseStudy, noise_study
 from rishd.studies.noise_schedules import SCHEDULES, ScheduleStudy, schedule_study
 from rishd.studies.robustness import RobustnessStudy, RobustnessSweep, robustness_study

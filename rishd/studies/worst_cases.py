@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from discretizations.certificate import lookahead_certificate
 from discretizations.worst_cases import RuleBlock, convex_rate_tightness, minimax_loss, worst_case
-from rishd.colours import BLACK, BLUE, GREEN, ORANGE, VERMILION
+from riemannian_ode.colours import BLACK, BLUE, GREEN, ORANGE, VERMILION
 from rishd.record import Record
 from rishd.study import STUDIES, StudyResult
 

@@ -1,0 +1,33 @@
+"""The plot of energies: what is drawn is the balance, and ensembles are refused."""
+
+import numpy as np
+import pytest
+
+from riemannian_ode import RISHD, energy_identity_residual, simulate
+
+
+class Bowl:
+    dimension = 2
+
+    def value(self, w):
+        return 0.5 * (w * w).sum(-1)
+
+    def gradient(self, w):
+        return w
+
+
+def test_the_energy_plot_shows_the_balance():
+    system = RISHD.from_optimizer(Bowl(), alpha=0.5, eta=0.2)
+    run = simulate(system, np.array([1.0, -2.0]), integrator="rk4", h=0.1, steps=50)
+    balance = energy_identity_residual(system, run)
+    axes = run.plot_energy(system)
+    lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    np.testing.assert_allclose(lines["energy E"], balance.energy)
+    np.testing.assert_allclose(lines["E + dissipated"], balance.energy[0], rtol=1e-6)
+    np.testing.assert_allclose(lines["value f(w)"], Bowl().value(run.w))
+    axes.figure.canvas.draw()
+    ensemble = simulate(system, np.ones((3, 2)), integrator="rk4", h=0.1, steps=50)
+    with pytest.raises(ValueError, match=r"ensemble of shape \(3,\)"):
+        ensemble.plot_energy(system)
+    with pytest.raises(ValueError, match="at least 6"):
+        simulate(system, np.ones(2), steps=2).plot_energy(system)
