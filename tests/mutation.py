@@ -56,8 +56,11 @@ GEOMETRIES = [
 ]  # fmt: skip
 INTEGRATORS = [
     f"riemannian_ode/test_{name}.py"
-    for name in ("orders", "structure", "stiff", "integrators", "tolerances", "limits", "varying_coefficients")
-]
+    for name in (
+        "orders", "structure", "stiff", "newton", "integrators", "tolerances", "limits", "varying_coefficients",
+        "member_failures", "noise",
+    )
+]  # fmt: skip
 TESTS = {
     "riemannian_ode/integrators/*": INTEGRATORS,
     "riemannian_ode/dynamics.py": [

@@ -1,10 +1,12 @@
 """RISHD's constructors name what they refuse, and its parts are those that were given."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from riemannian_ode import RISHD, ConstantSplit, TimeDependent
+from riemannian_ode import RISHD, ConstantSplit, Preconditioner, TimeDependent, simulate
 from tests.riemannian_ode.problems import RankOneMetric
 from toy_landscapes import Quadratic
 
@@ -18,6 +20,13 @@ SECOND_ORDER = {"alpha": 0.3, "beta": 0.1, "gamma": 1.0}
 def test_optimizer_coefficients_that_are_no_numbers_are_named(name, value):
     with pytest.raises(ValueError, match=rf"^(beta|{name}) = "):  # γ = c + αβ is looked at by the name of β
         RISHD.from_optimizer(BOWL, **OPTIMIZER | {name: value})
+
+
+@pytest.mark.parametrize("name", ["chi", "beta_flat"])
+@pytest.mark.parametrize("value", ["much", float("nan")])
+def test_coefficients_of_flat_directions_that_are_no_numbers_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} = "):
+        RISHD.from_optimizer(BOWL, flat=ConstantSplit(np.eye(2)[:, :1]), **OPTIMIZER | {name: value})
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
@@ -35,6 +44,34 @@ def test_ranges_are_named_with_their_reason():
         RISHD.from_coefficients(BOWL, np.eye(2), **SECOND_ORDER)
     with pytest.raises(ValueError, match="metric"):
         RISHD.from_optimizer(BOWL, np.eye(2), **OPTIMIZER)
+    with pytest.raises(ValueError, match="flat"):
+        RISHD.from_optimizer(BOWL, flat=np.eye(2), **OPTIMIZER)
+    with pytest.raises(ValueError, match=r"^alpha = 'much'"):
+        RISHD(objective=BOWL, alpha="much", eta=0.1).for_arrays(np.zeros(2))
+
+
+class Halved(Preconditioner):
+    """F⁻¹ = ½, without memory."""
+
+    name = "halved"
+
+    def raise_index(self, memory, covector):
+        return 0.5 * covector
+
+
+def test_decay_shrinks_the_weights_and_keeps_its_range():
+    build = functools.partial(RISHD.from_optimizer, BOWL, Halved(), **OPTIMIZER)
+    for value in (-0.1, float("nan"), "much"):
+        with pytest.raises(ValueError, match=r"^decay = "):
+            build(decay=value)
+    with pytest.raises(ValueError, match=r"^decay = -0\.1 must be ≥ 0: it shrinks the weights"):
+        build(decay=-0.1)
+    w, m = np.array([1.0, -2.0]), np.array([0.3, 0.7])
+    np.testing.assert_allclose(build(decay=0.5).rates(0.0, w, m)[0], -0.2 * (0.5 * m + 0.5 * w))
+    fading = build(decay=TimeDependent(lambda t: 0.5 - 0.25 * t))
+    np.testing.assert_allclose(fading.rates(1.0, w, m)[0], -0.2 * (0.5 * m + 0.25 * w))
+    run = simulate(fading, w, steps=5)
+    assert run.times[-1] == 2.0 and "decay(3) = -0.25 must be at least 0" in run.message
 
 
 @pytest.mark.parametrize(
