@@ -292,6 +292,11 @@ def test_the_iteration_has_its_own_floating_type():
     assert own.dtype == torch.float32 and torch.equal(own, own.to(half).float())
 
 
+def learned(rule, x, **step):
+    """The threshold after a step."""
+    return rule.flat({"rho": torch.tensor(0.5, dtype=torch.float64)}, x, exact_polar(x), **step)[1]["rho"]
+
+
 def test_a_polar_factor_is_what_its_mask_is():
     base, graded = PolarFactor(), PolarFactor(mask=GradedMask())
     threshold = PolarFactor(mask=ThresholdMask(sharp_fraction=0.3))
@@ -314,5 +319,7 @@ def test_a_polar_factor_is_what_its_mask_is():
     flat, _ = PolarFactor(iteration="svd", mask=ThresholdMask(sharp_fraction=0.3)).flat(
         {"rho": torch.tensor(0.5, dtype=torch.float64)}, x, exact_polar(x)
     )
+    seen = {h: learned(threshold, x, h=h) for h in (0.5, 1.0)}
+    assert learned(threshold, x) == seen[1.0] != seen[0.5]
     vectors = torch.linalg.svd(x).Vh[torch.linalg.svdvals(x) > 0.5 * torch.linalg.matrix_norm(x)]
     torch.testing.assert_close(flat(x), x - x @ vectors.mT @ vectors)
