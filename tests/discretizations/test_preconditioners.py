@@ -16,7 +16,9 @@ from discretizations import (
     ThresholdMask,
     TrackedSubspace,
 )
+from discretizations.matrices import newton_schulz
 from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express
+from discretizations.preconditioners import polar_factor
 
 
 def normal(seed, *shape, dtype=torch.float64):
@@ -270,6 +272,29 @@ def test_two_polar_factors_at_once_are_two(iteration, dtype, shape):
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for found, x in zip(rule.raise_two({}, first, second), (first, second), strict=True):
         torch.testing.assert_close(found, rule.raise_index({}, x), rtol=0, atol=tolerance)
+
+
+def test_batches_of_matrices_go_through_one_iteration_together(monkeypatch):
+    """Not single matrices, and no SVD; and torch's coefficients never take the Gram form, as in torch."""
+    shapes = []
+
+    def seen(x, **settings):
+        shapes.append(tuple(x.shape))
+        return x
+
+    monkeypatch.setattr(polar_factor, "polar_express", seen)
+    monkeypatch.setattr(polar_factor, "exact_polar", seen)
+    for shape, iteration, expected in (
+        ((4, 7), "polar-express", [(4, 7)] * 2),
+        ((2, 4, 7), "polar-express", [(4, 4, 7)]),
+        ((2, 4, 7), "svd", [(2, 4, 7)] * 2),
+    ):
+        shapes.clear()
+        first, second = normal(0, *shape), normal(1, *shape)
+        found = PolarFactor(iteration=iteration).raise_two({}, first, second)
+        assert shapes == expected and torch.equal(found[0], first) and torch.equal(found[1], second)
+    monkeypatch.setattr(newton_schulz, "_gram_pair", None)
+    PolarFactor(iteration=(1.5, -0.5, 0.0), floor=1e-7).raise_index({}, normal(0, 4, 40))
 
 
 def test_the_iteration_has_its_own_floating_type():

@@ -1,6 +1,7 @@
 """Flows with memory against their closed forms, one state and one step at a time."""
 
 import math
+import warnings
 from types import MappingProxyType
 
 import numpy as np
@@ -48,11 +49,14 @@ class Jumping(Smoothed):
 
     name, has_frame, every = "jumping", True, 3
 
+    def initial(self, w, *, batch=0):
+        return super().initial(w, batch=batch) | {"scale": 2.0 + self.initial_mass(w, batch=batch)}
+
     def to_frame(self, memory, x):
-        return 2.0 * x
+        return spread(memory["scale"], x) * x
 
     def from_frame(self, memory, x):
-        return 0.5 * x
+        return x / spread(memory["scale"], x)
 
     def due(self, step, numbers=(0,)):
         return [place for place, _ in enumerate(numbers) if step and step % self.every == 0]
@@ -63,6 +67,52 @@ class Jumping(Smoothed):
 
 class JumpingAlways(Jumping):
     name, every = "always", 1
+
+
+class Told(Jumping):
+    """It writes down what it is told; every second coordinate is flat."""
+
+    name = "told"
+
+    def __init__(self):
+        self.told = []
+
+    def averaged(self, memory, g, frame_g):
+        self.told.append(("averaged", g, frame_g))
+        return super().averaged(memory, g, frame_g)
+
+    def due(self, step, numbers=(0,)):
+        self.told.append(("due", step, tuple(numbers)))
+        return super().due(step, numbers)
+
+    def phase(self, step):
+        return 10 * step
+
+    def jump(self, memory, m, step, *, due=(0,), is_phase=False):
+        self.told.append(("jump", step, is_phase))
+        return memory, m
+
+    def flat(self, memory, covector, raised, *, h=1.0):
+        self.told.append(("flat", covector, h))
+        return lambda x: torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]) * x, memory
+
+    def with_flat_decay(self, u, flat, memory, shrinkage, *, due):
+        self.told.append(("decay", due))
+        return super().with_flat_decay(u, flat, memory, shrinkage, due=due)
+
+    def of(self, what):
+        found = [told[1:] for told in self.told if told[0] == what]
+        self.told = [told for told in self.told if told[0] != what]
+        return found
+
+
+class Bare(Preconditioner):
+    """F⁻¹ = 1, without memory."""
+
+    name, needs_matrices = "bare", True
+
+    def raise_index(self, memory, covector):
+        return covector
 
 
 class Skipping(Smoothed):
@@ -102,9 +152,11 @@ def pushed(w, m, g, v, v_mass, mass):
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_state_rates_and_step_are_the_closed_forms(ensemble, kind):
     w, m, g = (numbers(seed, *ensemble) for seed in range(3))
+    w[..., 0] = 0.0
     flow, given = metric(), [kind(x) for x in (w, m, g)]
     z = flow.start(*given, known(ensemble))
     assert z.shape == (*ensemble, 6 + 1 + 6 + 1) and isinstance(z, type(given[0]))
+    assert flow.unpack(given[0], z)[0].shape == ((math.prod(ensemble),) if ensemble else ()) + SHAPE
     np.testing.assert_array_equal(flow.momentum(given[0], z), m)
     for key, value in flow.memory(given[0], z).items():
         np.testing.assert_array_equal(value, known(ensemble)[key])
@@ -196,7 +248,7 @@ def test_parts_of_the_memory_keep_their_place_and_what_is_no_average_stands_stil
 def test_momentum_turns_with_its_frame_at_whole_times():
     w, m, g = (numbers(seed, 2) for seed in range(3))
     flow = metric(Jumping)
-    z = flow.start(w, m, g, known((2,)))
+    z = flow.start(w, m, g, known((2,), scale=np.full(2, 2.0)))
     np.testing.assert_array_equal(z[:, :6], 2.0 * m)
     np.testing.assert_array_equal(flow.momentum(w, z), m)
     np.testing.assert_array_equal(flow.momentum(w, flow.settle(NOW, 2.4, w, z, g, 0.5)), m)
@@ -205,7 +257,90 @@ def test_momentum_turns_with_its_frame_at_whole_times():
     for t, sign in ((2.0, 1.0), (2.5, -1.0)):
         _, after = flow.semi_implicit_step(NOW, t, w, z, g, 0.5)
         np.testing.assert_allclose(flow.momentum(w, after), sign * (m + 0.5 * (-0.3 * m + 0.8 * g)), rtol=1e-12)
-    np.testing.assert_allclose(flow.momentum(w, flow.rates(NOW, w, z, g)[1]), -0.3 * m + 0.8 * g, rtol=1e-12)
+    np.testing.assert_allclose(flow.rates(NOW, w, z, g)[1][:, :6], 2.0 * (-0.3 * m + 0.8 * g), rtol=1e-12)
+
+
+def test_what_a_preconditioner_is_told_of_a_step_and_of_a_rate():
+    """All members jump together: a rate knows no time, and a flow's memory tells its phase by its masses."""
+    w, m, g = (numbers(seed, 2) for seed in range(3))
+    flow = metric(Told, is_split=True)
+    now, told = NOW | {"chi": 3.0}, flow.preconditioner
+    z = flow.start(w, m, g, known((2,), scale=np.full(2, 2.0)))
+    shaped = [2.0 * torch.as_tensor(x).reshape(2, *SHAPE) for x in (m, g)]
+    taken = flow.taken_in(*flow.shaped(now, w, g)[:1], *flow.unpack(w, z), 0.5 * shaped[1], h=0.0)
+    told.told.clear()
+    for rate in (
+        lambda: flow.rates(now, w, z, g),
+        lambda: flow.direction(now, taken, torch.as_tensor(w).reshape(2, *SHAPE)),
+    ):
+        rate()
+        assert told.of("due") == [(0, (0, 0))] and told.of("decay") == [(None,)] and not told.of("jump")
+        ((covector, h),) = told.of("flat")
+        assert h == 1.0
+        torch.testing.assert_close(covector, shaped[0] + 0.1 * shaped[1])
+    ((gradient, frame_g),) = told.of("averaged")
+    torch.testing.assert_close(2.0 * gradient, shaped[1])
+    torch.testing.assert_close(frame_g, shaped[1])
+    for h, decay in ((0.5, None), (1.0, [0, 1])):
+        flow.semi_implicit_step(now, 2.0 + (1.0 - h), w, z, g, h)
+        assert told.of("due")[-1] == (30, (0, 0)) and told.of("jump") == [(30, True)]
+        assert told.of("decay") == [(decay,)] and told.of("flat")[0][1] == h
+        flow.settle(now, 2.0, w, z, g, h)
+        ((covector, settled),) = told.of("flat")
+        assert settled == h
+        torch.testing.assert_close(covector, shaped[0] + 0.1 * shaped[1])
+        assert told.of("due")[-1] == ((30 if h == 1.0 else 0), (0, 0)) and told.of("jump") == [(30, True)] * (h == 1.0)
+    flow.semi_implicit_step(now, 2.0, w[0], z[0], g[0], 1.0)
+    assert told.of("due")[-1] == (30, (0,))
+
+
+def test_sharp_and_flat_directions_differ_if_the_flow_is_split():
+    w, m, g = (numbers(seed) for seed in range(3))
+    memory, now = known((), scale=np.array(2.0)), NOW | {"chi": 3.0, "beta_flat": 0.7}
+    sharp = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    for is_split in (False, True):
+        flow = metric(Told, is_split=is_split)
+        velocity, _ = flow.rates(now, w, flow.start(w, m, g, memory), g)
+        raised = 1.0 / (1.0 + 0.7 / 0.5) / 0.4
+        parts = [0.2 * (raised * (m + (0.1 + beta) * g) + 0.5 * w) for beta in (0.4, 0.7)]
+        expected = sharp * parts[0] + 3.0 * (1.0 - sharp) * parts[1] if is_split else parts[0]
+        np.testing.assert_allclose(velocity, -expected, rtol=1e-12)
+
+
+def test_without_a_shape_the_parameter_is_a_vector():
+    w, m, g = (numbers(seed, 2) for seed in range(3))
+    matrix, vector = metric(), RememberedMetric(Smoothed(), corrects_momentum=True)
+    memory = known((2,))
+    flat = memory | {"v": memory["v"].reshape(2, 6)}
+    for x, y in zip(
+        matrix.rates(NOW, w, matrix.start(w, m, g, memory), g), vector.rates(NOW, w, vector.start(w, m, g, flat), g),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(x, y)
+    assert vector.memory(w, vector.start(w, m, g))["v"].shape == (2, 6)
+    vector.check(w)
+    with pytest.raises(ValueError, match="made for matrices"):
+        RememberedMetric(Bare()).check(w)
+    RememberedMetric(Bare(), shape=SHAPE).check(w)
+
+
+def test_states_carry_graphs():
+    w, m, g = (numbers(seed, kind=torch.tensor) for seed in range(3))
+    flow = metric()
+    velocity, slope = flow.rates(NOW, w, flow.start(w, m, g.requires_grad_(), known(())), g)
+    (got,) = torch.autograd.grad(velocity.sum(), g, retain_graph=True)
+    torch.testing.assert_close(got, torch.full_like(g, -pushed(0.0, 0.0, 1.0, 0.7, 0.5, 0.4)))
+    (got,) = torch.autograd.grad(slope[:6].sum(), g)
+    torch.testing.assert_close(got, torch.full_like(g, 0.8))
+
+
+def test_momentums_mass_alone_is_a_memory():
+    w, m, g = (numbers(seed) for seed in range(3))
+    bare = RememberedMetric(Bare(), shape=SHAPE)
+    momentum, memory = bare.at_state(w, m, g, None)
+    assert memory == {} and momentum.shape == SHAPE
+    with pytest.raises(ValueError, match=r"^memory is missing"):
+        RememberedMetric(Bare(), shape=SHAPE, corrects_momentum=True).at_state(w, m, g, None)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +374,18 @@ def test_coefficients_of_members_meet_their_members_only():
     w, m, g = (numbers(seed, 2, 2) for seed in range(3))
     flow, z = metric(), metric().start(w, m, g, known((2, 2)))
     own = {key: np.array([[x], [2.0 * x]])[:, None] for key, x in NOW.items()}
-    velocity, slope = flow.rates(own, w, z, g)
-    for row, factor in enumerate((1.0, 2.0)):
-        alone = flow.rates({key: factor * x for key, x in NOW.items()}, w[row], z[row], g[row])
-        np.testing.assert_allclose(velocity[row], alone[0], rtol=1e-12)
-        np.testing.assert_allclose(slope[row], alone[1], rtol=1e-12)
+    for run in (
+        flow.rates,
+        lambda now, w, z, g: flow.semi_implicit_step(now, 0.0, w, z, g, 0.5),
+        lambda now, w, z, g: (flow.settle(now, 0.0, w, z, g, 0.5),),
+    ):
+        together = run(own, w, z, g)
+        for row, factor in enumerate((1.0, 2.0)):
+            alone = run({key: factor * x for key, x in NOW.items()}, w[row], z[row], g[row])
+            for x, y in zip(together, alone, strict=True):
+                np.testing.assert_allclose(x[row], y, rtol=1e-12)
+    broadcast = flow.shaped(own, w, g)[0]["eta"]
+    assert broadcast.shape == (4, 1, 1) and broadcast.flatten().tolist() == [0.2, 0.2, 0.4, 0.4]
 
 
 @pytest.mark.parametrize("kind", [np.float32, torch.float32])
@@ -258,6 +400,7 @@ def test_a_single_precision_state_has_masses_in_double_at_work(kind):
     momentum, memory = flow.unpack(w, z)
     assert momentum.dtype == memory["v"].dtype == torch.float32
     assert memory["v_mass"].dtype == memory[MASS].dtype == torch.float64
+    assert flow.memory(w, z)["v_mass"].dtype == kind
     for x in (*flow.rates(NOW, w, z, g), *flow.semi_implicit_step(NOW, 0.0, w, z, g, 1.0)):
         assert x.dtype == kind
 
@@ -266,7 +409,9 @@ def test_arrays_that_may_not_be_written_to_are_taken():
     arrays = [numbers(seed, 2) for seed in range(3)]
     for x in arrays:
         x.flags.writeable = False
-    assert np.isfinite(metric().start(*arrays)).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of arrays that it may not write to
+        assert np.isfinite(metric().start(*arrays)).all()
 
 
 def test_what_does_not_fit_is_named():
