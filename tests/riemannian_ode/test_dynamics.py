@@ -131,3 +131,53 @@ def test_coefficients_of_members_become_arrays_of_the_states_kind():
     assert fitted.alpha == 0.3
     with pytest.raises(ValueError, match="eta has one value for each of"):
         system.for_arrays(np.zeros((3, 2)))
+
+
+def wave(level, slope):
+    return TimeDependent(lambda t: level + slope * t, lambda t: slope)
+
+
+def test_second_order_coefficients_and_rates_are_those_of_their_time():
+    """α − η̇/η, ηβ and η(c + αβ + β̇) with β = ν + β₁; and the flow in the optimizer's parameters (claim C1)."""
+    metric, t = RankOneMetric(2), 2.0
+    settings = {"alpha": wave(0.3, 0.1), "eta": wave(0.2, 0.05), "nesterov": wave(0.1, 0.02), "gain": wave(1.5, -0.1)}
+    system = RISHD.from_optimizer(BOWL, metric, beta=wave(0.4, 0.03), **settings)
+    alpha, eta, beta, gain = 0.5, 0.3, 0.6, 1.3
+    assert system.second_order_coefficients(t) == pytest.approx(
+        (alpha - 0.05 / eta, eta * beta, eta * (gain + alpha * beta + 0.05))
+    )
+    assert system.gamma_over_eta(t) == pytest.approx({"beta": gain + alpha * beta + 0.05})
+    assert system.rate("alpha", t) == pytest.approx(0.1)
+    w, m = np.random.default_rng(0).normal(size=(2, 2))
+    g = BOWL.gradient(w)
+    velocity, force = system.rates(t, w, m)
+    np.testing.assert_allclose(velocity, -eta * metric.raise_index(w, m + beta * g), rtol=1e-13)
+    np.testing.assert_allclose(force, -alpha * m + gain * g + metric.correction(w, velocity, m), rtol=1e-13)
+    np.testing.assert_allclose(system.momentum_of(w, velocity), -metric.lower_index(w, velocity), rtol=1e-13)
+    np.testing.assert_allclose(system.velocity_of(w, m), -metric.raise_index(w, m), rtol=1e-13)
+    unknown = RISHD.from_optimizer(BOWL, metric, **settings | {"nesterov": lambda t: 0.1 + 0.02 * t})
+    assert unknown.gamma_over_eta(t) == pytest.approx({"beta": gain + alpha * 0.14})  # counted as slow
+    with pytest.raises(ValueError, match="beta"):
+        unknown.second_order_coefficients(t)
+    with pytest.raises(ValueError, match="eta"):
+        RISHD.from_optimizer(BOWL, **OPTIMIZER | {"eta": lambda t: 0.1}).rate("eta", t)
+    one = RISHD.from_optimizer(BOWL, alpha=0.3, eta=1.0)  # η = 1 is a learning rate like any other
+    assert one.second_order_coefficients(0.0) == pytest.approx((0.3, 0.0, 1.0))
+    for system in (RISHD.from_optimizer(BOWL, Halved(), **OPTIMIZER), RISHD.from_optimizer(BOWL, alpha=0.3, eta=0.0)):
+        with pytest.raises(ValueError, match=r"without F\(w\) there is no|eta\(0\) = 0"):
+            system.second_order_coefficients(0.0)
+
+
+def test_a_preconditioner_is_split_if_a_coefficient_of_flat_directions_is_given():
+    build = functools.partial(RISHD.from_optimizer, BOWL, Halved(), beta=0.1, **OPTIMIZER)
+    is_split = [build(**changes).is_split for changes in ({}, {"chi": 1.0}, {"chi": 2.0}, {"beta_flat": 0.1})]
+    assert is_split == [False, False, True, True]
+    assert build(chi=np.ones(2)).is_split and build(chi=lambda t: 1.0).is_split
+    memory = build(shape=(1, 2), corrects_momentum=True).memory
+    assert memory.shape == (1, 2) and memory.corrects_momentum
+    assert build().memory.shape is None and not build().memory.corrects_momentum
+    assert RISHD.from_optimizer(BOWL, **OPTIMIZER).memory is None
+    assert RISHD.from_optimizer(BOWL, decay=0, **OPTIMIZER).decay == 0.0
+    for settings in ({"shape": (2,)}, {"corrects_momentum": True}, {"decay": 0.1}, {"decay": lambda t: 0.0}):
+        with pytest.raises(ValueError, match=r"^decay, corrects_momentum and shape belong to a preconditioner"):
+            RISHD.from_optimizer(BOWL, **OPTIMIZER, **settings)
