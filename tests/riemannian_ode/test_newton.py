@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from riemannian_ode.integrators import IntegratorError, Losses, PhaseState
+from riemannian_ode.integrators import IntegratorError, Losses, PhaseState, _implicit_function
 from riemannian_ode.integrators.newton import Equations, solve
 
 
@@ -201,6 +201,20 @@ def test_derivatives_of_a_linear_solution_are_those_of_the_inverse(shape, dtype)
     exact = np.linalg.solve(matrix.T, joined[..., None])[..., 0]
     found = torch.cat([got[..., 0], got[..., 1]], -1).double().numpy()
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-10 if dtype == torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize(("p", "name"), [(1, "_direct"), (24, "_direct"), (25, "_by_gmres")])
+def test_up_to_48_unknowns_are_factorised(p, name, monkeypatch):
+    used = []
+    for solver in ("_direct", "_by_gmres"):
+        monkeypatch.setattr(
+            _implicit_function, solver, lambda product, right, sound, own=solver: used.append(own) or right
+        )
+    theta = torch.ones(2, p, dtype=torch.float64, requires_grad=True)
+    guess = PhaseState(*torch.ones(2, 2, p, dtype=torch.float64))
+    w, _ = solve(Equations(lambda y: PhaseState(y.w - theta, y.m)), guess, tolerance=1e-12, where="here")
+    torch.autograd.grad(w.sum(), theta)
+    assert used == [name]
 
 
 def test_stiff_equations_that_gmres_leaves_are_factorised():
