@@ -178,6 +178,40 @@ def test_members_that_are_not_finite_stay_and_are_not_counted_as_lost(p):
     assert np.isfinite(guess.w).sum() == 3 * p - 1 and (guess.m == 1.0).all()  # the guess is not written to
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_corrections_within_the_rounding_of_large_terms_are_accepted(part):
+    """Terms of 10⁸ that cancel leave 10⁻⁸ that no step removes; a guess of 10¹⁰ leaves as much."""
+    guess = PhaseState(np.ones((1, 1)), 2.0 * np.ones((1, 1)))
+    large = np.zeros((2, 1, 1))
+    large[part] = 1e8
+
+    def residual(y):
+        r = [y.w - 1.0, y.m - 2.0]
+        r[part] = np.round(r[part] / 1e-8) * 1e-8 + 3e-9
+        return PhaseState(*r)
+
+    for terms in (None, lambda y: PhaseState(*large + 0.0 * y.w)):
+        equations = Equations(residual, lambda y: lambda d: d, terms)
+        if terms is None:
+            with pytest.raises(IntegratorError, match="did not converge"):
+                solve(equations, guess, tolerance=1e-13, where="here")
+        else:
+            found = solve(equations, guess, tolerance=1e-13, where="here")
+            np.testing.assert_allclose(np.concatenate(found, axis=None), [1.0, 2.0], atol=3e-8)
+    guess = PhaseState(np.full((1, 1), 1e10), np.full((1, 1), 1e10))
+    far = Equations(lambda y: PhaseState(*((x - 1e10) + (1e10 - 1.3) for x in y)), lambda y: lambda d: d)
+    np.testing.assert_allclose(np.concatenate(solve(far, guess, tolerance=1e-13, where="here")), 1.3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("p", "scale"), [(2, 1e5), (30, 10.0)])
+def test_members_of_different_scales_have_differences_of_their_own(p, scale):
+    roots = np.array([[scale], [1.0], [1.0 / scale]]) * np.linspace(1.0, 2.0, p)
+    equations, calls = separate(lambda y: (y / roots) ** 2 - 1.0)
+    found = solve(equations, PhaseState(1.5 * roots, 0.8 * roots), tolerance=1e-12, where="here")
+    np.testing.assert_allclose(np.stack(found), np.stack([roots, roots]), rtol=1e-8)
+    assert calls["residual"] < 1000
+
+
 # Derivatives by the implicit function theorem
 
 
