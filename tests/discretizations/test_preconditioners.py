@@ -34,7 +34,7 @@ def test_sharp_under_the_sign_metric_are_the_largest_coordinates_of_each_member(
     flat, memory = rule.flat(rule.initial(covector, batch=1), covector, covector.sign())
     is_sharp = flat(torch.ones_like(covector)) == 0.0
     for x, sharp, threshold in zip(covector, is_sharp, memory["threshold"], strict=True):
-        assert int(sharp.sum()) == rank
+        assert int(sharp.sum()) == rank and flat.flatness.dtype == covector.dtype
         assert threshold == x.abs()[sharp].min()
         assert bool((x.abs()[~sharp] < threshold).all())
 
