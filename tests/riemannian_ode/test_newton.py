@@ -124,24 +124,27 @@ def test_steps_that_overshoot_are_halved():
     assert calls["residual"] < 100
 
 
-def test_float32_is_solved_to_its_rounding():
+@pytest.mark.parametrize("p", [2, 30])
+def test_float32_is_solved_to_its_rounding(p):
     equations, _ = separate(lambda y: y**2 - np.float32(2.0))
-    found = solve(equations, PhaseState(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)), tolerance=1e-13,
-                  where="here")  # fmt: skip
+    ones = np.ones((2, p), np.float32)
+    found = solve(equations, PhaseState(ones, ones), tolerance=1e-13, where="here")
     assert found.w.dtype == found.m.dtype == np.float32
     np.testing.assert_allclose(np.concatenate(found), 2.0**0.5, rtol=1e-6)
 
 
-def rootless(shape):
+def rootless(shape, kind):
     """y² = a in m, with a root where a ≥ 0."""
-    a = np.full(shape, 4.0)
+    a = kind(np.full(shape, 4.0))
     a[0, 1] = -1.0
     return Equations(lambda y: PhaseState(y.w - 1.0, y.m**2 - a), None)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 @pytest.mark.parametrize("p", [1, 30])
-def test_members_without_a_solution_are_named_or_lost(p):
-    equations, guess = rootless((2, 2, p)), PhaseState(np.zeros((2, 2, p)), np.full((2, 2, p), 1.5))
+def test_members_without_a_solution_are_named_or_lost(p, kind):
+    equations = rootless((2, 2, p), kind)
+    guess = PhaseState(kind(np.zeros((2, 2, p))), kind(np.full((2, 2, p), 1.5)))
     with pytest.raises(
         IntegratorError, match=r"^the scheme at t = 3: .* for member \(0, 1\) \(last correction .* > 1e-"
     ):
@@ -150,18 +153,26 @@ def test_members_without_a_solution_are_named_or_lost(p):
     found = solve(equations, guess, tolerance=1e-10, where="the scheme at t = 3", losses=losses)
     assert losses.causes.tolist() == [["", "integrator-failed"], ["", ""]]
     assert losses.messages["integrator-failed"].startswith("the scheme at t = 3: Newton's method did not converge")
-    assert np.isnan(found.w[0, 1]).all() and np.isnan(found.m[0, 1]).all()
+    assert all(np.isnan(np.asarray(part[0, 1])).all() for part in found)
     for i, j in ((0, 0), (1, 0), (1, 1)):
         np.testing.assert_allclose(found.m[i, j], 2.0, rtol=1e-9)
         np.testing.assert_allclose(found.w[i, j], 1.0, rtol=1e-9)
 
 
 def test_a_singular_jacobian_is_no_solution():
-    equations, _ = separate(lambda y: 0.0 * y + 1.0)
+    """And no iterate that is not finite reaches the equations, which may refuse the whole stack for it."""
+
+    def affine(slope):
+        def residual(y):
+            assert np.isfinite(y).all()
+            return slope * y - 1.0
+
+        return separate(residual)[0]
+
     with pytest.raises(IntegratorError, match=r"did not converge \(last correction"):
-        solve(equations, zeros(2), tolerance=1e-10, where="here")
-    losses, mixed = Losses((3,)), np.array([[1.0], [0.0], [2.0]])
-    found = solve(separate(lambda y: mixed * y - 1.0)[0], zeros(3, 1), tolerance=1e-10, where="here", losses=losses)
+        solve(affine(0.0), zeros(2), tolerance=1e-10, where="here")
+    losses = Losses((3,))
+    found = solve(affine(np.array([[1.0], [0.0], [2.0]])), zeros(3, 1), tolerance=1e-10, where="here", losses=losses)
     assert losses.causes.tolist() == ["", "integrator-failed", ""]
     np.testing.assert_allclose(found.w[[0, 2], 0], [1.0, 0.5])
 
@@ -176,6 +187,8 @@ def test_members_that_are_not_finite_stay_and_are_not_counted_as_lost(p):
     np.testing.assert_allclose(found.w[[0, 2]], 2.0**0.5)
     assert np.isnan(found.w[1, 0])
     assert np.isfinite(guess.w).sum() == 3 * p - 1 and (guess.m == 1.0).all()  # the guess is not written to
+    all_lost = solve(equations, PhaseState(np.nan * guess.w, guess.m), tolerance=1e-10, where="here", losses=losses)
+    assert np.isnan(all_lost.w).all() and not losses.messages
 
 
 @pytest.mark.parametrize("part", [0, 1])
