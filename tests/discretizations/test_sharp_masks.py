@@ -1,5 +1,7 @@
 """Masks: what they keep, and how their thresholds move."""
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -217,20 +219,32 @@ def test_a_direction_stays_where_the_matrix_is_zero():
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.5**0.5, 0.5**0.5]]))
 
 
-def test_complements_multiply_through_the_shorter_side():
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_complements_multiply_through_the_shorter_side(batch):
     """Wide matrices never form n×n; for tall ones the small Gram matrix is formed once."""
-    for shape, formed in (((3, 50), 0), ((50, 3), 2 * 50 * 3 * 3)):
-        mask, x, both = normal(0, *shape), normal(1, *shape), 4 * 50 * 3 * 3
+    one_product = 2 * 50 * 3 * 3 * math.prod(batch)
+    for shape, formed in (((*batch, 3, 50), 0), ((*batch, 50, 3), 1)):
+        mask, x, polar = (normal(seed, *shape) for seed in range(3))
         with FlopCounterMode(display=False) as making:
             project = mask_complement(mask)
         with FlopCounterMode(display=False) as using:
             projected = project(x)
-        assert (making.get_total_flops(), using.get_total_flops()) == (formed, both - formed)
+        assert making.get_total_flops() == formed * one_product
+        assert using.get_total_flops() == (2 - formed) * one_product
         torch.testing.assert_close(projected, x - x @ mask.mT @ mask)
         with FlopCounterMode(display=False) as graded:
-            projected = GradedComplement(mask, x, torch.full((1, 1), 2.0, dtype=x.dtype))(normal(2, *shape))
-        assert graded.get_total_flops() == both
-        torch.testing.assert_close(projected, normal(2, *shape) @ (torch.eye(shape[1]).double() - x.mT @ mask / 2.0))
+            projected = GradedComplement(mask, polar, torch.full((1, 1), 2.0, dtype=x.dtype))(x)
+        assert graded.get_total_flops() == 2 * one_product
+        torch.testing.assert_close(projected, x - x @ polar.mT @ mask / 2.0)
+
+
+def test_as_much_as_is_wanted_is_not_too_much():
+    rho = torch.tensor(0.5, dtype=torch.float64)
+    assert float(adapt_threshold(rho, torch.eye(4, dtype=torch.float64), rank=4)) == 0.5 * 0.95
+    levels = CoordinateThresholds(torch.tensor(2.0), torch.tensor(1.0))
+    passing = CoordinateThresholds(torch.tensor(0.25), torch.tensor(0.25 + 0.1))
+    found = adapt_coordinate_thresholds(levels, passing, sharp_fraction=0.25)
+    assert (float(found.hi), float(found.lo)) == (pytest.approx(1.9), pytest.approx(0.95))
 
 
 def test_the_threshold_has_a_floor():

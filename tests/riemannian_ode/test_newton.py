@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from riemannian_ode import INTEGRATORS
 from riemannian_ode.integrators import IntegratorError, Losses, PhaseState, _implicit_function
+from riemannian_ode.integrators.implicit import ImplicitScheme
 from riemannian_ode.integrators.newton import Equations, solve
 
 
@@ -312,3 +314,9 @@ def test_lost_members_leave_the_others_derivatives(p):
     w, _ = solve(Equations(lambda y: PhaseState(y.w**2 - theta, y.m - theta)), guess, tolerance=1e-12, where="here")
     (got,) = torch.autograd.grad(w[[0, 2]].sum(), theta)
     torch.testing.assert_close(got[[0, 2]], torch.full((2, p), 0.25, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in INTEGRATORS.values() if issubclass(scheme, ImplicitScheme)])
+def test_implicit_schemes_refuse_a_tolerance_that_is_not_positive(scheme):
+    with pytest.raises(ValueError, match=r"^tolerance = 0"):
+        scheme(tolerance=0.0)
