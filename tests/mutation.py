@@ -67,6 +67,8 @@ INTEGRATORS = [
         "lost_members_leave_the_others_derivatives_as_they_are_alone", "second_order_coefficients",
         "large_and_stiff_implicit_steps", "states_off_the_grid",
     )
+] + [
+    "discretizations/test_memory_flows.py::test_schemes_have_their_order_from_a_memory_that_has_seen_gradients"
 ]  # fmt: skip
 TESTS = {
     "riemannian_ode/integrators/*": INTEGRATORS,
@@ -296,6 +298,9 @@ def main():
     parser.add_argument("modules", nargs="*", default=["*"], help="such as riemannian_ode/integrators/*.py")
     parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of each module, the same every time")
     parser.add_argument("--survivors", action="store_true", help="test only those that survived")
+    parser.add_argument(
+        "--tests", nargs="+", metavar="FILE", help="only these tests, such as riemannian_ode/test_flow.py"
+    )
     parser.add_argument("--report", action="store_true", help="report what is known, test nothing")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
@@ -314,7 +319,7 @@ def main():
         wanted = ("survived", "no tests") if options.survivors else (None,)
         names = [name for name in order[: options.sample] if status(module, name) in wanted]
         bodies |= {name: module.bodies[name] for name in sorted(names)}
-        tests += [test for test in _tests_of(module.path) if names and test not in tests]
+        tests += [test for test in options.tests or _tests_of(module.path) if names and test not in tests]
     if bodies and not options.report:
         _prepare(modules)
         TASK.write_text(json.dumps({"bodies": bodies, "tests": tests, "processes": options.processes}))
