@@ -58,7 +58,7 @@ GEOMETRIES = [
 INTEGRATORS = [
     f"riemannian_ode/test_{name}.py"
     for name in (
-        "orders", "structure", "stiff", "newton", "integrators", "tolerances", "limits", "varying_coefficients",
+        "orders", "structure", "stiff", "newton", "one_step", "integrators", "tolerances", "limits", "varying_coefficients",
         "member_failures", "noise",
     )
 ] + [
