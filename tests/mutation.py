@@ -58,8 +58,8 @@ GEOMETRIES = [
 INTEGRATORS = [
     f"riemannian_ode/test_{name}.py"
     for name in (
-        "orders", "structure", "stiff", "newton", "one_step", "integrators", "tolerances", "limits", "varying_coefficients",
-        "member_failures", "noise",
+        "orders", "structure", "stiff", "newton", "one_step", "integrators", "tolerances", "limits",
+        "varying_coefficients", "member_failures", "noise",
     )
 ] + [
     f"riemannian_ode/test_derivatives.py::test_{name}"

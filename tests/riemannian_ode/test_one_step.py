@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from riemannian_ode import RISHD, GradientNoise, TimeDependent, integrator
+from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, GradientNoise, TimeDependent, integrator
 from riemannian_ode.integrators import Losses, OneStepIntegrator, PhaseState
 from riemannian_ode.integrators.base import is_tracked, with_stand_ins, without_lost_members
 from riemannian_ode.integrators.linearisation import hessian_product, linearised, rates_jacobian
@@ -148,6 +148,10 @@ def test_the_derivative_of_the_rates_has_ten_digits_if_it_is_central_and_seven_e
         for got, wanted in zip(derivative(dw, dm), exact, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
         assert len(calls) == 1 + central
+    by_default = linearised(system, t, w, m)
+    calls.clear()
+    by_default(dw, dm)
+    assert len(calls) == 1
     columns = rates_jacobian(system, t, w, m, hessian=hessian_product(system.objective, w), central=True)
     along = (columns @ np.concatenate([dw, dm], axis=-1)[..., None])[..., 0]
     np.testing.assert_allclose(along, np.concatenate(exact, axis=-1), rtol=0, atol=1e-7)
@@ -156,3 +160,18 @@ def test_the_derivative_of_the_rates_has_ten_digits_if_it_is_central_and_seven_e
 def test_the_name_of_an_integrator_is_refused_by_its_argument():
     with pytest.raises(ValueError, match=r"^integrator"):
         integrator("rk5")
+
+
+def test_the_derivative_of_affine_rates_is_their_difference():
+    """With a constant metric and split, in one call; other curvature may be given."""
+    system = RISHD.from_optimizer(
+        BOWL, ConstantMetric(np.diag([1.0, 1.6])), alpha=TimeDependent(lambda t: 0.3 + t), eta=0.2, beta=0.1,
+        beta_flat=0.5, chi=2.0, flat=ConstantSplit(np.eye(2)[:, :1]),
+    )  # fmt: skip
+    t, (w, m, dw, dm) = 0.7, np.random.default_rng(1).normal(size=(4, 3, 2))
+    exact = [a - b for a, b in zip(system.rates(t, w + dw, m + dm), system.rates(t, w, m), strict=True)]
+    for got, wanted in zip(linearised(system, t, w, m)(dw, dm), exact, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-11)
+    straight = linearised(system, t, w, m, hessian=lambda v: 0.0 * v)(dw, dm)
+    for got, wanted in zip(straight, system.rates_with(t, w, dm, 0.0 * dw), strict=True):
+        np.testing.assert_array_equal(got, wanted)

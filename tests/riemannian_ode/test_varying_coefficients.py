@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, ConstantSplit, PhaseState, TimeDependent, simulate
+from riemannian_ode import (
+    INTEGRATORS,
+    RISHD,
+    ConstantMetric,
+    ConstantSplit,
+    GradientNoise,
+    PhaseState,
+    TimeDependent,
+    simulate,
+)
 from riemannian_ode.integrators import OneStepIntegrator, integrator
-from tests.riemannian_ode.problems import REFERENCE
+from tests.riemannian_ode.problems import REFERENCE, RankOneMetric
 from toy_landscapes import Quadratic
 
 # Level, swing: far from constant over a step, and within the range of each coefficient.
@@ -153,3 +162,18 @@ def test_ubu_glides_by_its_closed_form_and_takes_coefficients_at_the_middle_of_i
     for got, wanted in zip(integrator("ubu").step(system, t, PhaseState(w, m), h), glide(*expected, t + 3 * h / 4),
                            strict=True):  # fmt: skip
         np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+def test_ubu_with_noise_takes_coefficients_and_noise_at_the_same_places():
+    w, m, h, t = np.array([[1.0, -0.7]]), np.array([[0.3, 0.5]]), 0.4, 0.7
+    system, seen = all_varying(beta=wave("beta")), []
+    noise = GradientNoise(factor=lambda t, w: seen.append((t, w)) or 0.3 + 0.0 * w)
+    quiet = integrator("ubu").noisy_step(system, t, PhaseState(w, m), h, noise=noise, normals=np.zeros((1, 8)))
+    for got, wanted in zip(quiet, integrator("ubu").step(system, t, PhaseState(w, m), h), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert [time for time, _ in seen] == [t + h / 4] * 2 + [t + 3 * h / 4] * 2
+    assert all(x.shape == w.shape for _, x in seen)
+    for refused in ({"metric": RankOneMetric(2)}, {"flat": lambda point: lambda x: x}):
+        settings = {"objective": BOWL, "alpha": 0.3, "eta": 0.2} | refused
+        with pytest.raises(ValueError, match="ubu needs a constant metric"):
+            integrator("ubu").step(RISHD(**settings), t, PhaseState(w, m), h)
