@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT if ROOT.name == "mutants" else ROOT / "mutants"
 RESULTS = FOLDER / "results.json"
 TASK = FOLDER / "task.json"
-LONGEST_TEST, LONGEST_MUTANT = 0.6, 4.0  # seconds of tests without a mutant; what takes longer is left out
+LONGEST_TEST, LONGEST_MUTANT = 1.0, 10.0  # seconds of tests without a mutant; what takes longer is left out
 OURS = {*map(str, config().source_paths), "tests"}
 MEMORY = 8 << 30  # bytes of a mutant's process
 
