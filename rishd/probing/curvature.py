@@ -62,6 +62,7 @@ def probe_model(
     Raises:
         ProbeError: for batches, losses, parameters or models that cannot be probed, naming them.
     """
+    model = getattr(model, "_orig_mod", model)  # compiled code has no second derivatives
     listed = checked_batches(batches, loss)
     chosen = _operators(operators, listed, loss)
     for setting, value, least in (

@@ -75,7 +75,7 @@ class FrozenOptimizer:
         groups = twin.param_groups
         rates = [float(group["lr"]) for group in groups]
         if not any(rates):
-            rates = [float(group.get("initial_lr", 1.0)) for group in groups]
+            rates = [float(group.get("initial_lr", 0.0)) or 1.0 for group in groups]
         on_sphere = any(group.get("norm") == "constant" for group in groups)  # a step is not linear in its angle
         for group, rate in zip(groups, rates, strict=True):
             _set(group, "lr", rate if on_sphere else rate / max(rates))
@@ -244,7 +244,7 @@ def polar_root(covector: Tensor, direction: Tensor) -> Projector:
         direction: Its update.
     """
     u, sigma, vh = torch.linalg.svd(covector, full_matrices=False)
-    singular = sigma.clamp(min=FLOOR * float(sigma[0]))
+    singular = sigma.clamp(min=max(FLOOR * float(sigma[0]), torch.finfo(sigma.dtype).tiny))
     inverse = ((u.mT @ direction) * vh).sum(-1) / singular
     roots = inverse.clamp(min=0.0).sqrt()
     rows, columns = covector.shape

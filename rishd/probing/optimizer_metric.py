@@ -107,13 +107,14 @@ def _root(rule: UpdateRule, memory: Memory, m: Tensor | None, g: Tensor, u: Tens
     if isinstance(preconditioner, PolarFactor):
         return polar_root(covector, u)
     if isinstance(preconditioner, Sign):
-        size = covector.abs().clamp(min=FLOOR * float(covector.abs().max()))
+        size = covector.abs().clamp(min=max(FLOOR * float(covector.abs().max()), torch.finfo(covector.dtype).tiny))
         return _elementwise((u * covector.sign() / size).clamp(min=0.0).sqrt())
     flat = preconditioner.flat(memory, covector, None)[0] if rule.splits else None
     if isinstance(preconditioner, KroneckerRoot):
         left, right = (_symmetric_root(side) for side in preconditioner.roots(memory))
         plain = left @ (left @ covector.to(left.dtype) @ right) @ right
-        size = lr * preconditioner.raise_index(memory, covector).norm() / plain.norm()  # grafting, else lr
+        tiny = torch.finfo(plain.dtype).tiny
+        size = lr * preconditioner.raise_index(memory, covector).norm() / plain.norm().clamp(min=tiny)  # of grafting
         sharp_size, flat_size = (rule.chi_sharp * size) ** 0.5, (rule.chi * size) ** 0.5
 
         def of_factors(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call, hessian, jacrev
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerState
 
 from examples.trainer import make_trainer
 from lite import (
@@ -142,7 +142,7 @@ def test_operators_are_the_dense_ones(net, data, kind):
     found = matrices(net, loss, data, weights(net))
     for name in OPERATORS:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-12)
-    probed = probe_model(net, loss, data, eigenvalues=3, probes=2)
+    probed = probe_model(net, loss, data, eigenvalues=3, probes=1, lanczos_steps=4)
     for name in OPERATORS:
         values = np.linalg.eigvalsh(expected[name])[::-1]
         np.testing.assert_allclose(probed.spectrum(name).eigenvalues, values[:3], rtol=1e-2, atol=1e-9)
@@ -237,6 +237,7 @@ BUILDERS = {
     "ShampooLITE": lambda model: ShampooLITE(
         param_groups(model, matrix_rule="shampoo"), lr=0.1, chi=3.0, beta_flat=0.0, sharp_fraction=0.4
     ),
+    "Shampoo, plain": lambda model: Shampoo(param_groups(model, matrix_rule="shampoo"), lr=0.1, grafts=False),
     "Lion": lambda model: Lion(model.parameters(), lr=0.1),
     "LionLITE": lambda model: LionLITE(model.parameters(), lr=0.1, chi=3.0, beta_flat=0.0, sharp_fraction=0.3),
     "AdamWLITE": lambda model: AdamWLITE(model.parameters(), lr=0.1, chi=3.0, sharp_fraction=0.3),
@@ -295,6 +296,18 @@ def test_metric_turns_the_covector_into_the_update(tall, data, name):
         matrix = torch.stack([root(x).flatten() for x in torch.eye(size, dtype=g.dtype).reshape(size, *g.shape)])
         torch.testing.assert_close(matrix, matrix.mT)
         assert torch.linalg.eigvalsh(matrix).min() > -1e-9 * matrix.abs().max()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon", "NorMuon", "SOAP", "Shampoo", "Lion"])
+def test_parameters_without_gradient_do_not_matter(tall, data, name):
+    tall[0].unused = nn.Linear(4, 5, bias=False).double()
+    optimizer = BUILDERS[name](tall)
+    trained(tall, optimizer, data, steps=2)
+    loss = nn.CrossEntropyLoss()
+    update = probe_model(tall, loss, data, optimizer=optimizer, **QUICK).update
+    used = ["0.weight", "0.bias", "2.*", "4.*"]
+    without = probe_model(tall, loss, data, optimizer=optimizer, parameters=used, **QUICK).update
+    assert update.metric_sharpness == pytest.approx(without.metric_sharpness, rel=2e-2)
 
 
 def test_metric_of_parameters_that_are_several_matrices():
@@ -362,6 +375,25 @@ def test_metrics_without_a_root_are_refused_by_name(net, data, build, reason):
     assert reason in update.refused
     assert np.isnan(update.metric_sharpness)
     assert np.isfinite(update.directional_sharpness)
+
+
+def test_update_in_the_first_step_of_a_warm_up_is_that_of_the_peak(tall, data):
+    optimizer = BUILDERS["Muon"](tall)
+    trained(tall, optimizer, data)
+    loss = nn.CrossEntropyLoss()
+    warm = probe_model(tall, loss, data, optimizer=optimizer, **QUICK).update
+    for group in optimizer.param_groups:
+        group.update(initial_lr=group["lr"], lr=0.0)
+    cold = probe_model(tall, loss, data, optimizer=optimizer, **QUICK).update
+    assert (cold.lr, warm.lr) == (0.0, 0.1)
+    assert cold.directional_sharpness == pytest.approx(warm.directional_sharpness)
+    assert cold.metric_sharpness == pytest.approx(warm.metric_sharpness)
+
+
+def test_compiled_models_are_probed_as_they_were(tall, data):
+    loss = nn.CrossEntropyLoss()
+    compiled = probe_model(torch.compile(tall, backend="aot_eager"), loss, data, **QUICK)
+    assert compiled.as_dict() == probe_model(tall, loss, data, **QUICK).as_dict()
 
 
 def test_noise_of_equal_batches_is_none_and_one_batch_has_no_noise(net, data):
@@ -500,6 +532,22 @@ def test_training_does_not_notice_the_record(data, tmp_path):
     assert [row["step"] for _, row in read_json_lines(path)] == [2, 4, 6]
     with pytest.raises(ValueError, match="every = 0"):
         CurvatureRecord(path, None, data, every=0)
+
+
+def test_callback_probes_without_the_autocast_of_accelerate(tall, data, tmp_path):
+    model, batches = tall.float(), [(x.float(), y) for x, y in data]
+    plain = probe_model(model, nn.CrossEntropyLoss(), batches, operators=["hessian"], **QUICK)
+    model._original_forward = model.forward
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    wrapped = model.forward
+    record = CurvatureRecord(
+        tmp_path / "c.jsonl", nn.CrossEntropyLoss(), batches, every=1, operators=["hessian"], **QUICK
+    )
+    callback = CurvatureCallback(record, with_update=False)
+    callback.on_step_end(None, TrainerState(global_step=3, is_world_process_zero=True), None, model=model)
+    ((_, row),) = read_json_lines(record.path)
+    assert row == {"step": 3} | plain.as_dict()
+    assert model.forward is wrapped
 
 
 def test_trainer_does_not_notice_the_callback(tmp_path):
