@@ -36,6 +36,7 @@ from rishd.probing.model_passes import model_passes
 from rishd.probing.optimizer_metric import metric_root
 
 QUICK = {"eigenvalues": 2, "probes": 1, "lanczos_steps": 3}
+ONE = QUICK | {"operators": ["hessian"]}
 
 
 def assert_same(found, expected):
@@ -159,7 +160,7 @@ def test_operators_are_the_dense_ones(net, data, kind):
 @pytest.fixture(scope="module")
 def llama():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=7, tie_word_embeddings=True, attn_implementation="sdpa", **sizes)
     return LlamaForCausalLM(config).double()
 
@@ -193,7 +194,7 @@ def test_operators_of_a_language_model_count_tokens(llama, texts):
     probed = probe_model(llama, None, texts, parameters=names, **QUICK)
     assert probed.examples == len(targets)
     own = probe_model(llama, lambda model, batch: model(**batch).loss, texts[1:], parameters=names, **QUICK)
-    same = probe_model(llama, None, texts[1:], parameters=names, operators=["hessian"], **QUICK)
+    same = probe_model(llama, None, texts[1:], parameters=names, **ONE)
     assert [found.operator for found in own.spectra] == ["hessian"]
     np.testing.assert_allclose(own.spectra[0].eigenvalues, same.spectra[0].eigenvalues, rtol=1e-2)
 
@@ -304,9 +305,9 @@ def test_parameters_without_gradient_do_not_matter(tall, data, name):
     optimizer = BUILDERS[name](tall)
     trained(tall, optimizer, data, steps=2)
     loss = nn.CrossEntropyLoss()
-    update = probe_model(tall, loss, data, optimizer=optimizer, **QUICK).update
+    update = probe_model(tall, loss, data, optimizer=optimizer, **ONE).update
     used = ["0.weight", "0.bias", "2.*", "4.*"]
-    without = probe_model(tall, loss, data, optimizer=optimizer, parameters=used, **QUICK).update
+    without = probe_model(tall, loss, data, optimizer=optimizer, parameters=used, **ONE).update
     assert update.metric_sharpness == pytest.approx(without.metric_sharpness, rel=2e-2)
 
 
@@ -371,7 +372,7 @@ def test_sharpness_is_the_dense_one(tall, data, name):
 )
 def test_metrics_without_a_root_are_refused_by_name(net, data, build, reason):
     optimizer = build(net)
-    update = probe_model(net, nn.CrossEntropyLoss(), data, optimizer=optimizer, **QUICK).update
+    update = probe_model(net, nn.CrossEntropyLoss(), data, optimizer=optimizer, **ONE).update
     assert reason in update.refused
     assert np.isnan(update.metric_sharpness)
     assert np.isfinite(update.directional_sharpness)
@@ -381,10 +382,10 @@ def test_update_in_the_first_step_of_a_warm_up_is_that_of_the_peak(tall, data):
     optimizer = BUILDERS["Muon"](tall)
     trained(tall, optimizer, data)
     loss = nn.CrossEntropyLoss()
-    warm = probe_model(tall, loss, data, optimizer=optimizer, **QUICK).update
+    warm = probe_model(tall, loss, data, optimizer=optimizer, **ONE).update
     for group in optimizer.param_groups:
         group.update(initial_lr=group["lr"], lr=0.0)
-    cold = probe_model(tall, loss, data, optimizer=optimizer, **QUICK).update
+    cold = probe_model(tall, loss, data, optimizer=optimizer, **ONE).update
     assert (cold.lr, warm.lr) == (0.0, 0.1)
     assert cold.directional_sharpness == pytest.approx(warm.directional_sharpness)
     assert cold.metric_sharpness == pytest.approx(warm.metric_sharpness)
@@ -398,10 +399,10 @@ def test_compiled_models_are_probed_as_they_were(tall, data):
 
 def test_noise_of_equal_batches_is_none_and_one_batch_has_no_noise(net, data):
     loss = nn.CrossEntropyLoss()
-    noise = probe_model(net, loss, [data[0]] * 3, **QUICK).noise
+    noise = probe_model(net, loss, [data[0]] * 3, **ONE).noise
     assert (noise.sharp, noise.flat) == pytest.approx((0.0, 0.0), abs=1e-9)
-    assert probe_model(net, loss, [data[0], data[2]], **QUICK).noise is None
-    mixed = probe_model(net, loss, data, **QUICK).noise
+    assert probe_model(net, loss, [data[0], data[2]], **ONE).noise is None
+    mixed = probe_model(net, loss, data, **ONE).noise
     assert mixed.flat > 0
 
 
@@ -411,9 +412,9 @@ def test_half_precision_is_probed_in_float32_with_a_warning(tall, data):
     batches = [(x.float(), y) for x, y in data]
     before = copy.deepcopy(half.state_dict())
     with pytest.warns(UserWarning, match="bfloat16"):
-        found = probe_model(half, nn.CrossEntropyLoss(), batches, optimizer=optimizer, **QUICK)
+        found = probe_model(half, nn.CrossEntropyLoss(), batches, optimizer=optimizer, **ONE)
     assert_same(half.state_dict(), before)
-    wide = probe_model(half.float(), nn.CrossEntropyLoss(), batches, **QUICK)
+    wide = probe_model(half.float(), nn.CrossEntropyLoss(), batches, **ONE)
     assert found.loss == pytest.approx(wide.loss)
     np.testing.assert_allclose(found.spectra[0].eigenvalues, wide.spectra[0].eigenvalues, rtol=1e-2)
     assert found.update.metric_sharpness > 0
@@ -522,11 +523,11 @@ def test_training_does_not_notice_the_record(data, tmp_path):
         return net.state_dict(), optimizer.state_dict()
 
     path = tmp_path / "made" / "curvature.jsonl"
-    record = CurvatureRecord(path, nn.CrossEntropyLoss(), data, every=2, operators=["hessian"], **QUICK)
+    record = CurvatureRecord(path, nn.CrossEntropyLoss(), data, every=2, **ONE)
     assert_same(run(record), run(None))
     assert [row["step"] for _, row in read_json_lines(path)] == [2, 4, 6]
     path.write_bytes(path.read_bytes() + b'{"step": 8, "lo')  # killed
-    again = CurvatureRecord(path, nn.CrossEntropyLoss(), data, every=2, operators=["hessian"], **QUICK)
+    again = CurvatureRecord(path, nn.CrossEntropyLoss(), data, every=2, **ONE)
     again(4, Net().double())
     again(6, Net().double())
     assert [row["step"] for _, row in read_json_lines(path)] == [2, 4, 6]
@@ -536,13 +537,11 @@ def test_training_does_not_notice_the_record(data, tmp_path):
 
 def test_callback_probes_without_the_autocast_of_accelerate(tall, data, tmp_path):
     model, batches = tall.float(), [(x.float(), y) for x, y in data]
-    plain = probe_model(model, nn.CrossEntropyLoss(), batches, operators=["hessian"], **QUICK)
+    plain = probe_model(model, nn.CrossEntropyLoss(), batches, **ONE)
     model._original_forward = model.forward
     model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
     wrapped = model.forward
-    record = CurvatureRecord(
-        tmp_path / "c.jsonl", nn.CrossEntropyLoss(), batches, every=1, operators=["hessian"], **QUICK
-    )
+    record = CurvatureRecord(tmp_path / "c.jsonl", nn.CrossEntropyLoss(), batches, every=1, **ONE)
     callback = CurvatureCallback(record, with_update=False)
     callback.on_step_end(None, TrainerState(global_step=3, is_world_process_zero=True), None, model=model)
     ((_, row),) = read_json_lines(record.path)
@@ -560,8 +559,8 @@ def test_trainer_does_not_notice_the_callback(tmp_path):
 
     ids = torch.arange(16).reshape(2, 8)
     path = tmp_path / "curvature.jsonl"
-    options = {"every": 2, "parameters": ["*.0.mlp.*"], "operators": ["hessian"]}
-    record = CurvatureRecord(path, None, [{"input_ids": ids, "labels": ids}], **options, **QUICK)
+    options = {"every": 2, "parameters": ["*.0.mlp.*"]}
+    record = CurvatureRecord(path, None, [{"input_ids": ids, "labels": ids}], **options, **ONE)
     assert_same(run("with", CurvatureCallback(record)), run("without"))
     rows = [row for _, row in read_json_lines(path)]
     assert [row["step"] for row in rows] == [2, 4]
