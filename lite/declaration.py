@@ -30,6 +30,7 @@ from riemannian_ode.preconditioner import Memory
 from riemannian_ode.stages import Directed, TakenIn, direction_on_sphere, move, with_cautious_decay
 
 PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
+ANY_SHAPE = (1, 1)  # for what does not depend on the shape of matrices; no scale is asked for it
 MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
 
 
@@ -120,7 +121,7 @@ class Declaration(ABC):
 
     def elementwise_state(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Keys of the state that have the parameter's shape."""
-        return MOMENTUM, *self.update_rule(group, (1, 1)).preconditioner.elementwise
+        return MOMENTUM, *self.update_rule(group, ANY_SHAPE).preconditioner.elementwise
 
     def matrix_update(
         self,
@@ -176,7 +177,7 @@ class Declaration(ABC):
             group: A parameter group.
             step: How many gradients its matrices have had before.
         """
-        return self.update_rule(group, (1, 1)).preconditioner.phase(step)
+        return self.update_rule(group, ANY_SHAPE).preconditioner.phase(step)
 
     def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
         """Cost of one matrix m×n beside others, by which work is divided."""
@@ -184,7 +185,7 @@ class Declaration(ABC):
 
     def takes_in_on_shards(self, group: dict[str, Any]) -> bool:
         """Whether a shard can take its part of the gradient in: no frame, and no memory of whole gradients."""
-        preconditioner = self.update_rule(group, (1, 1)).preconditioner
+        preconditioner = self.update_rule(group, ANY_SHAPE).preconditioner
         return not preconditioner.has_frame and not preconditioner.rates()
 
     def shard_take_in(
@@ -204,7 +205,7 @@ class Declaration(ABC):
         """
         if not self.takes_in_on_shards(group):
             return {"w": w, "g": g}, {}
-        rule = self.update_rule(group, (1, 1))
+        rule = self.update_rule(group, ANY_SHAPE)
         m = state[MOMENTUM]
         taken = rule.take_in(m, {}, g.to(m.dtype))
         sent = {"covector": taken.covector}
@@ -235,7 +236,7 @@ class Declaration(ABC):
         covector = sent["covector"]
         shape = matrix_shape(covector)
         rule = self.update_rule(group, shape)
-        taken = TakenIn(covector, state, sent.get("g", covector), covector)
+        taken = TakenIn(covector, state, sent.get("g"), covector)
         directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
         wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
         u = directed.u.to(wide)
@@ -253,7 +254,7 @@ class Declaration(ABC):
         """
         if not self.takes_in_on_shards(group):
             return reply
-        rule = self.update_rule(group, (1, 1))
+        rule = self.update_rule(group, ANY_SHAPE)
         directed = Directed(reply, reply, {})
         decay = decay_rate(group)
         if rule.is_cautious:
@@ -314,7 +315,7 @@ def rule_update(
 
 def matrix_shape(w: Tensor) -> tuple[int, int]:
     """(m, n) of matrices ``(*batch, m, n)``; (1, 1) for vectors and numbers."""
-    return (int(w.size(-2)), int(w.size(-1))) if w.ndim > 1 else (1, 1)
+    return (int(w.size(-2)), int(w.size(-1))) if w.ndim > 1 else ANY_SHAPE
 
 
 def rounds_stochastically(group: Mapping[str, Any], w: Tensor) -> bool:

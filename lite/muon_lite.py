@@ -11,7 +11,7 @@ from torch import Tensor
 
 from discretizations.preconditioners.masks import RandomSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.update_rule import UpdateRule
-from lite.declaration import MOMENTUM, PLAIN_FRACTION, matrix_shape
+from lite.declaration import ANY_SHAPE, MOMENTUM, PLAIN_FRACTION, matrix_shape
 from lite.execution.finiteness import OnNonfinite
 from lite.muon_settings import (
     MASKS,
@@ -201,7 +201,7 @@ class MuonLITE(LITEOptimizer):
         return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:
-        mask, splits = group_mask(group), self.update_rule(group, (1, 1)).splits
+        mask, splits = group_mask(group), self.update_rule(group, ANY_SHAPE).splits
         for entry in entries:
             _require_memory(group, mask, splits, matrix_shape(entry.w), entry.state)
 

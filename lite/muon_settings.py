@@ -20,7 +20,7 @@ from discretizations.preconditioners.masks import (
 )
 from discretizations.preconditioners.normalized_polar_factor import NormalizedPolarFactor
 from discretizations.preconditioners.polar_factor import TORCH_COEFFICIENTS, TORCH_FLOOR, PolarFactor
-from lite.declaration import PLAIN_FRACTION, matrix_shape
+from lite.declaration import ANY_SHAPE, PLAIN_FRACTION, matrix_shape
 from lite.parameters.group_checks import is_setting_number, require_flag, require_range, require_whole
 from lite.parameters.parameter_entries import group_views
 from lite.parameters.tensor_settings import acts
@@ -107,7 +107,7 @@ def group_scale(group: dict[str, Any], shape: tuple[int, int]) -> float:
         return update_scale(shape, scale)  # type: ignore[arg-type]
     if isinstance(scale, dict):
         return float(scale.get(shape, 1.0))  # other shapes are asked for only where the scale does not count
-    return 1.0 if shape == (1, 1) else float(scale(shape))  # likewise
+    return 1.0 if shape == ANY_SHAPE else float(scale(shape))  # likewise
 
 
 def matrix_shapes(group: dict[str, Any]) -> list[tuple[int, int]]:

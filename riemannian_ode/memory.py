@@ -122,7 +122,7 @@ class RememberedMetric(Metric):
         import torch
 
         parts = [m, *(memory[key] for key in sorted(memory))]
-        z = torch.cat([part.to(m.dtype).reshape((*_members(w), -1)) for part in parts], dim=-1)
+        z = torch.cat([part.reshape((*_members(w), -1)) for part in parts], dim=-1)
         return _in_kind_of(w, z.reshape((*w.shape[:-1], -1)))
 
     def unpack(self, w: Array, z: Array) -> tuple[Array, Memory]:

@@ -175,7 +175,11 @@ class Preconditioner(ABC):
         Raises:
             ValueError: for a preconditioner without sharp directions.
         """
-        raise ValueError(
+        raise self.no_split()
+
+    def no_split(self) -> ValueError:
+        """The error of a preconditioner that is asked for flat directions and has none."""
+        return ValueError(
             f"preconditioner {self.name!r} has no sharp directions of its own; keep chi = 1 and beta_flat = beta_sharp."
         )
 

@@ -45,10 +45,14 @@ from rishd.pretraining.run import train as train
 from rishd.pretraining.run_folder import RunFolderError as RunFolderError
 from rishd.pretraining.text_files import CorpusError as CorpusError
 from rishd.pretraining.tokenizer import TokenizerError as TokenizerError
+from rishd.probing.curvature import probe_model as probe_model
+from rishd.probing.curvature_findings import ModelCurvature as ModelCurvature
+from rishd.probing.curvature_record import CurvatureRecord as CurvatureRecord
 from rishd.probing.findings import Probe as Probe
+from rishd.probing.parameter_choice import ProbeError as ProbeError
 from rishd.probing.probe import probe as probe
 from rishd.probing.settings import ProbeSettings as ProbeSettings
-from rishd.probing.trained_model import ProbeError as ProbeError
+from rishd.probing.trainer_callback import CurvatureCallback as CurvatureCallback
 from rishd.report.page import Report as Report
 from rishd.report.page import write_report as write_report
 from rishd.report.study_records import StudyFolderError as StudyFolderError

@@ -52,12 +52,24 @@ CLOSED_FORMS = [f"discretizations/test_{name}.py" for name in ("noise", "stabili
 GEOMETRIES = [
     "discretizations/test_preconditioners.py", "discretizations/test_masks.py", "discretizations/test_sharp_masks.py",
     "discretizations/test_tracked_subspace.py", "discretizations/test_polar.py",
+    "discretizations/test_eigenbasis_moment.py",
     "lite/test_soap.py", "lite/test_algorithm.py", "lite/test_matrix_view.py", "lite/test_properties.py",
 ]  # fmt: skip
 INTEGRATORS = [
     f"riemannian_ode/test_{name}.py"
-    for name in ("orders", "structure", "stiff", "integrators", "tolerances", "limits", "varying_coefficients")
-]
+    for name in (
+        "orders", "structure", "stiff", "newton", "one_step", "integrators", "tolerances", "limits",
+        "varying_coefficients", "member_failures", "noise",
+    )
+] + [
+    f"riemannian_ode/test_derivatives.py::test_{name}"
+    for name in (
+        "lost_members_leave_the_others_derivatives_as_they_are_alone", "second_order_coefficients",
+        "large_and_stiff_implicit_steps", "states_off_the_grid",
+    )
+] + [
+    "discretizations/test_memory_flows.py::test_schemes_have_their_order_from_a_memory_that_has_seen_gradients"
+]  # fmt: skip
 TESTS = {
     "riemannian_ode/integrators/*": INTEGRATORS,
     "riemannian_ode/dynamics.py": [
@@ -66,6 +78,8 @@ TESTS = {
         "riemannian_ode/test_split.py",
         "riemannian_ode/test_flow.py",
     ],
+    "riemannian_ode/memory.py": [*CORE, "riemannian_ode/test_memory.py"],
+    "riemannian_ode/stages.py": [*CORE, "lite/test_declaration.py"],
     "riemannian_ode/*": CORE,
     "discretizations/update_rule.py": CORE,
     "discretizations/preconditioners/*": CORE + GEOMETRIES,
@@ -285,6 +299,9 @@ def main():
     parser.add_argument("modules", nargs="*", default=["*"], help="such as riemannian_ode/integrators/*.py")
     parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of each module, the same every time")
     parser.add_argument("--survivors", action="store_true", help="test only those that survived")
+    parser.add_argument(
+        "--tests", nargs="+", metavar="FILE", help="only these tests, such as riemannian_ode/test_flow.py"
+    )
     parser.add_argument("--report", action="store_true", help="report what is known, test nothing")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
@@ -303,7 +320,7 @@ def main():
         wanted = ("survived", "no tests") if options.survivors else (None,)
         names = [name for name in order[: options.sample] if status(module, name) in wanted]
         bodies |= {name: module.bodies[name] for name in sorted(names)}
-        tests += [test for test in _tests_of(module.path) if names and test not in tests]
+        tests += [test for test in options.tests or _tests_of(module.path) if names and test not in tests]
     if bodies and not options.report:
         _prepare(modules)
         TASK.write_text(json.dumps({"bodies": bodies, "tests": tests, "processes": options.processes}))

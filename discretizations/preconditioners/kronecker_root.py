@@ -109,10 +109,7 @@ class KroneckerRoot(Preconditioner):
         return memory | self._kept(memory)
 
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
-        if self.frequency > 1:
-            left, right = (memory[key] for key in _KEPT)
-        else:
-            left, right = (self._root(self._factor(memory, key)) for key in _SIDES)
+        left, right = self.roots(memory)
         raised: Tensor = left @ covector.to(left.dtype) @ right
         if self.grafts:
             moment = {"v": memory["v"], "v_mass": memory["mass"]}
@@ -120,6 +117,12 @@ class KroneckerRoot(Preconditioner):
             tiny = torch.finfo(raised.dtype).tiny
             raised = raised * (_norm(adam) / _norm(raised).clamp(min=tiny))
         return raised
+
+    def roots(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """L^{-1/4} and R^{-1/4} that the memory keeps, or of its factors."""
+        if self.frequency > 1:
+            return memory["left_root"], memory["right_root"]
+        return self._root(self._factor(memory, "left")), self._root(self._factor(memory, "right"))
 
     def due(self, step: int, numbers: Sequence[int] = (0,)) -> list[int]:
         if self.frequency == 1:

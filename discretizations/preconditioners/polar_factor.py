@@ -113,7 +113,7 @@ class PolarFactor(Preconditioner):
         self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
     ) -> tuple[Projector, Memory]:
         if self.mask is None or raised is None:
-            return super().flat(memory, covector, raised, h=h)
+            raise self.no_split()
         return self.mask.flat(memory, covector, raised, orthogonalize=self.polar, h=h)
 
     def watch(self, memory: Memory, covector: Tensor) -> Memory:

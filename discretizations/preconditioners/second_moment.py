@@ -44,7 +44,7 @@ class CoordinateMoment(Preconditioner):
         self, memory: Memory, covector: Tensor, raised: Tensor | None, *, h: Any = 1.0
     ) -> tuple[Projector, Memory]:
         if self.mask is None:
-            return super().flat(memory, covector, raised, h=h)
+            raise self.no_split()
         return self.mask.flat(memory, self.second_moment(memory), h=h)
 
 

@@ -48,7 +48,7 @@ class Sign(Preconditioner):
         if "threshold" not in memory:
             return lambda x: x, memory
         sizes = covector.abs().flatten(memory["threshold"].ndim)
-        rank = min(max(1, round(self.sharp_fraction * sizes.size(-1))), sizes.size(-1))
-        smallest = sizes.topk(rank, dim=-1).values[..., -1]  # of the sharp ones
+        rank = max(1, round(self.sharp_fraction * sizes.size(-1)))
+        smallest = sizes.topk(rank).values[..., -1]  # of the sharp ones
         flatness = (covector.abs() < spread(smallest, covector)).to(covector.dtype)
         return CoordinateProjector(flatness), memory | {"threshold": smallest}

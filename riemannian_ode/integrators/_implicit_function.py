@@ -58,7 +58,7 @@ class _Solution(torch.autograd.Function):
         def transposed(x: Tensor) -> Tensor:
             """Jᵀx, shape ``(members, 2p)``."""
             parts = [part.reshape(shape) for part in (x[:, :p], x[:, p:])]
-            return _packed(torch.autograd.grad(value, at, parts, retain_graph=True, materialize_grads=True))
+            return _packed(torch.autograd.grad(value, at, parts, retain_graph=True))
 
         right = -_packed(grads)
         sound = torch.isfinite(_packed((w, m))).all(-1, keepdim=True)
@@ -72,7 +72,7 @@ def _packed(parts: Any) -> Tensor:
 
 
 def _direct(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:
-    units = torch.eye(right.shape[-1], dtype=right.dtype, device=right.device)
+    units = torch.eye(right.shape[-1]).to(right)
     matrix = torch.stack([transposed(unit.expand_as(right)) for unit in units], dim=-1)
     matrix = torch.where(sound[..., None], matrix, units)  # a lost member has no equations
     answer: Tensor = torch.linalg.solve(matrix, right)
@@ -82,11 +82,10 @@ def _direct(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor
 def _by_gmres(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:
     def product(x: np.ndarray) -> np.ndarray:
         direction = torch.as_tensor(x.reshape(right.shape)).to(right)
-        return to_numpy(torch.where(sound, transposed(direction), direction)).ravel().astype(np.float64)
+        return to_numpy(torch.where(sound, transposed(direction), direction)).ravel()
 
     operator = scipy.sparse.linalg.LinearOperator((right.numel(),) * 2, matvec=product, dtype=np.float64)
-    accuracy = max(_ACCURACY, 8.0 * torch.finfo(right.dtype).eps)
-    b = to_numpy(right).ravel().astype(np.float64)
+    accuracy, b = max(_ACCURACY, 8.0 * torch.finfo(right.dtype).eps), to_numpy(right).ravel()
     answer, failed = scipy.sparse.linalg.gmres(operator, b, rtol=accuracy, restart=100, maxiter=20)
     if failed:  # stiff equations
         return _direct(transposed, right, sound)

@@ -162,7 +162,7 @@ def _complaint(where: str, corrections: np.ndarray, tolerance: float) -> str:
 def _relative(correction: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Largest entry of each member's correction over 1 + that of the member; infinite where it is not finite."""
     size = np.abs(correction).max(axis=1) / (1.0 + np.abs(y).max(axis=1))
-    return np.asarray(np.where(np.isnan(y).any(axis=1), 0.0, np.where(np.isfinite(size), size, np.inf)))
+    return np.asarray(np.where(np.isfinite(size), size, np.inf))
 
 
 def _descend(
@@ -262,7 +262,7 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
 def _jacobian(packed: _Packed, y: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Shape ``(members, size, size)``, a column at a time for all members; forward differences if need be."""
     size, product = y.shape[1], packed.product(y)
-    jacobian = np.empty((len(y), size, size), dtype=y.dtype)
+    jacobian = np.empty((len(y), size, size))
     steps = _difference(y) * (1.0 + np.abs(y))
     for j in range(size):
         if product is not None:

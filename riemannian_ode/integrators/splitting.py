@@ -45,11 +45,10 @@ class StrangSplitting(ImplicitScheme):
             return self.midpoint(conservative, t, state, h)
         w, m = state
         eta = system.at("eta", t + h / 2)
-        # At β = 0 no gradient enters the direction, so its argument for one is idle.
-        w = position_step(w, system.direction(t + h / 2, w, m, m), eta=eta, h=h / 2)
+        w = position_step(w, system.metric.raise_index(w, m), eta=eta, h=h / 2)
         g = system.objective.gradient(w)
         m = momentum_step(m, g, alpha=0.0, h=h, gain=system.at("gain", t + h / 2))
-        return PhaseState(position_step(w, system.direction(t + h / 2, w, m, g), eta=eta, h=h / 2), m)
+        return PhaseState(position_step(w, system.metric.raise_index(w, m), eta=eta, h=h / 2), m)
 
 
 @INTEGRATORS.register(place=90)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from discretizations.matrices.eigenbases import from_eigenbasis
 from discretizations.matrices.sharp_masks import SubspaceComplement, top_right_subspace
+from discretizations.preconditioners.identity import Identity
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
@@ -20,10 +21,11 @@ from lite.declaration import MOMENTUM, matrix_shape
 from lite.muon_settings import sharp_rank
 from riemannian_ode.flow import Projector, lookahead
 from riemannian_ode.preconditioner import Memory, Preconditioner
-from rishd.pretraining.config import OptimizerConfig
-from rishd.pretraining.optimizers import build_optimizer
 
-_FLOOR = 1e-6  # of the largest singular value: below it float32 gradients hold rounding only
+if TYPE_CHECKING:
+    from rishd.pretraining.config import OptimizerConfig
+
+FLOOR = 1e-6  # of the largest singular value: below it float32 gradients hold rounding only
 
 
 class FrozenOptimizer:
@@ -40,15 +42,61 @@ class FrozenOptimizer:
 
     def __init__(self, model: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         own = copy.deepcopy(model)
-        self.optimizer = build(own)
+        self._hold(build(own), {name: p for name, p in own.named_parameters() if p.requires_grad})
+
+    def _hold(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
+        self.optimizer = optimizer
         self.directions: dict[str, Tensor] = {}
         self.gradients: Mapping[str, Tensor] = {}
-        self._parameters = {name: p for name, p in own.named_parameters() if p.requires_grad}
-        self._start = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._parameters = parameters
+        self._start = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @classmethod
+    def trained(cls, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> FrozenOptimizer:
+        """A copy of an optimizer with the state that training has given it.
+
+        The largest learning rate of its groups becomes 1, so that those of the others are relative to it; weight decay
+        becomes 0. If all are 0, as in the first step of a warm-up, their ``initial_lr`` count.
+
+        Args:
+            optimizer: It is not changed.
+            parameters: Those of it that gradients will come for, by name.
+
+        Raises:
+            ValueError: for an optimizer that cannot be copied, such as one on several ranks.
+        """
+        try:
+            twin = copy.deepcopy(optimizer)
+        except TypeError as problem:
+            raise ValueError(f"{type(optimizer).__name__} cannot be copied ({problem}); probe without it.") from None
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        copies = [p for group in twin.param_groups for p in group["params"]]
+        place = {p: i for i, p in enumerate(own)}
+        groups = twin.param_groups
+        rates = [float(group["lr"]) for group in groups]
+        if not any(rates):
+            rates = [float(group.get("initial_lr", 0.0)) or 1.0 for group in groups]
+        on_sphere = any(group.get("norm") == "constant" for group in groups)  # a step is not linear in its angle
+        for group, rate in zip(groups, rates, strict=True):
+            _set(group, "lr", rate if on_sphere else rate / max(rates))
+            if "weight_decay" in group:
+                _set(group, "weight_decay", 0.0)
+        held = {name: copies[place[p]] for name, p in parameters.items()}
+        if not on_sphere:  # without decay no direction depends on the point, and from 0 it is not rounded
+            with torch.no_grad():
+                for p in held.values():
+                    p.zero_()
+        for p in copies:
+            p.grad = None
+        made = cls.__new__(cls)
+        made._hold(twin, held)
+        return made
 
     @classmethod
     def configured(cls, model: nn.Module, config: OptimizerConfig) -> FrozenOptimizer:
         """The optimizer of a run's configuration; its learning rate and decay are replaced by 1 and 0."""
+        from rishd.pretraining.optimizers import build_optimizer
+
         return cls(model, lambda own: build_optimizer(replace(config, lr=1.0, weight_decay=0.0), own))
 
     def observe(self, gradients: Mapping[str, Tensor]) -> None:
@@ -58,13 +106,18 @@ class FrozenOptimizer:
             gradients: By parameter name.
         """
         for name, p in self._parameters.items():
-            p.grad = gradients[name].clone()
+            p.grad = gradients[name].to(p.dtype, copy=True)
         self.optimizer.step()
         with torch.no_grad():
             for name, p in self._parameters.items():
                 self.directions[name] = self._start[name] - p
                 p.copy_(self._start[name])
         self.gradients = gradients
+
+    @property
+    def names(self) -> list[str]:
+        """Parameters that gradients come for."""
+        return list(self._parameters)
 
     def group(self, name: str) -> dict[str, Any]:
         """Parameter group of a parameter."""
@@ -88,10 +141,40 @@ class FrozenOptimizer:
                 return None
             memory = {key: value for key, value in state.items() if key != MOMENTUM}
             return self.optimizer.update_rule(group, matrix_shape(self._parameters[name])), memory
-        theta, beta2 = group["betas"]  # torch's AdamW
-        metric = SecondMoment(beta2=beta2, eps=group["eps"])
-        memory = {"v": state["exp_avg_sq"], "v_mass": 1.0 - beta2 ** state["step"].double()}
-        return UpdateRule(preconditioner=metric, alpha=1.0 - theta, gain=1.0 - theta), memory
+        return torch_rule(self.optimizer, group, state)
+
+
+def torch_rule(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], state: Mapping[str, Any]
+) -> tuple[UpdateRule, Memory]:
+    """Update rule and memory of a parameter of torch's SGD, Adam or AdamW.
+
+    Raises:
+        ValueError: for another optimizer, or a setting that is no metric of this project.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        theta = group["momentum"]
+        gain = 1.0 - group["dampening"]
+        return UpdateRule(preconditioner=Identity(), alpha=1.0 - theta, gain=gain), {}
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        raise ValueError(
+            f"the metric of {type(optimizer).__name__} is not known here; it is of lite's optimizers and of torch's "
+            "SGD, Adam and AdamW."
+        )
+    if group["amsgrad"]:
+        raise ValueError("amsgrad = True divides by a maximum over time, which is no second moment; set it False.")
+    theta, beta2 = group["betas"]
+    metric = SecondMoment(beta2=beta2, eps=group["eps"])
+    memory = {"v": state["exp_avg_sq"], "v_mass": 1.0 - beta2 ** state["step"].double()}
+    return UpdateRule(preconditioner=metric, alpha=1.0 - theta, gain=1.0 - theta), memory
+
+
+def _set(group: dict[str, Any], name: str, value: float) -> None:
+    """Set a group's number, which may be a tensor."""
+    if isinstance(group[name], Tensor):
+        group[name].fill_(value)
+    else:
+        group[name] = value
 
 
 @dataclass(frozen=True)
@@ -148,26 +231,33 @@ def _polar_parts(covector: Tensor, direction: Tensor, sharp_fraction: float) -> 
     F acts on the shorter side of :math:`\tilde M = U\,\mathrm{diag}(\sigma)V^\top`, with :math:`F^{-1}\tilde M` the
     update as it is: Newton–Schulz and scale included. P keeps the top k right singular directions.
     """
+    rank = max(1, sharp_rank(sharp_fraction, covector))
+    flat = SubspaceComplement(top_right_subspace(covector, rank))
+    return polar_root(covector, direction), flat, rank / covector.size(1)
+
+
+def polar_root(covector: Tensor, direction: Tensor) -> Projector:
+    """F^{-1/2} on the shorter side of the covector, with F⁻¹ the update over it, singular value by singular value.
+
+    Args:
+        covector: M̃, shape ``(m, n)``.
+        direction: Its update.
+    """
     u, sigma, vh = torch.linalg.svd(covector, full_matrices=False)
-    singular = sigma.clamp(min=_FLOOR * float(sigma[0]))
+    singular = sigma.clamp(min=max(FLOOR * float(sigma[0]), torch.finfo(sigma.dtype).tiny))
     inverse = ((u.mT @ direction) * vh).sum(-1) / singular
     roots = inverse.clamp(min=0.0).sqrt()
     rows, columns = covector.shape
     left = (u * roots) @ u.mT if rows <= columns else None
     right = (vh.mT * roots) @ vh if rows > columns else None
-    rank = max(1, sharp_rank(sharp_fraction, covector))
-    flat = SubspaceComplement(top_right_subspace(covector, rank))
-    return lambda x: from_eigenbasis(x, left, right), flat, rank / columns
+    return lambda x: from_eigenbasis(x, left, right)
 
 
 def _diagonal_parts(
     preconditioner: Preconditioner, memory: Memory, g: Tensor, sharp_fraction: float
 ) -> tuple[Projector, Projector, float]:
     """A metric that is diagonal in its frame, and the mask of the coordinates where it is largest."""
-    framed = preconditioner.to_frame(memory, g)
-    inverse = preconditioner.raise_index(memory, torch.ones_like(framed))
-    if not torch.allclose(preconditioner.raise_index(memory, framed), inverse * framed):
-        raise ValueError(f"the metric of {preconditioner.name!r} is not diagonal; its square root is not known here.")
+    inverse = diagonal_inverse(preconditioner, memory, g)
     count = max(1, round(sharp_fraction * inverse.numel()))
     is_flat = torch.ones_like(inverse).reshape(-1)
     is_flat[inverse.reshape(-1).topk(count, largest=False).indices] = 0.0
@@ -176,3 +266,16 @@ def _diagonal_parts(
         return lambda x: preconditioner.from_frame(memory, scale * preconditioner.to_frame(memory, x))
 
     return in_frame(inverse.sqrt()), in_frame(is_flat.reshape(inverse.shape)), count / inverse.numel()
+
+
+def diagonal_inverse(preconditioner: Preconditioner, memory: Memory, g: Tensor) -> Tensor:
+    """Diagonal of F⁻¹ in the frame.
+
+    Raises:
+        ValueError: if F is not diagonal there.
+    """
+    framed = preconditioner.to_frame(memory, g)
+    inverse: Tensor = preconditioner.raise_index(memory, torch.ones_like(framed))
+    if not torch.allclose(preconditioner.raise_index(memory, framed), inverse * framed):
+        raise ValueError(f"the metric of {preconditioner.name!r} is not diagonal; its square root is not known here.")
+    return inverse

@@ -20,7 +20,7 @@ class NoiseScale:
     r"""Batch for which the gradient and its noise are equal, in whitened coordinates :math:`F^{-1/2}g`.
 
     Args:
-        optimizer: Whose metric and mask.
+        optimizer: Whose metric and mask, or the operator whose top eigenvectors are sharp.
         sharp: Noise scale of the sharp part over the size of a mini-batch; infinite where mini-batches have no
             gradient in common.
         flat: Of the flat part.
@@ -49,9 +49,20 @@ def noise_scale(optimizer: str, gradients: Sequence[Tensor], geometry: Geometry)
     """
     flat = torch.stack([geometry.flat(geometry.root(g)) for g in gradients]).flatten(1).double()
     sharp = torch.stack([geometry.root(g) for g in gradients]).flatten(1).double() - flat
+    return parts_noise(optimizer, sharp, flat)
+
+
+def parts_noise(name: str, sharp: Tensor, flat: Tensor) -> NoiseScale:
+    """:func:`noise_scale` of gradients that are cut already.
+
+    Args:
+        name: For the record.
+        sharp: Sharp part of each mini-batch's gradient in any orthonormal coordinates, shape ``(K, ...)``.
+        flat: The flat part.
+    """
     (sharp_signal, sharp_scale), (flat_signal, flat_scale) = (_signal_and_scale(x) for x in (sharp, flat))
     total = sharp_signal + flat_signal
-    return NoiseScale(optimizer, sharp_scale, flat_scale, sharp_signal / total if total > 0 else float("nan"))
+    return NoiseScale(name, sharp_scale, flat_scale, sharp_signal / total if total > 0 else float("nan"))
 
 
 def _signal_and_scale(x: Tensor) -> tuple[float, float]:

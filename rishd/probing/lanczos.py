@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 Product: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
@@ -65,6 +65,10 @@ def top_eigenpairs(
         values, vectors = partial.eigenvalues, partial.eigenvectors
         if not len(values):
             raise
+    except ArpackError:
+        if np.any(product(start)):
+            raise
+        return Eigenpairs(np.zeros(count), np.eye(dimension, count))  # the operator is zero
     order = np.argsort(values)[::-1]
     return Eigenpairs(values[order].astype(np.float64), vectors[:, order])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from rishd.probing.findings import BlockProbe, Probe, UpdateProbe
 from rishd.probing.frozen import FrozenOptimizer, Geometry, geometry
 from rishd.probing.gradient_noise import noise_scale
 from rishd.probing.lanczos import spectral_density, spectral_measure, top_eigenpairs
+from rishd.probing.parameter_choice import ProbeError, matching_names
 from rishd.probing.settings import PROBED, ProbeSettings
 from rishd.probing.split_curvature import split_curvature
 from rishd.probing.trained_model import (
     Inputs,
-    ProbeError,
     load_checkpoint,
     loss_and_count,
     passes,
@@ -105,12 +104,9 @@ def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]
     Raises:
         ProbeError: for a pattern that no trainable parameter has.
     """
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    names = matching_names(model, patterns)
     if patterns is not None:
-        for pattern in patterns:
-            if not any(fnmatch(name, pattern) for name in names):
-                raise ProbeError(f"no parameter is called {pattern!r}; there are {', '.join(names)}.")
-        return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+        return names
     layers = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
     if not layers:
         raise ProbeError(f"the model has no numbered layers; name its blocks: {', '.join(names)}.")

@@ -23,14 +23,11 @@ from rishd.pretraining.run_folder import read_record
 from rishd.pretraining.token_store import TokenStore
 from rishd.pretraining.tokenizer import load_tokenizer
 from rishd.pretraining.weights import WEIGHTS, read_model
+from rishd.probing.parameter_choice import ProbeError
 from rishd.progress import Advance
 
 # A model's arguments by name (ids, labels, with some packings positions), each of shape ``(sequences, length)``, int64.
 Inputs: TypeAlias = dict[str, Tensor]
-
-
-class ProbeError(ValueError):
-    """A checkpoint that cannot be probed; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Polar factors against float64 SVD."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +90,32 @@ def test_rank_deficient_input_has_polar_factor_of_its_rank():
     np.testing.assert_allclose(values, [1, 0, 0], atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("turned", [False, True])
+def test_singular_values_below_the_rounding_of_the_longer_side_count_as_zero(dtype, turned):
+    """A batch longer than the sides does not count."""
+    rounding = torch.finfo(dtype).eps
+    diagonal = torch.zeros(50, 3, 8, dtype=torch.float64)
+    diagonal[:, range(3), range(3)] = torch.tensor([2.0, 2.0 * 9 * rounding, 2.0 * 7 * rounding], dtype=torch.float64)
+    x = diagonal.to(dtype)
+    polar = exact_polar(x.mT).mT if turned else exact_polar(x)
+    expected = torch.zeros_like(x)
+    expected[:, range(2), range(2)] = 1.0
+    torch.testing.assert_close(polar, expected)
+
+
+@pytest.mark.parametrize("shape", [(10, 40), (40, 10), (10, 12)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.04)]
+)
+def test_after_few_steps_the_safety_factor_is_that_of_the_published_coefficients(shape, dtype, tolerance):
+    """Only the Gram form in half precision, of more rows than these, has another one."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    scaled = x.double() / (1.01 * torch.linalg.matrix_norm(x.double()))
+    expected = newton_schulz(scaled, polar_express_coefficients(2), gram=False)
+    assert (polar_express(x, steps=2).double() - expected).norm() < tolerance * expected.norm()
+
+
 def test_coefficients():
     first = polar_express_coefficients(1)[0]
     assert first == pytest.approx(
@@ -165,6 +192,7 @@ def test_fast_dtype_is_exact_where_asked_and_known_to_the_hardware():
         assert fast_dtype(torch.zeros(1, dtype=dtype)) == fast
         # A device that has neither CPU's nor CUDA's matrix units takes float32.
         assert fast_dtype(torch.zeros(1, dtype=dtype, device="meta")) == torch.float32
+        assert fast_dtype(SimpleNamespace(dtype=dtype, device=torch.device("cuda"))) == torch.bfloat16
 
 
 @either_way

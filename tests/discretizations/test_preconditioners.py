@@ -16,7 +16,9 @@ from discretizations import (
     ThresholdMask,
     TrackedSubspace,
 )
+from discretizations.matrices import newton_schulz
 from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express
+from discretizations.preconditioners import polar_factor
 
 
 def normal(seed, *shape, dtype=torch.float64):
@@ -32,7 +34,7 @@ def test_sharp_under_the_sign_metric_are_the_largest_coordinates_of_each_member(
     flat, memory = rule.flat(rule.initial(covector, batch=1), covector, covector.sign())
     is_sharp = flat(torch.ones_like(covector)) == 0.0
     for x, sharp, threshold in zip(covector, is_sharp, memory["threshold"], strict=True):
-        assert int(sharp.sum()) == rank
+        assert int(sharp.sum()) == rank and flat.flatness.dtype == covector.dtype
         assert threshold == x.abs()[sharp].min()
         assert bool((x.abs()[~sharp] < threshold).all())
 
@@ -272,6 +274,29 @@ def test_two_polar_factors_at_once_are_two(iteration, dtype, shape):
         torch.testing.assert_close(found, rule.raise_index({}, x), rtol=0, atol=tolerance)
 
 
+def test_batches_of_matrices_go_through_one_iteration_together(monkeypatch):
+    """Not single matrices, and no SVD; and torch's coefficients never take the Gram form, as in torch."""
+    shapes = []
+
+    def seen(x, **settings):
+        shapes.append(tuple(x.shape))
+        return x
+
+    monkeypatch.setattr(polar_factor, "polar_express", seen)
+    monkeypatch.setattr(polar_factor, "exact_polar", seen)
+    for shape, iteration, expected in (
+        ((4, 7), "polar-express", [(4, 7)] * 2),
+        ((2, 4, 7), "polar-express", [(4, 4, 7)]),
+        ((2, 4, 7), "svd", [(2, 4, 7)] * 2),
+    ):
+        shapes.clear()
+        first, second = normal(0, *shape), normal(1, *shape)
+        found = PolarFactor(iteration=iteration).raise_two({}, first, second)
+        assert shapes == expected and torch.equal(found[0], first) and torch.equal(found[1], second)
+    monkeypatch.setattr(newton_schulz, "_gram_pair", None)
+    PolarFactor(iteration=(1.5, -0.5, 0.0), floor=1e-7).raise_index({}, normal(0, 4, 40))
+
+
 def test_the_iteration_has_its_own_floating_type():
     """Covectors are at least as wide, unless they are rounded to it first; the SVD has that of the covector."""
     x, half = normal(0, 4, 7, dtype=torch.float32), torch.bfloat16
@@ -290,6 +315,11 @@ def test_the_iteration_has_its_own_floating_type():
     torch.testing.assert_close(rounded, polar_express(x, dtype=half), rtol=0, atol=0)
     own = PolarFactor(iteration=(1.5, -0.5, 0.0), steps=2, dtype=half, floor=1e-7).raise_index({}, x)
     assert own.dtype == torch.float32 and torch.equal(own, own.to(half).float())
+
+
+def learned(rule, x, **step):
+    """The threshold after a step."""
+    return rule.flat({"rho": torch.tensor(0.5, dtype=torch.float64)}, x, exact_polar(x), **step)[1]["rho"]
 
 
 def test_a_polar_factor_is_what_its_mask_is():
@@ -314,5 +344,7 @@ def test_a_polar_factor_is_what_its_mask_is():
     flat, _ = PolarFactor(iteration="svd", mask=ThresholdMask(sharp_fraction=0.3)).flat(
         {"rho": torch.tensor(0.5, dtype=torch.float64)}, x, exact_polar(x)
     )
+    seen = {h: learned(threshold, x, h=h) for h in (0.5, 1.0)}
+    assert learned(threshold, x) == seen[1.0] != seen[0.5]
     vectors = torch.linalg.svd(x).Vh[torch.linalg.svdvals(x) > 0.5 * torch.linalg.matrix_norm(x)]
     torch.testing.assert_close(flat(x), x - x @ vectors.mT @ vectors)

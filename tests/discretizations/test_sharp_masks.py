@@ -1,11 +1,15 @@
 """Masks: what they keep, and how their thresholds move."""
 
+import math
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from discretizations.matrices.polar import exact_polar, polar_express
 from discretizations.matrices.sharp_masks import (
     CoordinateThresholds,
+    GradedComplement,
     SubspaceComplement,
     adapt_coordinate_thresholds,
     adapt_threshold,
@@ -18,6 +22,10 @@ from discretizations.matrices.sharp_masks import (
     threshold_mask,
     top_right_subspace,
 )
+
+
+def normal(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _matrix(shape, sigma, seed=0):
@@ -209,3 +217,52 @@ def test_a_direction_stays_where_the_matrix_is_zero():
     x = torch.stack([torch.zeros(3, 2), torch.ones(3, 2)])
     found = leading_direction(x, direction)
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.5**0.5, 0.5**0.5]]))
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_complements_multiply_through_the_shorter_side(batch):
+    """Wide matrices never form n×n; for tall ones the small Gram matrix is formed once."""
+    one_product = 2 * 50 * 3 * 3 * math.prod(batch)
+    for shape, formed in (((*batch, 3, 50), 0), ((*batch, 50, 3), 1)):
+        mask, x, polar = (normal(seed, *shape) for seed in range(3))
+        with FlopCounterMode(display=False) as making:
+            project = mask_complement(mask)
+        with FlopCounterMode(display=False) as using:
+            projected = project(x)
+        assert making.get_total_flops() == formed * one_product
+        assert using.get_total_flops() == (2 - formed) * one_product
+        torch.testing.assert_close(projected, x - x @ mask.mT @ mask)
+        with FlopCounterMode(display=False) as graded:
+            projected = GradedComplement(mask, polar, torch.full((1, 1), 2.0, dtype=x.dtype))(x)
+        assert graded.get_total_flops() == 2 * one_product
+        torch.testing.assert_close(projected, x - x @ polar.mT @ mask / 2.0)
+
+
+def test_as_much_as_is_wanted_is_not_too_much():
+    rho = torch.tensor(0.5, dtype=torch.float64)
+    assert float(adapt_threshold(rho, torch.eye(4, dtype=torch.float64), rank=4)) == 0.5 * 0.95
+    levels = CoordinateThresholds(torch.tensor(2.0), torch.tensor(1.0))
+    passing = CoordinateThresholds(torch.tensor(0.25), torch.tensor(0.25 + 0.1))
+    found = adapt_coordinate_thresholds(levels, passing, sharp_fraction=0.25)
+    assert (float(found.hi), float(found.lo)) == (pytest.approx(1.9), pytest.approx(0.95))
+
+
+def test_the_threshold_has_a_floor():
+    """τ = ρ‖M̃‖ + 10⁻⁹: singular values of 1.5·10⁻⁹ are below 2·10⁻⁹ and above 1.25·10⁻⁹."""
+    covector = 1.5e-9 * torch.eye(2, dtype=torch.float64)
+    for level, expected in ((1e-9, 0.0), (0.25e-9, 1.0)):
+        rho = level / float(torch.linalg.matrix_norm(covector))
+        mask = threshold_mask(covector, exact_polar(covector), rho, orthogonalize=exact_polar)
+        torch.testing.assert_close(mask, expected * torch.eye(2, dtype=torch.float64))
+
+
+def test_the_rank_of_a_subspace_is_bounded_by_the_matrix_and_not_by_the_batch():
+    basis = top_right_subspace(normal(0, 2, 5, 6), 4)
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(4, dtype=basis.dtype).expand(2, 4, 4))
+
+
+def test_directions_have_unit_length_in_their_own_type():
+    direction = torch.nn.functional.normalize(normal(0, 3, 9), dim=-1).float()
+    found = leading_direction(normal(1, 3, 7, 9).bfloat16(), direction)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(torch.linalg.vector_norm(found, dim=-1), torch.ones(3), rtol=1e-6, atol=0)

@@ -9,8 +9,8 @@ import pytest
 import scipy.linalg
 
 from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, TimeDependent, simulate
-from riemannian_ode.integrators import integrator
-from tests.riemannian_ode.problems import REFERENCE, START, hardest_for, linear, random_metric
+from riemannian_ode.integrators import PhaseState, integrator
+from tests.riemannian_ode.problems import REFERENCE, START, general, hardest_for, linear, random_metric
 from toy_landscapes import Quadratic, RiverValley
 
 ROUNDING = 1e-12  # errors below it are no longer the scheme's alone
@@ -151,6 +151,28 @@ def test_iterates_of_the_other_one_step_schemes_on_a_linear_flow(h, rng):
     push = np.block([[one, zero], [h * hessian, one]])
     y = np.linalg.matrix_power(decay @ half @ push @ half @ decay, 5) @ y0
     np.testing.assert_allclose(end_of("strang", undamped, start, 5 * h, 5), y, rtol=1e-11, atol=1e-12)
+
+
+EULER = {  # w' and m' in turn, by the flow's velocity v(w, m) and force f(w, m), all at the old time
+    "explicit-euler": lambda w, m, h, v, f: (w + h * v(w, m), m + h * f(w, m)),
+    "semi-implicit-euler": lambda w, m, h, v, f: (w + h * v(w, m + h * f(w, m)), m + h * f(w, m)),
+    "position-first-euler": lambda w, m, h, v, f: (w + h * v(w, m), m + h * f(w + h * v(w, m), m)),
+}
+
+
+@pytest.mark.parametrize("name", EULER)
+@pytest.mark.parametrize("flow", ["state", "no correction", "split"])
+def test_euler_schemes_are_steps_along_the_rates_of_the_flow(name, flow):
+    system = general()
+    if flow == "no correction":
+        system = dataclasses.replace(system, correction=False)
+    if flow == "split":
+        system = dataclasses.replace(TURNING, nesterov=0.2, gain=1.4)
+    w, m = np.random.default_rng(2).normal(size=(2, 4, 2))
+    t, h = 0.7, 0.4
+    expected = EULER[name](w, m, h, *(lambda w, m, k=k: system.rates(t, w, m)[k] for k in range(2)))
+    for got, wanted in zip(integrator(name).step(system, t, PhaseState(w, m), h), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-13)
 
 
 VALLEY = RiverValley([3.0], floor_curvatures=[0.2], amplitudes=0.8)

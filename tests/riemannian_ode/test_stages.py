@@ -1,5 +1,7 @@
 """The three parts of a step, and what preconditioners have in common, number by number."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -217,7 +219,8 @@ def test_what_preconditioners_have_in_common():
     assert rule.jump({"a": 1}, M, 2) == ({"a": 1}, M)
     assert rule.first({"a": 1}, G) == {"a": 1}
     assert rule.admissible(memory) is memory
-    assert not rule.applies_twice
+    assert not rule.applies_twice and rule.masks_decay
+    assert rule.exact is rule and rule.degree == 2.0 and Scaled(is_linear=False).degree is None
     with pytest.raises(ValueError, match="'scaled' has no sharp directions"):
         Preconditioner.flat(rule, {}, M, None)
 
@@ -230,6 +233,8 @@ def test_the_mass_has_the_batch_axes_in_double_precision():
         assert tuple(mass.shape) == (2, 3)
         assert str(mass.dtype).endswith("float64")
         assert not mass.any()
+    zero = SimpleNamespace(device=torch.device("mps"))  # Apple's GPUs have no double precision
+    assert rule.initial_mass(SimpleNamespace(shape=(2, 3), new_zeros=lambda shape: zero)) is zero
 
 
 def test_matrices_are_asked_for_behind_the_batch_axes():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS, RISHD, simulate
+from riemannian_ode.integrators.step_control import Tolerances, check_step_control, tolerances
 from toy_landscapes import Quadratic, RiverValley
 
 ADAPTIVE = [name for name, scheme in INTEGRATORS.items() if scheme.adaptive]
@@ -57,3 +58,33 @@ def test_a_type_that_numpy_lacks_is_refused():
     system = RISHD.from_optimizer(LANDSCAPES["quadratic"], alpha=0.1, eta=0.1)
     with pytest.raises(ValueError, match=r"w0 has dtype torch\.bfloat16; start from float32 or float64"):
         simulate(system, torch.ones(3, dtype=torch.bfloat16), steps=1)
+
+
+def test_tolerances_are_those_given_or_a_default_that_the_type_resolves():
+    default, double, single = Tolerances(1e-8, 1e-10), np.ones(2), np.ones(2, np.float32)
+    rounding = float(np.finfo(np.float32).eps)
+    for w, rtol, atol, expected in (
+        (double, None, None, (1e-8, 1e-10)),
+        (double, 1e-5, None, (1e-5, 1e-10)),
+        (double, None, 1e-3, (1e-8, 1e-3)),
+        (double, 1e-17, 1e-20, (1e-17, 1e-20)),
+        (single, None, None, (64 * rounding, 0.64 * rounding)),
+        (single, rounding, 1e-9, (rounding, 1e-9)),
+    ):
+        assert tolerances(rtol, atol, w, default=default) == pytest.approx(expected, rel=1e-12)
+
+
+def test_step_control_names_what_it_refuses_and_takes_the_smallest_limits():
+    check_step_control(None, 1e-12, 1e-9, 1)
+    check_step_control(1e-3, None, float("inf"), np.int64(7))
+    for name, settings in (
+        ("rtol", (0.0, None, 1.0, 1)),
+        ("atol", (None, -1.0, 1.0, 1)),
+        ("max_step", (None, None, 0.0, 1)),
+        ("max_step", (None, None, float("nan"), 1)),
+        ("max_steps", (None, None, 1.0, 0)),
+        ("max_steps", (None, None, 1.0, 1.0)),
+        ("max_steps", (None, None, 1.0, True)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} = "):
+            check_step_control(*settings)

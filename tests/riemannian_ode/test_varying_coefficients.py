@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from riemannian_ode import INTEGRATORS, RISHD, ConstantMetric, ConstantSplit, PhaseState, TimeDependent, simulate
+from riemannian_ode import (
+    INTEGRATORS,
+    RISHD,
+    ConstantMetric,
+    ConstantSplit,
+    GradientNoise,
+    PhaseState,
+    TimeDependent,
+    simulate,
+)
 from riemannian_ode.integrators import OneStepIntegrator, integrator
-from tests.riemannian_ode.problems import REFERENCE
+from tests.riemannian_ode.problems import REFERENCE, RankOneMetric
 from toy_landscapes import Quadratic
 
 # Level, swing: far from constant over a step, and within the range of each coefficient.
@@ -88,3 +97,83 @@ def test_schemes_take_coefficients_where_they_say(name, coefficient):
     moved, expected = (integrator(name).step(flow, t, state, h) for flow in (system, constant))
     for x, y in zip(moved, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+def wave(name):
+    level, swing = COEFFICIENTS[name]
+    return TimeDependent(
+        lambda t: level + swing * math.sin(2.5 * t + 0.4), lambda t: 2.5 * swing * math.cos(2.5 * t + 0.4)
+    )
+
+
+SCALES, BOWL = np.array([1.0, 1.6]), Quadratic.random([1.5, 0.6], seed=2)
+
+
+def all_varying(**others):
+    """A flow whose α, η and c vary in time."""
+    coefficients = {name: wave(name) for name in ("alpha", "eta", "gain")}
+    return RISHD.from_optimizer(BOWL, ConstantMetric(np.diag(SCALES)), **coefficients | others)
+
+
+def strang(system, t, w, m, h):
+    """Half the damping, leapfrog with the coefficients of its middle, half the damping."""
+    eta, gain = (system.at(name, t + h / 2) for name in ("eta", "gain"))
+    m = np.exp(-system.at("alpha", t + h / 4) * h / 2) * m
+    w = w - h / 2 * eta * m / SCALES
+    m = m + h * gain * BOWL.gradient(w)
+    w = w - h / 2 * eta * m / SCALES
+    return w, np.exp(-system.at("alpha", t + 3 * h / 4) * h / 2) * m
+
+
+def test_strang_takes_each_coefficient_at_the_middle_of_its_part():
+    """And its composition of order 4 has five steps of 0.4145, two of them before and two after one of −0.658."""
+    w, m, h, t = np.array([1.0, -0.7]), np.array([0.3, 0.5]), 0.4, 0.7
+    system = all_varying()
+    for got, wanted in zip(integrator("strang").step(system, t, PhaseState(w, m), h), strang(system, t, w, m, h),
+                           strict=True):  # fmt: skip
+        np.testing.assert_allclose(got, wanted, rtol=1e-13)
+    expected, time = (w, m), t
+    for share in (0.4144907717943757, 0.4144907717943757, -0.6579630871775028, 0.4144907717943757, 0.4144907717943757):
+        expected, time = strang(system, time, *expected, share * h), time + share * h
+    for got, wanted in zip(integrator("strang4").step(system, t, PhaseState(w, m), h), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-13)
+    members = all_varying(alpha=np.array([0.2, 0.9]))
+    both = integrator("strang").step(members, t, PhaseState(np.stack([w, w]), np.stack([m, m])), h)
+    for i, alpha in enumerate((0.2, 0.9)):
+        for got, wanted in zip(both, strang(all_varying(alpha=alpha), t, w, m, h), strict=True):
+            np.testing.assert_allclose(got[i], wanted, rtol=1e-13)
+
+
+@pytest.mark.parametrize("is_damped", [False, True])
+@pytest.mark.parametrize("fading", [False, True], ids=["α(t)", "α → 0"])
+def test_ubu_glides_by_its_closed_form_and_takes_coefficients_at_the_middle_of_its_parts(is_damped, fading):
+    """w − ηAφ(τ)m and e^{−ατ}m with φ(τ) = (1 − e^{−ατ})/α; the kick is a midpoint step where there is damping."""
+    w, m, h, t = np.array([1.0, -0.7]), np.array([0.3, 0.5]), 0.4, 0.7
+    system = all_varying(**({"beta": wave("beta")} if is_damped else {}), **({"alpha": 1e-6} if fading else {}))
+
+    def glide(w, m, middle):
+        alpha, eta = system.at("alpha", middle), system.at("eta", middle)
+        return w + eta * math.expm1(-alpha * h / 2) / alpha * m / SCALES, math.exp(-alpha * h / 2) * m
+
+    expected = glide(w, m, t + h / 4)
+    rate = system.at("eta", t + h / 2) * system.at("nesterov", t + h / 2) / SCALES
+    g = BOWL.gradient(expected[0] - h / 2 * rate * BOWL.gradient(expected[0]))
+    expected = expected[0] - h * rate * g, expected[1] + h * system.at("gain", t + h / 2) * g
+    for got, wanted in zip(integrator("ubu").step(system, t, PhaseState(w, m), h), glide(*expected, t + 3 * h / 4),
+                           strict=True):  # fmt: skip
+        np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+def test_ubu_with_noise_takes_coefficients_and_noise_at_the_same_places():
+    w, m, h, t = np.array([[1.0, -0.7]]), np.array([[0.3, 0.5]]), 0.4, 0.7
+    system, seen = all_varying(beta=wave("beta")), []
+    noise = GradientNoise(factor=lambda t, w: seen.append((t, w)) or 0.3 + 0.0 * w)
+    quiet = integrator("ubu").noisy_step(system, t, PhaseState(w, m), h, noise=noise, normals=np.zeros((1, 8)))
+    for got, wanted in zip(quiet, integrator("ubu").step(system, t, PhaseState(w, m), h), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert [time for time, _ in seen] == [t + h / 4] * 2 + [t + 3 * h / 4] * 2
+    assert all(x.shape == w.shape for _, x in seen)
+    for refused in ({"metric": RankOneMetric(2)}, {"flat": lambda point: lambda x: x}):
+        settings = {"objective": BOWL, "alpha": 0.3, "eta": 0.2} | refused
+        with pytest.raises(ValueError, match="ubu needs a constant metric"):
+            integrator("ubu").step(RISHD(**settings), t, PhaseState(w, m), h)

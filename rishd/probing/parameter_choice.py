@@ -1,0 +1,33 @@
+"""Parameters by the patterns of their names, and the error of a probe that cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+
+from torch import nn
+
+
+class ProbeError(ValueError):
+    """A model or checkpoint that cannot be probed; the message says why and what to do."""
+
+
+def matching_names(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """Names of the trainable parameters that match; a shared parameter counts once.
+
+    Args:
+        model: The model.
+        patterns: ``*`` stands for anything; ``None`` takes all.
+
+    Raises:
+        ProbeError: for a pattern that no trainable parameter has, or a model without any.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not names:
+        raise ProbeError("no parameter of the model has requires_grad = True; unfreeze those to probe.")
+    if patterns is None:
+        return names
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ProbeError(f"no parameter is called {pattern!r}; there are {', '.join(names)}.")
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
