@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rishd.colours import BLUE, GREEN, ORANGE
+from riemannian_ode.colours import BLUE, GREEN, ORANGE
 from rishd.probing.gradient_noise import NoiseScale
 from rishd.probing.lanczos import SpectralMeasure
 from rishd.record import Record
