@@ -26,8 +26,10 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from torch.distributed.tensor import DTensor
 
 from lite import LITEOptimizer
+from riemannian_ode.checks import one_line
 
 _WHOLE, _SHARDED = "optimizer.pt", "optimizer"
+_OLD_ENDINGS = (".first_moment", ".m")  # of AdamW groups and of SOAP
 _HARMLESS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
 
 
@@ -64,12 +66,15 @@ def load_optimizer(
         model: Its parameters'.
         folder: The checkpoint.
         device: Of this rank.
+
+    Raises:
+        ValueError: for state of AdamW groups or SOAP that several ranks wrote with version 0.1.0.
     """
     if saved_optimizer(folder) == _WHOLE:
         optimizer.load_state_dict(torch.load(folder / _WHOLE, map_location=device, weights_only=True))
         return
     reader = _PlainReader(folder / _SHARDED)
-    reader.read_metadata()  # torch's own reading of an index that cannot be read logs a traceback
+    _refuse_old(reader.read_metadata())  # torch's own reading of an index that cannot be read logs a traceback
     state = _state(optimizer, model)
     with _ordinary_errors():
         load_sharded(state, storage_reader=reader, planner=_PlainPlanner())
@@ -81,6 +86,16 @@ def _state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str
     if isinstance(optimizer, LITEOptimizer):
         optimizer.init_state()
     return {"optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+def _refuse_old(metadata: Metadata) -> None:
+    """Refuse state whose names were others in version 0.1.0; torch would only say that keys are missing."""
+    for key in metadata.state_dict_metadata:
+        if key.endswith(_OLD_ENDINGS):
+            raise ValueError(
+                f"several ranks wrote it with version 0.1.0 ({one_line(key, 80)}), whose state has other names; go on "
+                "with that version, or from a checkpoint of one process, which is converted"
+            )
 
 
 def _is_divided(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> bool:

@@ -17,12 +17,13 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from typer.testing import CliRunner
 
+from lite import MuonLITE
 from rishd.commands.application import app
 from rishd.comparing.record import collect
 from rishd.json_lines import JsonLinesError
 from rishd.pretraining.checkpoint_folders import RunCheckpointError
 from rishd.pretraining.checksums import SUMS, digests, files_of, write_sums
-from rishd.pretraining.optimizer_state import _PlainPlanner, _PlainReader
+from rishd.pretraining.optimizer_state import _PlainPlanner, _PlainReader, load_optimizer
 from rishd.pretraining.results import ResultsError, read_metrics, read_summary
 from rishd.pretraining.run_folder import RunFolderError, check_run_folder, claim_run_folder, hold
 from rishd.pretraining.weights import WEIGHTS, read_model
@@ -267,6 +268,16 @@ def test_no_code_of_a_sharded_optimizer_runs(tmp_path):
     with pytest.raises(CheckpointException, match="mkdir"):
         dcp.load({"lr": 0.5}, storage_reader=_PlainReader(tmp_path / "planted"), planner=_PlainPlanner(), no_dist=True)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["first_moment", "m"])
+def test_sharded_state_of_version_0_1_0_is_refused_with_the_reason(tmp_path, key):
+    """What one process wrote loads (tests/lite/test_old_checkpoints.py)."""
+    model = torch.nn.Linear(3, 3, bias=False)
+    saved = {"optimizer": {"state": {"weight": {key: torch.zeros(3, 3)}}}}
+    dcp.save(saved, checkpoint_id=tmp_path / "optimizer", no_dist=True)
+    with pytest.raises(ValueError, match=r"several ranks wrote it with version 0\.1\.0"):
+        load_optimizer(MuonLITE([model.weight]), model, tmp_path, device=torch.device("cpu"))
 
 
 def test_a_run_killed_at_any_write_before_its_first_step_can_start_again(complete, tmp_path):
