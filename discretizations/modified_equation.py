@@ -30,7 +30,7 @@ from riemannian_ode.flow import Array, momentum_rate
 Operator = Callable[[Any], Any]  # x ↦ Mx
 
 
-class Objective(Protocol):
+class WithHessianProduct(Protocol):
     """f with its gradient and Hessian–vector products."""
 
     def gradient(self, w: Array) -> Array:
@@ -117,7 +117,7 @@ def leading_term(
 
 
 def modified_field(
-    objective: Objective, rule: ConstantRule, scheme: str, *, h: float
+    objective: WithHessianProduct, rule: ConstantRule, scheme: str, *, h: float
 ) -> Callable[[Array, Array], Field]:
     """(w, m) ↦ X₀ + hX₁, the field that a scheme with step h follows up to O(h²).
 

@@ -12,13 +12,13 @@ import numpy as np
 from riemannian_ode.arrays import to_numpy
 from riemannian_ode.checks import require_count, shown
 from riemannian_ode.colours import BLACK, GREEN, ORANGE, VERMILION
+from riemannian_ode.objective import Objective
 from riemannian_ode.plane import Plane, as_plane
 from riemannian_ode.plotting import COLOURS, new_axes, plot_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from riemannian_ode.objective import Objective
     from riemannian_ode.trajectory import Trajectory
 
 Extent = tuple[tuple[float, float], tuple[float, float]]
