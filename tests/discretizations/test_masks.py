@@ -190,6 +190,9 @@ def test_memory_has_the_shapes_of_a_batch_and_at_least_float32_for_levels(dtype)
     torch.testing.assert_close(leading.norm(dim=-1), torch.ones(3, dtype=wide))
     assert TrackedSubspace(sharp_fraction=0.5).initial(w)["subspace"].shape == (3, 4, 3)  # one more than the rank
     assert RandomSubspace(sharp_fraction=0.5).initial(w)["subspace"].shape == (3, 4, 2)
+    redrawn = RandomSubspace(sharp_fraction=0.5, is_redrawn=True)
+    draws = redrawn.initial(w)["draws"]
+    assert (draws.tolist(), draws.dtype) == ([0.0] * 3, wide) and redrawn.initial(w.to("meta"))["draws"].is_meta
     assert GradedMask(by="frobenius").initial(w) == ExactSubspace(sharp_fraction=0.5).initial(w) == {}
     assert ThresholdMask(sharp_fraction=0.1).initial(torch.zeros(0, 4))["rho"] == 1.0  # an empty shard
     assert ThresholdMask(sharp_fraction=0.1).initial(w.to("meta"))["rho"].is_meta

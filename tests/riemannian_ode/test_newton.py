@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS
-from riemannian_ode.integrators import IntegratorError, Losses, PhaseState, _implicit_function
+from riemannian_ode.integrators import IntegratorError, Losses, PhaseState, _implicit_function, newton
 from riemannian_ode.integrators.implicit import ImplicitScheme
 from riemannian_ode.integrators.newton import Equations, solve
 
@@ -76,6 +76,15 @@ def test_a_known_derivative_of_too_many_entries_is_not_factorised():
     found = solve(equations, zeros(17, 256), tolerance=1e-9, where="here")
     np.testing.assert_allclose(found.w, 0.5, atol=1e-9)
     assert calls["product"] < 60
+
+
+def test_a_known_derivative_of_just_few_enough_entries_is_factorised():
+    """16 members of 512 unknowns would be; here the same boundary for smaller ones."""
+    equations, calls = separate(lambda y: 2.0 * y - 1.0, lambda y: 2.0 + 0.0 * y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newton, "_ENTRIES", 3 * 60**2)
+        solve(equations, zeros(3, 30), tolerance=1e-9, where="here")
+    assert calls["product"] == 60
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3), (2, 30)])
@@ -216,6 +225,65 @@ def test_corrections_within_the_rounding_of_large_terms_are_accepted(part):
     guess = PhaseState(np.full((1, 1), 1e10), np.full((1, 1), 1e10))
     far = Equations(lambda y: PhaseState(*((x - 1e10) + (1e10 - 1.3) for x in y)), lambda y: lambda d: d)
     np.testing.assert_allclose(np.concatenate(solve(far, guess, tolerance=1e-13, where="here")), 1.3, atol=1e-5)
+
+
+def rounded(size, terms):
+    """Equations y = 1 in w and m, rounded so that no step removes the last third of ``size``."""
+    return Equations(
+        lambda y: PhaseState(*(((x - 1.0) / size).round() * size + 0.3 * size for x in y)),
+        lambda y: lambda d: d,
+        lambda y: PhaseState(*(terms + 0.0 * x for x in y)),
+    )
+
+
+def test_rounding_is_that_of_the_state_s_type():
+    """10⁻⁵ in single precision is rounding where terms of 100 cancel, and an error where none do."""
+    guess = PhaseState(*torch.ones(2, 1, 1))
+    found = solve(rounded(1e-5, 100.0), guess, tolerance=0.0, where="here")
+    assert torch.cat(found).sub(1.0).abs().max() < 3e-5
+    with pytest.raises(IntegratorError):
+        solve(rounded(1e-5, 0.0), guess, tolerance=0.0, where="here")
+
+
+def test_one_member_s_rounding_is_accepted_whatever_becomes_of_another():
+    equations = rounded(1e-8, 1e8)
+    rootless = Equations(
+        lambda y: PhaseState(y.w, np.where([[False], [True]], y.m**2 + 1.0, equations.residual(y).m)),
+        lambda y: lambda d: PhaseState(d.w, np.where([[False], [True]], 2.0 * y.m * d.m, d.m)),
+        equations.terms,
+    )
+    losses = Losses((2,))
+    found = solve(rootless, PhaseState(np.zeros((2, 1)), np.full((2, 1), 1.5)), tolerance=1e-13, where="here",
+                  losses=losses)  # fmt: skip
+    assert losses.causes.tolist() == ["", "integrator-failed"]
+    assert found.m[0, 0] == pytest.approx(1.0, abs=1e-8)
+
+
+@pytest.mark.parametrize(("at", "off", "is_accepted"), [
+    (1.0, 0.0015, True), (1.0, 0.0025, False), (1e6, 500.0, True), (1e6, 2000.0, False),
+])  # fmt: skip
+def test_rounding_may_leave_a_thousandth_of_one_plus_the_member_s_size(at, off, is_accepted):
+    """Whatever the terms, and beside a member that is large and solved: accepted corrections end the iteration."""
+    roots = np.array([[at], [1e9]])
+    equations, calls = separate(lambda y: y - roots, np.ones_like)
+    large = equations._replace(terms=lambda y: PhaseState(1e30 + 0.0 * y.w, 1e30 + 0.0 * y.m))
+    guess = roots + np.array([[off], [0.0]])
+    found = solve(large, PhaseState(guess, guess), tolerance=1e-13, where="here")
+    np.testing.assert_allclose(found.w, roots, rtol=1e-12)
+    assert (calls["residual"] == 1) == is_accepted
+
+
+def test_without_terms_that_cancel_a_flat_equation_is_solved_to_the_tolerance():
+    equations, calls = separate(lambda y: 1e-6 * y, lambda y: 1e-6 + 0.0 * y)
+    found = solve(equations, PhaseState(*np.full((2, 1, 1), 1e-10)), tolerance=1e-14, where="here")
+    assert np.abs(found).max() < 1e-20 and calls["residual"] == 2
+
+
+def test_corrections_that_shrink_fast_foretell_the_error():
+    """Corrections of 10⁻⁴, 10⁻⁸ and 2·10⁻¹²: the second one shows that the third is within 10⁻¹⁰."""
+    equations, calls = separate(lambda y: (y - 1.0) + (y - 1.0) ** 2, lambda y: 2.0 * y - 1.0)
+    found = solve(equations, PhaseState(*np.full((2, 1, 1), 1.0 + 1e-4)), tolerance=1e-10, where="here")
+    assert np.abs(np.stack(found) - 1.0).max() < 1e-11 and calls["residual"] == 2
 
 
 @pytest.mark.parametrize(("p", "scale"), [(2, 1e5), (30, 10.0)])
