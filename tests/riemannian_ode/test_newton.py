@@ -227,6 +227,34 @@ def test_corrections_within_the_rounding_of_large_terms_are_accepted(part):
     np.testing.assert_allclose(np.concatenate(solve(far, guess, tolerance=1e-13, where="here")), 1.3, atol=1e-5)
 
 
+def shift(p):
+    """y ↦ y shifted in a circle, w and m in one: GMRES gets nowhere on it before as many products as unknowns."""
+
+    def product(y):
+        joined = np.roll(np.concatenate([y.w, y.m], axis=-1), 1, axis=-1)
+        return PhaseState(joined[..., :p], joined[..., p:])
+
+    return product
+
+
+def test_equations_that_gmres_leaves_have_no_solution():
+    """Its correction is 0 there, which is no sign that they are solved; a member of another kind goes on."""
+    p, shifted = 60, shift(60)
+    spike = np.eye(1, p)
+
+    def residual(y):
+        moved = shifted(y)
+        return PhaseState(*(np.where([[False], [True]], x - 0.5, z) for x, z in zip(
+            y, (moved.w - spike, moved.m), strict=True)))  # fmt: skip
+
+    with pytest.raises(IntegratorError, match=r"for member \(0,\)"):
+        solve(Equations(residual), zeros(2, p), tolerance=1e-9, where="here")
+    losses = Losses((2,))
+    found = solve(Equations(residual), zeros(2, p), tolerance=1e-9, where="here", losses=losses)
+    assert losses.causes.tolist() == ["integrator-failed", ""]
+    np.testing.assert_allclose(np.stack(found)[:, 1], 0.5, rtol=1e-9)
+
+
 def rounded(size, terms):
     """Equations y = 1 in w and m, rounded so that no step removes the last third of ``size``."""
     return Equations(
@@ -246,15 +274,16 @@ def test_rounding_is_that_of_the_state_s_type():
 
 
 def test_one_member_s_rounding_is_accepted_whatever_becomes_of_another():
-    equations = rounded(1e-8, 1e8)
-    rootless = Equations(
-        lambda y: PhaseState(y.w, np.where([[False], [True]], y.m**2 + 1.0, equations.residual(y).m)),
-        lambda y: lambda d: PhaseState(d.w, np.where([[False], [True]], 2.0 * y.m * d.m, d.m)),
-        equations.terms,
+    """The first one's residual is rounding that no step removes, the second one has no root."""
+    is_first = np.array([[True], [False]])
+    equations = Equations(
+        lambda y: PhaseState(y.w, np.where(is_first, 3e-9, y.m**2 + 1.0)),
+        lambda y: lambda d: PhaseState(d.w, np.where(is_first, d.m, 2.0 * y.m * d.m)),
+        lambda y: PhaseState(1e8 + 0.0 * y.w, 1e8 + 0.0 * y.m),
     )
     losses = Losses((2,))
-    found = solve(rootless, PhaseState(np.zeros((2, 1)), np.full((2, 1), 1.5)), tolerance=1e-13, where="here",
-                  losses=losses)  # fmt: skip
+    guess = PhaseState(np.ones((2, 1)), np.array([[1.0], [0.9]]))
+    found = solve(equations, guess, tolerance=1e-13, where="here", losses=losses)
     assert losses.causes.tolist() == ["", "integrator-failed"]
     assert found.m[0, 0] == pytest.approx(1.0, abs=1e-8)
 
@@ -346,6 +375,17 @@ def test_stiff_equations_that_gmres_leaves_are_factorised():
     w, _ = solve(equations, PhaseState(*torch.zeros(2, 2, p, dtype=torch.float64)), tolerance=1e-3, where="here")
     (got,) = torch.autograd.grad(w.sum(), right)
     torch.testing.assert_close(got, torch.ones_like(got), rtol=0, atol=0.05)
+
+
+def test_gmres_is_given_up_after_2000_products():
+    """On a shift, where it gets nowhere with 100 directions for 128 unknowns; each cycle begins with a residual."""
+    products = []
+    right = torch.eye(1, 128, dtype=torch.float64)
+    found = _implicit_function._by_gmres(
+        lambda x: products.append(1) or x.roll(1, -1), right, torch.ones(1, 1, dtype=torch.bool)
+    )
+    torch.testing.assert_close(found, right.roll(-1, -1))
+    assert 2000 <= len(products) - 128 <= 2040  # the last 128 build the matrix
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -18,7 +18,7 @@ from riemannian_ode.integrators.adaptive import DOP853
 from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
 from riemannian_ode.integrators.embedded import DORMAND_PRINCE, ERROR_WEIGHTS, EnsembleDormandPrince
 from riemannian_ode.integrators.implicit import ImplicitEuler
-from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, rooted_trees
+from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, advance, rooted_trees
 from rishd.claims.instances import rippled_quadratics
 from tests.riemannian_ode.problems import REFERENCE, RankOneMetric
 from toy_landscapes import Quadratic, RiverValley
@@ -231,6 +231,9 @@ def test_a_user_adds_a_scheme_with_its_coefficients_only():
         ButcherTableau(((), ()), (0.5, 0.5))
     with pytest.raises(ValueError, match=r"weights sum to 0\.9"):
         ButcherTableau(((), (1.0,)), (0.5, 0.4))
+    state = PhaseState(w0, w0)
+    with pytest.raises(ValueError, match="shorter"):
+        advance(state, [state], (0.5, 0.5), 1.0)
 
 
 def test_implicit_schemes_survive_stiff_walls_that_explicit_ones_do_not():
