@@ -22,6 +22,7 @@ from riemannian_ode.integrators.base import INTEGRATORS, PhaseState
 from riemannian_ode.integrators.implicit import ImplicitScheme
 from riemannian_ode.integrators.linearisation import hessian_product
 from riemannian_ode.integrators.newton import Equations
+from riemannian_ode.integrators.runge_kutta import advance
 
 
 @INTEGRATORS.register(place=110)
@@ -67,7 +68,7 @@ class DiscreteGradient(ImplicitScheme):
             return PhaseState(new.w - state.w - h * velocity, new.m - state.m - h * force)
 
         # At a step of no length the quotient in ∇̄E is 0/0 and its differences are noise: start a little ahead.
-        guess = PhaseState(*(x + 0.1 * h * rate for x, rate in zip(state, system.rates(t, *state), strict=True)))
+        guess = advance(state, [PhaseState(*system.rates(t, *state))], (0.1,), h)
         if system.metric.variation != "constant":
             return self.solved(Equations(residual), guess, t)
         bound = partial(_ConstantMetricStep, system, t, state, before, h)
