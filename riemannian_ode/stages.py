@@ -247,7 +247,7 @@ def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
 
     Args:
         w: Parameters, the last two axes a matrix; not zero.
-        u: Direction.
+        u: Direction; where it is 0, so is d.
         eta: η, an angle: the step is ηR long before it returns to the sphere.
 
     Source: Wen et al., *Hyperball*, arXiv:2606.16899.
@@ -258,10 +258,11 @@ def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
         return x.sum(axis=(-2, -1), keepdims=True)
 
     radius, length = total(w * w) ** 0.5, total(u * u) ** 0.5
-    direction = u / (length + (length == 0.0))
+    divisor = length + (length == 0.0)
+    direction, moves = u / divisor, length / divisor  # ‖û‖: 1, or 0 where u = 0 and w stays
     cosine = total(w * direction) / (radius + (radius == 0.0))
-    size = (1.0 - 2.0 * eta * cosine + eta * eta) ** 0.5  # 1/s
-    return (radius / size) * direction + ((eta - 2.0 * cosine) / (size * (1.0 + size))) * w
+    size = (1.0 - 2.0 * eta * cosine + eta * eta * moves) ** 0.5  # 1/s
+    return (radius / size) * direction + ((eta * moves - 2.0 * cosine) / (size * (1.0 + size))) * w
 
 
 def per_member(coefficient: Any, number: Array) -> Any:

@@ -52,6 +52,7 @@ CLOSED_FORMS = [f"discretizations/test_{name}.py" for name in ("noise", "stabili
 GEOMETRIES = [
     "discretizations/test_preconditioners.py", "discretizations/test_masks.py", "discretizations/test_sharp_masks.py",
     "discretizations/test_tracked_subspace.py", "discretizations/test_polar.py",
+    "discretizations/test_normalized_polar_factor.py",
     "discretizations/test_eigenbasis_moment.py",
     "lite/test_soap.py", "lite/test_algorithm.py", "lite/test_matrix_view.py", "lite/test_properties.py",
 ]  # fmt: skip

@@ -41,8 +41,7 @@ def _uniform(counter: Tensor) -> Tensor:
     """Numbers in (0, 1], one a counter."""
     x = counter * _GOLDEN
     x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND
-    x = x ^ _shifted(x, 31)
+    x = (x ^ _shifted(x, 27)) * _SECOND  # SplitMix64's last step changes only bits below those taken
     return (_shifted(x, 40) + 1).to(torch.float32) * 2.0**-24
 
 

@@ -82,7 +82,7 @@ class NormalizedPolarFactor(PolarFactor):
         squares = polar.to(rows.dtype).square().sum(-1)
         # Before the first step v is 0, and the limit of the flow is v of its first covector.
         rows = torch.where(rows.amax(-1, keepdim=True) > 0.0, rows, squares / polar.size(-1))
-        weights = 1.0 / (rows.sqrt() + self.eps)
+        weights = (rows.sqrt() + self.eps).reciprocal()
         after = (squares * weights.square()).sum(-1, keepdim=True)
         norm = (squares.sum(-1, keepdim=True) / after.clamp(min=torch.finfo(rows.dtype).tiny)).sqrt()
         return (norm * weights)[..., None].to(polar.dtype)

@@ -14,7 +14,7 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from riemannian_ode.arrays import to_numpy
+from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.integrators.base import PhaseState
 
 _DIRECT_SIZE = 48  # unknowns of a member up to which Jᵀ is built and factorised
@@ -61,18 +61,18 @@ class _Solution(torch.autograd.Function):
             return _packed(torch.autograd.grad(value, at, parts, retain_graph=True))
 
         right = -_packed(grads)
-        sound = torch.isfinite(_packed((w, m))).all(-1, keepdim=True)
+        sound = torch.isfinite(_packed((w, m))).all(1, keepdim=True)
         solve = _direct if 2 * p <= _DIRECT_SIZE else _by_gmres
         answer = solve(transposed, right, sound)
         return None, None, None, answer[:, :p].reshape(shape), answer[:, p:].reshape(shape)
 
 
 def _packed(parts: Any) -> Tensor:
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts], dim=-1)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts], dim=1)
 
 
 def _direct(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:
-    units = torch.eye(right.shape[-1]).to(right)
+    units = torch.diag(torch.ones_like(right[0]))
     matrix = torch.stack([transposed(unit.expand_as(right)) for unit in units], dim=-1)
     matrix = torch.where(sound[..., None], matrix, units)  # a lost member has no equations
     answer: Tensor = torch.linalg.solve(matrix, right)
@@ -81,7 +81,7 @@ def _direct(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor
 
 def _by_gmres(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tensor) -> Tensor:
     def product(x: np.ndarray) -> np.ndarray:
-        direction = torch.as_tensor(x.reshape(right.shape)).to(right)
+        direction = like(x.reshape(right.shape), right)
         return to_numpy(torch.where(sound, transposed(direction), direction)).ravel()
 
     operator = scipy.sparse.linalg.LinearOperator((right.numel(),) * 2, matvec=product, dtype=np.float64)
@@ -89,4 +89,5 @@ def _by_gmres(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tens
     answer, failed = scipy.sparse.linalg.gmres(operator, b, rtol=accuracy, restart=100, maxiter=20)
     if failed:  # stiff equations
         return _direct(transposed, right, sound)
-    return torch.as_tensor(answer).to(right).reshape(right.shape)
+    solution: Tensor = like(answer.reshape(right.shape), right)
+    return solution

@@ -22,6 +22,7 @@ from riemannian_ode.integrators.base import INTEGRATORS, PhaseState
 from riemannian_ode.integrators.implicit import ImplicitScheme
 from riemannian_ode.integrators.linearisation import hessian_product
 from riemannian_ode.integrators.newton import Equations
+from riemannian_ode.integrators.runge_kutta import advance
 
 
 @INTEGRATORS.register(place=110)
@@ -67,7 +68,7 @@ class DiscreteGradient(ImplicitScheme):
             return PhaseState(new.w - state.w - h * velocity, new.m - state.m - h * force)
 
         # At a step of no length the quotient in ∇̄E is 0/0 and its differences are noise: start a little ahead.
-        guess = PhaseState(*(x + 0.1 * h * rate for x, rate in zip(state, system.rates(t, *state), strict=True)))
+        guess = advance(state, [PhaseState(*system.rates(t, *state))], (0.1,), h)
         if system.metric.variation != "constant":
             return self.solved(Equations(residual), guess, t)
         bound = partial(_ConstantMetricStep, system, t, state, before, h)
@@ -126,13 +127,13 @@ class _ConstantMetricStep:
     def __init__(self, system: RISHD, t: float, state: PhaseState, before: Array, h: float, new: PhaseState) -> None:
         self.system, self.t, self.h = system, t, h
         self.gain, self.energies = system.at("gain", t), (before, total_energy(system, t, *new))
-        self.middle = PhaseState(0.5 * (state.w + new.w), 0.5 * (state.m + new.m))
+        self.middle = 0.5 * (state.w + new.w)
         self.step = PhaseState(new.w - state.w, new.m - state.m)
         self.length = inner(self.step.w, self.step.w)
         self.along = _middle_gradient(system, t, state, new)[:2]
         self.works = [inner(x, y) for x, y in zip(self.along, self.step, strict=True)]
         self.share = _over_length(self.energies[1] - before - sum(self.works), self.length)
-        self.bend = hessian_product(system.objective, self.middle.w)
+        self.bend = hessian_product(system.objective, self.middle)
         # ∂/∂w' of what the middle's gradient misses: it vanishes for a quadratic.
         self.slope = self.gain * (system.objective.gradient(new.w) - 0.5 * self.bend(self.step.w)) - self.along[0]
 
@@ -146,13 +147,11 @@ class _ConstantMetricStep:
     def terms(self) -> PhaseState:
         """What a difference of energies over the step's length leaves of rounding, in units of it."""
         size = sum(abs(x) for x in (*self.energies, *self.works))
-        noise = self._less_rates(
-            PhaseState(0.0, 0.0), 0.0 * self.middle.m, _over_length(size, self.length) * self.step.w
-        )
+        noise = self._less_rates(PhaseState(0.0, 0.0), 0.0 * self.step.m, _over_length(size, self.length) * self.step.w)
         return PhaseState(abs(noise.w), abs(noise.m))
 
     def _less_rates(self, change: PhaseState, m: Array, along_w: Array) -> PhaseState:
-        w_dot, m_dot = self.system.rates_with(self.t + self.h / 2, self.middle.w, m, along_w / self.gain)
+        w_dot, m_dot = self.system.rates_with(self.t + self.h / 2, self.middle, m, along_w / self.gain)
         return PhaseState(change.w - self.h * w_dot, change.m - self.h * m_dot)
 
 

@@ -46,7 +46,7 @@ def linearised(
 
     def derivative(dw: Array, dm: Array) -> tuple[Array, Array]:
         dg = product(dw)
-        step = _difference_step(epsilon, (w, dw), (m, dm))
+        step = difference_step(epsilon, (w, dw), (m, dm))
         ahead = system.rates_with(t, w + step * dw, m + step * dm, g + step * dg)
         behind = system.rates_with(t, w - step * dw, m - step * dm, g - step * dg) if base is None else base
         length = 2.0 * step if base is None else step
@@ -89,7 +89,7 @@ def hessian_product(objective: Objective, w: Array) -> Product:
     g, epsilon = objective.gradient(w), float(np.finfo(to_numpy(w).dtype).eps) ** 0.5
 
     def differenced(v: Array) -> Array:
-        step = _difference_step(epsilon, (w, v))
+        step = difference_step(epsilon, (w, v))
         return (objective.gradient(w + step * v) - g) / step
 
     return differenced
@@ -110,7 +110,7 @@ def _autograd_product(objective: Objective, w: Array) -> Product | None:
     return lambda v: torch.autograd.grad(g, x, v, retain_graph=True, materialize_grads=True)[0]
 
 
-def _difference_step(epsilon: float, *parts: tuple[Array, Array]) -> Array:
+def difference_step(epsilon: float, *parts: tuple[Array, Array]) -> Array:
     """Length, shape ``(*ensemble, 1)``, by which no part of the state moves more than ε(1 + its largest entry).
 
     Args:

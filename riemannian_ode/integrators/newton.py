@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse.linalg
 
-from riemannian_ode.arrays import is_torch, like, to_numpy
+from riemannian_ode.arrays import is_torch, like, matvec, to_numpy
 from riemannian_ode.integrators.base import IntegratorError, Losses, PhaseState
+from riemannian_ode.integrators.linearisation import difference_step
 
 _DIRECT_SIZE = 48  # unknowns of a member up to which the Jacobian is built column by column and factorised
 _EXACT_SIZE, _ENTRIES = 512, 2**22  # the same for a known derivative, and entries of all members' Jacobians
 _ROUNDING = 8.0  # units of rounding that a correction may have, whatever accuracy was asked for
 _POOREST = 1e-3  # relative error that rounding may leave at most
 _LARGEST_ITERATION_COUNT = 30
+_LEAST_PROGRESS = 0.9  # share of a member's linear equations that GMRES may leave
 _HALVINGS = 8  # of a Newton step that overshoots, at most
 
 
@@ -198,12 +200,12 @@ class _Factorised:
         if renew.any():
             self.jacobian[renew] = _jacobian(self.packed, y, value)[renew]
             self.inverse[renew] = _inverted(self.jacobian[renew])
-        return np.asarray(np.einsum("nij,nj->ni", self.inverse, value))
+        return np.asarray(matvec(self.inverse, value))
 
     def is_rounding(self, correction: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Whether a member's correction is within what rounding makes of its equations."""
-        terms = np.einsum("nij,nj->ni", np.abs(self.jacobian), np.abs(y)) + self.start + self.packed.terms(y)
-        noise = _ROUNDING * np.finfo(y.dtype).eps * np.einsum("nij,nj->ni", np.abs(self.inverse), terms)
+        terms = matvec(np.abs(self.jacobian), np.abs(y)) + self.start + self.packed.terms(y)
+        noise = _ROUNDING * np.finfo(y.dtype).eps * matvec(np.abs(self.inverse), terms)
         largest = _POOREST * (1.0 + np.abs(y).max(axis=1, keepdims=True))
         return np.asarray((np.abs(correction) <= np.minimum(noise, largest)).all(axis=1))
 
@@ -230,13 +232,15 @@ class _Krylov:
 
         operator = scipy.sparse.linalg.LinearOperator((y.size, y.size), matvec=product, dtype=np.float64)
         right = np.where(sound, value / np.where(sound, norm, 1.0), 0.0)
-        solution, _ = scipy.sparse.linalg.gmres(operator, right.ravel(), rtol=1e-4, restart=40, maxiter=5)
-        return np.asarray(np.where(np.isfinite(norm), solution.reshape(y.shape) * norm, np.nan), dtype=y.dtype)
+        solution, unfinished = scipy.sparse.linalg.gmres(operator, right.ravel(), rtol=1e-4, restart=40, maxiter=5)
+        is_solved = np.isfinite(norm)
+        if unfinished:  # a correction is small, too, where GMRES gets nowhere
+            left = right - operator.matvec(solution).reshape(y.shape)
+            is_solved &= np.linalg.norm(left, axis=1, keepdims=True) < _LEAST_PROGRESS
+        return np.asarray(np.where(is_solved, solution.reshape(y.shape) * norm, np.nan), dtype=y.dtype)
 
     def _differenced(self, direction: np.ndarray) -> np.ndarray:
-        largest = np.abs(direction).max(axis=1, keepdims=True)
-        length = 1.0 + np.abs(self.at).max(axis=1, keepdims=True)
-        step = _difference(self.at) * length / np.where(largest > 0, largest, 1.0)
+        step = difference_step(_difference(self.at), (self.at, direction))
         return np.asarray((self.packed.evaluate(self.at + step * direction) - self.there) / step)
 
     def is_rounding(self, correction: np.ndarray, y: np.ndarray) -> np.ndarray:

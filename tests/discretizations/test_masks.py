@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from discretizations import (
     TrackedSubspace,
 )
 from discretizations.matrices.polar import exact_polar
-from discretizations.matrices.random_subspace import random_subspace
+from discretizations.matrices.random_subspace import _uniform, random_subspace
 from discretizations.preconditioners.masks import wide_dtype
 
 SIGMA = torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64)
@@ -98,6 +99,36 @@ def test_redrawn_subspaces_are_uniform():
     assert float(error) < 5 * 0.3 / math.sqrt(draws)
     kurtosis = float((v**4).mean() / (v**2).mean() ** 2)
     assert kurtosis == pytest.approx(3 * n / (n + 2), rel=0.02)
+
+
+def splitmix64(counter):
+    """Output of SplitMix64 from seed 0, as published, number ``counter``."""
+    x = counter * 0x9E3779B97F4A7C15 % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def test_redrawn_subspaces_are_those_of_splitmix64_and_box_muller():
+    """So a saved number of draws goes on with the same ones. Its first outputs are known."""
+    assert [splitmix64(k) for k in (1, 2, 3)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    n, k, numbers = 5, 2, (0, 3, 10**9)
+    counters = np.array(numbers)[:, None] * (2 * n * k) + np.arange(1, 2 * n * k + 1)
+    uniform = np.vectorize(lambda counter: ((splitmix64(int(counter)) >> 40) + 1) / 2**24)(counters)
+    np.testing.assert_array_equal(_uniform(torch.as_tensor(counters)), uniform)
+    radius, angle = uniform[:, : n * k], uniform[:, n * k :]
+    normals = np.sqrt(-2.0 * np.log(radius)) * np.cos(2.0 * np.pi * angle)
+    exact = np.linalg.qr(normals.reshape(3, n, k)).Q
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        w = torch.zeros(3, 4, n, dtype=dtype)
+        for draws in (torch.tensor(numbers), torch.tensor(numbers, dtype=torch.float64)):
+            found = random_subspace(w, k, draws)
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found.double(), exact, rtol=0, atol=tolerance)
+    double = random_subspace(torch.zeros(4, n, dtype=torch.float64), k, torch.tensor(0))
+    torch.testing.assert_close(double.mT @ double, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-14)
+    abstract = random_subspace(torch.zeros(3, 4, n, device="meta"), k, torch.zeros(3, device="meta"))
+    assert abstract.is_meta and abstract.shape == (3, n, k)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -190,6 +221,9 @@ def test_memory_has_the_shapes_of_a_batch_and_at_least_float32_for_levels(dtype)
     torch.testing.assert_close(leading.norm(dim=-1), torch.ones(3, dtype=wide))
     assert TrackedSubspace(sharp_fraction=0.5).initial(w)["subspace"].shape == (3, 4, 3)  # one more than the rank
     assert RandomSubspace(sharp_fraction=0.5).initial(w)["subspace"].shape == (3, 4, 2)
+    redrawn = RandomSubspace(sharp_fraction=0.5, is_redrawn=True)
+    draws = redrawn.initial(w)["draws"]
+    assert (draws.tolist(), draws.dtype) == ([0.0] * 3, wide) and redrawn.initial(w.to("meta"))["draws"].is_meta
     assert GradedMask(by="frobenius").initial(w) == ExactSubspace(sharp_fraction=0.5).initial(w) == {}
     assert ThresholdMask(sharp_fraction=0.1).initial(torch.zeros(0, 4))["rho"] == 1.0  # an empty shard
     assert ThresholdMask(sharp_fraction=0.1).initial(w.to("meta"))["rho"].is_meta

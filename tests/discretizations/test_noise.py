@@ -84,7 +84,7 @@ def test_flow_noise_without_a_stationary_state_is_refused():
 def test_arrays_are_their_members():
     kappa, alpha, beta = np.array([[0.1], [0.4]]), 0.2, np.array([0, 1, 2])
     np.testing.assert_array_equal(noise_input(beta), [[-1.0, 1.0], [-2.0, 1.0], [-3.0, 1.0]])
-    for function in (lyapunov_covariance, stationary_covariance):
+    for function in (lyapunov_covariance, stationary_covariance, flow_covariance):
         whole = function(kappa, alpha, beta)
         assert whole.shape == (2, 3, 2, 2)
         for i, k in np.ndindex(2, 3):
@@ -92,7 +92,12 @@ def test_arrays_are_their_members():
 
 
 def test_whole_numbers_count_as_floats():
-    np.testing.assert_allclose(stationary_covariance(1, 1, 0), stationary_covariance(1.0, 1.0, 0.0))
+    """And single precision is not kept: covariances near a stability limit lose it."""
+    single = np.float32([0.1, 0.3])
+    assert noise_input(single).dtype == np.float64
+    for function in (stationary_covariance, flow_covariance, floor_ratio_bounds):
+        np.testing.assert_array_equal(function(1, 1, 0), function(1.0, 1.0, 0.0))
+        np.testing.assert_array_equal(function(single, single, single), function(*[single.astype(np.float64)] * 3))
     np.testing.assert_allclose(noise_input(np.array([10**18])), [[-1e18, 1.0]])
 
 
@@ -110,3 +115,38 @@ def test_floors_grow_with_the_variance_of_the_noise_and_the_rate(sigma, rate, al
 def test_the_bounds_of_the_stable_region_are_outside(share):
     with pytest.raises(ValueError, match="no stationary noise"):
         stationary_covariance(share * stable_limit(0.05, 1.0), 0.05, 1.0)
+
+
+@given(alpha=st.floats(0.01, 1), beta=st.floats(0, 5), share=st.floats(0.01, 0.99))
+def test_the_rule_over_the_flow_lies_between_its_bounds_and_attains_them(alpha, beta, share):
+    for a, b in ((alpha, beta), (alpha, 0.0), (1.0, beta)):
+        kappa = share * stable_limit(a, b)
+        ratio = loss_floor(kappa, a, b, rate=1.0, sigma=1.0) / flow_loss_floor(kappa, a, b, rate=1.0, sigma=1.0)
+        lower, upper = floor_ratio_bounds(kappa, a, b)
+        assert lower * (1 - 1e-9) <= ratio <= upper * (1 + 1e-9)
+        if b == 0.0:
+            assert lower == pytest.approx(1.0 / (1.0 - share))
+            assert upper == pytest.approx(ratio) == pytest.approx(lower)
+        if a == 1.0:
+            assert upper == pytest.approx(ratio)
+
+
+def test_bounds_of_the_ratio_are_their_closed_form():
+    """α = ½, β = 2, κ = ¼: κ* = 3/4, and 1 + (2/1.5)·½/(1 + 1 + 1) = 11/9."""
+    lower, upper = floor_ratio_bounds([0.25], 0.5, 2.0)
+    assert lower.shape == upper.shape == (1,)
+    np.testing.assert_allclose([lower, upper], [[1.5], [1.5 * 11.0 / 9.0]])
+    lower, upper = floor_ratio_bounds(0.25, 0.5, np.array([0.0, 2.0, 2.0]))
+    assert lower.shape == upper.shape == (3,)
+
+
+def test_the_bounds_of_the_flow_s_stable_region_are_outside():
+    for kappa, alpha, beta in ((1.0, 0.5, -0.5), (0.1, 2.0, -0.5)):
+        with pytest.raises(ValueError, match="has no stationary noise"):
+            flow_covariance(kappa, alpha, beta)
+
+
+@given(sigma=st.floats(0.1, 3), rate=st.floats(0.1, 3))
+def test_the_flow_s_floor_grows_with_the_variance_of_the_noise_and_the_rate(sigma, rate):
+    """σ²ηa(1 + αβ + β²κ)/(4(α + βκ)), here with α = ½, β = 2, κ = ¼."""
+    assert flow_loss_floor(0.25, 0.5, 2.0, rate=rate, sigma=sigma) == pytest.approx(sigma**2 * rate * 3.0 / 4.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from discretizations import Identity, KroneckerRoot, PolarFactor, SecondMoment, TrackedSubspace, UpdateRule
-from discretizations.update_rule import differ, lite_step
+from discretizations.update_rule import differ, initial_memory, lite_step
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -158,3 +158,94 @@ def test_without_parameters_a_direction_has_no_decay():
     taken = rule.take_in(np.zeros(2), {}, np.ones(2))
     np.testing.assert_array_equal(rule.direct(taken).u, [1.0, 1.0])
     np.testing.assert_array_equal(rule.direct(taken, w=np.ones(2)).u, [1.5, 1.5])
+
+
+class _Known(Identity):
+    """F⁻¹x = x³ with a flat second coordinate; its memory counts gradients."""
+
+    is_linear = False
+
+    def initial(self, w, *, batch=0):
+        return {"seen": 0, "batch": batch}
+
+    def observe(self, memory, g, frame_g, *, h=1.0):
+        return memory | {"seen": memory["seen"] + 1}
+
+    def raise_index(self, memory, covector):
+        return covector**3
+
+    def flat(self, memory, covector, raised, *, h=1.0):
+        return lambda x: x * [0.0, 1.0], memory | {"h": h}
+
+
+SETTINGS = {"alpha": 0.2, "gain": 0.7, "nesterov": 0.3, "chi": 2.0, "beta_sharp": 0.4, "beta_flat": 0.6}
+W, M, G = np.array([3.0, -4.0]), np.array([0.5, 0.2]), np.array([0.3, 0.8])
+AHEAD = 0.8 * M + 0.7 * G + 0.3 * G
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_step_is_algorithm_one_with_all_its_settings(is_inside):
+    """And :func:`lite_step` is the same step, where it has the setting."""
+    rule = UpdateRule(preconditioner=_Known(), chi_sharp=0.5, decay=0.1, damps_inside=is_inside, **SETTINGS)
+    state = rule.step(rule.start(W)._replace(m=M, step=4), G, eta=0.3)
+    beta, chi = np.array([0.4, 0.6]), np.array([0.5, 2.0])
+    direction = (AHEAD + beta * G) ** 3 if is_inside else AHEAD**3 + beta * G**3
+    np.testing.assert_allclose(state.w, W - 0.3 * chi * (direction + 0.1 * W), rtol=1e-13)
+    np.testing.assert_allclose(state.m, 0.8 * M + 0.7 * G, rtol=1e-13)
+    assert state.memory == {"seen": 1, "batch": 0, "h": 1.0} and state.step == 5
+    if not is_inside:
+        known = _Known()
+        step = lite_step(
+            W, M, G, eta=0.3, precondition=lambda x: x**3, split=lambda *_: known.flat({}, None, None)[0],
+            decay=0.1 * W, **SETTINGS,
+        )  # fmt: skip
+        np.testing.assert_allclose(step.w, W - 0.3 * np.array([1.0, 2.0]) * (direction + 0.1 * W), rtol=1e-13)
+        np.testing.assert_allclose(step.m, state.m, rtol=1e-13)
+
+
+def test_decay_is_plain_cautious_or_replaced_by_a_constant_norm():
+    base = {"preconditioner": Identity(), "alpha": 1.0, "decay": 0.1}
+    for settings, direction in (
+        ({}, G + 0.1 * W),
+        ({"is_cautious": True}, G + 0.1 * W * [1.0, 0.0]),
+        ({"corrects_momentum": True}, G + 0.1 * W),
+    ):
+        rule = UpdateRule(**base | settings)
+        np.testing.assert_allclose(rule.step(rule.start(W), G, eta=0.3).w, W - 0.3 * direction, rtol=1e-13)
+    w = np.outer([1.0, 2.0], W)
+    rule = UpdateRule(**base | {"keeps_norm": True})
+    landed = rule.step(rule.start(w), np.outer([1.0, -1.0], G), eta=0.3).w
+    ahead = w - 0.3 * np.linalg.norm(w) / (2**0.5 * np.linalg.norm(G)) * np.outer([1.0, -1.0], G)
+    np.testing.assert_allclose(landed, ahead * np.linalg.norm(w) / np.linalg.norm(ahead), rtol=1e-12)
+
+
+def test_a_first_gradient_that_only_sets_up_the_memory_moves_nothing():
+    """Jumps then count from the second gradient on."""
+
+    class Skips(_Recorded):
+        skips_first = True
+
+        def first(self, memory, g):
+            return memory | {"first": g}
+
+    rule = UpdateRule(preconditioner=Skips(), alpha=0.5)
+    state = rule.step(rule.start(W)._replace(m=M), G, eta=1.0)
+    assert state.w is W and state.m is M and state.step == 1
+    assert state.memory == {"first": G}
+    second = rule.step(state, G, eta=1.0)
+    np.testing.assert_allclose(second.w, W - (0.5 * M + G))
+    assert second.step == 2 and rule.preconditioner.told[0] == (1, (0,))
+
+
+def test_a_rule_with_another_preconditioner_keeps_its_settings():
+    rule = UpdateRule(preconditioner=_Known(), is_cautious=True, is_split=False, **SETTINGS)
+    other = rule.with_preconditioner(Identity())
+    assert isinstance(other.preconditioner, Identity)
+    assert vars(other) | {"preconditioner": rule.preconditioner} == vars(rule)
+
+
+def test_the_mass_is_in_the_memory_only_if_the_momentum_is_corrected():
+    for corrects, keys in ((False, {"seen", "batch"}), (True, {"seen", "batch", "momentum_mass"})):
+        memory = initial_memory(_Known(), np.ones((2, 3)), corrects_momentum=corrects)
+        assert set(memory) == keys and memory["batch"] == 0
+        assert memory.get("momentum_mass", np.zeros(())).shape == ()

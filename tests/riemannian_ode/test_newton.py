@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from riemannian_ode import INTEGRATORS
-from riemannian_ode.integrators import IntegratorError, Losses, PhaseState, _implicit_function
+from riemannian_ode.integrators import IntegratorError, Losses, PhaseState, _implicit_function, newton
 from riemannian_ode.integrators.implicit import ImplicitScheme
 from riemannian_ode.integrators.newton import Equations, solve
 
@@ -76,6 +76,15 @@ def test_a_known_derivative_of_too_many_entries_is_not_factorised():
     found = solve(equations, zeros(17, 256), tolerance=1e-9, where="here")
     np.testing.assert_allclose(found.w, 0.5, atol=1e-9)
     assert calls["product"] < 60
+
+
+def test_a_known_derivative_of_just_few_enough_entries_is_factorised():
+    """16 members of 512 unknowns would be; here the same boundary for smaller ones."""
+    equations, calls = separate(lambda y: 2.0 * y - 1.0, lambda y: 2.0 + 0.0 * y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newton, "_ENTRIES", 3 * 60**2)
+        solve(equations, zeros(3, 30), tolerance=1e-9, where="here")
+    assert calls["product"] == 60
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3), (2, 30)])
@@ -218,6 +227,95 @@ def test_corrections_within_the_rounding_of_large_terms_are_accepted(part):
     np.testing.assert_allclose(np.concatenate(solve(far, guess, tolerance=1e-13, where="here")), 1.3, atol=1e-5)
 
 
+def shift(p):
+    """y ↦ y shifted in a circle, w and m in one: GMRES gets nowhere on it before as many products as unknowns."""
+
+    def product(y):
+        joined = np.roll(np.concatenate([y.w, y.m], axis=-1), 1, axis=-1)
+        return PhaseState(joined[..., :p], joined[..., p:])
+
+    return product
+
+
+def test_equations_that_gmres_leaves_have_no_solution():
+    """Its correction is 0 there, which is no sign that they are solved; a member of another kind goes on."""
+    p, shifted = 60, shift(60)
+
+    def residual(y):
+        moved = shifted(y)
+        w, m = moved.w - np.eye(1, p), moved.m
+        if len(y.w) == 1:
+            return PhaseState(w, m)
+        return PhaseState(np.concatenate([w[:1], y.w[1:] - 0.5]), np.concatenate([m[:1], y.m[1:] - 0.5]))
+
+    with pytest.raises(IntegratorError, match=r"for member \(0,\)"):
+        solve(Equations(residual), zeros(1, p), tolerance=1e-9, where="here")
+    losses = Losses((2,))
+    found = solve(Equations(residual), zeros(2, p), tolerance=1e-9, where="here", losses=losses)
+    assert losses.causes.tolist() == ["integrator-failed", ""]
+    np.testing.assert_allclose(np.stack(found)[:, 1], 0.5, rtol=1e-9)
+
+
+def rounded(size, terms):
+    """Equations y = 1 in w and m, rounded so that no step removes the last third of ``size``."""
+    return Equations(
+        lambda y: PhaseState(*(((x - 1.0) / size).round() * size + 0.3 * size for x in y)),
+        lambda y: lambda d: d,
+        lambda y: PhaseState(*(terms + 0.0 * x for x in y)),
+    )
+
+
+def test_rounding_is_that_of_the_state_s_type():
+    """10⁻⁵ in single precision is rounding where terms of 100 cancel, and an error where none do."""
+    guess = PhaseState(*torch.ones(2, 1, 1))
+    found = solve(rounded(1e-5, 100.0), guess, tolerance=0.0, where="here")
+    assert torch.cat(found).sub(1.0).abs().max() < 3e-5
+    with pytest.raises(IntegratorError):
+        solve(rounded(1e-5, 0.0), guess, tolerance=0.0, where="here")
+
+
+def test_one_member_s_rounding_is_accepted_whatever_becomes_of_another():
+    """The first one's residual is rounding that no step removes, the second one has no root."""
+    is_first = np.array([[True], [False]])
+    equations = Equations(
+        lambda y: PhaseState(y.w, np.where(is_first, 3e-9, y.m**2 + 1.0)),
+        lambda y: lambda d: PhaseState(d.w, np.where(is_first, d.m, 2.0 * y.m * d.m)),
+        lambda y: PhaseState(1e8 + 0.0 * y.w, 1e8 + 0.0 * y.m),
+    )
+    losses = Losses((2,))
+    guess = PhaseState(np.zeros((2, 1)), np.array([[1.0], [0.9]]))
+    found = solve(equations, guess, tolerance=1e-13, where="here", losses=losses)
+    assert losses.causes.tolist() == ["", "integrator-failed"]
+    assert found.m[0, 0] == pytest.approx(1.0, abs=1e-8)
+
+
+@pytest.mark.parametrize(("at", "off", "is_accepted"), [
+    (1.0, 0.0015, True), (1.0, 0.0025, False), (1e6, 500.0, True), (1e6, 2000.0, False),
+])  # fmt: skip
+def test_rounding_may_leave_a_thousandth_of_one_plus_the_member_s_size(at, off, is_accepted):
+    """Whatever the terms, and beside a member that is large and solved: accepted corrections end the iteration."""
+    roots = np.array([[at], [1e9]])
+    equations, calls = separate(lambda y: y - roots, np.ones_like)
+    large = equations._replace(terms=lambda y: PhaseState(1e30 + 0.0 * y.w, 1e30 + 0.0 * y.m))
+    guess = roots + np.array([[off], [0.0]])
+    found = solve(large, PhaseState(guess, guess), tolerance=1e-13, where="here")
+    np.testing.assert_allclose(found.w, roots, rtol=1e-12)
+    assert (calls["residual"] == 1) == is_accepted
+
+
+def test_without_terms_that_cancel_a_flat_equation_is_solved_to_the_tolerance():
+    equations, calls = separate(lambda y: 1e-6 * y, lambda y: 1e-6 + 0.0 * y)
+    found = solve(equations, PhaseState(*np.full((2, 1, 1), 1e-10)), tolerance=1e-14, where="here")
+    assert np.abs(found).max() < 1e-20 and calls["residual"] == 2
+
+
+def test_corrections_that_shrink_fast_foretell_the_error():
+    """Corrections of 10⁻⁴, 10⁻⁸ and 2·10⁻¹²: the second one shows that the third is within 10⁻¹⁰."""
+    equations, calls = separate(lambda y: (y - 1.0) + (y - 1.0) ** 2, lambda y: 2.0 * y - 1.0)
+    found = solve(equations, PhaseState(*np.full((2, 1, 1), 1.0 + 1e-4)), tolerance=1e-10, where="here")
+    assert np.abs(np.stack(found) - 1.0).max() < 1e-11 and calls["residual"] == 2
+
+
 @pytest.mark.parametrize(("p", "scale"), [(2, 1e5), (30, 10.0)])
 def test_members_of_different_scales_have_differences_of_their_own(p, scale):
     roots = np.array([[scale], [1.0], [1.0 / scale]]) * np.linspace(1.0, 2.0, p)
@@ -278,6 +376,17 @@ def test_stiff_equations_that_gmres_leaves_are_factorised():
     w, _ = solve(equations, PhaseState(*torch.zeros(2, 2, p, dtype=torch.float64)), tolerance=1e-3, where="here")
     (got,) = torch.autograd.grad(w.sum(), right)
     torch.testing.assert_close(got, torch.ones_like(got), rtol=0, atol=0.05)
+
+
+def test_gmres_is_given_up_after_2000_products():
+    """On a shift, where it gets nowhere with 100 directions for 128 unknowns; each cycle begins with a residual."""
+    products = []
+    right = torch.eye(1, 128, dtype=torch.float64)
+    found = _implicit_function._by_gmres(
+        lambda x: products.append(1) or x.roll(1, -1), right, torch.ones(1, 1, dtype=torch.bool)
+    )
+    torch.testing.assert_close(found, right.roll(-1, -1))
+    assert 2000 <= len(products) - 128 <= 2040  # the last 128 build the matrix
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -8,9 +8,9 @@ import torch
 
 from riemannian_ode import RISHD, ConstantMetric, ConstantSplit, GradientNoise, TimeDependent, integrator
 from riemannian_ode.integrators import Losses, OneStepIntegrator, PhaseState
-from riemannian_ode.integrators.base import is_tracked, with_stand_ins, without_lost_members
+from riemannian_ode.integrators.base import is_tracked, states_with_jumps, with_stand_ins, without_lost_members
 from riemannian_ode.integrators.linearisation import hessian_product, linearised, rates_jacobian
-from tests.riemannian_ode.problems import general
+from tests.riemannian_ode.problems import RankOneMetric, general
 from toy_landscapes import Quadratic, RiverValley
 
 BOWL = Quadratic([1.0, 0.5])
@@ -48,7 +48,7 @@ def test_a_step_with_noise_sees_one_increment_at_its_place():
 
     class Seen(Clock):
         def step(self, system, t, state, h):
-            return PhaseState(system.objective.gradient(state.w), 0.0 * state.m + t)
+            return PhaseState(system.objective.gradient(state.w), 0.0 * state.m + np.array([t, h]))
 
     matrix = np.array([[0.3, 0.1, 0.0], [0.0, 0.2, 0.4]])
     noise = GradientNoise(factor=TimeDependent(lambda t: t * matrix), seed=3)
@@ -61,7 +61,11 @@ def test_a_step_with_noise_sees_one_increment_at_its_place():
         t = 1.0 + h * first
         white = noise.normals(first, w, 3) / math.sqrt(h)
         np.testing.assert_allclose(found.w, BOWL.gradient(w) + (t + 0.25 * h) * white @ matrix.T, rtol=1e-13)
-        assert (found.m == t).all()
+        assert (found.m == [t, h]).all()
+    constant = GradientNoise(factor=matrix, seed=3)  # its numbers are made to fit the state's
+    start = PhaseState(*torch.as_tensor(np.stack([w, 0.0 * w]), dtype=torch.float32))
+    (found, *rest) = Clock().noisy_states(SYSTEM, start, constant, t0=1.0, h=h, steps=2)
+    assert found.w.dtype == torch.float32 and len(rest) == 1 and (found.m == 1.0).all()
 
 
 def test_first_causes_and_first_messages_of_losses_stay():
@@ -101,10 +105,55 @@ def test_lost_members_make_the_step_again_where_a_sound_one_is():
     assert without_lost_members(step, sound, lost) is lost  # nobody to stand in
     opposite = PhaseState(tensors([math.inf], [2.0]), tensors([1.0], [math.nan]))
     assert without_lost_members(step, sound, opposite) is opposite
+    half = PhaseState(tensors([math.inf], [2.0]), tensors([1.0], [3.0]))  # lost if either half is
+    for lost in (half, PhaseState(half.m, half.w)):
+        assert torch.isnan(torch.cat(without_lost_members(lambda _: sound, sound, lost), -1)).tolist() == [
+            [True, True],
+            [False, False],
+        ]
+    large = PhaseState(tensors([1e308], [1e308]), tensors([0.0], [0.0]))  # the sum of sound members overflows
+    assert without_lost_members(step, sound, large) is large
     stand_ins = with_stand_ins(PhaseState(w, w), torch.tensor([False, False, True]))
     assert stand_ins.w[:, 0].tolist() == [3.0, 3.0, 3.0]
     (slope,) = torch.autograd.grad(stand_ins.w.sum(), w)
     assert slope[:, 0].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_lost_members_are_those_of_any_ensemble():
+    """Two ensemble axes, of parameters that are lost in one coordinate each."""
+    w = torch.arange(12.0, dtype=torch.float64).reshape(2, 3, 2)
+    new = PhaseState(w.clone(), w.clone())
+    new.w[0, 0, 1], new.m[1, 2, 0] = math.inf, math.nan
+    starts = []
+    found = without_lost_members(lambda state: starts.append(state) or state, PhaseState(w, -w), new)
+    lost = torch.tensor([[True, False, False], [False, False, True]])
+    assert torch.equal(torch.isnan(found.w).all(-1), lost) and torch.equal(torch.isnan(found.m).all(-1), lost)
+    for start, part in zip(starts[0], (w, -w), strict=True):
+        assert torch.equal(start, torch.where(lost[..., None], part[0, 1], part))
+
+
+class Jumping:
+    """Adds to the state what it is told."""
+
+    def settle(self, now, t, w, z, g, h):
+        return np.array([now["alpha"], t, g[0], z[0]])
+
+
+def test_a_memory_settles_after_each_step_from_its_time_with_the_coefficients_at_its_end():
+    class System:
+        memory, objective = Jumping(), BOWL
+
+        def coefficients(self, t):
+            return {"alpha": 100.0 * t}
+
+    start = PhaseState(np.zeros(2), np.zeros(4))
+    for first, times in ((0, (1.0, 1.5, 2.0)), (2, (2.0,))):
+        states = list(states_with_jumps(Clock(), System(), start, t0=1.0, h=0.5, steps=3, first=first))
+        assert len(states) == len(times)
+        for k, (state, t) in enumerate(zip(states, times, strict=True)):
+            w = 0.5 * (k + 1)
+            np.testing.assert_allclose(state.w, [w, w])
+            np.testing.assert_allclose(state.m, [100.0 * (t + 0.5), t, BOWL.gradient(state.w)[0], t])
 
 
 VALLEY = RiverValley([3.0], floor_curvatures=[0.2], amplitudes=0.8)
@@ -155,6 +204,64 @@ def test_the_derivative_of_the_rates_has_ten_digits_if_it_is_central_and_seven_e
     columns = rates_jacobian(system, t, w, m, hessian=hessian_product(system.objective, w), central=True)
     along = (columns @ np.concatenate([dw, dm], axis=-1)[..., None])[..., 0]
     np.testing.assert_allclose(along, np.concatenate(exact, axis=-1), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("central", [False, True])
+def test_differences_move_each_member_by_one_share_of_its_size(shape, dtype, central):
+    """No part of it by more than ε(1 + its largest entry): √ε forward, ∛ε central."""
+    source = np.random.default_rng(2)
+    sizes = 10.0 ** source.normal(size=(4, *shape[:-1], 1))  # of each member's w, m, δw and δm
+    w, m, dw, dm = torch.as_tensor(source.normal(size=(4, *shape)) * sizes, dtype=dtype)
+    system, ahead = RISHD.from_optimizer(BOWL, RankOneMetric(2), alpha=0.3, eta=0.2), []
+    system.__dict__["rates_with"] = lambda t, *x: ahead.append(x) or x[:2]
+    linearised(system, 0.7, w, m, hessian=lambda v: v, central=central)(dw, dm)
+    epsilon = torch.finfo(dtype).eps ** (1 / 3 if central else 1 / 2)
+    moved = [
+        (x - at).abs().amax(-1) / (1.0 + at.abs().amax(-1))
+        for x, at in zip(ahead[0 if central else 1], (w, m), strict=False)
+    ]
+    torch.testing.assert_close(torch.maximum(*moved), torch.full(shape[:-1], epsilon, dtype=dtype), rtol=3e-3, atol=0)
+
+
+def test_single_precision_has_differences_of_its_own():
+    w, v = (torch.as_tensor(x, dtype=torch.float32) for x in np.random.default_rng(0).normal(size=(2, 3, 2)))
+
+    class Left(Bare):
+        def gradient(self, w):
+            return torch.as_tensor(VALLEY.gradient(w.detach().numpy()))
+
+    np.testing.assert_allclose(hessian_product(Left(), w)(v), VALLEY.hvp(w, v), rtol=0, atol=0.05)
+
+
+def test_the_matrix_of_the_derivative_is_by_the_curvature_and_the_differences_given():
+    system, t = general(), 0.7
+    w, m = np.random.default_rng(1).normal(size=(2, 4, 2))
+    calls = []
+    system.__dict__["rates_with"] = lambda *x: calls.append(x) or RISHD.rates_with(system, *x)
+    for central, count in ((True, 8), (False, 5)):
+        calls.clear()
+        rates_jacobian(system, t, w, m, hessian=lambda v: 0.0 * v, central=central)
+        assert len(calls) == count
+    constant = RISHD.from_optimizer(BOWL, alpha=0.3, eta=0.2)
+    straight = rates_jacobian(constant, t, w, m, hessian=lambda v: 5.0 * v, central=False)
+    exact = np.block([[np.zeros((2, 2)), -0.2 * np.eye(2)], [5.0 * np.eye(2), -0.3 * np.eye(2)]])
+    np.testing.assert_allclose(straight, np.broadcast_to(exact, (4, 4, 4)), atol=1e-14)
+
+
+def test_products_by_autograd_may_be_taken_again_and_are_zero_where_nothing_depends_on_w():
+    w, v = (torch.as_tensor(x) for x in np.random.default_rng(0).normal(size=(2, 3, 2)))
+    product = hessian_product(Bare(), w)
+    np.testing.assert_array_equal(product(v), product(v))
+
+    class Slope(Bare):
+        slope = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+
+        def gradient(self, w):
+            return 1.0 * self.slope
+
+    assert not hessian_product(Slope(), w)(v).any()
 
 
 def test_the_name_of_an_integrator_is_refused_by_its_argument():

@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from riemannian_ode.preconditioner import Preconditioner, spread
-from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, per_member, shrinkage, take_in
+from riemannian_ode.stages import (
+    MASS,
+    Directed,
+    TakenIn,
+    direct,
+    direction_on_sphere,
+    move,
+    per_member,
+    shrinkage,
+    take_in,
+    with_cautious_decay,
+)
 
 Q = np.array([0.0, 1.0])  # the second coordinate is flat
 SCALE = np.array([2.0, 0.5])
@@ -173,6 +184,130 @@ def test_a_soft_mask_is_applied_twice_if_the_preconditioner_says_so():
     directed = direct(Soft(), taken, chi=3.0, beta_sharp=0.2, beta_flat=0.6, shrinkage=W)
     damped = SCALE * M + 0.2 * SCALE * G + 0.4 * 0.5 * SCALE * G
     np.testing.assert_allclose(directed.u, 2.0 * (damped + W))
+
+
+class Cubed(Scaled):
+    """F⁻¹x = (2x₁³, ½x₂³), which writes down what it learns from."""
+
+    def __init__(self, **changes):
+        super().__init__(is_linear=False, **changes)
+
+    def raise_index(self, memory, covector):
+        return SCALE * covector**3
+
+    def raise_step(self, memory, covector, g, *, h=1.0):
+        self.calls.append(("step", h))
+        return super().raise_step(memory | {"learned": covector}, covector, g, h=h)
+
+
+@pytest.mark.parametrize(("changes", "learned"), [({}, 1.0), ({"h": 0.7}, 0.7), ({"h": 0.7, "is_rate": True}, 0.0)])
+@pytest.mark.parametrize("is_inside", [False, True])
+@pytest.mark.parametrize("is_split", [False, True])
+def test_damping_acts_before_or_behind_a_map_that_is_not_linear(is_inside, is_split, changes, learned):
+    """Inside, F⁻¹(m̃ + β₁Pg + β₂Qg) is raised at once and Q knows no raised covector; a rate learns nothing."""
+    rule, taken = Cubed(), TakenIn(M, {"old": 1}, G, M + G)
+    directed = direct(rule, taken, damps_inside=is_inside, is_split=is_split, shrinkage=W, **LITE, **changes)
+    flat, settings = (Q, LITE) if is_split else (0.0 * Q, LITE | {"beta_flat": 0.2})
+    beta = 0.2 * (1.0 - flat) + 0.4 * flat
+    damped = SCALE * (M + G + beta * G) ** 3
+    behind = expected(1 - flat, SCALE * (M + G) ** 3, SCALE * G**3, W, **settings)
+    inside = expected(1 - flat, damped, 0.0, W, **settings)
+    np.testing.assert_allclose(directed.u, inside if is_inside else behind, rtol=1e-13)
+    np.testing.assert_allclose(directed.memory["learned"], M + G + beta * G if is_inside else M + G)
+    assert directed.memory["old"] == 1 and directed.memory.get("asked", False) == is_split
+    assert ("step", learned) in rule.calls
+    if is_split:
+        ((_, covector, raised, h),) = (call for call in rule.calls if call[0] == "flat")
+        assert covector is taken.covector and h == changes.get("h", 1.0)
+        np.testing.assert_array_equal(raised, M + G if is_inside else SCALE * (M + G) ** 3)
+
+
+def test_damping_inside_is_by_the_velocity_given_and_only_if_there_is_any():
+    taken, rule = TakenIn(M, {}, G, M + G), Cubed()
+    plain = direct(rule, taken, damps_inside=True, chi=3.0)
+    np.testing.assert_array_equal(plain.u, SCALE * (M + G) ** 3 * np.where(Q, 3.0, 1.0))
+    assert [call[0] for call in rule.calls] == ["step", "flat"]
+    doubled = direct(Cubed(), taken, damps_inside=True, beta_sharp=0.2, velocity=lambda a, d, **_: 2.0 * a)
+    np.testing.assert_allclose(doubled.u, 2.0 * SCALE * (2.0 * (M + G)) ** 3)
+
+
+def test_decay_that_meets_no_mask_is_that_of_sharp_directions():
+    class Unmasked(Cubed):
+        masks_decay = False
+
+    taken = TakenIn(M, {}, G, M)
+    directed = direct(Unmasked(), taken, shrinkage=W, **LITE)
+    want = expected(1 - Q, SCALE * M**3, SCALE * G**3, 0.0, **LITE) + LITE["chi_sharp"] * W
+    np.testing.assert_allclose(directed.u, want, rtol=1e-13)
+
+
+def test_coefficients_are_those_of_the_base_method_by_default():
+    taken = TakenIn(M, {}, G, M + G)
+    for name, beta in (("beta_sharp", np.where(Q, 0.0, 0.2)), ("beta_flat", np.where(Q, 0.2, 0.0))):
+        np.testing.assert_allclose(direct(Scaled(), taken, **{name: 0.2}).u, SCALE * (M + G + beta * G), rtol=1e-13)
+    rule = Turned()
+    rule.due = lambda step, numbers=(0,): [step, *numbers]
+    direct(rule, taken)
+    assert rule.calls[-1] == ("jump", 0, [0, 0], False)
+
+
+def test_the_mass_follows_the_rate_of_its_member():
+    memory = Scaled().initial(np.ones((2, 3))) | {MASS: np.array([0.5, 0.0])}
+    alpha = np.array([[0.1], [0.4]])
+    taken = take_in(Scaled(), np.ones((2, 3)), memory, np.ones((2, 3)), alpha=alpha)
+    np.testing.assert_allclose(taken.memory[MASS], [0.5 + 0.1 * 0.5, 0.4])
+    np.testing.assert_allclose(taken.m, 2.0 - alpha * np.ones(3))
+
+
+def test_cautious_decay_acts_where_direction_and_parameter_agree():
+    u, w = np.array([[1.0, -2.0], [3.0, 0.0]]), np.array([[0.5, 0.7], [-1.0, 4.0]])
+    agree = np.array([[True, False], [False, False]])
+    directed = with_cautious_decay(Directed(u, M, {"kept": 1}), w, 0.3)
+    np.testing.assert_allclose(directed.u, u + 0.3 * agree * w)
+    assert directed.m is M and directed.memory == {"kept": 1}
+    halves = with_cautious_decay(Directed(u, M, {MASS: np.array([0.5, 0.25])}), w, 0.3)
+    np.testing.assert_allclose(halves.u, u + 0.3 * np.array([[0.5], [0.25]]) * agree * w)
+    wide = torch.ones(1, dtype=torch.float64)
+    shrunk = with_cautious_decay(Directed(wide, wide, {}), wide.bfloat16(), 1 / 3).u  # in the type of the direction
+    assert shrunk.dtype == torch.float64 and float(shrunk) == pytest.approx(4 / 3, rel=1e-14)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_the_step_on_a_sphere_goes_along_the_direction_and_back(kind):
+    """w − ηd = R·(w − ηRû)/‖w − ηRû‖, matrix by matrix."""
+    w, u = (kind(x) for x in np.random.default_rng(0).normal(size=(2, 5, 4, 3)) * np.arange(1.0, 6.0)[:, None, None])
+
+    def norm(x):
+        return np.linalg.norm(np.asarray(x), axis=(-2, -1), keepdims=True)
+
+    for eta in (0.02, 0.7, 3.0):
+        ahead = np.asarray(w - eta * kind(norm(w) / norm(u)) * u)
+        landed = np.asarray(w - eta * direction_on_sphere(w, u, eta=eta))
+        np.testing.assert_allclose(landed, norm(w) * ahead / norm(ahead), rtol=0, atol=1e-12)
+    tangent = direction_on_sphere(w, u, eta=0.0)
+    np.testing.assert_allclose(np.asarray((tangent * w).sum((-2, -1))), 0.0, atol=1e-12)
+    far = direction_on_sphere(1e3 * w, 1e-3 * u, eta=1e-9)  # no division by η
+    np.testing.assert_allclose(np.asarray(far), 1e3 * np.asarray(tangent), rtol=1e-6, atol=1e-6)
+
+
+def test_the_step_on_a_sphere_tends_to_the_projected_flow():
+    w, u = (torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    direction = u / u.norm()
+    tangent = w.norm() * direction - (w * direction).sum() * w / w.norm()
+    errors = [float((direction_on_sphere(w, u, eta=eta) - tangent).norm()) for eta in (1e-3, 5e-4)]
+    assert errors[0] / errors[1] == pytest.approx(2.0, rel=0.01)
+    assert float((direction_on_sphere(w, u, eta=0.0) - tangent).norm()) < 1e-14
+
+
+def test_on_a_sphere_nothing_moves_without_a_direction_or_a_radius():
+    w, zero = np.ones((2, 2)), np.zeros((2, 2))
+    np.testing.assert_allclose(direction_on_sphere(w, zero, eta=0.3), 0.0, atol=1e-15)
+    assert not direction_on_sphere(zero, w, eta=0.3).any()
+
+
+def test_the_step_on_a_sphere_is_in_the_floating_type_of_the_direction():
+    w, u = torch.linspace(0.1, 1.3, 12, dtype=torch.float64).reshape(2, 3, 2).bfloat16(), torch.ones(3, 2).double()
+    torch.testing.assert_close(direction_on_sphere(w, u, eta=0.3), direction_on_sphere(w.double(), u, eta=0.3))
 
 
 def test_moving_divides_by_the_mass_of_each_member():

@@ -9,6 +9,7 @@ from riemannian_ode import (
     INTEGRATORS,
     RISHD,
     ConstantMetric,
+    PreconditionerMetric,
     TimeDependent,
     simulate,
     total_energy,
@@ -17,8 +18,8 @@ from riemannian_ode.integrators import PhaseState, integrator
 from riemannian_ode.integrators.adaptive import DOP853
 from riemannian_ode.integrators.discrete_gradient import DiscreteGradient
 from riemannian_ode.integrators.embedded import DORMAND_PRINCE, ERROR_WEIGHTS, EnsembleDormandPrince
-from riemannian_ode.integrators.implicit import ImplicitEuler
-from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, rooted_trees
+from riemannian_ode.integrators.implicit import ImplicitEuler, ImplicitScheme
+from riemannian_ode.integrators.runge_kutta import ButcherTableau, ExplicitRungeKutta, advance, rooted_trees
 from rishd.claims.instances import rippled_quadratics
 from tests.riemannian_ode.problems import REFERENCE, RankOneMetric
 from toy_landscapes import Quadratic, RiverValley
@@ -158,20 +159,98 @@ def test_exponential_integrator_says_what_it_needs():
 
 
 @pytest.mark.parametrize("h", [0.1, 1.0, 6.0])
-@pytest.mark.parametrize("beta", [0.0, 0.8])
-def test_discrete_gradient_keeps_the_energy_identity_at_any_step(h, beta, rng):
-    """E(y') − E(y) = −h[ηα m̄ᵀF⁻¹m̄ + ηβ ḡᵀF⁻¹ḡ] with m̄ = (m + m')/2 and ḡ read off the step itself."""
-    alpha, eta = 0.4, 0.6
+@pytest.mark.parametrize(("beta", "gain"), [(0.0, 1.0), (0.8, 1.0), (0.8, 0.7)])
+def test_discrete_gradient_keeps_the_energy_identity_at_any_step(h, beta, gain, rng):
+    """E(y') − E(y) = −h[ηα m̄ᵀF⁻¹m̄ + (ηβ/c) ḡᵀF⁻¹ḡ], m̄ = (m + m')/2, ḡ from the step itself, α at its middle."""
+    eta, t = 0.6, 0.9
     metric = ConstantMetric(METRIC)
-    system = RISHD.from_optimizer(VALLEY, metric, alpha=alpha, beta=beta, eta=eta)
+    alpha = TimeDependent(lambda t: 0.1 + 0.2 * t)
+    system = RISHD.from_optimizer(VALLEY, metric, alpha=alpha, beta=beta, eta=eta, gain=gain)
     state = PhaseState(*rng.normal(size=(2, 5, 2)))
-    new = DiscreteGradient().step(system, 0.0, state, h)
-    middle = 0.5 * (state.m + new.m)
+    new = DiscreteGradient().step(system, t, state, h)
+    middle, alpha = 0.5 * (state.m + new.m), 0.1 + 0.2 * (t + h / 2)
     force = (new.m - state.m) / h + alpha * middle  # ḡ from m' = m + h(−αm̄ + ḡ)
-    lost = h * eta * (alpha * metric.conorm_squared(state.w, middle) + beta * metric.conorm_squared(state.w, force))
+    lost = (
+        h * eta * (alpha * metric.conorm_squared(state.w, middle) + beta / gain * metric.conorm_squared(state.w, force))
+    )
     fallen = total_energy(system, 0.0, *state) - total_energy(system, 0.0, *new)
     np.testing.assert_allclose(fallen, lost, atol=1e-10 * (1 + np.abs(lost).max()))
     assert (fallen > 0).all()
+    velocity = metric.raise_index(state.w, middle + beta / gain * force)
+    np.testing.assert_allclose(new.w, state.w - h * eta * velocity, rtol=0, atol=1e-9 * (1 + h))
+
+
+@pytest.mark.parametrize("scheme", [cls for cls in INTEGRATORS.values() if issubclass(cls, ImplicitScheme)])
+def test_the_derivative_of_an_implicit_step_s_equations_is_that_of_their_residual(scheme, rng):
+    seen = []
+
+    class Caught(scheme):
+        name = "caught"
+
+        def solved(self, equations, guess, t):
+            seen.append((equations, guess))
+            return super().solved(equations, guess, t)
+
+    alpha = TimeDependent(lambda t: 0.1 + 0.2 * t, lambda t: 0.2)
+    system = RISHD.from_optimizer(VALLEY, ConstantMetric(METRIC), alpha=alpha, beta=0.8, eta=0.6, gain=0.7)
+    start = PhaseState(*rng.normal(size=(2, 5, 2)))
+    Caught().step(system, 0.9, start, 0.8)
+    at, along, e = PhaseState(*rng.normal(size=(2, 5, 2))), PhaseState(*rng.normal(size=(2, 5, 2))), 1e-3
+
+    def moved(equations, k):
+        return np.stack(equations.residual(PhaseState(*(x + k * e * d for x, d in zip(at, along, strict=True)))))
+
+    assert seen
+    for equations, _ in seen:
+        if equations.terms is not None:  # a step of no length has no quotient of differences
+            assert not np.any(equations.terms(PhaseState(start.w, at.m)))
+        near, far = (moved(equations, k) - moved(equations, -k) for k in (1, 2))
+        found = np.stack(equations.derivative(at)(along))
+        np.testing.assert_allclose(found, (8 * near - far) / (12 * e), rtol=0, atol=1e-8)
+
+
+def test_the_discrete_gradient_of_a_state_dependent_metric_keeps_the_identity(rng):
+    """E(y') − E(y) = −(α/ηh) ΔwᵀF(w̄)Δw, because the velocity is −∇̄_mE."""
+    metric, alpha, eta, h, t = RankOneMetric(2), 0.3, 0.8, 0.7, 0.4
+    system = RISHD.from_optimizer(rippled_quadratics(rng, 4, 2), metric, alpha=alpha, eta=eta, gain=0.6)
+    state = PhaseState(*rng.normal(size=(2, 4, 2)))
+    new = DiscreteGradient().step(system, t, state, h)
+    step, middle = new.w - state.w, 0.5 * (state.w + new.w)
+    lost = alpha / (eta * h) * (step * metric.lower_index(middle, step)).sum(-1)
+    fallen = total_energy(system, t, *state) - total_energy(system, t, *new)
+    np.testing.assert_allclose(fallen, lost, rtol=0, atol=1e-10)
+    errors = []
+    for h in (0.1, 0.05):  # one step of a scheme of order 2
+        exact = simulate(system, state.w, state.m, h=h, steps=1, integrator=DOP853(rtol=1e-12))
+        errors.append(np.abs(DiscreteGradient().step(system, 0.0, state, h).w - exact.w[-1]).max())
+    assert errors[0] / errors[1] == pytest.approx(8.0, rel=0.2)
+
+
+class Lifted:
+    """A valley on a plateau."""
+
+    hvp, gradient = staticmethod(VALLEY.hvp), staticmethod(VALLEY.gradient)
+
+    def value(self, w):
+        return VALLEY.value(w) + 1e7
+
+
+def test_a_constant_in_the_objective_does_not_stop_the_discrete_gradient(rng):
+    """Its energies differ by rounding alone, which Newton's method accepts."""
+    state = PhaseState(*rng.normal(size=(2, 5, 2)))
+    plain, lifted = (
+        DiscreteGradient().step(RISHD.from_optimizer(f, alpha=0.4, beta=0.8, eta=0.6), 0.0, state, 0.8)
+        for f in (VALLEY, Lifted())
+    )
+    np.testing.assert_allclose(lifted, plain, rtol=0, atol=1e-6)
+
+
+def test_a_discrete_gradient_step_that_moves_nothing_is_that_of_the_middle():
+    """At rest in the minimum the quotient of the discrete gradient is 0/0."""
+    system = RISHD.from_optimizer(Quadratic([1.0, 0.5]), alpha=0.3, eta=0.8)
+    rest = PhaseState(np.zeros((1, 2)), np.zeros((1, 2)))
+    for part in DiscreteGradient().step(system, 0.0, rest, 0.5):
+        np.testing.assert_array_equal(part, 0.0)
 
 
 def test_discrete_gradient_with_a_state_dependent_metric_never_gains_energy(rng):
@@ -185,9 +264,20 @@ def test_discrete_gradient_with_a_state_dependent_metric_never_gains_energy(rng)
 def test_discrete_gradient_says_where_it_applies():
     damped = RISHD.from_optimizer(VALLEY, RankOneMetric(2), alpha=0.3, beta=0.5, eta=0.8)
     split = RISHD.from_optimizer(VALLEY, alpha=0.3, eta=0.8, chi=2.0, flat=VALLEY.flat_split)
-    for system in (damped, split):
-        with pytest.raises(ValueError, match="implicit-midpoint"):
-            simulate(system, np.ones(2), steps=1, integrator="discrete-gradient")
+    varying = [
+        RISHD.from_optimizer(VALLEY, **{"alpha": 0.3, "eta": 0.8} | {name: TimeDependent(lambda t: 0.5 + t)})
+        for name in ("eta", "gain", "beta")
+    ]
+    history = RISHD.from_optimizer(VALLEY, PreconditionerMetric(np.sign), alpha=0.3, eta=0.8)
+    uncorrected = RISHD.from_optimizer(VALLEY, RankOneMetric(2), alpha=0.3, eta=0.8, correction=False)
+    for system, reason in (
+        (damped, "only at β = 0 with the correction R kept"), (uncorrected, "only at β = 0"),
+        (split, "and no split"), *((system, "constant coefficients") for system in (*varying, history)),
+        (RISHD.from_optimizer(VALLEY, alpha=0.3, eta=0.0), "divides by eta, which"),
+        (RISHD.from_optimizer(VALLEY, alpha=0.3, eta=0.8, beta=0.5, gain=0.0), "divides by gain, which"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"discrete-gradient .*{reason}.*take 'implicit-midpoint'"):
+            DiscreteGradient().step(system, 0.0, PhaseState(np.ones(2), np.ones(2)), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +321,9 @@ def test_a_user_adds_a_scheme_with_its_coefficients_only():
         ButcherTableau(((), ()), (0.5, 0.5))
     with pytest.raises(ValueError, match=r"weights sum to 0\.9"):
         ButcherTableau(((), (1.0,)), (0.5, 0.4))
+    state = PhaseState(w0, w0)
+    with pytest.raises(ValueError, match="shorter"):
+        advance(state, [state], (0.5, 0.5), 1.0)
 
 
 def test_implicit_schemes_survive_stiff_walls_that_explicit_ones_do_not():
