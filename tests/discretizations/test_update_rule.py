@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from discretizations import Identity, KroneckerRoot, PolarFactor, SecondMoment, TrackedSubspace, UpdateRule
-from discretizations.update_rule import differ, lite_step
+from discretizations.update_rule import lite_step
+from riemannian_ode.flow import differ
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
