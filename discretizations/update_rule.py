@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from riemannian_ode.flow import Array, Projector, lite_velocity, position_step
+from riemannian_ode.flow import Array, Projector, differ, lite_velocity, position_step
 from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import (
-    MASS,
     Directed,
     TakenIn,
     direct,
     direction_on_sphere,
+    initial_memory,
     move,
     shrinkage,
     take_in,
@@ -181,25 +181,6 @@ class UpdateRule:
         if self.is_cautious:
             directed = with_cautious_decay(directed, w, self.decay)
         return move(w, directed, eta=eta)
-
-
-def initial_memory(preconditioner: Preconditioner, w: Array, *, corrects_momentum: bool, batch: int = 0) -> Memory:
-    """Memory before the first gradient, with the momentum's mass 0 if its bias is corrected.
-
-    Args:
-        preconditioner: F⁻¹.
-        w: Parameters, shape ``(*batch, *shape)``.
-        corrects_momentum: Whether momentum is divided by its mass.
-        batch: Number of batch axes.
-    """
-    memory = preconditioner.initial(w, batch=batch)
-    return memory | {MASS: preconditioner.initial_mass(w, batch=batch)} if corrects_momentum else memory
-
-
-def differ(first: Any, second: Any) -> bool:
-    """Whether two coefficients differ; arrays count as different, they are never compared."""
-    numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
-    return not numbers or first != second
 
 
 class UpdateState(NamedTuple):

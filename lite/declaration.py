@@ -26,7 +26,7 @@ from lite.adamw import adamw_rule
 from lite.parameters.decay import decay_rate
 from lite.parameters.parameter_entries import TensorEntry, group_views, row_ordered, state_key
 from lite.parameters.tensor_settings import acts
-from riemannian_ode.preconditioner import Memory
+from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import Directed, TakenIn, direction_on_sphere, move, with_cautious_decay
 
 PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
@@ -186,7 +186,8 @@ class Declaration(ABC):
     def takes_in_on_shards(self, group: dict[str, Any]) -> bool:
         """Whether a shard can take its part of the gradient in: no frame, and no memory of whole gradients."""
         preconditioner = self.update_rule(group, ANY_SHAPE).preconditioner
-        return not preconditioner.has_frame and not preconditioner.rates()
+        has_averages_only = type(preconditioner).observe is Preconditioner.observe
+        return has_averages_only and not preconditioner.has_frame and not preconditioner.rates()
 
     def shard_take_in(
         self, group: dict[str, Any], w: Tensor, g: Tensor, state: dict[str, Tensor]

@@ -45,7 +45,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in the rule's units.
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp.
-        chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 but in ablations.
+        chi_sharp: χ_s ≥ 0, learning-rate ratio of sharp directions; 1 except in ablations.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
         decay: ``"decoupled"``: a step shrinks weights by lr·λ. ``"independent"``: by λ·lr/peak, with the peak of the

@@ -134,7 +134,7 @@ class RISHD:
             shape: Shape of the parameter that w holds in row order, for a preconditioner of matrices.
 
         Raises:
-            ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 1,
+            ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 0,
                 β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of coefficients that vary in time ``simulate`` checks
                 the same at every step.
 

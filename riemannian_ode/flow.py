@@ -22,9 +22,10 @@ Projector: TypeAlias = Callable[[Array], Array]
 _FLOAT32_MAX = 2.0**127
 
 
-def _is(coefficient: Any, value: float) -> bool:
-    # Arrays are never compared: on a device that would wait for the result.
-    return isinstance(coefficient, (int, float)) and coefficient == value
+def differ(first: Any, second: Any) -> bool:
+    """Whether two coefficients differ; arrays count as different: to compare them, the host would wait for a device."""
+    numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+    return not numbers or first != second
 
 
 def _plus(x: Array, c: Any, y: Array) -> Array:
@@ -82,11 +83,11 @@ def momentum_step(
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
-    is_average = correction is None and _is(h, 1.0) and isinstance(alpha, float) and _is(gain, alpha)
+    is_average = correction is None and isinstance(alpha, float) and not differ(h, 1.0) and not differ(gain, alpha)
     if is_average and hasattr(m, "lerp") and m.dtype == g.dtype:
         return m.lerp(g, alpha)  # the same in one pass over memory
     rate = momentum_rate(m, g, alpha=alpha, gain=gain, correction=correction)
-    return m + (rate if _is(h, 1.0) else h * rate)
+    return m + (h * rate if differ(h, 1.0) else rate)
 
 
 def average_rate(k: Array, s: Array, *, rate: Any) -> Array:
@@ -114,8 +115,8 @@ def average_step(k: Array, s: Array, *, rate: Any, h: Any = 1.0) -> Array:
     Source: docs/theory, "Flows with memory"; h = 1 is the exponential moving average with coefficient θ.
     """
     if rate is None:
-        return k + (s if _is(h, 1.0) else h * s)
-    weight = rate if _is(h, 1.0) else h * rate
+        return k + (h * s if differ(h, 1.0) else s)
+    weight = h * rate if differ(h, 1.0) else rate
     if hasattr(k, "lerp") and k.dtype == s.dtype and isinstance(weight, float):
         return k.lerp(s, weight)  # the same in one pass over memory
     return k + weight * (s - k)
@@ -129,7 +130,7 @@ def lookahead(m: Array, g: Array, nesterov: Any) -> Array:
 
     Source: docs/theory, "Units of β".
     """
-    if _is(nesterov, 0.0):
+    if not differ(nesterov, 0.0):
         return m
     return _plus(m, nesterov, g)
 
@@ -163,7 +164,7 @@ def lite_velocity(
         chi: χ, learning-rate ratio of flat directions.
         beta_sharp: β₁, Hessian damping of sharp directions, beside ``a`` in the units of ``a``.
         beta_flat: β₂, the same for flat directions.
-        chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 but in ablations.
+        chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 except in ablations.
         decay: c, weight decay in units of ``a`` (λw over the learning-rate scale); ``None`` for no decay.
         twice: Whether Q is the published soft mask (χ_s = 1).
 
@@ -177,8 +178,8 @@ def lite_velocity(
         u = damped + (chi - 1.0) * flat(damped)
         return u if decay is None else u + lite_velocity(decay, flat=flat, chi=chi)
     base = a if decay is None else a + decay
-    sharp = base if d is None or _is(beta_sharp, 0.0) else _plus(base, beta_sharp, d)
-    scaled = sharp if _is(chi_sharp, 1.0) else chi_sharp * sharp
+    sharp = base if d is None or not differ(beta_sharp, 0.0) else _plus(base, beta_sharp, d)
+    scaled = chi_sharp * sharp if differ(chi_sharp, 1.0) else sharp
     if flat is None:
         return scaled
     if d is None:
@@ -221,8 +222,8 @@ def lite_direction(
     covector = lookahead(m, g, nesterov)
     a = raise_index(covector)
     flat = None if split is None else split(covector, a)
-    undamped = _is(beta_sharp, 0.0) and _is(beta_flat, 0.0)
-    d = None if undamped else raise_index(g)
+    is_damped = differ(beta_sharp, 0.0) or differ(beta_flat, 0.0)
+    d = raise_index(g) if is_damped else None
     return lite_velocity(a, d, flat=flat, chi=chi, beta_sharp=beta_sharp, beta_flat=beta_flat, decay=decay)
 
 
@@ -237,4 +238,4 @@ def position_step(w: Array, u: Array, *, eta: Any, h: Any = 1.0) -> Array:
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
-    return _plus(w, -(eta if _is(h, 1.0) else h * eta), u)
+    return _plus(w, -(h * eta if differ(h, 1.0) else eta), u)

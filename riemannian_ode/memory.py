@@ -23,10 +23,20 @@ import numpy as np
 
 from riemannian_ode.arrays import is_torch, namespace, to_numpy
 from riemannian_ode.checks import shown
-from riemannian_ode.flow import Array, momentum_rate
+from riemannian_ode.flow import Array, average_rate, lookahead, momentum_rate
 from riemannian_ode.metric import Metric, Variation
 from riemannian_ode.preconditioner import Memory, Preconditioner
-from riemannian_ode.stages import MASS, Directed, TakenIn, direct, move, per_member, shrinkage, take_in
+from riemannian_ode.stages import (
+    MASS,
+    Directed,
+    TakenIn,
+    direct,
+    initial_memory,
+    move,
+    per_member,
+    shrinkage,
+    take_in,
+)
 
 _ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
 
@@ -97,9 +107,7 @@ class RememberedMetric(Metric):
         """
         w, m, g, lost = _sheltered(w, m, g)
         parameter, batch = self._shaped(w, w), len(_members(w))
-        memory = self.preconditioner.initial(parameter, batch=batch)
-        if self.corrects_momentum:
-            memory = memory | {MASS: self.preconditioner.initial_mass(parameter, batch=batch)}
+        memory = initial_memory(self.preconditioner, parameter, corrects_momentum=self.corrects_momentum, batch=batch)
         if memory0 is not None:
             ensemble = tuple(w.shape[:-1])
             wanted = {key: (*ensemble, *x.shape[batch:]) for key, x in memory.items()}
@@ -154,14 +162,14 @@ class RememberedMetric(Metric):
         if any(key in memory and not bool(memory[key].all()) for key in self._masses):
             taken = self.taken_in(now, m, memory, gradient, h=1.0)
         else:
-            taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
+            taken = TakenIn(m, memory, frame_g, lookahead(m, frame_g, now["nesterov"]))
         position = self._shaped(w, w)
         velocity = move(0.0 * position, self._direct(now, taken, position, step=0, h=1.0, is_rate=True), eta=now["eta"])
         changes = self.preconditioner.memory_rates(
             {key: value for key, value in memory.items() if key != MASS}, gradient, frame_g
         )
         if MASS in memory:
-            changes[MASS] = per_member(now["alpha"], memory[MASS]) * (1.0 - memory[MASS])
+            changes[MASS] = average_rate(memory[MASS], 1.0, rate=per_member(now["alpha"], memory[MASS]))
         m_dot = momentum_rate(m, frame_g, alpha=now["alpha"], gain=now["gain"])
         return _lost(_in_kind_of(w, velocity.reshape(w.shape)), lost), _lost(self.pack(m_dot, changes, w), lost)
 
@@ -202,7 +210,7 @@ class RememberedMetric(Metric):
         m, memory = m.clone(), {key: value.clone() for key, value in memory.items()}
         now = {name: _broadcast(value, m, w) for name, value in now.items()}
         frame_g = self.preconditioner.to_frame(memory, self._shaped(g, w))
-        taken = TakenIn(m, memory, frame_g, m + now["nesterov"] * frame_g)
+        taken = TakenIn(m, memory, frame_g, lookahead(m, frame_g, now["nesterov"]))
         directed = self._direct(now, taken, None, step=self.jump_time(t, h), h=h)
         return _lost(self.pack(directed.m, directed.memory, w), lost)
 
@@ -291,9 +299,7 @@ def _layout(
     import torch
 
     w = torch.empty(shape, dtype=torch.float64, device="meta")
-    memory = preconditioner.initial(w)
-    if corrects_momentum:
-        memory = memory | {MASS: preconditioner.initial_mass(w)}
+    memory = initial_memory(preconditioner, w, corrects_momentum=corrects_momentum)
     return tuple((key, tuple(memory[key].shape)) for key in sorted(memory))
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from riemannian_ode.arrays import like, to_numpy
-from riemannian_ode.flow import Array
+from riemannian_ode.flow import Array, lookahead
 from riemannian_ode.memory import RememberedMetric
 from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import MASS, TakenIn
@@ -176,7 +176,7 @@ class _State:
     def direction(self, metric: RememberedMetric, *, memory: Memory | None = None, **changes: Any) -> Array:
         """u with these changes of the coefficients, in the parameter's coordinates."""
         now = {**self.now, **changes}
-        taken = TakenIn(self.m, memory or self.memory, self.frame_g, self.m + now["nesterov"] * self.frame_g)
+        taken = TakenIn(self.m, memory or self.memory, self.frame_g, lookahead(self.m, self.frame_g, now["nesterov"]))
         return metric.direction(now, taken, self.w)
 
     def gradient(self, **changes: Any) -> Array:

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from riemannian_ode.flow import Array, Projector, average_step, lite_velocity, lookahead, momentum_step, position_step
+from riemannian_ode.flow import (
+    Array,
+    Projector,
+    average_step,
+    differ,
+    lite_velocity,
+    lookahead,
+    momentum_step,
+    position_step,
+)
 from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 
@@ -43,6 +52,19 @@ class Directed(NamedTuple):
 
 
 MASS: Literal["momentum_mass"] = "momentum_mass"  # key of c₁, the average of 1 with the momentum's rate: 1 − θᵗ
+
+
+def initial_memory(preconditioner: Preconditioner, w: Array, *, corrects_momentum: bool, batch: int = 0) -> Memory:
+    """Memory before the first gradient, with the momentum's mass 0 if its bias is corrected.
+
+    Args:
+        preconditioner: F⁻¹.
+        w: Parameters, shape ``(*batch, *shape)``.
+        corrects_momentum: Whether momentum is divided by its mass.
+        batch: Number of batch axes.
+    """
+    memory = preconditioner.initial(w, batch=batch)
+    return memory | {MASS: preconditioner.initial_mass(w, batch=batch)} if corrects_momentum else memory
 
 
 def take_in(
@@ -128,7 +150,7 @@ def direct(
     Source: arXiv:2602.22681, Algorithm 1.
     """
     m, memory, g, covector = taken
-    d = g if acts(beta_sharp) or acts(beta_flat) else None
+    d = g if differ(beta_sharp, 0.0) or differ(beta_flat, 0.0) else None
     rates = {"chi": chi, "chi_sharp": chi_sharp}
     betas = {"beta_sharp": beta_sharp, "beta_flat": beta_flat}
     due = preconditioner.due(step, numbers)
@@ -138,10 +160,10 @@ def direct(
             flat, memory = preconditioner.flat(memory, covector, None, h=h)
         u = preconditioner.raise_index(memory, velocity(covector, d, flat=flat, **rates, **betas))
         if preconditioner.has_frame:
-            if shrinkage is not None and flat is not None and acts(chi - chi_sharp):
+            if shrinkage is not None and flat is not None and differ(chi, chi_sharp):
                 extra = (chi - chi_sharp) * shrinkage
                 u = preconditioner.with_flat_decay(
-                    u, flat, memory, extra, due=None if is_rate or not _is_one(h) else due
+                    u, flat, memory, extra, due=None if is_rate or differ(h, 1.0) else due
                 )
             u = preconditioner.from_frame(memory, u)
             u = u if shrinkage is None else u + chi_sharp * shrinkage
@@ -213,11 +235,12 @@ def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
         w: Parameters.
         decay: λ.
     """
-    if not acts(decay):
+    if not differ(decay, 0.0):
         return None
     if w.dtype != taken.covector.dtype and hasattr(w, "to"):
         w = w.to(taken.covector.dtype)
-    return (decay * spread(taken.memory[MASS], w) if MASS in taken.memory else decay) * w
+    decayed: Array = _decay_beside(taken.memory, w, decay) * w
+    return decayed
 
 
 def with_cautious_decay(directed: Directed, w: Array, decay: Any) -> Directed:
@@ -232,8 +255,13 @@ def with_cautious_decay(directed: Directed, w: Array, decay: Any) -> Directed:
     """
     u = directed.u
     w = w.to(u.dtype) if hasattr(w, "to") else w
-    rate = decay * spread(directed.memory[MASS], w) if MASS in directed.memory else decay
+    rate = _decay_beside(directed.memory, w, decay)
     return directed._replace(u=u + (u * w > 0.0) * (rate * w))
+
+
+def _decay_beside(memory: Memory, w: Array, decay: Any) -> Any:
+    """λ in the units of u, which :func:`move` divides by c₁."""
+    return decay * spread(memory[MASS], w) if MASS in memory else decay
 
 
 def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
@@ -269,12 +297,3 @@ def per_member(coefficient: Any, number: Array) -> Any:
     """A coefficient that broadcasts against parameters, as one against a number per batch member."""
     is_plain = isinstance(coefficient, (int, float)) or coefficient.ndim == 0
     return coefficient if is_plain else coefficient.reshape(number.shape)
-
-
-def _is_one(h: Any) -> bool:
-    return isinstance(h, (int, float)) and h == 1.0
-
-
-def acts(coefficient: Any) -> bool:
-    """Whether a coefficient is not the number 0; arrays are never compared, a device would wait for it."""
-    return not isinstance(coefficient, (int, float)) or coefficient != 0.0

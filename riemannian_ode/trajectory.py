@@ -216,14 +216,14 @@ class Trajectory:
         try:
             opened = np.load(Path(path), allow_pickle=False)
         except (ValueError, EOFError, zipfile.BadZipFile):
-            raise ValueError(f"{path} is no saved trajectory: it is no .npz file.") from None
+            raise ValueError(f"{path} is not a saved trajectory: it is not an .npz file.") from None
         if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path} is no saved trajectory: it is a single array.")
+            raise ValueError(f"{path} is not a saved trajectory: it is a single array.")
         with opened as archive:
             needed = {"times", "w", "m", "status", "message", "failed_at", "causes", "observed_times", *pack_events(())}
             missing = needed - set(archive.files)
             if missing:
-                raise ValueError(f"{path} is no saved trajectory: it lacks {', '.join(sorted(missing))}.")
+                raise ValueError(f"{path} is not a saved trajectory: it lacks {', '.join(sorted(missing))}.")
             status = str(archive["status"])
             return cls(
                 archive["times"],

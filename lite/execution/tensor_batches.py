@@ -98,7 +98,7 @@ def largest_batch(total: int) -> int:
 
 
 def tensor_batches(entries: list[TensorEntry], largest: Callable[[Tensor], int]) -> Iterator[TensorBatch]:
-    """Batches of entries of equal shape, dtype, device and age, in the order of first appearance; empty ones are none.
+    """Batches of entries of equal shape, dtype, device and age, in order of first appearance; empty ones are skipped.
 
     Args:
         entries: All tensors of a group.

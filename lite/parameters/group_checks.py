@@ -46,7 +46,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     require_range(group, "lr", 0.0, math.inf, "it is the learning rate")
     require_range(group, "weight_decay", 0.0, math.inf, "it shrinks the weights by lr·weight_decay a step")
     require_range(group, "chi", 0.0, math.inf, "it scales flat directions; χ = 1 is the base optimizer")
-    require_range(group, "chi_sharp", 0.0, math.inf, "it scales sharp directions; 1 but in ablations")
+    require_range(group, "chi_sharp", 0.0, math.inf, "it scales sharp directions; 1 except in ablations")
     require_range(group, "sharp_fraction", 0.0, 1.0, "it is the fraction of directions that count as sharp")
     for name in ("beta_sharp", "beta_flat"):
         require_range(group, name, -math.inf, math.inf, "it is a Hessian damping")

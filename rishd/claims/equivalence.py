@@ -47,8 +47,9 @@ def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[
     Check: 10 steps each in numpy with constant and state-dependent metrics and LITE split, simulate against lite_step.
     For each optimizer by name 100 steps with schedules of χ, β_flat and η, on matrices: the flow against the update
     rule, and the rule against the torch optimizer of ``lite``, with exact and with noisy gradients; an instance is a
-    step. The order on metrics that depend on the state, against DOP853: errors e at two step sizes,
-    ‖e(h) − 2e(h/2)‖ over ‖e(h)‖. The energy over ten steps of 0.1, 0.5 and 2 units of time, f not convex.
+    step. SGD to AdamW have no class in ``lite``; there a ``LITEOptimizer`` declares the rule. The order on metrics that
+    depend on the state, against DOP853: errors e at two step sizes, ‖e(h) − 2e(h/2)‖ over ‖e(h)‖. The energy over ten
+    steps of 0.1, 0.5 and 2 units of time, f not convex.
 
     Source: arXiv:2602.22681, Algorithm 1.
     """

@@ -17,14 +17,14 @@ from discretizations.preconditioners.masks import CoordinateMask, ExactSubspace,
 from discretizations.preconditioners.polar_factor import PolarFactor
 from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
-from lite import SOAPLITE, LITEOptimizer, MuonLITE
+from lite import SOAPLITE, AdamWLITE, LITEOptimizer, MuonLITE, ShampooLITE
 from lite.muon_settings import update_scale
-from riemannian_ode import RISHD, GradientNoise, TimeDependent, simulate
+from riemannian_ode import RISHD, GradientNoise, Preconditioner, TimeDependent, simulate
 
 STEPS = 100
 _SHAPE = (6, 4)
 _ETA, _DECAY, _FRACTION = 0.02, 0.1, 0.3
-_THETA, _BETA2, _FREQUENCY = 0.9, 0.95, 7
+_THETA, _BETA2, _FREQUENCY, _EPS = 0.9, 0.95, 7, 1e-3
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Declared:
         build: Parameter ↦ optimizer of ``lite``.
         group: (χ, β_flat beside F⁻¹m̃, η) ↦ settings of the optimizer's group that vary.
         scale: What η is multiplied by beside the group's ``lr``.
+        beta_unit: β beside F⁻¹m̃ over β of the optimizer, which may be in theory's units.
         is_lite: Whether χ and β_flat follow schedules.
     """
 
@@ -60,6 +61,7 @@ class Declared:
     build: Callable[[torch.nn.Parameter], torch.optim.Optimizer]
     group: Callable[[float, float, float], dict[str, float]]
     scale: float = 1.0
+    beta_unit: float = 1.0
     is_lite: bool = False
 
 
@@ -73,8 +75,7 @@ class _FromRule(LITEOptimizer):
         super().__init__([p], _ETA, weight_decay=0.0)
 
     def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
-        flow = {"chi": group["chi"], "beta_flat": group["beta_flat"]} if self.declared.splits else {}
-        return replace(self.declared, **flow)
+        return self.declared
 
 
 def schedule(t: float) -> tuple[float, float, float]:
@@ -96,24 +97,15 @@ def optimizers() -> dict[str, Declared]:
         "RMSprop": UpdateRule(preconditioner=replace(adam, corrects_bias=False), alpha=1.0),
         "Adam": UpdateRule(preconditioner=adam, **corrected),
         "AdamW": UpdateRule(preconditioner=adam, **corrected, decay=_DECAY),
-        "Shampoo": UpdateRule(preconditioner=KroneckerRoot(beta2=_BETA2, eps=1e-3), **corrected, decay=_DECAY),
-        "Shampoo-LITE": UpdateRule(
-            preconditioner=KroneckerRoot(beta2=_BETA2, eps=1e-3, sharp_fraction=_FRACTION),
-            **corrected,
-            **lite,
-            decay=_DECAY,
-        ),
     }
     found = {
         name: Declared(
             rule=rule,
             build=lambda p, rule=rule: _FromRule(p, rule),  # type: ignore[misc]  # binds this rule
-            group=lambda chi, beta_flat, eta: {"chi": chi, "beta_flat": beta_flat, "lr": eta},
-            is_lite="LITE" in name,
+            group=lambda chi, beta_flat, eta: {"lr": eta},
         )
         for name, rule in declared.items()
     }
-    found["AdamW-LITE"] = _adamw_lite(corrected)
     for name, mask in {
         "Muon": None,
         "Muon-LITE, tracked subspace": TrackedSubspace(sharp_fraction=_FRACTION),
@@ -121,29 +113,17 @@ def optimizers() -> dict[str, Declared]:
         "Muon-LITE, exact subspace": ExactSubspace(sharp_fraction=_FRACTION),
     }.items():
         found[name] = _muon(mask, average, lite)
+    coordinates = CoordinateMask(sharp_fraction=_FRACTION)
+    second_moment = SecondMoment(beta2=_BETA2, eps_first=True, mask=coordinates)
+    found["AdamW-LITE"] = _corrected(AdamWLITE, second_moment, is_lite=True)
+    for name, fraction in (("Shampoo", 0.0), ("Shampoo-LITE", _FRACTION)):
+        roots = KroneckerRoot(beta2=_BETA2, eps=_EPS, sharp_fraction=fraction)
+        settings: dict[str, Any] = {"precondition_frequency": 1, "grafts": False, "epsilon": _EPS}
+        found[name] = _corrected(ShampooLITE, roots, is_lite=fraction > 0.0, **settings)
     for name in ("SOAP", "SOAP-LITE"):
-        found[name] = _soap(corrected, lite if name == "SOAP-LITE" else {})
+        basis = EigenbasisMoment(beta2=_BETA2, frequency=_FREQUENCY, mask=coordinates)
+        found[name] = _corrected(SOAPLITE, basis, is_lite=name == "SOAP-LITE", precondition_frequency=_FREQUENCY)
     return found
-
-
-def _adamw_lite(corrected: dict[str, Any]) -> Declared:
-    def build(p: torch.nn.Parameter) -> torch.optim.Optimizer:
-        settings: dict[str, Any] = {"adamw_betas": (_THETA, _BETA2), "sharp_fraction": _FRACTION}
-        group = {"params": [p], "rule": "adamw", "weight_decay": _DECAY, **settings}
-        return MuonLITE([group], _ETA)
-
-    mask = CoordinateMask(sharp_fraction=_FRACTION)
-    return Declared(
-        rule=UpdateRule(
-            preconditioner=SecondMoment(beta2=_BETA2, eps_first=True, mask=mask),
-            **corrected,
-            chi=schedule(0)[0],
-            decay=_DECAY,
-        ),
-        build=build,
-        group=lambda chi, _, eta: {"chi": chi, "lr": eta},
-        is_lite=True,
-    )
 
 
 def _muon(
@@ -174,22 +154,22 @@ def _muon(
     )
 
 
-def _soap(corrected: dict[str, Any], lite: dict[str, Any]) -> Declared:
-    mask = CoordinateMask(sharp_fraction=_FRACTION)
-    gain = 1.0 - _THETA  # the optimizer's β is in theory's units
-    settings: dict[str, Any] = {"betas": (_THETA, _BETA2), "weight_decay": _DECAY, "sharp_fraction": _FRACTION}
-    settings |= {"precondition_frequency": _FREQUENCY, "beta_flat": 0.0, "chi": 1.0}
-    beta = {"beta_flat": gain * lite["beta_flat"]} if lite else {}
+def _corrected(
+    optimizer: Callable[..., LITEOptimizer], preconditioner: Preconditioner, *, is_lite: bool, **settings: Any
+) -> Declared:
+    """An optimizer of ``lite`` with a bias-corrected average of gradients as momentum, and β in theory's units."""
+    settings |= {"betas": (_THETA, _BETA2), "weight_decay": _DECAY, "sharp_fraction": _FRACTION}
+    gain = 1.0 - _THETA
+    chi, beta_flat, _ = schedule(0)
+    lite: dict[str, Any] = {"chi": chi, "beta_flat": gain * beta_flat} if is_lite else {}
     return Declared(
         rule=UpdateRule(
-            preconditioner=EigenbasisMoment(beta2=_BETA2, frequency=_FREQUENCY, mask=mask),
-            **corrected,
-            **lite | beta,
-            decay=_DECAY,
+            preconditioner=preconditioner, alpha=gain, gain=gain, corrects_momentum=True, **lite, decay=_DECAY
         ),
-        build=lambda p: SOAPLITE([p], _ETA, **settings),
-        group=lambda chi, beta_flat, eta: {"lr": eta} | ({"chi": chi, "beta_flat": beta_flat} if lite else {}),
-        is_lite=bool(lite),
+        build=lambda p: optimizer([p], _ETA, chi=1.0, beta_flat=0.0, **settings),
+        group=lambda chi, beta_flat, eta: {"lr": eta} | ({"chi": chi, "beta_flat": beta_flat} if is_lite else {}),
+        beta_unit=gain,
+        is_lite=is_lite,
     )
 
 
@@ -219,18 +199,12 @@ def gaps(declared: Declared, rng: np.random.Generator, *, noise: GradientNoise |
     return worst
 
 
-def _beta_factor(declared: Declared) -> float:
-    """β beside F⁻¹m̃ over β of the schedule."""
-    return 1.0 - _THETA if isinstance(declared.rule.preconditioner, EigenbasisMoment) else 1.0
-
-
 def _flow_path(declared: Declared, objective: Regression, start: Tensor, noise: GradientNoise | None) -> Tensor:
-    rule, factor = declared.rule, _beta_factor(declared)
+    rule = declared.rule
     lite: dict[str, Any] = {}
     if declared.is_lite:
         lite["chi"] = TimeDependent(lambda t: schedule(t)[0])
-        if not isinstance(rule.preconditioner, SecondMoment):
-            lite["beta_flat"] = TimeDependent(lambda t: factor * schedule(t)[1])
+        lite["beta_flat"] = TimeDependent(lambda t: declared.beta_unit * schedule(t)[1])
     system = RISHD.from_optimizer(
         objective,
         rule.preconditioner,
@@ -249,15 +223,14 @@ def _flow_path(declared: Declared, objective: Regression, start: Tensor, noise: 
 
 
 def _by_rule(declared: Declared, gradient: Callable[[int, Tensor], Tensor], start: Tensor) -> Iterator[Tensor]:
-    rule, factor = declared.rule, _beta_factor(declared)
+    rule = declared.rule
     state = rule.start(start.reshape(_SHAPE))
     if rule.preconditioner.skips_first:
         state = rule.step(state, gradient(-1, start), eta=0.0)
     for t in range(STEPS):
         chi, beta_flat, eta = schedule(float(t))
         if declared.is_lite:
-            has_damping = not isinstance(rule.preconditioner, SecondMoment)
-            rule = replace(rule, chi=chi, beta_flat=factor * beta_flat if has_damping else 0.0)
+            rule = replace(rule, chi=chi, beta_flat=declared.beta_unit * beta_flat)
         state = rule.step(state, gradient(t, state.w.reshape(-1)), eta=eta * declared.scale)
         yield state.w.reshape(-1)
 

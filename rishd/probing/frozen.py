@@ -19,6 +19,7 @@ from discretizations.update_rule import UpdateRule
 from lite import LITEOptimizer
 from lite.declaration import MOMENTUM, matrix_shape
 from lite.muon_settings import sharp_rank
+from lite.parameters.tensor_settings import set_number
 from riemannian_ode.flow import Projector, lookahead
 from riemannian_ode.preconditioner import Memory, Preconditioner
 
@@ -78,9 +79,9 @@ class FrozenOptimizer:
             rates = [float(group.get("initial_lr", 0.0)) or 1.0 for group in groups]
         on_sphere = any(group.get("norm") == "constant" for group in groups)  # a step is not linear in its angle
         for group, rate in zip(groups, rates, strict=True):
-            _set(group, "lr", rate if on_sphere else rate / max(rates))
+            set_number(group, "lr", rate if on_sphere else rate / max(rates))
             if "weight_decay" in group:
-                _set(group, "weight_decay", 0.0)
+                set_number(group, "weight_decay", 0.0)
         held = {name: copies[place[p]] for name, p in parameters.items()}
         if not on_sphere:  # without decay no direction depends on the point, and from 0 it is not rounded
             with torch.no_grad():
@@ -167,14 +168,6 @@ def torch_rule(
     metric = SecondMoment(beta2=beta2, eps=group["eps"])
     memory = {"v": state["exp_avg_sq"], "v_mass": 1.0 - beta2 ** state["step"].double()}
     return UpdateRule(preconditioner=metric, alpha=1.0 - theta, gain=1.0 - theta), memory
-
-
-def _set(group: dict[str, Any], name: str, value: float) -> None:
-    """Set a group's number, which may be a tensor."""
-    if isinstance(group[name], Tensor):
-        group[name].fill_(value)
-    else:
-        group[name] = value
 
 
 @dataclass(frozen=True)

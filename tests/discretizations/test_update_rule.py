@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from discretizations import Identity, KroneckerRoot, PolarFactor, SecondMoment, TrackedSubspace, UpdateRule
-from discretizations.update_rule import differ, initial_memory, lite_step
+from discretizations.update_rule import lite_step
+from riemannian_ode.flow import differ
+from riemannian_ode.stages import initial_memory
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

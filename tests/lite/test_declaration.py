@@ -7,11 +7,35 @@ import torch
 from torch import nn
 
 from discretizations import Identity, SecondMoment, UpdateRule
-from lite import SOAPLITE, Lion, LionLITE, Muon, MuonLITE, NorMuon, Shampoo, ShampooLITE
+from lite import SOAPLITE, Lion, LionLITE, LITEOptimizer, Muon, MuonLITE, NorMuon, Shampoo, ShampooLITE
 from lite.declaration import MOMENTUM, Declaration, matrix_shape, rounds_stochastically, rule_update
+from riemannian_ode import Preconditioner
 
 SHAPE = (6, 5)
 COVECTOR, GRADIENT, PARAMETER = {"covector"}, {"covector", "g"}, {"covector", "g", "w"}
+
+
+class LargestSquare(Preconditioner):
+    """F = diag(√(max g²) + ε): a memory that is no average, which the map takes in by itself."""
+
+    name = "largest-square"
+
+    def initial(self, w, *, batch=0):
+        return {"largest": torch.zeros_like(w)}
+
+    def observe(self, memory, g, frame_g, *, h=1.0):
+        return {"largest": torch.maximum(memory["largest"], g**2)}
+
+    def raise_index(self, memory, covector):
+        return covector / (memory["largest"].sqrt() + 1e-8)
+
+
+class LargestLITE(LITEOptimizer):
+    rule = "largest-square"
+
+    def update_rule(self, group, shape):
+        return UpdateRule(preconditioner=LargestSquare(), alpha=0.1, decay=group["weight_decay"])
+
 
 # What a shard sends its owner: no more than the direction needs.
 SENT = {
@@ -31,6 +55,7 @@ SENT = {
     "soap": (partial(SOAPLITE, precondition_frequency=2), {"w", "g"}),
     "shampoo": (partial(Shampoo, precondition_frequency=1), {"w", "g"}),
     "normuon": (NorMuon, COVECTOR),
+    "largest square": (LargestLITE, {"w", "g"}),
 }
 
 

@@ -263,7 +263,7 @@ def test_a_checkpoint_that_cannot_be_written_or_read_is_named_at_once(tmp_path):
         file.write_bytes(broken)
         with pytest.raises(CheckpointError, match="is no checkpoint of a simulation"):
             simulate(system(), W0, steps=2, checkpoint=file)
-        with pytest.raises(ValueError, match="is no saved trajectory"):
+        with pytest.raises(ValueError, match="is not a saved trajectory"):
             Trajectory.load(file)
     file.write_bytes(content)
     again = simulate(system(), W0, steps=2, checkpoint=file, save_every=2, h=0.5)

@@ -127,7 +127,7 @@ def test_save_and_load(tmp_path, rng):
     np.testing.assert_array_equal(back.w, run.w)
     np.testing.assert_array_equal(back.times, run.times)
     np.savez(tmp_path / "other.npz", x=1)
-    with pytest.raises(ValueError, match="no saved trajectory"):
+    with pytest.raises(ValueError, match="not a saved trajectory"):
         Trajectory.load(tmp_path / "other.npz")
 
 
@@ -293,5 +293,5 @@ def test_files_that_are_no_trajectories(tmp_path):
     np.save(tmp_path / "x.npy", np.ones(2))
     (tmp_path / "text.npz").write_text("hello")
     for name in ("x.npy", "text.npz"):
-        with pytest.raises(ValueError, match="no saved trajectory"):
+        with pytest.raises(ValueError, match="not a saved trajectory"):
             Trajectory.load(tmp_path / name)
