@@ -11,11 +11,12 @@ import typer
 
 from rishd.commands.console import FAILED, INTERRUPTED, Format, err, out, usable_folder
 from rishd.progress import progress_bar
-from rishd.report.terminal import claims_table
+from rishd.report.terminal import claims_table, evidence_table
 
 if TYPE_CHECKING:
     from rishd.claims.validation import Validation
 
+_WITH_EVIDENCE = 3  # claims at most, for which each part of the evidence is printed
 _STUDIES = Path("runs/studies")  # where `rishd study` writes
 
 Claims = Annotated[
@@ -60,6 +61,9 @@ def validate(
         print(json.dumps([result.as_dict() for result in validation.results], indent=2, allow_nan=False))
     else:
         print_claims(validation.results)
+        if len(validation.results) <= _WITH_EVIDENCE:
+            for result in validation.results:
+                out.print(evidence_table(result))
     _exit(validation)
 
 

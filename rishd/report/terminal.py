@@ -47,6 +47,36 @@ def claims_table(results: Sequence[Any]) -> Table:
     return table
 
 
+def evidence_table(result: Any) -> Table:
+    """One row a part of a claim's evidence: what, how often it was tried, and its worst value beside the limit."""
+    from rishd.claims.evidence import Bound, Identity, Proof
+
+    table = Table(
+        Column("evidence"),
+        Column("n", justify="right", no_wrap=True),
+        Column("worst", justify="right", no_wrap=True),
+        Column("limit", justify="right", no_wrap=True),
+        Column("holds", no_wrap=True),
+        title=f"{result.key}, {result.title}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for part in result.evidence:
+        if isinstance(part, Proof):
+            cells = ["", "0", "0"]
+        elif isinstance(part, Bound):
+            cells = [str(part.values.size), ratio(part.worst, 3), "1"]
+        elif isinstance(part, Identity):
+            cells = [str(part.values.size), f"{part.values.max(initial=0.0):.1e}", f"{part.tolerance:.0e}"]
+        else:
+            cells = [str(part.values.size), f"{part.values.max(initial=0.0):.3g}", ""]
+        held = getattr(part, "holds", None)
+        colour = "red" if held is False else "green"
+        mark = "" if held is None else f"[{colour}]{'yes' if held else 'no'}[/{colour}]"
+        table.add_row(escape(part.name), *cells, mark)
+    return table
+
+
 def _tightness_text(bound: Any) -> str:
     found = [] if bound.adversary is None else [bound.adversary.tightness]
     return " ".join(ratio(value, 3) for value in (float(np.median(bound.values)), float(bound.values.max()), *found))
