@@ -8,6 +8,7 @@ Source: arXiv:2602.22681, published settings and code.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, get_args
 
 import torch
@@ -147,7 +148,35 @@ def _keep_peaks(group: dict[str, Any]) -> None:
             group[peak] = float(group[name])
 
 
-class LITESchedule(LRScheduler):
+class SettingsScheduler(LRScheduler, ABC):
+    """What schedulers of LITE's settings have in common: they leave the learning rate to others."""
+
+    def get_lr(self) -> list[Any]:
+        """The learning rates as they are: this schedule does not touch them."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move the settings to the next step."""
+        super().step(epoch)
+        self.apply()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state, with the settings of its step."""
+        super().load_state_dict(state_dict)
+        self.apply()
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Give the groups the settings of the present step."""
+
+
+def require_lite(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose groups have no χ."""
+    if not all("chi" in group for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} has no chi in its groups; give a LITE optimizer.")
+
+
+class LITESchedule(SettingsScheduler):
     """χ and β_flat of every group over time, as published; the learning rate is left to other schedulers.
 
     Call ``step()`` after ``optimizer.step()``, alone or in a ``ChainedScheduler`` beside a scheduler of the learning
@@ -181,9 +210,8 @@ class LITESchedule(LRScheduler):
         self.warmup_steps = warmup_steps
         self.schedule: Schedule = schedule
         self.min_ratio = min_ratio
+        require_lite(optimizer)
         for group in optimizer.param_groups:
-            if "chi" not in group:
-                raise ValueError(f"{type(optimizer).__name__} has no chi in its groups; give a LITE optimizer.")
             _keep_peaks(group)
             if group["peak_chi"] < 1.0:
                 raise ValueError(
@@ -192,21 +220,7 @@ class LITESchedule(LRScheduler):
                 )
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[Any]:
-        """The learning rates as they are: this schedule does not touch them."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def step(self, epoch: int | None = None) -> None:
-        """Move χ and β_flat to the next step."""
-        super().step(epoch)
-        self._apply()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state, and set χ and β_flat accordingly."""
-        super().load_state_dict(state_dict)
-        self._apply()
-
-    def _apply(self) -> None:
+    def apply(self) -> None:
         k = self.last_epoch
         for group in self.optimizer.param_groups:
             _keep_peaks(group)  # of groups that were added later, too

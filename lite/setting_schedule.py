@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 
 from lite.parameters.group_checks import require_range
 from lite.parameters.tensor_settings import set_number
+from lite.schedules import SettingsScheduler, require_lite
 from riemannian_ode.checks import require_choice, shown
 
 Setting: TypeAlias = Literal["chi", "chi_sharp", "beta_sharp", "beta_flat", "sharp_fraction", "weight_decay"]
@@ -25,7 +25,7 @@ _RANGES: dict[Setting, tuple[float, float]] = {
 }
 
 
-class SettingSchedule(LRScheduler):
+class SettingSchedule(SettingsScheduler):
     """χ, β, r and weight decay as functions of the step; the learning rate is left to other schedulers.
 
     .. code-block:: python
@@ -51,8 +51,7 @@ class SettingSchedule(LRScheduler):
         if not settings:
             raise ValueError(f"no setting is given; name some of {', '.join(get_args(Setting))}.")
         groups = optimizer.param_groups
-        if not all("chi" in group for group in groups):
-            raise ValueError(f"{type(optimizer).__name__} has no chi in its groups; give a LITE optimizer.")
+        require_lite(optimizer)
         self._functions: list[dict[Setting, ByStep]] = [{} for _ in groups]
         for name, given in settings.items():
             require_choice("setting", name, get_args(Setting))
@@ -66,25 +65,11 @@ class SettingSchedule(LRScheduler):
                 group["is_scheduled"] = True
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[Any]:
-        """The learning rates as they are: this schedule does not touch them."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def step(self, epoch: int | None = None) -> None:
-        """Move all settings to the next step."""
-        super().step(epoch)
-        self._apply()
-
     def state_dict(self) -> dict[str, Any]:
         """The number of the step."""
         return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved step."""
-        super().load_state_dict(state_dict)
-        self._apply()
-
-    def _apply(self) -> None:
+    def apply(self) -> None:
         for group, functions in zip(self.optimizer.param_groups, self._functions, strict=False):
             values = {name: function(self.last_epoch) for name, function in functions.items()}
             for name, value in values.items():

@@ -40,8 +40,9 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from riemannian_ode.checks import one_line, require_choice, shown
 from rishd.comparing.rivals import with_rivals
-from rishd.pretraining.config import Number, PretrainConfig, Switch, Whole
+from rishd.pretraining.config import PretrainConfig
 from rishd.pretraining.config_files import ConfigError, checked, make_config, read_mapping, with_value
+from rishd.pretraining.setting_types import Number, Switch, Whole
 
 _STRICT = ConfigDict(extra="forbid")
 _FREE = ("checkpoints", "logging")  # sections on which no number depends

@@ -8,36 +8,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, field
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 from riemannian_ode.checks import require_choice, require_positive, shown
-from rishd.pretraining.plain_data import LARGEST
+from riemannian_ode.rate_factors import Schedule
 from rishd.pretraining.presets import OPTIMIZERS, PRESETS
+from rishd.pretraining.setting_types import Count, Number, Switch, Whole
 
-
-def _whole(value: Any) -> Any:
-    """An integer, also from a float without fraction: YAML reads ``1e4`` as one."""
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise ValueError(f"{shown(value)} is too large; integers go to 2⁵³ in magnitude.")
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST else value
-
-
-def _count(value: int) -> int:
-    if value < 1:
-        raise PydanticCustomError("refused", "must be a whole number of at least 1.")
-    return value
-
-
-Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Strict()]  # neither a boolean nor text
-Count: TypeAlias = Annotated[Whole, AfterValidator(_count)]
-Number: TypeAlias = Annotated[float, Strict()]
-Switch: TypeAlias = Annotated[bool, Strict()]
-
-Schedule: TypeAlias = Literal["cosine", "wsd"]
 Packing: TypeAlias = Literal["concatenate", "separate", "truncate"]
 Sharding: TypeAlias = Literal["none", "fsdp2"]
 Precision: TypeAlias = Literal["float32", "bfloat16-mixed", "bfloat16"]
@@ -192,7 +172,7 @@ class TrainingConfig:
         batch_size: Sequences per step, over all ranks.
         micro_batch_size: Sequences per forward pass of a rank; ``None`` is the rank's whole share of the batch.
         clip: Global norm that gradients are clipped to; 0 is none.
-        qk_clip: Threshold of attention logits, see :class:`lite.QKClip`; 0 is none.
+        qk_clip: Threshold of attention logits, see :class:`lite.QKClip`; 0 turns clipping off.
         precision: ``"float32"``; ``"bfloat16-mixed"``: float32 weights, bfloat16 in forward and backward;
             ``"bfloat16"``: weights and optimizer state too (published).
         sharding: What several ranks do: ``"none"``: each has the whole model (DDP); ``"fsdp2"``: weights, gradients and

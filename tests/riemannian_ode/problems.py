@@ -88,3 +88,15 @@ def hardest_for(scheme, problems=NONLINEAR):
         else:
             return system, refusals
     raise AssertionError(f"{scheme.name} takes none of the problems: {refusals}")
+
+
+class Bowl:
+    """½‖w‖² in two dimensions."""
+
+    dimension = 2
+
+    def value(self, w):
+        return 0.5 * (w * w).sum(-1)
+
+    def gradient(self, w):
+        return w

@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 
 from riemannian_ode import RISHD, energy_identity_residual, simulate
-
-
-class Bowl:
-    dimension = 2
-
-    def value(self, w):
-        return 0.5 * (w * w).sum(-1)
-
-    def gradient(self, w):
-        return w
+from tests.riemannian_ode.problems import Bowl
 
 
 def test_the_energy_plot_shows_the_balance():

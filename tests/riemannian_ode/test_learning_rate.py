@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riemannian_ode import RISHD, TimeDependent, energy_identity_residual, learning_rate, simulate
+from tests.riemannian_ode.problems import Bowl
 
 SPANS = st.tuples(st.sampled_from(["cosine", "wsd"]), st.integers(0, 40), st.integers(1, 60), st.floats(0.0, 1.0))
 
@@ -32,16 +33,6 @@ def test_derivatives_are_those_of_the_rates(span, share):
     if min(abs(t - corner) for corner in corners) > 2 * step:
         slope = (eta(t + step) - eta(t - step)) / (2 * step)
         assert eta.derivative(t) == pytest.approx(slope, rel=1e-4, abs=1e-6)
-
-
-class Bowl:
-    dimension = 2
-
-    def value(self, w):
-        return 0.5 * (w * w).sum(-1)
-
-    def gradient(self, w):
-        return w
 
 
 def test_a_flow_with_a_schedule_keeps_its_energy_identity():

@@ -261,7 +261,7 @@ def test_momentum_turns_with_its_frame_at_whole_times():
 
 
 def test_what_a_preconditioner_is_told_of_a_step_and_of_a_rate():
-    """All members jump together: a rate knows no time, and a flow's memory tells its phase by its masses."""
+    """All members jump at the same step; the masses in a flow's memory show when."""
     w, m, g = (numbers(seed, 2) for seed in range(3))
     flow = metric(Told, is_split=True)
     now, told = NOW | {"chi": 3.0}, flow.preconditioner

@@ -204,7 +204,7 @@ class Cubed(Scaled):
 @pytest.mark.parametrize("is_inside", [False, True])
 @pytest.mark.parametrize("is_split", [False, True])
 def test_damping_acts_before_or_behind_a_map_that_is_not_linear(is_inside, is_split, changes, learned):
-    """Inside, F⁻¹(m̃ + β₁Pg + β₂Qg) is raised at once and Q knows no raised covector; a rate learns nothing."""
+    """Inside, F⁻¹(m̃ + β₁Pg + β₂Qg) is one call and Q comes from m̃ alone. A rate leaves the memory as it is."""
     rule, taken = Cubed(), TakenIn(M, {"old": 1}, G, M + G)
     directed = direct(rule, taken, damps_inside=is_inside, is_split=is_split, shrinkage=W, **LITE, **changes)
     flat, settings = (Q, LITE) if is_split else (0.0 * Q, LITE | {"beta_flat": 0.2})
