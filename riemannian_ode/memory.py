@@ -21,9 +21,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from riemannian_ode.arrays import is_torch, namespace, to_numpy
+from riemannian_ode.arrays import to_numpy
 from riemannian_ode.checks import shown
 from riemannian_ode.flow import Array, average_rate, lookahead, momentum_rate
+from riemannian_ode.memory_arrays import as_tensor, broadcast, in_kind_of, member_axis, sheltered, with_lost
 from riemannian_ode.metric import Metric, Variation
 from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import (
@@ -105,8 +106,8 @@ class RememberedMetric(Metric):
         Raises:
             ValueError: for a memory of other keys or shapes.
         """
-        w, m, g, lost = _sheltered(w, m, g)
-        parameter, batch = self._shaped(w, w), len(_members(w))
+        w, m, g, lost = sheltered(w, m, g)
+        parameter, batch = self._shaped(w, w), len(member_axis(w))
         memory = initial_memory(self.preconditioner, parameter, corrects_momentum=self.corrects_momentum, batch=batch)
         if memory0 is not None:
             ensemble = tuple(w.shape[:-1])
@@ -117,30 +118,30 @@ class RememberedMetric(Metric):
             imaginary = sorted(key for key in memory0 if not bool(np.isrealobj(to_numpy(memory0[key]))))
             if imaginary:
                 raise ValueError(f"{name} is complex in {', '.join(imaginary)}; give real numbers.")
-            memory = {key: _tensor(memory0[key]).to(x.dtype).reshape(x.shape) for key, x in memory.items()}
+            memory = {key: as_tensor(memory0[key]).to(x.dtype).reshape(x.shape) for key, x in memory.items()}
             bad = sorted(key for key, x in memory.items() if not bool(x.isfinite().all()))
             if bad:
                 raise ValueError(f"{name} is not finite in {', '.join(bad)}; start from a sound state.")
         elif self.preconditioner.skips_first:
             memory = self.preconditioner.first(memory, self._shaped(g, w))
-        return _lost(self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w), lost)
+        return with_lost(self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w), lost)
 
     def pack(self, m: Array, memory: Memory, w: Array) -> Array:
         """z of momentum and memory, in the kind of ``w``."""
         import torch
 
         parts = [m, *(memory[key] for key in sorted(memory))]
-        z = torch.cat([part.reshape((*_members(w), -1)) for part in parts], dim=-1)
-        return _in_kind_of(w, z.reshape((*w.shape[:-1], -1)))
+        z = torch.cat([part.reshape((*member_axis(w), -1)) for part in parts], dim=-1)
+        return in_kind_of(w, z.reshape((*w.shape[:-1], -1)))
 
     def unpack(self, w: Array, z: Array) -> tuple[Array, Memory]:
         """Momentum (in the frame) and memory of z, tensors with one axis for all members, or none."""
         import torch
 
-        shape, members = self.shape_of(w), _members(w)
+        shape, members = self.shape_of(w), member_axis(w)
         layout = _layout(self.preconditioner, shape, self.corrects_momentum)
         sizes = [math.prod(shape), *(math.prod(part) for _, part in layout)]
-        first, *others = torch.split(_tensor(z).reshape((*members, -1)), sizes, dim=-1)
+        first, *others = torch.split(as_tensor(z).reshape((*members, -1)), sizes, dim=-1)
         memory: Memory = {key: x.reshape((*members, *part)) for (key, part), x in zip(layout, others, strict=True)}
         for key in self._masses:
             if key in memory:
@@ -153,10 +154,10 @@ class RememberedMetric(Metric):
         Where no gradient was taken in yet, momentum and memory over their masses are 0/0; their limit is what they are
         after the first gradient.
         """
-        w, z, g, lost = _sheltered(w, z, g)
+        w, z, g, lost = sheltered(w, z, g)
         m, memory = self.unpack(w, z)
         memory = self.preconditioner.admissible(memory)
-        now = {name: _broadcast(value, m, w) for name, value in now.items()}
+        now = {name: broadcast(value, m, w) for name, value in now.items()}
         gradient = self._shaped(g, w)
         frame_g = self.preconditioner.to_frame(memory, gradient)
         if any(key in memory and not bool(memory[key].all()) for key in self._masses):
@@ -171,21 +172,21 @@ class RememberedMetric(Metric):
         if MASS in memory:
             changes[MASS] = average_rate(memory[MASS], 1.0, rate=per_member(now["alpha"], memory[MASS]))
         m_dot = momentum_rate(m, frame_g, alpha=now["alpha"], gain=now["gain"])
-        return _lost(_in_kind_of(w, velocity.reshape(w.shape)), lost), _lost(self.pack(m_dot, changes, w), lost)
+        return with_lost(in_kind_of(w, velocity.reshape(w.shape)), lost), with_lost(self.pack(m_dot, changes, w), lost)
 
     def semi_implicit_step(
         self, now: Mapping[str, Any], t: float, w: Array, z: Array, g: Array, h: float
     ) -> tuple[Array, Array]:
         """(w, z) at t + h: memory, momentum and position in turn, with one gradient; h = 1 is the optimizer's step."""
-        w, z, g, lost = _sheltered(w, z, g)
+        w, z, g, lost = sheltered(w, z, g)
         m, memory = self.unpack(w, z)
-        now = {name: _broadcast(value, m, w) for name, value in now.items()}
+        now = {name: broadcast(value, m, w) for name, value in now.items()}
         position = self._shaped(w, w)
         taken = self.taken_in(now, m, memory, self._shaped(g, w), h=h)
         directed = self._direct(now, taken, position, step=self.jump_time(t, h), h=h)
         moved = move(position, directed, eta=now["eta"], h=h)
         after = self.pack(directed.m, directed.memory, w)
-        return _lost(_in_kind_of(w, moved.reshape(w.shape)), lost), _lost(after, lost)
+        return with_lost(in_kind_of(w, moved.reshape(w.shape)), lost), with_lost(after, lost)
 
     @property
     def changes_between_steps(self) -> bool:
@@ -205,14 +206,14 @@ class RememberedMetric(Metric):
             g: Gradient at ``w``.
             h: Step size.
         """
-        w, z, g, lost = _sheltered(w, z, g)
+        w, z, g, lost = sheltered(w, z, g)
         m, memory = self.unpack(w, z)
         m, memory = m.clone(), {key: value.clone() for key, value in memory.items()}
-        now = {name: _broadcast(value, m, w) for name, value in now.items()}
+        now = {name: broadcast(value, m, w) for name, value in now.items()}
         frame_g = self.preconditioner.to_frame(memory, self._shaped(g, w))
         taken = TakenIn(m, memory, frame_g, lookahead(m, frame_g, now["nesterov"]))
         directed = self._direct(now, taken, None, step=self.jump_time(t, h), h=h)
-        return _lost(self.pack(directed.m, directed.memory, w), lost)
+        return with_lost(self.pack(directed.m, directed.memory, w), lost)
 
     def jump_time(self, t: float, h: float) -> int:
         """The whole number in (t, t + h] at which the memory jumps, if there is one, else 0."""
@@ -254,25 +255,25 @@ class RememberedMetric(Metric):
     def shaped(self, coefficients: Mapping[str, Any], w: Array, g: Array) -> tuple[dict[str, Any], Array, Array]:
         """Coefficients that broadcast against ``(*members, *shape)``, and position and gradient of that shape."""
         position = self._shaped(w, w)
-        return {name: _broadcast(x, position, w) for name, x in coefficients.items()}, position, self._shaped(g, w)
+        return {name: broadcast(x, position, w) for name, x in coefficients.items()}, position, self._shaped(g, w)
 
     def momentum(self, w: Array, z: Array) -> Array:
         """The momentum in z, out of the frame, shape ``(*ensemble, p)``."""
         m, memory = self.unpack(w, z)
-        return _in_kind_of(w, self.preconditioner.from_frame(memory, m).reshape(w.shape))
+        return in_kind_of(w, self.preconditioner.from_frame(memory, m).reshape(w.shape))
 
     def memory(self, w: Array, z: Array) -> Memory:
         """The memory in z, arrays of the kind of ``w`` of shape ``(*ensemble, …)``."""
-        batch, ensemble = len(_members(w)), tuple(w.shape[:-1])
+        batch, ensemble = len(member_axis(w)), tuple(w.shape[:-1])
         memory = self.unpack(w, z)[1]
-        return {key: _in_kind_of(w, x.reshape((*ensemble, *x.shape[batch:]))) for key, x in memory.items()}
+        return {key: in_kind_of(w, x.reshape((*ensemble, *x.shape[batch:]))) for key, x in memory.items()}
 
     @property
     def _masses(self) -> tuple[str, ...]:
         return MASS, *self.preconditioner.masses
 
     def _shaped(self, x: Array, w: Array) -> Array:
-        return _tensor(x).reshape((*_members(w), *self.shape_of(w)))
+        return as_tensor(x).reshape((*member_axis(w), *self.shape_of(w)))
 
     def taken_in(self, now: Mapping[str, Any], m: Array, memory: Memory, g: Array, *, h: float) -> TakenIn:
         """Momentum and memory with a gradient taken in over ``h``."""
@@ -303,55 +304,9 @@ def _layout(
     return tuple((key, tuple(memory[key].shape)) for key in sorted(memory))
 
 
-def _tensor(x: Array) -> Array:
-    """The same numbers as a torch tensor."""
-    import torch
-
-    if is_torch(x):
-        return x
-    x = np.asarray(x)
-    return torch.from_numpy(x if x.flags.writeable else x.copy())
-
-
-def _members(w: Array) -> tuple[int, ...]:
-    """The ensemble as one batch axis, or none."""
-    return (math.prod(w.shape[:-1]),) if w.ndim > 1 else ()
-
-
-def _in_kind_of(w: Array, x: Array) -> Array:
-    """A tensor as an array of the kind and dtype of ``w``."""
-    return x.to(w.dtype) if is_torch(w) else np.asarray(x.numpy(), dtype=w.dtype)
-
-
-def _broadcast(coefficient: Any, m: Array, w: Array) -> Any:
-    """A coefficient of shape ``(*ensemble, 1)`` so that it broadcasts against ``(members, *shape)``."""
-    if isinstance(coefficient, float) or coefficient.ndim == 0:
-        return coefficient
-    values = _tensor(coefficient).broadcast_to((*w.shape[:-1], 1))
-    return values.reshape((*_members(w), *(1,) * (m.ndim - len(_members(w)))))
-
-
 def _checked_shape(shape: Any) -> tuple[int, ...] | None:
     if shape is None:
         return None
     if not isinstance(shape, (tuple, list)) or not all(type(n) is int and n >= 1 for n in shape):
         raise ValueError(f"shape = {shown(shape)} must hold whole numbers of at least 1, such as (rows, columns).")
     return tuple(shape)
-
-
-def _sheltered(w: Array, z: Array, g: Array) -> tuple[Array, Array, Array, Array | None]:
-    """Arrays with plain numbers for members that are not finite, and which these are; factorisations raise for NaN.
-
-    Memory is 1 there: zeros over a mass of zero would be NaN again.
-    """
-    xp = namespace(w)
-    sound = xp.isfinite(w).all(-1) & xp.isfinite(z).all(-1) & xp.isfinite(g).all(-1)
-    if bool(sound.all()):
-        return w, z, g, None
-    kept = sound[..., None]
-    return xp.where(kept, w, 0.0), xp.where(kept, z, 1.0), xp.where(kept, g, 0.0), ~sound
-
-
-def _lost(x: Array, lost: Array | None) -> Array:
-    """NaN for lost members."""
-    return x if lost is None else namespace(x).where(lost[..., None], math.nan, x)

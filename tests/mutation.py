@@ -80,6 +80,7 @@ TESTS = {
         "riemannian_ode/test_flow.py",
     ],
     "riemannian_ode/memory.py": [*CORE, "riemannian_ode/test_memory.py"],
+    "riemannian_ode/memory_arrays.py": [*CORE, "riemannian_ode/test_memory.py"],
     "riemannian_ode/stages.py": [*CORE, "lite/test_declaration.py"],
     "riemannian_ode/*": CORE,
     "discretizations/update_rule.py": CORE,
