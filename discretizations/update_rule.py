@@ -67,6 +67,9 @@ class UpdateRule:
             :func:`riemannian_ode.stages.direction_on_sphere`.
         is_split: Whether sharp and flat directions differ; by default, whether χ or β do.
 
+    Raises:
+        ValueError: if they differ and the preconditioner has no sharp directions of its own.
+
     Source: arXiv:2602.22681, Algorithm 1.
     """
 
@@ -84,6 +87,10 @@ class UpdateRule:
     is_cautious: bool = False
     keeps_norm: bool = False
     is_split: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.splits and not self.preconditioner.has_split:
+            raise self.preconditioner.no_split()
 
     @property
     def splits(self) -> bool:

@@ -39,6 +39,7 @@ from riemannian_ode.stages import (
     take_in,
 )
 
+_AGREEMENT = 1e-4  # of a preconditioner's own ``observe`` with its rates: far above rounding in float32
 _ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
 
 
@@ -70,6 +71,8 @@ class RememberedMetric(Metric):
                 f"preconditioner is a {type(preconditioner).__name__} that cannot be hashed; make its class a frozen "
                 "dataclass (@dataclass(frozen=True)) with fields that can."
             ) from None
+        if is_split and not preconditioner.has_split:
+            raise preconditioner.no_split()
         self.corrects_momentum, self.is_split = corrects_momentum, is_split
 
     def raise_index(self, w: Array, covector: Array) -> Array:
@@ -104,7 +107,8 @@ class RememberedMetric(Metric):
             name: What errors call it.
 
         Raises:
-            ValueError: for a memory of other keys or shapes.
+            ValueError: for a memory of other keys or shapes, or a preconditioner whose ``observe`` is not the Euler
+                step of its ``memory_rates``.
         """
         w, m, g, lost = sheltered(w, m, g)
         parameter, batch = self._shaped(w, w), len(member_axis(w))
@@ -124,7 +128,23 @@ class RememberedMetric(Metric):
                 raise ValueError(f"{name} is not finite in {', '.join(bad)}; start from a sound state.")
         elif self.preconditioner.skips_first:
             memory = self.preconditioner.first(memory, self._shaped(g, w))
+        if type(self.preconditioner).observe is not Preconditioner.observe:
+            self._check_observe(memory, self._shaped(g, w))
         return with_lost(self.pack(self.preconditioner.to_frame(memory, self._shaped(m, w)), memory, w), lost)
+
+    def _check_observe(self, memory: Memory, g: Array) -> None:
+        """Refuse an ``observe`` that is no Euler step: other integrators would move the memory differently."""
+        preconditioner, h = self.preconditioner, 0.5
+        frame_g = preconditioner.to_frame(memory, g)
+        observed = preconditioner.observe(memory, g, frame_g, h=h)
+        rates = preconditioner.memory_rates(memory, g, frame_g)
+        for key, before in memory.items():
+            step, change = observed[key] - before, h * rates[key]
+            if bool((abs(step - change) > _AGREEMENT * (abs(step) + abs(change) + abs(before))).any()):
+                raise ValueError(
+                    f"preconditioner {preconditioner.name!r} observes {key!r} by a step that is not its memory_rates "
+                    "over h; declare the average by rates() and averaged(), or override memory_rates, too."
+                )
 
     def pack(self, m: Array, memory: Memory, w: Array) -> Array:
         """z of momentum and memory, in the kind of ``w``."""

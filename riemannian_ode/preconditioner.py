@@ -73,6 +73,11 @@ class Preconditioner(ABC):
         """The preconditioner whose direction is such a gradient, if this one approximates it; else itself."""
         return self
 
+    @property
+    def has_split(self) -> bool:
+        """Whether it has sharp directions of its own, so that χ and β_flat may differ from those of sharp ones."""
+        return type(self).flat is not Preconditioner.flat
+
     def initial(self, w: Array, *, batch: int = 0) -> Memory:
         """Memory before the first gradient.
 

@@ -68,6 +68,10 @@ class PolarFactor(Preconditioner):
         return replace(self, iteration="svd", mask=self.mask and self.mask.exact)
 
     @property
+    def has_split(self) -> bool:
+        return self.mask is not None
+
+    @property
     def applies_twice(self) -> bool:
         return self.mask is not None and self.mask.applies_twice
 

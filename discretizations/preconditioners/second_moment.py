@@ -32,6 +32,10 @@ class CoordinateMoment(Preconditioner):
     eps: float = 1e-8
     mask: CoordinateMask | None = None
 
+    @property
+    def has_split(self) -> bool:
+        return self.mask is not None
+
     def admissible(self, memory: Memory) -> Memory:
         return memory | {"v": memory["v"].clamp(min=0.0)} if "v" in memory else memory
 

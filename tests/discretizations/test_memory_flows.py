@@ -1,7 +1,7 @@
 """Flows whose metric remembers gradients: RISHD with a preconditioner in place of a metric."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -391,7 +391,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="memory0 is given, but the system's metric has no memory"):
         simulate(RISHD.from_optimizer(Wells(), alpha=0.1, eta=0.1), start(), steps=1, memory0={})
     with pytest.raises(ValueError, match="'identity' has no sharp directions of its own"):
-        run(flow("identity", chi=2.0), start(), steps=1)
+        flow("identity", chi=2.0)
     with pytest.raises(ValueError, match="a preconditioner has sharp directions of its own"):
         flow("adam", flat=lambda point: lambda x: x)
     with pytest.raises(ValueError, match="decay, corrects_momentum and shape belong to a preconditioner"):
@@ -404,3 +404,26 @@ def test_what_does_not_fit_is_refused():
 def test_noise_has_no_limit_in_a_metric_that_depends_on_gradients(scheme, h):
     with pytest.raises(ValueError, match="take integrator='semi-implicit-euler' with h = 1"):
         simulate(flow("rmsprop"), start(), integrator=scheme, h=h, steps=2, noise=GradientNoise(factor=0.1))
+
+
+@dataclass(frozen=True)
+class OwnObserve(Identity):
+    """An average of the gradient's size that ``observe`` takes in by itself, with or without the rate that belongs."""
+
+    declares_rate: bool = False
+
+    def initial(self, w, *, batch=0):
+        return {"size": 0.0 * w}
+
+    def observe(self, memory, g, frame_g, *, h=1.0):
+        return {"size": memory["size"] + h * 0.1 * (abs(g) - memory["size"])}
+
+    def memory_rates(self, memory, g, frame_g):
+        return {"size": 0.1 * (abs(g) - memory["size"]) if self.declares_rate else 0.0 * memory["size"]}
+
+
+def test_an_observe_that_is_not_the_step_of_its_rates_is_refused():
+    with pytest.raises(ValueError, match="observes 'size' by a step that is not its memory_rates over h"):
+        simulate(RISHD.from_optimizer(Wells(), OwnObserve(), alpha=0.1, eta=0.01), start(), steps=1, integrator="rk4")
+    system = RISHD.from_optimizer(Wells(), OwnObserve(declares_rate=True), alpha=0.1, eta=0.01)
+    assert run(system, start(), steps=2).memory["size"].shape == (3, P)

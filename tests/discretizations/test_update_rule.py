@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from discretizations import Identity, KroneckerRoot, PolarFactor, SecondMoment, TrackedSubspace, UpdateRule
+from discretizations import (
+    EigenbasisMoment,
+    GradedMask,
+    Identity,
+    KroneckerRoot,
+    PolarFactor,
+    SecondMoment,
+    Sign,
+    TrackedSubspace,
+    UpdateRule,
+)
 from discretizations.update_rule import lite_step
 from riemannian_ode.flow import differ
 from riemannian_ode.stages import initial_memory
@@ -251,3 +261,12 @@ def test_the_mass_is_in_the_memory_only_if_the_momentum_is_corrected():
         memory = initial_memory(_Known(), np.ones((2, 3)), corrects_momentum=corrects)
         assert set(memory) == keys and memory["batch"] == 0
         assert memory.get("momentum_mass", np.zeros(())).shape == ()
+
+
+def test_a_rule_that_splits_needs_sharp_directions():
+    for split in ({"chi": 2.0}, {"beta_flat": 0.5}, {"is_split": True}):
+        for base in (Identity(), PolarFactor(), SecondMoment(beta2=0.9), EigenbasisMoment(beta2=0.9)):
+            with pytest.raises(ValueError, match=f"'{base.name}' has no sharp directions of its own; keep chi = 1"):
+                UpdateRule(preconditioner=base, alpha=0.1, **split)
+    for masked in (Sign(), KroneckerRoot(beta2=0.9, eps=1e-3), PolarFactor(mask=GradedMask())):
+        assert UpdateRule(preconditioner=masked, alpha=0.1, chi=2.0).splits
