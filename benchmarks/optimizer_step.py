@@ -1,4 +1,4 @@
-"""Step time, matrix work, state and peak memory of the matrix optimizers, beside torch's Muon and other SOAPs."""
+"""Step time, matrix work, state and peak memory of the optimizers, beside those of torch and of other packages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,28 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from discretizations.matrices.bfloat16_products import FLOP_FORMULAS
-from lite import SOAP, SOAPLITE, Muon, MuonLITE
+from lite import (
+    SOAP,
+    SOAPLITE,
+    AdamWLITE,
+    Lion,
+    LionLITE,
+    Muon,
+    MuonLITE,
+    NorMuon,
+    NorMuonLITE,
+    Shampoo,
+    ShampooLITE,
+)
 
 THREADS = 2
 MODELS = {"S": (512, 1376, 8), "M": (768, 2048, 12)}  # width, feed-forward width, layers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RULES = ["muon", "soap", "family"]
 LR, DECAY, FREQUENCY, SOAP_STEPS = 0.02, 0.1, 10, 40
+
+
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class TwoSidedSOAP(torch.optim.Optimizer):
@@ -78,15 +94,25 @@ class TwoSidedSOAP(torch.optim.Optimizer):
         right.lerp_(g.T @ g, 1 - b2)
 
 
-def heavyball_soap(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    import heavyball
+def heavyball_optimizer(name: str) -> Make:
+    """An optimizer of heavyball with an eigenbasis, not compiled."""
 
-    heavyball.utils.compile_mode = None
-    optimizer: torch.optim.Optimizer = heavyball.SOAP(
-        params, 3e-3, betas=(0.95, 0.95), precondition_frequency=FREQUENCY, use_precond_schedule=False, merge_dims=False
-    )
-    optimizer.consume_grad = False  # else it drops the gradients, and its next steps are empty
-    return optimizer
+    def make(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        import heavyball
+
+        heavyball.utils.compile_mode = None
+        optimizer: torch.optim.Optimizer = getattr(heavyball, name)(
+            params,
+            3e-3,
+            betas=(0.95, 0.95),
+            precondition_frequency=FREQUENCY,
+            use_precond_schedule=False,
+            merge_dims=False,
+        )
+        optimizer.consume_grad = False  # else it drops the gradients, and its next steps are empty
+        return optimizer
+
+    return make
 
 
 def pytorch_optimizer_muon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -94,6 +120,31 @@ def pytorch_optimizer_muon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
     group = {"params": params, "use_muon": True}
     optimizer: torch.optim.Optimizer = pytorch_optimizer.Muon([group], LR, weight_decay=DECAY, ns_steps=6)
+    return optimizer
+
+
+def pytorch_optimizer_normuon(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
+    group = {"params": params, "use_muon": True}
+    optimizer: torch.optim.Optimizer = pytorch_optimizer.NorMuon([group], LR, weight_decay=DECAY, ns_steps=6)
+    return optimizer
+
+
+def pytorch_optimizer_lion(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
+    optimizer: torch.optim.Optimizer = pytorch_optimizer.Lion(params, 1e-4, weight_decay=DECAY)
+    return optimizer
+
+
+def pytorch_optimizer_shampoo(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
+    optimizer: torch.optim.Optimizer = pytorch_optimizer.ScalableShampoo(
+        params, 3e-3, betas=(0.95, 0.95), preconditioning_compute_steps=FREQUENCY, start_preconditioning_step=1,
+        block_size=8192, weight_decay=DECAY, decoupled_weight_decay=True,
+    )  # fmt: skip
     return optimizer
 
 
@@ -106,7 +157,7 @@ def pytorch_optimizer_soap(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return optimizer
 
 
-MUONS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+MUONS: dict[str, Make] = {
     "torch_muon6": lambda p: torch.optim.Muon(p, LR, ns_steps=6, adjust_lr_fn="match_rms_adamw"),
     "muonlite": lambda p: MuonLITE(p, LR),
     "muonlite_beta0": lambda p: MuonLITE(p, LR, beta_sharp=0.0, beta_flat=0.0),
@@ -115,13 +166,42 @@ MUONS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "muon": lambda p: Muon(p, LR),
     "pytorch_optimizer_muon": pytorch_optimizer_muon,
 }
-SOAPS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+SOAPS: dict[str, Make] = {
     "two_sided_soap": lambda p: TwoSidedSOAP(p, 3e-3),
-    "heavyball": heavyball_soap,
+    "heavyball": heavyball_optimizer("SOAP"),
     "pytorch_optimizer": pytorch_optimizer_soap,
     "soap": lambda p: SOAP(p, 3e-3, precondition_frequency=FREQUENCY),
     "soaplite": lambda p: SOAPLITE(p, 3e-3, precondition_frequency=FREQUENCY),
 }
+# The other bases: base, LITE on it, and a peer of the base.
+FAMILY: dict[str, tuple[Make, Make, str, Make]] = {
+    "adamw": (
+        lambda p: AdamWLITE(p, 3e-3, chi=1.0),
+        lambda p: AdamWLITE(p, 3e-3),
+        "torch",
+        lambda p: torch.optim.AdamW(p, 3e-3, weight_decay=DECAY, foreach=True),
+    ),
+    "lion": (lambda p: Lion(p, 1e-4), lambda p: LionLITE(p, 1e-4), "pytorch_optimizer", pytorch_optimizer_lion),
+    "normuon": (lambda p: NorMuon(p, LR), lambda p: NorMuonLITE(p, LR), "pytorch_optimizer", pytorch_optimizer_normuon),
+    "shampoo": (
+        lambda p: Shampoo(p, 3e-3, precondition_frequency=FREQUENCY),
+        lambda p: ShampooLITE(p, 3e-3, precondition_frequency=FREQUENCY),
+        "pytorch_optimizer",
+        pytorch_optimizer_shampoo,
+    ),
+    "kl_soap": (
+        lambda p: SOAP(p, 3e-3, precondition_frequency=FREQUENCY, divergence="kl"),
+        lambda p: SOAPLITE(p, 3e-3, precondition_frequency=FREQUENCY, divergence="kl"),
+        "heavyball",
+        heavyball_optimizer("KLSOAP"),
+    ),
+    "kl_shampoo": (
+        lambda p: Shampoo(p, 3e-3, precondition_frequency=FREQUENCY, divergence="kl"),
+        lambda p: ShampooLITE(p, 3e-3, precondition_frequency=FREQUENCY, divergence="kl"),
+        "heavyball",
+        heavyball_optimizer("KLShampoo"),
+    ),
+}  # fmt: skip
 
 
 def parameters(model: str, dtype: torch.dtype, layers: int) -> list[nn.Parameter]:
@@ -241,16 +321,32 @@ def soap_rows(model: str, dtype: str, layers: int, steps: int, row: Callable[...
         row(f"milliseconds_{name}", 1e3 * value, "ms")
 
 
+def family_rows(model: str, dtype: str, layers: int, steps: int, row: Callable[..., None]) -> None:
+    """Means over steps, which the refreshes of roots and bases are part of."""
+    for base, (make_base, make_lite, package, make_peer) in FAMILY.items():
+        makes = {base: make_base, f"{base}_lite": make_lite, "peer": make_peer}
+        optimizers = {name: make(parameters(model, DTYPES[dtype], layers)) for name, make in makes.items()}
+        step_seconds(optimizers, 2)  # the first gradients set roots and bases
+        mean = {name: statistics.mean(values) for name, values in step_seconds(optimizers, steps).items()}
+        row(f"{base}_vs_{package}", mean[base] / mean["peer"])
+        row(f"{base}_lite_vs_{package}", mean[f"{base}_lite"] / mean["peer"])
+        row(f"{base}_lite_vs_{base}", mean[f"{base}_lite"] / mean[base])
+        row(f"milliseconds_{base}", 1e3 * mean[base], "ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path, help="write rows {name, value, unit} to this file")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--rules", nargs="+", default=["muon", "soap"], choices=["muon", "soap"])
+    parser.add_argument("--rules", nargs="+", default=["muon", "soap"], choices=[*RULES, "all"])
     parser.add_argument("--layers", type=int, help="the first layers only, to be done sooner; names of rows say so")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved steps of the Muon rows (odd)")
-    parser.add_argument("--soap-steps", type=int, default=SOAP_STEPS, help="steps of the SOAP rows")
+    parser.add_argument(
+        "--soap-steps", type=int, default=SOAP_STEPS, help="steps of the rows of SOAP and of the family"
+    )
     options = parser.parse_args()
+    rules = RULES if "all" in options.rules else options.rules
     torch.set_num_threads(THREADS)
     # As in a training process: freed tensors have told the C library's allocator to keep memory of this size.
     torch.empty(31 * 2**20, dtype=torch.uint8).fill_(1)
@@ -271,10 +367,12 @@ def main() -> None:
                 rows.append({"name": name + suffix, "value": value, "unit": unit})
                 print(f"  {name + suffix:58} {value:10.3f} {unit}", flush=True)
 
-            if "muon" in options.rules:
+            if "muon" in rules:
                 muon_rows(model, dtype, layers, options.repeats, row)
-            if "soap" in options.rules:
+            if "soap" in rules:
                 soap_rows(model, dtype, layers, options.soap_steps, row)
+            if "family" in rules:
+                family_rows(model, dtype, layers, options.soap_steps, row)
             if options.json:  # after each part, so that an interrupted run leaves what it has
                 options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -17,6 +17,7 @@ from discretizations.correspondence import Correspondence as Correspondence
 from discretizations.correspondence import KnownOptimizer as KnownOptimizer
 from discretizations.curvature_schemes import CURVATURE_SCHEMES as CURVATURE_SCHEMES
 from discretizations.curvature_schemes import CurvatureScheme as CurvatureScheme
+from discretizations.hypergradient import HypergradientRatio as HypergradientRatio
 from discretizations.known_optimizers import CORRESPONDENCES as CORRESPONDENCES
 from discretizations.modified_equation import PenalisedObjective as PenalisedObjective
 from discretizations.modified_equation import modified_field as modified_field

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from discretizations.hypergradient import FLAT_STEP, HypergradientRatio
 from riemannian_ode.flow import Array, Projector, differ, lite_velocity, position_step
 from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import (
@@ -65,6 +66,7 @@ class UpdateRule:
             no mask then. Source: arXiv:2510.12402.
         keeps_norm: Whether parameters keep their Frobenius norm R, and steps have the size ηR:
             :func:`riemannian_ode.stages.direction_on_sphere`.
+        ratio: χ's factor that sets itself; ``None`` for a χ that is given.
         is_split: Whether sharp and flat directions differ; by default, whether χ or β do.
 
     Raises:
@@ -86,6 +88,7 @@ class UpdateRule:
     corrects_momentum: bool = False
     is_cautious: bool = False
     keeps_norm: bool = False
+    ratio: HypergradientRatio | None = None
     is_split: bool | None = None
 
     def __post_init__(self) -> None:
@@ -97,7 +100,7 @@ class UpdateRule:
         """Whether sharp and flat directions differ."""
         if self.is_split is not None:
             return self.is_split
-        return differ(self.chi, self.chi_sharp) or differ(self.beta_flat, self.beta_sharp)
+        return self.ratio is not None or differ(self.chi, self.chi_sharp) or differ(self.beta_flat, self.beta_sharp)
 
     @property
     def is_damped(self) -> bool:
@@ -108,7 +111,8 @@ class UpdateRule:
     def splits_decay(self) -> bool:
         """Whether weight decay differs between sharp and flat directions, so that w meets the mask."""
         is_plain = self.is_cautious or self.keeps_norm or not self.preconditioner.masks_decay
-        return not is_plain and self.splits and differ(self.chi, self.chi_sharp) and differ(self.decay, 0.0)
+        has_ratio = self.ratio is not None or differ(self.chi, self.chi_sharp)
+        return not is_plain and self.splits and has_ratio and differ(self.decay, 0.0)
 
     def with_preconditioner(self, preconditioner: Preconditioner) -> UpdateRule:
         """The same rule with another preconditioner."""
@@ -121,7 +125,8 @@ class UpdateRule:
             w: Parameters, shape ``(*batch, *shape)``.
             batch: Number of batch axes.
         """
-        return initial_memory(self.preconditioner, w, corrects_momentum=self.corrects_momentum, batch=batch)
+        memory = initial_memory(self.preconditioner, w, corrects_momentum=self.corrects_momentum, batch=batch)
+        return memory if self.ratio is None else memory | self.ratio.initial(w, batch=batch)
 
     def start(self, w: Array, *, batch: int = 0) -> RuleState:
         """State before the first gradient.
@@ -165,10 +170,15 @@ class UpdateRule:
         velocity: Callable[..., Array] = lite_velocity,
     ) -> Directed:
         """Second part: the direction of whole matrices, see :func:`riemannian_ode.stages.direct`."""
-        return direct(
+        chi = self.chi
+        if self.ratio is not None:
+            g = self.preconditioner.from_frame(taken.memory, taken.g)
+            taken = taken._replace(memory=self.ratio.followed(taken.memory, g))
+            chi = chi * self.ratio.of(taken.memory, taken.covector)
+        directed = direct(
             self.preconditioner,
             taken,
-            chi=self.chi,
+            chi=chi,
             chi_sharp=self.chi_sharp,
             beta_sharp=self.beta_sharp,
             beta_flat=self.beta_flat,
@@ -179,7 +189,12 @@ class UpdateRule:
             numbers=numbers,
             is_phase=is_phase,
             velocity=velocity,
+            keeps_flat=None if self.ratio is None else FLAT_STEP,
         )
+        if self.ratio is not None:
+            kept = directed.memory[FLAT_STEP].to(taken.memory[FLAT_STEP].dtype)
+            directed = directed._replace(memory=directed.memory | {FLAT_STEP: kept})
+        return directed
 
     def move(self, w: Array, directed: Directed, *, eta: Any) -> Array:
         """Third part: the new parameters, see :func:`riemannian_ode.stages.move`."""

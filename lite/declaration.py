@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from discretizations.hypergradient import HypergradientRatio
 from discretizations.update_rule import UpdateRule
 from lite.adamw import adamw_rule
 from lite.parameters.decay import decay_rate
@@ -210,7 +211,7 @@ class Declaration(ABC):
         m = state[MOMENTUM]
         taken = rule.take_in(m, {}, g.to(m.dtype))
         sent = {"covector": taken.covector}
-        if rule.is_damped:
+        if rule.is_damped or rule.ratio is not None:
             sent["g"] = taken.g
         if rule.splits_decay or rule.keeps_norm:
             sent["w"] = w
@@ -317,6 +318,11 @@ def rule_update(
 def matrix_shape(w: Tensor) -> tuple[int, int]:
     """(m, n) of matrices ``(*batch, m, n)``; (1, 1) for vectors and numbers."""
     return (int(w.size(-2)), int(w.size(-1))) if w.ndim > 1 else ANY_SHAPE
+
+
+def followed_ratio(group: Mapping[str, Any]) -> HypergradientRatio | None:
+    """What sets χ of a group's matrices, beside the group's own number; ``None`` if nothing does."""
+    return HypergradientRatio() if group["adapts_chi"] else None
 
 
 def rounds_stochastically(group: Mapping[str, Any], w: Tensor) -> bool:

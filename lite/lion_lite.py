@@ -8,9 +8,9 @@ import torch
 
 from discretizations.preconditioners.sign import Sign
 from discretizations.update_rule import UpdateRule
-from lite.declaration import PLAIN_FRACTION
+from lite.declaration import PLAIN_FRACTION, followed_ratio
 from lite.execution.finiteness import OnNonfinite
-from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Chi, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, decay_rate
 from lite.parameters.group_checks import require_betas
 
@@ -66,7 +66,7 @@ class LionLITE(LITEOptimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.1,
-        chi: float = 2.0,
+        chi: Chi = 2.0,
         beta_sharp: float = 0.0,
         beta_flat: float = 0.0,
         sharp_fraction: float = 0.1,
@@ -116,7 +116,7 @@ class LionLITE(LITEOptimizer):
             nesterov=theta2 / theta1 - 1.0,
             decay=decay_rate(group),
             is_cautious=group["decay"] == "cautious",
-            **({} if r <= PLAIN_FRACTION else {name: group[name] for name in names}),
+            **({} if r <= PLAIN_FRACTION else {name: group[name] for name in names} | {"ratio": followed_ratio(group)}),
         )
 
 

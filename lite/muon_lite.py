@@ -11,7 +11,7 @@ from torch import Tensor
 
 from discretizations.preconditioners.masks import RandomSubspace, SingularMask, ThresholdMask, TrackedSubspace
 from discretizations.update_rule import UpdateRule
-from lite.declaration import ANY_SHAPE, MOMENTUM, PLAIN_FRACTION, matrix_shape
+from lite.declaration import ANY_SHAPE, MOMENTUM, PLAIN_FRACTION, followed_ratio, matrix_shape
 from lite.execution.finiteness import OnNonfinite
 from lite.muon_settings import (
     MASKS,
@@ -27,7 +27,7 @@ from lite.muon_settings import (
     matrix_shapes,
     polar_factor,
 )
-from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Chi, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.parameter_entries import TensorEntry
 
@@ -49,7 +49,7 @@ class MuonLITE(LITEOptimizer):
         momentum: θ in (0, 1).
         nesterov: Whether the covector is M + (1 − θ)/θ·G, Nesterov's form as published, or M itself.
         weight_decay: λ ≥ 0, decoupled.
-        chi: χ ≥ 1, learning-rate ratio of flat directions.
+        chi: χ ≥ 1, learning-rate ratio of flat directions, or ``"auto"``, see :class:`LITEOptimizer`.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in published units: beside msign(M̃).
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp; matrices with r ≤ 1e−6 run plain
@@ -105,7 +105,7 @@ class MuonLITE(LITEOptimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.1,
-        chi: float = 2.0,
+        chi: Chi = 2.0,
         beta_sharp: float = -0.25,
         beta_flat: float = 1.0,
         sharp_fraction: float = 0.1,
@@ -166,8 +166,9 @@ class MuonLITE(LITEOptimizer):
         flow = {name: group[name] for name in ("chi", "chi_sharp", "beta_sharp", "beta_flat")}
         if group["damping"] == "inside":
             flow |= {name: inside_unit(theta) * flow[name] for name in ("beta_sharp", "beta_flat")}
+        ratio = followed_ratio(group)
         if mask is None:
-            flow = {"chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
+            flow, ratio = {"chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}, None
         rule = UpdateRule(
             preconditioner=polar_factor(group, mask),
             alpha=1.0 - theta,
@@ -177,6 +178,7 @@ class MuonLITE(LITEOptimizer):
             is_cautious=group["decay"] == "cautious",
             keeps_norm=group["norm"] == "constant",
             damps_inside=group["damping"] == "inside",
+            ratio=ratio,
             **flow,
         )
         return replace(rule, is_split=True) if type(mask) is ThresholdMask else rule  # ρ adapts even while χ = 1
@@ -198,6 +200,8 @@ class MuonLITE(LITEOptimizer):
         fraction = group["sharp_fraction"]
         mask = None if fraction <= PLAIN_FRACTION else MASKS[group["mask"]](fraction)
         memory = polar_factor(group, mask).initial(w, batch=w.ndim - 2)
+        if mask is not None and (ratio := followed_ratio(group)) is not None:
+            memory |= ratio.initial(w, batch=w.ndim - 2)
         return {MOMENTUM: torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype)), **memory}
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:

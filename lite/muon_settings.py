@@ -162,7 +162,7 @@ def group_mask(group: dict[str, Any]) -> SingularMask | None:
     Its peaks decide, since a schedule passes through χ = 1 and β = 0; with a :class:`lite.SettingSchedule` it has one.
     """
     names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
-    is_lite = any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
+    is_lite = group["adapts_chi"] or any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
     if not (is_lite or group.get("is_scheduled", False)) or group["sharp_fraction"] <= PLAIN_FRACTION:
         return None
     return MASKS[group["mask"]](group["sharp_fraction"])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Exchange: TypeAlias = Literal["fastest", "exact", "bfloat16"]
+Chi: TypeAlias = float | Literal["auto"]
 EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
 
 
@@ -41,7 +42,9 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
             unless a group says ``rule="adamw"``).
         lr: Learning rate η.
         weight_decay: λ ≥ 0, decoupled.
-        chi: χ ≥ 0, learning-rate ratio of flat directions; LITE has χ > 1.
+        chi: χ ≥ 0, learning-rate ratio of flat directions; LITE has χ > 1. With ``"auto"`` each matrix sets its own
+            between 1 and 4 (:class:`discretizations.HypergradientRatio`), at the price of one more tensor of its shape;
+            groups of AdamW without a χ of their own then keep 1.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in the rule's units.
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp.
@@ -78,7 +81,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         lr: float,
         *,
         weight_decay: float = 0.1,
-        chi: float = 2.0,
+        chi: Chi = 2.0,
         beta_sharp: float = 0.0,
         beta_flat: float = 0.0,
         sharp_fraction: float = 0.1,
@@ -111,6 +114,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
             "lr": lr,
             "weight_decay": weight_decay,
             "chi": chi,
+            "adapts_chi": False,
             "beta_sharp": beta_sharp,
             "beta_flat": beta_flat,
             "sharp_fraction": sharp_fraction,
@@ -147,6 +151,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         try:
+            self._choose_chi(self.param_groups[-1])
             self._check_group(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
@@ -294,6 +299,13 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any], tags: Collection[Any] = ()) -> None:
         check_group(group, rule=self.rule, known=self.defaults, tags=tags)
         self.check_rule(group)
+
+    def _choose_chi(self, group: dict[str, Any]) -> None:
+        """Replace a χ of ``"auto"`` by the number that schedules see, which each matrix multiplies by its own."""
+        if group["chi"] == "auto":
+            if self.rule == "adamw":
+                raise ValueError("chi = 'auto' sets the χ of matrices, and AdamWLITE has none; give a number.")
+            group.update(chi=1.0, adapts_chi=group["rule"] != "adamw")
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

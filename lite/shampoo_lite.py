@@ -9,9 +9,9 @@ from discretizations.preconditioners.eigenbasis_moment import DIVERGENCES, Diver
 from discretizations.preconditioners.kronecker_root import KroneckerRoot, RootMethod
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
-from lite.declaration import PLAIN_FRACTION
+from lite.declaration import PLAIN_FRACTION, followed_ratio
 from lite.execution.finiteness import OnNonfinite
-from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Chi, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_flag, require_range, require_whole
 from riemannian_ode.checks import require_choice
@@ -41,7 +41,7 @@ class ShampooLITE(LITEOptimizer):
         lr: Learning rate η; with grafting in the units of Adam's.
         betas: θ and θ₂, EMA coefficients of the first moment, and of the factors and the second moment.
         weight_decay: λ ≥ 0, decoupled.
-        chi: χ ≥ 1, learning-rate ratio of flat directions.
+        chi: χ ≥ 1, learning-rate ratio of flat directions, or ``"auto"``, see :class:`LITEOptimizer`.
         beta_sharp: β₁ > −1, Hessian damping of sharp directions, in theory's units: beside a summed momentum.
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of columns that count as sharp; r ≤ 1e−6 is plain Shampoo.
@@ -78,7 +78,7 @@ class ShampooLITE(LITEOptimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.01,
-        chi: float = 2.0,
+        chi: Chi = 2.0,
         beta_sharp: float = 0.0,
         beta_flat: float = 1.0,
         sharp_fraction: float = 0.1,
@@ -140,6 +140,7 @@ class ShampooLITE(LITEOptimizer):
         gain, r = 1.0 - group["betas"][0], group["sharp_fraction"]
         flow: dict[str, Any] = {  # β is in theory's units: beside a summed momentum
             "chi": group["chi"],
+            "ratio": followed_ratio(group),
             "beta_sharp": gain * group["beta_sharp"],
             "beta_flat": gain * group["beta_flat"],
         }

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from discretizations.preconditioners.eigenbasis_moment import DIVERGENCES, Divergence, EigenbasisMoment
 from discretizations.preconditioners.masks import CoordinateMask
 from discretizations.update_rule import UpdateRule
-from lite.declaration import MOMENTUM, PLAIN_FRACTION
+from lite.declaration import MOMENTUM, PLAIN_FRACTION, followed_ratio
 from lite.execution.finiteness import OnNonfinite
-from lite.optimizer import BaseMethod, Exchange, LITEOptimizer
+from lite.optimizer import BaseMethod, Chi, Exchange, LITEOptimizer
 from lite.parameters.decay import Decay, Norm, decay_rate
 from lite.parameters.group_checks import require_betas, require_whole
 from riemannian_ode.checks import require_choice
@@ -75,7 +75,7 @@ class SOAPLITE(LITEOptimizer):
         *,
         betas: tuple[float, float] = (0.95, 0.95),
         weight_decay: float = 0.01,
-        chi: float = 2.0,
+        chi: Chi = 2.0,
         beta_sharp: float = 0.0,
         beta_flat: float = 1.0,
         sharp_fraction: float = 0.1,
@@ -131,6 +131,7 @@ class SOAPLITE(LITEOptimizer):
         gain = 1.0 - theta  # β is in theory's units: beside a summed momentum
         flow = {
             "chi": group["chi"],
+            "ratio": followed_ratio(group),
             "beta_sharp": gain * group["beta_sharp"],
             "beta_flat": gain * group["beta_flat"],
             "is_split": None if r < 1.0 else False,

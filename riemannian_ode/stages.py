@@ -122,6 +122,7 @@ def direct(
     numbers: Sequence[int] = (0,),
     is_phase: bool = False,
     is_rate: bool = False,
+    keeps_flat: str | None = None,
     h: Any = 1.0,
 ) -> Directed:
     r"""Second part of a step: LITE's direction, and what the memory makes of it.
@@ -145,6 +146,7 @@ def direct(
         numbers: See :meth:`Preconditioner.due`.
         is_phase: See :meth:`Preconditioner.jump`.
         is_rate: Whether the direction is a rate of the flow, not that of an optimizer's step.
+        keeps_flat: Key of the memory that gets the flat part of u; by default it is not computed.
         h: Step size, in units of time.
 
     Source: arXiv:2602.22681, Algorithm 1.
@@ -155,6 +157,7 @@ def direct(
     betas = {"beta_sharp": beta_sharp, "beta_flat": beta_flat}
     due = preconditioner.due(step, numbers)
     flat: Projector | None = None
+    kept: Array | None = None
     if preconditioner.has_frame or (preconditioner.is_linear and d is not None):
         if is_split:
             flat, memory = preconditioner.flat(memory, covector, None, h=h)
@@ -165,6 +168,8 @@ def direct(
                 u = preconditioner.with_flat_decay(
                     u, flat, memory, extra, due=None if is_rate or differ(h, 1.0) else due
                 )
+            if keeps_flat is not None and flat is not None:
+                kept = preconditioner.from_frame(memory, flat(u))
             u = preconditioner.from_frame(memory, u)
             u = u if shrinkage is None else u + chi_sharp * shrinkage
         elif shrinkage is not None:
@@ -178,6 +183,8 @@ def direct(
         u = velocity(a, d, flat=flat, decay=decay, twice=preconditioner.applies_twice, **rates, **betas)
         if shrinkage is not None and decay is None:
             u = u + chi_sharp * shrinkage
+    if keeps_flat is not None and flat is not None:
+        memory = memory | {keeps_flat: kept if preconditioner.has_frame else flat(u)}
     if not is_split:
         memory = preconditioner.watch(memory, covector)
     if due:  # only now, so that no gradient helps to choose the frame that it is seen in

@@ -84,7 +84,7 @@ def is_supported(
     polar = rule.preconditioner
     if type(polar) is not PolarFactor:  # a subclass may have formulas of its own
         return False
-    if rule.is_cautious or rule.keeps_norm:
+    if rule.is_cautious or rule.keeps_norm or rule.ratio is not None:
         return False
     if polar.iteration == "svd" or not polar.narrows or rule.corrects_momentum or rule.gain != rule.alpha:
         return False

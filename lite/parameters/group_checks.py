@@ -45,7 +45,7 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
             raise ValueError(f"{name} is a tensor; only {', '.join(TENSOR_SETTINGS)} may be, {name} is a plain number.")
     require_range(group, "lr", 0.0, math.inf, "it is the learning rate")
     require_range(group, "weight_decay", 0.0, math.inf, "it shrinks the weights by lr·weight_decay a step")
-    require_range(group, "chi", 0.0, math.inf, "it scales flat directions; χ = 1 is the base optimizer")
+    require_range(group, "chi", 0.0, math.inf, "it scales flat directions; χ = 1 is the base, 'auto' adapts")
     require_range(group, "chi_sharp", 0.0, math.inf, "it scales sharp directions; 1 except in ablations")
     require_range(group, "sharp_fraction", 0.0, 1.0, "it is the fraction of directions that count as sharp")
     for name in ("beta_sharp", "beta_flat"):
@@ -65,6 +65,9 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
     if group["eps"] == 0:
         raise ValueError("eps = 0 divides by zero where a gradient has always been zero; 1e-8 is published.")
     require_flag(group, "stochastic_rounding")
+    require_flag(group, "adapts_chi")
+    if group["adapts_chi"] and group["norm"] == "constant":
+        raise ValueError("chi = 'auto' follows steps that are not normalised; take norm='free', or give χ as a number.")
     if "is_scheduled" in group:
         require_flag(group, "is_scheduled")
     check_decay(group, is_matrix=group["rule"] != "adamw")

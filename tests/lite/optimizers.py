@@ -55,6 +55,8 @@ FAMILY = {
     "normuon base": NorMuon,
     "graded": partial(MuonLITE, mask="graded"),
     "inside": partial(MuonLITE, damping="inside", beta_flat=4.0),
+    "auto": partial(MuonLITE, chi="auto"),
+    "soap, auto": partial(SOAPLITE, precondition_frequency=2, chi="auto", beta_flat=0.5),
     "shampoo": partial(ShampooLITE, precondition_frequency=2),
     "shampoo, newton": partial(ShampooLITE, precondition_frequency=1, root="newton", grafts=False, epsilon=1e-6),
     "shampoo base": partial(Shampoo, precondition_frequency=2),

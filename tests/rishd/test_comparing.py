@@ -155,7 +155,7 @@ def test_bad_plans_are_refused(changes, message):
 def test_rivals_search_from_the_baselines_rates(monkeypatch):
     plan = make_plan(mapping(rivals=["adamw", "muon, constant norm", "kl-soap"]))
     assert list(plan.variants) == ["muon", "lite", "chi", "adamw", "muon, constant norm", "kl-soap"]
-    assert plan.grid("adamw", "") == RATES
+    assert plan.grid("adamw", "") == tuple(0.25 * rate for rate in RATES)
     assert plan.grid("muon, constant norm", "") == (4e-3, 4e-2, 4e-1)
     assert plan.config("kl-soap", "").optimizer.settings == {"divergence": "kl"}
     own = mapping(rivals=["adamw"])
