@@ -261,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_written_or_read_is_named_at_once(tmp_path):
     content = file.read_bytes()
     for broken in (b"", content[: len(content) // 2]):
         file.write_bytes(broken)
-        with pytest.raises(CheckpointError, match="is no checkpoint of a simulation"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint of a simulation"):
             simulate(system(), W0, steps=2, checkpoint=file)
         with pytest.raises(ValueError, match="is not a saved trajectory"):
             Trajectory.load(file)

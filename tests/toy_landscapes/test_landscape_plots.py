@@ -188,7 +188,7 @@ def test_bad_input_is_named(call, message):
 def test_trajectories_without_two_finite_states_are_refused():
     one = simulate(FLOW, np.array([-9.0, 1.6]), h=1.0, steps=1)
     single = type(one)(**{**vars(one), "w": one.w[:1], "m": one.m[:1], "times": one.times[:1]})
-    with pytest.raises(ValueError, match="has 1 finite saved state; two make a line"):
+    with pytest.raises(ValueError, match="has 1 finite saved state; a line needs two"):
         single.plot()
     lost = type(one)(**{**vars(one), "w": np.full_like(one.w, np.nan)})
     with pytest.raises(ValueError, match="0 finite saved states"):
