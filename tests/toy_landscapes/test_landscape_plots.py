@@ -172,7 +172,7 @@ def test_animations_are_written(tmp_path, suffix):
         (lambda: Plane(np.zeros(2), np.ones((2, 2))), "parallel or zero"),
         (lambda: Plane(np.zeros(3), np.ones((2, 2))), "directions has shape|give a point"),
         (lambda: Plane(np.full(2, np.nan), np.eye(2)), "not finite"),
-        (lambda: Plane.through(np.zeros((2, 3))), "has 2 finite ones"),
+        (lambda: Plane.through(np.zeros((2, 3))), "has 2 finite points"),
         (lambda: Plane.random(np.zeros(3)).project(np.zeros(2)), "lies in 3 dimensions"),
         (lambda: animate(VALLEY, {}, "x.gif"), "trajectories is empty"),
         (lambda: plot_flows(VALLEY, {}), "trajectories is empty"),
