@@ -183,7 +183,7 @@ def test_checkpoints_of_other_runs_are_refused(changes, message, tmp_path):
     with pytest.raises(CheckpointError, match="start is"):
         simulate(system(), W0 + 1.0, **options)
     file.write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="no checkpoint of a simulation"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of a simulation"):
         simulate(system(), W0, **options)
 
 
