@@ -2,8 +2,8 @@
 
 Subpackages: ``preconditioners`` (one file each), ``matrices`` (kernels on batches of matrices), ``proofs`` (SymPy).
 
-Names are imported on first use: what ``lite`` needs loads torch alone, ``stability`` numpy, the correspondence table
-SymPy.
+Names are imported on first use: the parts that ``lite`` needs load only torch, ``stability`` loads numpy, and the
+correspondence table SymPy.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ from discretizations.constant_rule import ConstantRule
 from riemannian_ode.arrays import as_float_array
 from riemannian_ode.checks import require_count, require_method, require_positive
 
-_NEAR = 0.25  # modes whose ηS is this close to 2 may become critical within a step
-_SPACING = 1e-4  # of the difference that gives third derivatives, over the norm of a direction
-_RANK = 1e-6  # of the largest eigenvalue of X: smaller ones do not count
-_ITERATIONS, _TOLERANCE = 5000, 1e-12  # of the complementarity problem
+_NEAR = 0.25  # modes with ηS this close to 2 may become critical within a step
+_SPACING = 1e-4  # step of the difference for third derivatives, relative to the norm of a direction
+_RANK = 1e-6  # relative to the largest eigenvalue of X; smaller ones do not count
+_ITERATIONS, _TOLERANCE = 5000, 1e-12  # of the complementarity problem's solver
 
 
 class Mode(NamedTuple):
@@ -51,10 +51,10 @@ class CentralPath:
     """A path of the central flow.
 
     Args:
-        times: In steps of the update rule, shape ``(saves,)``.
+        times: Times in steps of the update rule, shape ``(saves,)``.
         w: Averaged iterate, shape ``(saves, p)``.
         sharpness: ηS of the sharpest direction, shape ``(saves,)``; the edge is at 2.
-        variance: tr X, the oscillation's variance in the norm of D⁻¹, in the step before each time, shape ``(saves,)``.
+        variance: tr X in the step before each time, the oscillation's variance in the norm of D⁻¹, shape ``(saves,)``.
         critical: Rank of X in that step, shape ``(saves,)``.
     """
 
@@ -66,7 +66,7 @@ class CentralPath:
 
     @property
     def status(self) -> str:
-        """Whether the oscillation took part."""
+        """Description of whether and how the oscillation took part."""
         if not self.critical.any():
             return "plain gradient flow: no direction became critical"
         first = self.times[int(np.argmax(self.critical > 0))]
@@ -81,11 +81,11 @@ class CentralFlow:
         objective: A landscape: ``gradient``, ``hvp`` and ``hessian``, of numpy arrays with leading axes.
         rule: η, α, A and B.
         critical: Largest number of critical directions.
-        oscillates: False leaves the oscillation out, which is plain gradient flow with the metric C⁻¹.
+        oscillates: False leaves out the oscillation, which gives plain gradient flow with the metric C⁻¹.
 
     Raises:
-        ValueError: for arguments of a wrong kind, an ensemble of rules, and negative Hessian damping below −α/(2 − α)²,
-            where a mode does not lose its stability with period 2 (claim C6).
+        ValueError: for arguments of the wrong kind, an ensemble of rules, and negative Hessian damping below −α/(2 −
+            α)², for which a mode does not lose its stability with period 2 (claim C6).
     """
 
     def __init__(self, objective: Any, rule: ConstantRule, *, critical: int = 3, oscillates: bool = True) -> None:
@@ -119,12 +119,12 @@ class CentralFlow:
         return Mode(self.rule.eta * values[::-1], vectors[:, ::-1])
 
     def simulate(self, w0: np.ndarray, *, h: float, steps: int) -> CentralPath:
-        """The path, by linearly implicit Euler steps with the complementarity problem at their end.
+        """Simulate the path with linearly implicit Euler steps, each followed by the complementarity problem.
 
         Args:
             w0: Start, shape ``(p,)``.
-            h: Step, in steps of the update rule.
-            steps: How many.
+            h: Step size, in steps of the update rule.
+            steps: Number of steps.
 
         Raises:
             ValueError: for h ≤ 0, fewer than one step, or a start that is not finite or of another shape.
@@ -149,7 +149,7 @@ class CentralFlow:
     def _step(self, w: np.ndarray, hessian: np.ndarray, modes: Mode, h: float) -> tuple[np.ndarray, np.ndarray]:
         """The next w, and X of the near-critical modes."""
         rate = h * self.rule.eta
-        # (1 + hηC∇²f₊)⁻¹C: sharp directions relax within a step, whatever h is.
+        # (1 + hηC∇²f₊)⁻¹C: sharp directions relax within one step for any h.
         values, vectors = np.linalg.eigh(self._root @ hessian @ self._root)
         wide = self._root @ vectors
         mobility = (wide / (1.0 + rate * np.maximum(values, 0.0))) @ wide.T

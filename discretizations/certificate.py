@@ -1,4 +1,4 @@
-r"""Energies that the update rule never increases, on nonconvex objectives: how large a step they certify.
+r"""Energies that the update rule never increases on nonconvex objectives, and the largest step they certify.
 
 Along the algorithm with constant, commuting A, B and P, and curvature bounds
 :math:`-\ell \preceq \nabla^2 f \preceq L` in each block (sharp, flat), the energy
@@ -6,8 +6,8 @@ Along the algorithm with constant, commuting A, B and P, and curvature bounds
 .. math:: E_k = f(w_k + c\,\eta A m_{k-1}) + \tfrac{\eta\varphi}{2} m_{k-1}^\top A\, m_{k-1}
 
 with *lookahead* c and *weight* φ falls as long as :math:`\kappa = \eta\lambda_{\max}(A)L` stays below a limit that
-depends on α, β and on the share ω = ℓ/L of negative curvature. Each block may have its own c and φ. β is in theory's
-units (beside a *summed* momentum).
+depends on α, β and on the share ω = ℓ/L of negative curvature. Each block may have its own c and φ. β is in the
+theory's units (relative to a *summed* momentum).
 
 Source: derived in docs/theory, claims C8 and C9.
 """
@@ -20,12 +20,12 @@ import numpy as np
 
 from discretizations.stability import Array, check_damping
 
-_LOOKAHEADS = np.linspace(0.0, 1.5, 1501)  # the best c lies inside; a certificate is exact for every c, best or not
+_LOOKAHEADS = np.linspace(0.0, 1.5, 1501)  # the best c lies inside; the certificate is exact for every c
 _LARGEST_POLYGON = 2000  # corners; more would lower thresholds by at most 1.2% for α ≥ 0.005 and β ≤ 6 (at ω = ∞)
 
 
 class Certificate(NamedTuple):
-    """An energy and the step that it certifies; arrays of the broadcast shape of α, β and ω.
+    """An energy and the step size that it certifies, as arrays of the broadcast shape of α, β and ω.
 
     ``limit`` is the largest κ, ``lookahead`` c, ``weight`` φ.
     """
@@ -62,7 +62,7 @@ def descent_form(
         negative: κ₋ ≥ 0, broadcasts; does not matter at c = 0.
 
     Returns:
-        Matrices, shape ``(*broadcast, 2, 2)``; the energy never rises where they are negative semidefinite.
+        Matrices, shape ``(*broadcast, 2, 2)``; the energy never rises if they are negative semidefinite.
 
     Source: derived in docs/theory, claim C9.
     """
@@ -77,20 +77,20 @@ def descent_form(
 def lookahead_certificate(alpha: Array, beta: Array, negative_share: Array = 0.0) -> Certificate:
     r"""The largest step that any of these energies certifies, given a bound on the negative curvature.
 
-    For each lookahead c the limit and its weight are in closed form. With :math:`\omega = \ell/L`,
+    For each lookahead c the limit and its weight have a closed form. With :math:`\omega = \ell/L`,
     :math:`r = 1 - s^2`, :math:`h_0 = br + s(ds + c)` and :math:`2h_1 = 2dbs^2 - d^2s^2 + rb^2 - \omega c^2` it is the
     smaller root κ of
 
     .. math:: (h_0 - \kappa h_1)^2 = (ds + c)^2 + 2\kappa bc\,(\omega c - ds) - \kappa^2\omega b^2c^2,
         \qquad \varphi = h_0 - \kappa h_1
 
-    c is the best of a grid; every other c would give a valid certificate too. ω = ∞ leaves only c = 0, which is
+    c is the best value on a grid; every other c would give a valid certificate, too. ω = ∞ leaves only c = 0, which is
     :func:`discretizations.stability.descent_limit`; ω = 0 is for convex f.
 
     Args:
         alpha: α in (0, 1].
         beta: β > −1/(2 − α), broadcasts.
-        negative_share: ω = ℓ/L ≥ 0, broadcasts; ``numpy.inf`` where the curvature has no lower bound.
+        negative_share: ω = ℓ/L ≥ 0, broadcasts; ``numpy.inf`` if the curvature has no lower bound.
 
     Returns:
         Limit, lookahead and weight, broadcast shape.
@@ -113,7 +113,7 @@ def lookahead_certificate(alpha: Array, beta: Array, negative_share: Array = 0.0
 
 
 def _limits(alpha: np.ndarray, beta: np.ndarray, share: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Limit and weight for each lookahead; limit 0 where there is none."""
+    """Limit and weight for each lookahead; limit 0 if no step is certified."""
     known = (c == 0.0) | np.isfinite(share)
     s, d, excess = 1.0 - alpha, 1.0 - c, np.where(np.isfinite(share), share, 0.0) * c**2
     b, anchor, r = d + beta, d * s + c, 1.0 - s**2
@@ -124,13 +124,13 @@ def _limits(alpha: np.ndarray, beta: np.ndarray, share: np.ndarray, c: np.ndarra
     root = np.sqrt(np.maximum(linear**2 - 4.0 * square * constant, 0.0))
     usable = known & (constant > 0) & (linear > 0)
     limit = np.where(usable, 2.0 * constant / np.where(usable, linear + root, 1.0), 0.0)  # without cancellation
-    # Up to this root the determinant is positive, and the diagonal keeps the sign it has at κ = 0. That is negative: β
-    # above −1/(2 − α) makes h₀ > −anchor, so that constant > 0 means h₀ > anchor.
+    # Up to this root the determinant is positive, and the diagonal keeps its sign at κ = 0, which is negative: β above
+    # −1/(2 − α) makes h₀ > −anchor, so constant > 0 means h₀ > anchor.
     return limit, h0 - limit * h1
 
 
 def noise_growth(kappa: Array, beta: Array, *, lookahead: Array, weight: Array) -> np.ndarray:
-    r"""What white gradient noise adds to the energy's expected change, at most: ηaσ² times this, per coordinate.
+    r"""Bound on the energy's expected change due to white gradient noise, per coordinate, in units of ηaσ².
 
     .. math:: \tfrac12\left[\varphi + \kappa(1 - c + \beta)^2\right]
 
@@ -147,20 +147,20 @@ def noise_growth(kappa: Array, beta: Array, *, lookahead: Array, weight: Array) 
 
 
 def convex_offset(kappa: Array, alpha: Array, beta: Array, certificate: Certificate) -> np.ndarray:
-    r"""Steps n₀ after which the update rule's O(1/K) rate on convex objectives counts.
+    r"""Offset n₀, in steps, of the update rule's O(1/K) rate on convex objectives.
 
     .. math::
         f(w_K + c\,\eta A m_{K-1}) - f_* \le
         \frac{\tfrac{1}{2\eta}\|w_0 - w_*\|^2_{(A(B + 1/\alpha))^{-1}} + n_0\,(f(w_0) - f_*)}{K + n_0}
 
-    It is the least n₀ for which the form :math:`t M_1 + M_0` is negative semidefinite for all t ≥ n₀ + 1, the best over
-    a constant φ₀ added to the weight φt of the momentum.
+    It is the least n₀ for which the form :math:`t M_1 + M_0` is negative semidefinite for all t ≥ n₀ + 1, minimised
+    over a constant φ₀ added to the weight φt of the momentum.
 
     Args:
         kappa: κ of the block, 0 < κ < ``certificate.limit``, any shape.
         alpha: α in (0, 1), broadcasts.
         beta: β > −1/(2 − α), broadcasts.
-        certificate: Of :func:`lookahead_certificate`; ω = 0 has the largest limit. Broadcasts.
+        certificate: Result of :func:`lookahead_certificate`; ω = 0 has the largest limit. Broadcasts.
 
     Returns:
         n₀ ≥ 0, broadcast shape, in steps.
@@ -176,26 +176,26 @@ def convex_offset(kappa: Array, alpha: Array, beta: Array, certificate: Certific
     if not np.all((kappa > 0) & (kappa < limit)):
         raise ValueError("kappa must lie strictly between 0 and the certificate's limit; take a smaller learning rate.")
     s = 1.0 - alpha
-    ratios = np.linspace(-1.5, 1.5, 121) / alpha[..., None]  # φ₀/φ: every one of them gives a valid n₀
+    ratios = np.linspace(-1.5, 1.5, 121) / alpha[..., None]  # φ₀/φ: each of these values gives a valid n₀
     shifts = ratios * weight[..., None]
     decrease = -descent_form(kappa, alpha, beta, lookahead=c, weight=weight)[..., None, :, :]
     momentum = 0.5 * (kappa * c**2 + weight)[..., None] - 0.5 * shifts * (1.0 - s**2)[..., None]
     mixed = (s / alpha + c)[..., None] + shifts * s[..., None]
     gradient = (beta + 1.0 / alpha - 1.0 / kappa)[..., None] + shifts
     needed = _largest_ratio(_symmetric(momentum, 0.5 * mixed, 0.5 * gradient), decrease)
-    # The momentum's weight φt + φ₀ may not become negative.
+    # The momentum's weight φt + φ₀ must not become negative.
     return np.asarray(np.maximum(np.maximum(needed - 1.0, -ratios).min(-1), 0.0))
 
 
 def block_curvatures(majorant: np.ndarray, sharp: np.ndarray, balance: Array = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    r"""Curvature bounds of the two blocks that include their coupling.
+    r"""Curvature bounds of the sharp and the flat block, including their coupling.
 
     .. math:: L_s = \lambda_{\max}(H_{ss}) + t\|H_{sf}\|, \qquad L_f = \lambda_{\max}(H_{ff}) + \|H_{sf}\|/t
 
-    Then :math:`H \preceq L_sP + L_fQ`, for any t > 0. For the negative curvature give −H.
+    Then :math:`H \preceq L_sP + L_fQ`, for any t > 0. For bounds on negative curvature pass −H.
 
     Args:
-        majorant: H, symmetric: a Hessian, or a matrix that no Hessian exceeds, shape ``(*batch, p, p)``.
+        majorant: H, symmetric: a Hessian, or an upper bound of all Hessians, shape ``(*batch, p, p)``.
         sharp: Orthonormal basis of the sharp subspace, shape ``(*batch, p, d_s)`` with 0 < d_s < p.
         balance: t > 0, shape ``(*batch,)``.
 
@@ -208,14 +208,14 @@ def block_curvatures(majorant: np.ndarray, sharp: np.ndarray, balance: Array = 1
     flat = np.eye(sharp.shape[-2]) - sharp @ transposed
     coupling = np.linalg.norm(transposed @ majorant @ flat, ord=2, axis=(-2, -1))
     in_sharp = np.linalg.eigvalsh(transposed @ majorant @ sharp)[..., -1]
-    in_flat = np.linalg.eigvalsh(flat @ majorant @ flat)[..., -1]  # P's zeros are among them: at least 0
+    in_flat = np.linalg.eigvalsh(flat @ majorant @ flat)[..., -1]  # P's zero eigenvalues are among them: at least 0
     return coupled_curvatures(in_sharp, in_flat, coupling, balance)
 
 
 def coupled_curvatures(
     in_sharp: Array, in_flat: Array, coupling: Array, balance: Array = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""L_s and L_f of :func:`block_curvatures` from the three numbers that they are made of.
+    r"""L_s and L_f of :func:`block_curvatures`, from the three norms that they depend on.
 
     Args:
         in_sharp: λ_max(H_ss), any shape.
@@ -230,15 +230,16 @@ def coupled_curvatures(
 
 
 def cycle_curvature(alpha: Array, beta: Array, negative_share: Array = 0.0) -> Cycle:
-    r"""Smallest κ at which the update rule is known to run in circles for ever, on an objective with ω = ℓ/L given.
+    r"""Smallest κ at which the update rule is known to cycle forever on an objective with given ω = ℓ/L.
 
     The objective is :math:`\tfrac{L+\ell}{2}\,\mathrm{dist}^2(w, \text{a regular polygon}) - \tfrac{\ell}{2}\|w\|^2` in
-    the plane; no certificate can reach κ. For ω → ∞ it is :func:`discretizations.stability.descent_limit`.
+    the plane; no certificate can reach this κ. For ω → ∞ it is :func:`discretizations.stability.descent_limit`.
 
     Args:
         alpha: α in (0, 1].
         beta: β > −1/(2 − α), broadcasts.
-        negative_share: ω = ℓ/L ≥ 0, broadcasts; 0 is a convex objective, ``numpy.inf`` one without lower bound.
+        negative_share: ω = ℓ/L ≥ 0, broadcasts; 0 is a convex objective, ``numpy.inf`` an objective without a lower
+            bound on its curvature.
 
     Returns:
         κ (∞ if no polygon up to 2000 corners has a cycle) and the number of corners, broadcast shape.
@@ -255,7 +256,7 @@ def cycle_curvature(alpha: Array, beta: Array, negative_share: Array = 0.0) -> C
     corners = np.arange(3, _LARGEST_POLYGON + 1)
     turn = circle_gradient(alpha, beta, 2.0 * np.pi / corners)
     a, twist, slope = turn.real, np.abs(turn.imag), np.tan(np.pi / corners)
-    # qκ² + bκ ≥ e, homogeneous in (1, ω) so that ω = ∞ is a number like others.
+    # qκ² + bκ ≥ e, homogeneous in (1, ω) so that ω = ∞ needs no special case.
     one = 1.0 / (1.0 + share)
     q, b, e = slope * (1.0 - one), slope * a * (2.0 * one - 1.0) - twist, slope * one * (a**2 + twist**2)
     root = np.sqrt(b**2 + 4.0 * q * e)
@@ -267,7 +268,7 @@ def cycle_curvature(alpha: Array, beta: Array, negative_share: Array = 0.0) -> C
 
 
 def circle_gradient(alpha: Array, beta: Array, angle: Array) -> np.ndarray:
-    r"""The gradient ηa·g/w, a complex number, that lets the update rule turn w by ``angle`` in every step.
+    r"""The complex gradient ηa·g/w for which the update rule rotates w by ``angle`` in every step.
 
     .. math:: \hat g = \frac{(1 - e^{i\theta})(1 - (1-\alpha)e^{-i\theta})}{1 + \beta - (1-\alpha)\beta e^{-i\theta}}
 

@@ -1,4 +1,4 @@
-"""The update rule with a constant metric and a constant split: what claims C21 and C22 speak about."""
+"""The update rule with a constant metric and a constant split, the subject of claims C21 and C22."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from riemannian_ode.arrays import matvec
 from riemannian_ode.checks import shown
 from riemannian_ode.flow import Array, momentum_step, position_step
 
-_SYMMETRY = 1e-9  # relative size of an antisymmetric part, or of a commutator, that rounding explains
+_SYMMETRY = 1e-9  # relative size of an antisymmetric part or a commutator that counts as rounding
 
 
 @dataclass(frozen=True)
 class ConstantRule:
     r"""The update rule :math:`m_k = (1-\alpha)m_{k-1} + g_k`, :math:`w_{k+1} = w_k - \eta A(m_k + Bg_k)`.
 
-    LITE with a constant metric F and a projector P that commute has :math:`A = F^{-1}(P + \chi Q)` and
+    LITE with a constant metric F and a projector P that commutes with F has :math:`A = F^{-1}(P + \chi Q)` and
     :math:`B = \beta_1P + \beta_2Q`.
 
     Args:
         eta: Learning rate η > 0, a number or shape ``(n,)``.
         alpha: α in (0, 2), a number or shape ``(n,)``.
         inverse_metric: A, symmetric positive definite, shape ``(p, p)`` or ``(n, p, p)``.
-        damping: B, symmetric, commutes with A, the shape of A; theory's units.
+        damping: B, symmetric, commuting with A, shape of A; in the theory's units.
 
     Raises:
         ValueError: for η or α outside their ranges, an A that is not symmetric positive definite, or a B that is not
@@ -68,21 +68,21 @@ class ConstantRule:
 
     @property
     def lagged(self) -> np.ndarray:
-        """AB, which acts on the gradient."""
+        """The matrix AB, which acts on the gradient."""
         return np.asarray(self.inverse_metric @ self.damping)
 
     @property
     def clock(self) -> np.ndarray:
-        """C = A(B + 1/α), by which the shadow position of claim C7 moves."""
+        """The matrix C = A(B + 1/α) that drives the shadow position of claim C7."""
         return np.asarray(self.lagged + self.inverse_metric / _column(self.alpha))
 
     @property
     def edge_metric(self) -> np.ndarray:
-        """D = A(B + 1/(2 − α)): a mode of period 2 has ηD∇²f = 2 (claim C21)."""
+        """The matrix D = A(B + 1/(2 − α)); a mode of period 2 has ηD∇²f = 2 (claim C21)."""
         return np.asarray(self.lagged + self.inverse_metric / (2.0 - _column(self.alpha)))
 
     def step(self, w: Array, m: Array, g: Array) -> UpdateState:
-        """One step.
+        """One step of the update rule.
 
         Args:
             w: Parameters, shape ``(p,)`` or ``(n, p)``.
@@ -108,7 +108,7 @@ def split_rule(
         beta_flat: β₂, theory's units.
 
     Raises:
-        ValueError: for columns that are not orthonormal, and as :class:`ConstantRule`.
+        ValueError: for columns that are not orthonormal, and as in :class:`ConstantRule`.
     """
     if np.ndim(sharp) != 2 or not np.allclose(sharp.T @ sharp, np.eye(sharp.shape[1]), rtol=0.0, atol=_SYMMETRY):
         raise ValueError(

@@ -1,8 +1,8 @@
-r"""The table: known optimizer ↔ (metric, α, β, η, gain, scheme), and the one rule that runs each row.
+r"""The correspondence table: each known optimizer as (metric, α, β, η, gain, scheme), run by a single update rule.
 
 Every row is the update rule of :mod:`discretizations.update_rule` (semi-implicit Euler of the flow at h = 1, R = 0)
-with a preconditioner of :mod:`discretizations.preconditioners` and coefficients that are formulas in the optimizer's
-own hyperparameters. The formulas are SymPy expressions: the same ones are printed, evaluated and proved
+with a preconditioner of :mod:`discretizations.preconditioners`. Its coefficients are formulas in the optimizer's own
+hyperparameters. The formulas are SymPy expressions; the same expressions are printed, evaluated and proved
 (:mod:`discretizations.proofs.correspondences`).
 
 Source: arXiv:2602.22681; derived in docs/guides/correspondence.
@@ -28,7 +28,7 @@ from riemannian_ode.preconditioner import Preconditioner
 
 Settings = Mapping[str, Any]
 
-# Hyperparameters by the name their optimizers give them, and how the table prints them.
+# Hyperparameters by their optimizers' names, and their symbols in the table.
 SYMBOLS: Mapping[str, str] = MappingProxyType(
     {
         "lr": "lr",
@@ -50,20 +50,20 @@ class Correspondence:
 
     Args:
         key: Name in :data:`discretizations.known_optimizers.CORRESPONDENCES`.
-        optimizer: Its name for people.
-        implementation: What it is compared with: a class of torch, or a paper's algorithm.
+        optimizer: Display name.
+        implementation: Reference for comparison: a class of torch, or a paper's algorithm.
         metric: F per block, as text.
         build: Settings ↦ preconditioner.
-        alpha: α, a SymPy expression in the names of :data:`SYMBOLS`, as are those below.
-        gain: c, what multiplies g in the momentum.
-        nesterov: ν, gradient added to the kept momentum before the metric acts.
-        eta: η beside the kept momentum, without the correction of its bias.
-        decay: λ' of the decoupled decay −ηλ'w, likewise.
-        corrects_momentum: Whether momentum is divided by its mass 1 − θ₁ᵗ: the formulas of the table have
-            η/(1 − θ₁ᵗ) and λ'(1 − θ₁ᵗ) then.
+        alpha: α, a SymPy expression in the names of :data:`SYMBOLS`, like the coefficients below.
+        gain: c, the factor of g in the momentum.
+        nesterov: ν, gradient added to the stored momentum before the metric acts.
+        eta: η for the stored momentum, without bias correction.
+        decay: λ' of the decoupled decay −ηλ'w, also without bias correction.
+        corrects_momentum: Whether momentum is divided by its mass 1 − θ₁ᵗ; the table then has η/(1 − θ₁ᵗ) and λ'(1 −
+            θ₁ᵗ).
         defaults: Settings with the implementation's default values.
-        momentum: What is kept: a covector (sums of gradients) or a vector (sums of F⁻¹g).
-        correction: Riemannian correction R: zero as F is constant, or dropped.
+        momentum: What is stored: a covector (sums of gradients) or a vector (sums of F⁻¹g).
+        correction: Riemannian correction R: zero because F is constant, or dropped.
         scheme: Discretisation of the flow, at h = 1.
     """
 
@@ -85,17 +85,17 @@ class Correspondence:
 
     @property
     def beta(self) -> sp.Expr:
-        """β in theory's units, beside a summed momentum: ν/c (docs/theory, "Units of β")."""
+        """β in the theory's units, i.e. relative to a summed momentum: ν/c (docs/theory, "Units of β")."""
         return sp.simplify(expression(self.nesterov) / expression(self.gain))
 
     @property
     def position_formulas(self) -> dict[str, sp.Expr]:
-        """η and λ' beside the kept momentum, with the correction of its bias."""
+        """Formulas of η and λ' for the stored momentum, with bias correction."""
         mass = expression("1 - beta1**t") if self.corrects_momentum else 1
         return {"η": expression(self.eta) / mass, "λ'": expression(self.decay) * mass}
 
     def as_text(self) -> dict[str, str]:
-        """The row for people: column ↦ text."""
+        """The row as text, by column."""
         formulas = {"α": expression(self.alpha), "c": expression(self.gain), **self.position_formulas}
         printed = {column: formula_text(formula) for column, formula in formulas.items()}
         return {
@@ -113,10 +113,10 @@ class Correspondence:
         }
 
     def with_settings(self, **settings: Any) -> KnownOptimizer:
-        """The row with the optimizer's hyperparameters.
+        """The optimizer of this row with given hyperparameters.
 
         Args:
-            settings: Hyperparameters by their name in ``defaults``, which fill what is not given.
+            settings: Hyperparameters by their name in ``defaults``, which supply missing ones.
 
         Raises:
             ValueError: for an unknown or impossible hyperparameter.
@@ -126,13 +126,13 @@ class Correspondence:
             _check(name, value)
         chosen = MappingProxyType({**self.defaults, **settings})
         if "mu" in chosen and self.nesterov != "0" and chosen["mu"] == 0:
-            raise ValueError("mu = 0 has no Nesterov form (β = 1/μ); take the row without, or mu > 0.")
+            raise ValueError("mu = 0 has no Nesterov form (β = 1/μ); take the row without Nesterov, or mu > 0.")
         return KnownOptimizer(self, chosen)
 
 
 @dataclass(frozen=True)
 class KnownOptimizer:
-    """A row at given hyperparameters: an optimizer for one tensor, as pure functions of its state.
+    """A row with given hyperparameters: an optimizer for one tensor, as pure functions of its state.
 
     Args:
         row: The correspondence.
@@ -147,7 +147,7 @@ class KnownOptimizer:
         object.__setattr__(self, "preconditioner", self.row.build(self.settings))
 
     def update_rule(self, shape: tuple[int, ...]) -> tuple[UpdateRule, float]:
-        """The update rule of parameters of a shape, and η beside it."""
+        """The update rule for parameters of a given shape, and its η."""
         numbers = self.coefficients(shape)
         eta = numbers.pop("eta")
         if self.row.momentum == "vector":
@@ -163,7 +163,7 @@ class KnownOptimizer:
             w: Parameters; matrices for Muon, Shampoo and SOAP.
 
         Raises:
-            ValueError: for a tensor the preconditioner is not made for.
+            ValueError: for a tensor that the preconditioner does not accept.
         """
         self.preconditioner.check_shape(tuple(w.shape))
         rule, _ = self.update_rule(tuple(w.shape))
@@ -180,16 +180,16 @@ class KnownOptimizer:
         rule, eta = self.update_rule(tuple(state.w.shape))
         if self.row.momentum == "covector":
             return rule.step(state, g, eta=eta)
-        # The momentum sums vectors: the metric raises each gradient before it is taken in.
+        # The momentum sums vectors: the metric raises each gradient before the momentum takes it in.
         memory = self.preconditioner.observe(state.memory, g, g)
         after = rule.step(state._replace(memory={}), self.preconditioner.raise_index(memory, g), eta=eta)
         return after._replace(memory=memory)
 
     def coefficients(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """α, c, ν, η and λ' as numbers, without the correction of the momentum's bias.
+        """α, c, ν, η and λ' as numbers, without bias correction of the momentum.
 
         Args:
-            shape: Of the parameter.
+            shape: Shape of the parameter.
         """
         values = {name: self.settings[name] for name in SYMBOLS if name in self.settings}
         if len(shape) == 2:
@@ -212,7 +212,7 @@ def formula_text(formula: sp.Expr) -> str:
     """A row's formula as the table prints it.
 
     Args:
-        formula: Of :func:`expression`.
+        formula: Result of :func:`expression`.
     """
     text: str = _Printer({"order": "none"}).doprint(formula)
     return text.replace(" - ", " − ").replace("**", "^").replace("*", "·")

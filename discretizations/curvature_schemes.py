@@ -1,14 +1,14 @@
-r"""Discretisations that need the curvature beside the gradient: implicit and exponential ones, mode by mode.
+r"""Implicit and exponential discretisations, which need the curvature as well as the gradient, mode by mode.
 
-With diagonal metric and Hessian each coordinate is a mode of its own, :math:`\dot y = f(y)`, :math:`y = (w, m)`, with
+With diagonal metric and Hessian each coordinate is a separate mode, :math:`\dot y = f(y)`, :math:`y = (w, m)`, with
 
 .. math::
     f = \begin{pmatrix} -\eta a(m + \beta g) \\ -\alpha m + g\end{pmatrix}, \qquad
     J = \begin{pmatrix} -\eta a\beta\lambda & -\eta a \\ \lambda & -\alpha\end{pmatrix}
 
-A step is :math:`y + \varphi(hJ)\,hf(y)`: one gradient and one curvature λ per coordinate. λ may be any estimate (a
-Hessian diagonal, a Gauss–Newton diagonal); it must not be negative, where φ can be singular. On quadratics these are
-the implicit, the Strang and the exponential integrators of :mod:`riemannian_ode.integrators`.
+A step is :math:`y + \varphi(hJ)\,hf(y)`, with one gradient and one curvature λ per coordinate. λ may be any estimate (a
+Hessian diagonal, a Gauss–Newton diagonal), but must not be negative, because φ can then be singular. On quadratics
+these schemes equal the implicit, Strang and exponential integrators of :mod:`riemannian_ode.integrators`.
 
 Source: Hochbruck and Ostermann, *Exponential integrators*, Acta Numerica 19 (2010); Hairer and Wanner, *Solving ODEs
 II*, IV.7 (linearly implicit methods).
@@ -34,7 +34,7 @@ Polynomial: TypeAlias = tuple[tuple[Any, Any], ...]  # (constant, slope in κ) o
 
 
 class _Modes(NamedTuple):
-    """hJ, entry by entry, and hf, each of the shape of the parameter."""
+    """The entries of hJ, and hf, each of the shape of the parameter."""
 
     ww: Tensor
     wm: Tensor
@@ -49,9 +49,10 @@ class CurvatureScheme(ABC):
 
     Attributes:
         name: Its key in :data:`CURVATURE_SCHEMES`.
-        order: Order of convergence to the flow where λ is the exact Hessian diagonal and the Hessian is diagonal.
-        integrator: The integrator that it equals on quadratics (``strang`` for β ≠ 0: at β = 0 that one is explicit).
-        splits_damping: Whether damping is a substep of its own.
+        order: Order of convergence to the flow if the Hessian is diagonal and λ is its exact diagonal.
+        integrator: The integrator that it equals on quadratics (``strang`` only for β ≠ 0, since at β = 0 it is
+            explicit).
+        splits_damping: Whether damping is a separate substep.
     """
 
     name: ClassVar[str]
@@ -72,7 +73,7 @@ class CurvatureScheme(ABC):
         inverse_metric: Tensor | float = 1.0,
         h: float = 1.0,
     ) -> UpdateState:
-        """One step.
+        """One step of the scheme.
 
         Args:
             w: Parameters, any shape.
@@ -83,7 +84,7 @@ class CurvatureScheme(ABC):
             alpha: α > 0, per unit time.
             beta: β ≥ 0, theory's units.
             inverse_metric: a, the diagonal of F⁻¹, shape of ``w`` or a number.
-            h: Step; an optimizer's is 1.
+            h: Step size; 1 for an optimizer.
 
         Raises:
             ValueError: for α ≤ 0 or h ≤ 0.
@@ -110,7 +111,7 @@ class CurvatureScheme(ABC):
 
     @abstractmethod
     def increment(self, modes: _Modes) -> tuple[Tensor, Tensor]:
-        """φ(hJ)·hf, position and momentum."""
+        """The increment φ(hJ)·hf of position and momentum."""
 
     @abstractmethod
     def mode_matrix(self, kappa: Any, alpha: Any, beta: Any) -> np.ndarray:
@@ -118,7 +119,7 @@ class CurvatureScheme(ABC):
 
     @abstractmethod
     def mode_polynomial(self, alpha: Any, beta: Any, *, expm1: Callable[[Any], Any]) -> Polynomial | None:
-        """Characteristic polynomial of that step; ``None`` if the step is exact, the flow's own :math:`e^J`.
+        """Characteristic polynomial of that step; ``None`` if the step is the exact flow :math:`e^J`.
 
         See :func:`discretizations.scheme_modes.step_polynomial`.
         """
@@ -222,7 +223,7 @@ class ExponentialPerMode(CurvatureScheme):
     integrator = "exponential-euler"
 
     def increment(self, modes: _Modes) -> tuple[Tensor, Tensor]:
-        # exp of [[hJ, hf], [0, 0]] has φ₁(hJ)·hf in its last column: no division by a singular J.
+        # exp of [[hJ, hf], [0, 0]] has φ₁(hJ)·hf in its last column, which avoids dividing by a singular J.
         augmented = torch.zeros(*modes.ww.shape, 3, 3, dtype=modes.ww.dtype, device=modes.ww.device)
         augmented[..., 0, 0], augmented[..., 0, 1], augmented[..., 0, 2] = modes.ww, modes.wm, modes.w_rate
         augmented[..., 1, 0], augmented[..., 1, 1], augmented[..., 1, 2] = modes.mw, modes.mm, modes.m_rate

@@ -1,6 +1,6 @@
-"""The rows of the table: SGD, RMSprop, Adam, Muon, Shampoo, SOAP and their kin as the update rule with a metric.
+"""The rows of the correspondence table: SGD, RMSprop, Adam, Muon, Shampoo, SOAP and variants.
 
-Hyperparameters and their default values are those of the implementation that a row names.
+Hyperparameters and their defaults are those of the implementation that a row names.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ _ROWS = (
         implementation="torch.optim.Muon()",
         metric="(XᵀX)^(1/2)",
         build=_polar_factor,
-        # What is kept is μ times torch's buffer, so that the covector is torch's: in bfloat16 its scale matters.
+        # The stored momentum is μ times torch's buffer, so that the covector is torch's: in bfloat16 its scale matters.
         alpha="1 - mu",
         gain="mu*(1 - mu)",
         nesterov="1 - mu",
@@ -223,7 +223,7 @@ _ROWS = (
         implementation="arXiv:2302.06675, Algorithm 2",
         metric="diag(abs x)",
         build=lambda _: Sign(),
-        # What is kept is θ₁/θ₂ times the paper's momentum, so that the covector is the paper's.
+        # The stored momentum is θ₁/θ₂ times the paper's, so that the covector is the paper's.
         alpha="1 - beta2",
         gain="beta1*(1 - beta2)/beta2",
         nesterov="1 - beta1/beta2",
@@ -282,7 +282,7 @@ def correspondence(key: str) -> Correspondence:
     """The row called ``key``.
 
     Raises:
-        ValueError: for an unknown name, listing those that exist.
+        ValueError: for an unknown name, listing the known ones.
     """
     require_choice("optimizer", key, CORRESPONDENCES)
     return CORRESPONDENCES[key]

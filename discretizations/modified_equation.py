@@ -1,11 +1,11 @@
-r"""Modified equations: the flow that a discretisation with step h follows up to O(h²) (claim C22).
+r"""Modified equations: the flow that a discretisation with step size h follows up to O(h²) (claim C22).
 
 A scheme is a map :math:`y \mapsto y + hX_0(y) + h^2Y(y) + O(h^3)` of :math:`y = (w, m)`, with the flow's field
 
 .. math:: X_0 = \bigl(-\eta A(m + Bg),\ -\alpha m + g\bigr) .
 
-The flow of :math:`X_0 + hX_1` over the time h is :math:`y + hX_0 + h^2(X_1 + \tfrac12X_0'X_0) + O(h^3)`, so that the
-two agree up to O(h³) in a step, and O(h²) in a given time, exactly for :math:`X_1 = Y - \tfrac12X_0'X_0`.
+The flow of :math:`X_0 + hX_1` over the time h is :math:`y + hX_0 + h^2(X_1 + \tfrac12X_0'X_0) + O(h^3)`. So the two
+agree up to O(h³) per step, and O(h²) over a fixed time, exactly if :math:`X_1 = Y - \tfrac12X_0'X_0`.
 
 Source: backward error analysis, Hairer, Lubich and Wanner, *Geometric Numerical Integration*, IX; the terms are derived
 in docs/theory, claim C22.
@@ -49,10 +49,10 @@ class Field(NamedTuple):
 
 @cache
 def kick_expansion(scheme: str) -> Kick:
-    """Terms of a scheme's coefficients beyond the first order: h² of α' and of c, h of r, as functions of α.
+    """Coefficients beyond first order as functions of α: the h² terms of α' and c, and the h term of r.
 
     Args:
-        scheme: Of :data:`discretizations.schemes.ONE_GRADIENT_SCHEMES`.
+        scheme: A key of :data:`discretizations.schemes.ONE_GRADIENT_SCHEMES`.
     """
     alpha, h = sp.symbols("alpha h", positive=True)
     kick = ONE_GRADIENT_SCHEMES[scheme].kick(alpha, h, expm1=lambda x: sp.exp(x) - 1)
@@ -62,7 +62,7 @@ def kick_expansion(scheme: str) -> Kick:
 
 
 def flow_field(m: Any, g: Any, *, eta: Any, alpha: Any, raised: Operator, lagged: Operator) -> Field:
-    """The flow's own field X₀.
+    """The flow's field X₀.
 
     Args:
         m: Momentum.
@@ -90,7 +90,7 @@ def leading_term(
     r"""X₁ of a scheme with one gradient, for any scalars (numbers, arrays, SymPy symbols).
 
     With :math:`\alpha' = h\alpha + h^2a_2`, :math:`c = h + h^2c_2`, :math:`r = 1 + hr_1`, and s = 1 if the position
-    moves with the new momentum, 0 if with the old one,
+    moves with the new momentum, s = 0 if with the old one,
 
     .. math::
         W_1 = -\eta A\bigl[(s - \tfrac12)\dot m + r_1m\bigr] + \tfrac\eta2AB\,H\dot w, \qquad
@@ -119,13 +119,13 @@ def leading_term(
 def modified_field(
     objective: WithHessianProduct, rule: ConstantRule, scheme: str, *, h: float
 ) -> Callable[[Array, Array], Field]:
-    """(w, m) ↦ X₀ + hX₁, the field that a scheme with step h follows up to O(h²).
+    """The field (w, m) ↦ X₀ + hX₁ that a scheme with step size h follows up to O(h²).
 
     Args:
         objective: f.
         rule: η, α, A and B.
-        scheme: Of :data:`discretizations.schemes.ONE_GRADIENT_SCHEMES`; the optimizers' is ``semi-implicit-euler``.
-        h: Step; an optimizer's is 1.
+        scheme: A key of :data:`discretizations.schemes.ONE_GRADIENT_SCHEMES`; optimizers use ``semi-implicit-euler``.
+        h: Step size; 1 for an optimizer.
 
     Raises:
         ValueError: for an unknown scheme or h ≤ 0.
@@ -156,14 +156,14 @@ def modified_field(
 
 @dataclass(frozen=True)
 class PenalisedObjective:
-    r"""What the update rule minimises in place of f, up to O(h²) (claim C22b).
+    r"""The objective that the update rule minimises instead of f, up to O(h²) (claim C22b).
 
     .. math:: \tilde f = f + \frac{h\eta}{4}\,g^\top ABg, \qquad \nabla\tilde f = g + \frac{h\eta}{2}\,H\,ABg
 
     Args:
         objective: f.
         rule: η, A and B.
-        h: Step; an optimizer's is 1.
+        h: Step size; 1 for an optimizer.
     """
 
     objective: Any

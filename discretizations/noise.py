@@ -1,10 +1,11 @@
-r"""Stationary noise of the update rule on a quadratic, and of its flow, in closed form.
+r"""Closed forms for the stationary noise of the update rule and its flow on a quadratic.
 
-Stochastic gradients :math:`g_k + \sigma\xi_k` with white ξ of unit variance keep a mode from settling: its state
-:math:`(w_k,\ \eta a\,m_{k-1})` has a stationary covariance S, and its loss a floor. κ = ηλa is the preconditioned
-curvature, ηa the *rate*: learning rate times the eigenvalue of :math:`A = F^{-1}(P + \chi Q)`. β is in theory's units.
+Stochastic gradients :math:`g_k + \sigma\xi_k` with white ξ of unit variance keep a mode from converging: its state
+:math:`(w_k,\ \eta a\,m_{k-1})` has a stationary covariance S, and its loss has a floor. κ = ηλa is the preconditioned
+curvature, ηa the *rate*: learning rate times the eigenvalue of :math:`A = F^{-1}(P + \chi Q)`. β is in the theory's
+units.
 
-The flow is that of the gradient g + σ dB/dt: :func:`riemannian_ode.simulate` with ``noise``.
+The flow has the gradient g + σ dB/dt: :func:`riemannian_ode.simulate` with ``noise``.
 
 Source: derived in docs/theory, claims C10 and C20.
 """
@@ -20,7 +21,7 @@ from discretizations.stability import Array, stable_limit, step_matrix
 
 
 def noise_input(beta: Array) -> np.ndarray:
-    r"""How gradient noise enters the state (w, ηa·m) in one step: :math:`b = (-(1+\beta), 1)`, times ηaσ.
+    r"""Effect of gradient noise on the state (w, ηa·m) in one step: :math:`b = (-(1+\beta), 1)`, times ηaσ.
 
     Args:
         beta: β, any shape.
@@ -46,7 +47,7 @@ def lyapunov_covariance(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
         S in units of (ηaσ)², shape ``(*broadcast, 2, 2)``.
 
     Raises:
-        ValueError: where κ is not stable: there is no stationary state.
+        ValueError: if κ is not stable, because there is no stationary state.
 
     Source: ``scipy.linalg.solve_discrete_lyapunov``.
     """
@@ -79,7 +80,7 @@ def stationary_covariance(kappa: Array, alpha: Array, beta: Array) -> np.ndarray
         S in units of (ηaσ)², shape ``(*broadcast, 2, 2)``.
 
     Raises:
-        ValueError: where κ is not stable: there is no stationary state.
+        ValueError: if κ is not stable, because there is no stationary state.
 
     Source: derived in docs/theory, claim C10.
     """
@@ -111,7 +112,7 @@ def loss_floor(kappa: Array, alpha: Array, beta: Array, *, rate: Array, sigma: A
         Loss, broadcast shape, in units of f.
 
     Raises:
-        ValueError: where κ is not stable: there is no stationary state.
+        ValueError: if κ is not stable, because there is no stationary state.
 
     Source: derived in docs/theory, claim C10.
     """
@@ -122,8 +123,8 @@ def loss_floor(kappa: Array, alpha: Array, beta: Array, *, rate: Array, sigma: A
 def flat_loss_floor(alpha: Array, beta: Array, *, rate: Array, sigma: Array) -> np.ndarray:
     r"""Stationary loss of a mode in the limit of small curvature, :math:`\sigma^2\eta a(1/\alpha + \beta)/4`.
 
-    It does not depend on the curvature, and is proportional to the speed of the mode (claim C5): LITE raises the noise
-    of flat directions by the factor by which it speeds them up.
+    It does not depend on the curvature and is proportional to the speed of the mode (claim C5): LITE raises the noise
+    of flat directions by the same factor as their speed.
 
     Args:
         alpha: α > 0, any shape.
@@ -137,7 +138,7 @@ def flat_loss_floor(alpha: Array, beta: Array, *, rate: Array, sigma: Array) -> 
 
 
 class FloorRatio(NamedTuple):
-    """Bounds of the update rule's loss floor over the flow's, each of broadcast shape."""
+    """Lower and upper bound of the ratio of the update rule's loss floor to the flow's, each of broadcast shape."""
 
     lower: np.ndarray
     upper: np.ndarray
@@ -158,7 +159,7 @@ def flow_covariance(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
         S in units of (ηaσ)², shape ``(*broadcast, 2, 2)``.
 
     Raises:
-        ValueError: where the mode is not stable: there is no stationary state.
+        ValueError: if the mode is not stable, because there is no stationary state.
 
     Source: derived in docs/theory, claim C20.
     """
@@ -167,7 +168,7 @@ def flow_covariance(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
     if not np.all((kappa > 0) & (damping > 0) & (1.0 + alpha * beta > 0)):
         raise ValueError(
             f"kappa = {kappa.min():.4g}, alpha + beta * kappa = {damping.min():.4g} and 1 + alpha * beta = "
-            f"{(1.0 + alpha * beta).min():.4g} (the least of each) must be positive: an unstable mode has no "
+            f"{(1.0 + alpha * beta).min():.4g} (the smallest of each) must be positive: an unstable mode has no "
             "stationary noise; take a smaller |β|."
         )
     top = np.stack([(1.0 + alpha * beta + beta**2 * kappa) / kappa, -beta], axis=-1)
@@ -185,13 +186,13 @@ def flow_loss_floor(kappa: Array, alpha: Array, beta: Array, *, rate: Array, sig
         alpha: α > 0, broadcasts.
         beta: β, as in :func:`flow_covariance`, broadcasts.
         rate: ηa, broadcasts.
-        sigma: σ, noise of the gradient per root of time, broadcasts.
+        sigma: σ, gradient noise per square root of time, broadcasts.
 
     Returns:
         Loss, broadcast shape, in units of f.
 
     Raises:
-        ValueError: where the mode is not stable.
+        ValueError: if the mode is not stable.
 
     Source: derived in docs/theory, claim C20.
     """
@@ -200,7 +201,7 @@ def flow_loss_floor(kappa: Array, alpha: Array, beta: Array, *, rate: Array, sig
 
 
 def floor_ratio_bounds(kappa: Array, alpha: Array, beta: Array) -> FloorRatio:
-    r"""Bounds of :func:`loss_floor` over :func:`flow_loss_floor`: what steps of h = 1 add to the flow's noise.
+    r"""Bounds of the ratio :func:`loss_floor` / :func:`flow_loss_floor`, i.e. of the noise that steps of h = 1 add.
 
     With the stability limit κ* of claim C6,
 
@@ -215,7 +216,7 @@ def floor_ratio_bounds(kappa: Array, alpha: Array, beta: Array) -> FloorRatio:
         beta: β ≥ 0, broadcasts.
 
     Raises:
-        ValueError: where κ is not stable, or β < 0.
+        ValueError: if κ is not stable, or β < 0.
 
     Source: derived in docs/theory, claim C20.
     """

@@ -1,4 +1,4 @@
-"""Plots of modes: rates of the flow and stability of the update rule, over curvature and Hessian damping."""
+"""Plots of modes: decay rates of the flow and stability of the update rule."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def plot_modes(
     *,
     kappa: tuple[float, float] = (1e-4, 10.0),
 ) -> Axes:
-    """Draw the decay rate of a mode over its curvature, of the flow (claim C5) and of the update rule (claim C6).
+    """Plot a mode's decay rate against its curvature, for the flow (claim C5) and the update rule (claim C6).
 
     Args:
         alpha: α in (0, 1].
-        beta: β in theory's units, or several by name.
+        beta: β in the theory's units, or several by name.
         ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
         kappa: Range of κ = ηλa.
 
     Returns:
-        The axes: lines for the flow, dashed ones for the rule, which end where it is unstable.
+        The axes, with solid lines for the flow and dashed lines for the rule; the latter end where it is unstable.
     """
     values = np.geomspace(*kappa, 400)
     axes = new_axes(ax)
@@ -62,7 +62,7 @@ def plot_stability(
     marks: Mapping[str, tuple[float, float]] | None = None,
     bar: bool = True,
 ) -> Axes:
-    """Draw where the update rule is stable: the spectral radius of a step over κ and β, and the limits C6 and C9.
+    """Plot the spectral radius of a step of the update rule over κ and β, with the limits of claims C6 and C9.
 
     Args:
         alpha: α in (0, 1].
@@ -70,7 +70,7 @@ def plot_stability(
         kappa: Range of κ = ηλa.
         beta: Range of β, theory's units.
         marks: Points (κ, β) to mark, by name.
-        bar: Whether there is a colour bar.
+        bar: Whether to draw a colour bar.
 
     Returns:
         The axes.

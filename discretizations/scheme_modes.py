@@ -1,10 +1,10 @@
-r"""Discretisations of the flow on one quadratic mode: step matrix, stability limit and rate, in closed form.
+r"""Closed forms for discretisations of one quadratic mode: step matrix, stability limit and decay rate.
 
 In the coordinates :math:`(w, \eta a\,m)` a step of h = 1 is a 2×2 matrix whose eigenvalues z solve
 
 .. math:: p_2 z^2 + p_1 z + p_0 = 0, \qquad p_i = p_i^{(0)} + p_i^{(1)}\kappa
 
-with coefficients affine in the preconditioned curvature κ = ηλa, for every scheme but the exponential one, whose
+with coefficients affine in the preconditioned curvature κ = ηλa, for every scheme except the exponential one, which has
 :math:`z = e^s` with the flow's exponents s. So Jury's conditions are affine in κ, and the largest stable κ is the first
 zero of one of them. Source of all formulas: derived in docs/guides/schemes, proved in
 :mod:`discretizations.proofs.schemes`.
@@ -39,7 +39,7 @@ def step_polynomial(scheme: str, alpha: Array, beta: Array, *, expm1: Callable[[
     r"""Coefficients :math:`(p_i^{(0)}, p_i^{(1)})` of a step's characteristic polynomial for i = 2, 1, 0.
 
     Args:
-        scheme: Name of a scheme whose step is not exact: any but ``exponential-euler``.
+        scheme: Name of any scheme except ``exponential-euler``, whose step is exact.
         alpha: α > 0.
         beta: β, theory's units.
         expm1: x ↦ eˣ − 1 for the type of ``alpha``.
@@ -49,7 +49,7 @@ def step_polynomial(scheme: str, alpha: Array, beta: Array, *, expm1: Callable[[
     """
     polynomial = _polynomial(_scheme(scheme), alpha, beta, expm1)
     if polynomial is None:
-        raise ValueError(f"scheme = {scheme!r} has no polynomial that is affine in κ: its step is the flow's own.")
+        raise ValueError(f"scheme = {scheme!r} has no polynomial that is affine in κ: its step is the exact flow.")
     return polynomial
 
 
@@ -92,7 +92,7 @@ def step_matrix(scheme: str, kappa: Array, alpha: Array, beta: Array) -> np.ndar
 
 
 def spectral_radius(scheme: str, kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
-    """Contraction of a mode per step; below 1 is stable.
+    """Contraction factor of a mode per step; stable if below 1.
 
     Args:
         scheme: Name.
@@ -114,7 +114,7 @@ def spectral_radius(scheme: str, kappa: Array, alpha: Array, beta: Array) -> np.
 
 
 def decay_rate(scheme: str, kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
-    r"""Asymptotic rate of a mode, :math:`-\ln\rho` per step; negative where it is unstable.
+    r"""Asymptotic rate of a mode, :math:`-\ln\rho` per step; negative if it is unstable.
 
     For κ → 0 it is :func:`slow_rate` times κ.
 
@@ -130,8 +130,9 @@ def decay_rate(scheme: str, kappa: Array, alpha: Array, beta: Array) -> np.ndarr
 def slow_rate(scheme: str, alpha: Array, beta: Array, *, tanh: Callable[[Any], Any] = np.tanh) -> Array:
     r"""Rate of a slow mode over its curvature, :math:`\lim_{\kappa \to 0} -\ln\rho/\kappa`.
 
-    It is the flow's :math:`1/\alpha + \beta`. Schemes that split the damping off (leapfrog, Strang) have
-    :math:`1/(2\tanh(\alpha/2)) + \beta`, larger by about α/12: half of the damping meets a momentum without its kick.
+    It is the flow's :math:`1/\alpha + \beta`. Schemes that split off the damping (leapfrog, Strang) have
+    :math:`1/(2\tanh(\alpha/2)) + \beta`, larger by about α/12, because half of the damping acts on the momentum before
+    its kick.
 
     Args:
         scheme: Name.
@@ -153,8 +154,8 @@ def stable_limit(scheme: str, alpha: Array, beta: Array) -> np.ndarray:
     .. math:: \frac1\kappa = \frac\beta2 + s(\alpha)
 
     with s = 1/(2(2−α)) for semi-implicit Euler, 1/4 for leapfrog, tanh(α/2)/(2α) for exponential damping and
-    1/(2(2+α)) for implicit damping. Explicit Euler has κ < α/(1 − (1−α)β) while (1−α)β < 1, and, where its
-    right side is positive, 1/κ > β/2 − 1/(2(2−α)). The implicit, Strang and exponential schemes have no limit.
+    1/(2(2+α)) for implicit damping. Explicit Euler has κ < α/(1 − (1−α)β) if (1−α)β < 1, and 1/κ > β/2 − 1/(2(2−α)) if
+    the right side is positive. The implicit, Strang and exponential schemes have no limit.
 
     Args:
         scheme: Name.
@@ -168,12 +169,12 @@ def stable_limit(scheme: str, alpha: Array, beta: Array) -> np.ndarray:
     alpha, beta = np.broadcast_arrays(np.asarray(alpha, dtype=np.float64), np.asarray(beta, dtype=np.float64))
     check_rule_coefficients(alpha, beta)
     polynomial = _polynomial(found, alpha, beta)
-    if polynomial is None:  # stable where the flow is, and so is the midpoint rule
+    if polynomial is None:  # stable whenever the flow is, like the midpoint rule
         polynomial = step_polynomial("implicit-midpoint", alpha, beta)
     p2, p1, p0 = (np.array(np.broadcast_arrays(*pair, alpha)[:2]) for pair in polynomial)
-    rounding = 1e-14 * (np.abs(p2[1]) + np.abs(p1[1]) + np.abs(p0[1]))  # a slope below it is zero, rounded
+    rounding = 1e-14 * (np.abs(p2[1]) + np.abs(p1[1]) + np.abs(p0[1]))  # a slope below this is zero up to rounding
     limit = np.full(alpha.shape, np.inf)
-    for constant, slope in (p2 + p1 + p0, p2 - p1 + p0, p2 - p0):  # Jury: all positive
+    for constant, slope in (p2 + p1 + p0, p2 - p1 + p0, p2 - p0):  # Jury: all must be positive
         falling = slope < -rounding
         limit = np.minimum(limit, np.where(falling, constant / np.where(falling, -slope, 1.0), np.inf))
     return limit

@@ -1,13 +1,13 @@
-r"""Other discretisations of the flow as optimizers: update rules at h = 1, one gradient a step.
+r"""Other discretisations of the flow as optimizers: update rules at h = 1 with one gradient per step.
 
 The flow is :math:`\dot w = -\eta F^{-1}(m + \beta g)`, :math:`\dot m = -\alpha m + g`. A scheme here is
 
 .. math::
     m_k = (1 - \alpha')\, m_{k-1} + c\, g_k, \qquad w_{k+1} = w_k - h\eta F^{-1}(r\, m + \beta g_k)
 
-with m the new momentum (explicit Euler: the old one) and α', c, r functions of α and h. Each is the optimizers' own
-rule at other coefficients (:func:`equivalent_rule`), so what a scheme changes is what α, β and η mean. Schemes that
-need the curvature too are in :mod:`discretizations.curvature_schemes`.
+where m is the new momentum (the old one for explicit Euler) and α', c, r are functions of α and h. Each scheme is the
+optimizers' own rule with other coefficients (:func:`equivalent_rule`), so a scheme only changes the meaning of α, β and
+η. Schemes that also need the curvature are in :mod:`discretizations.curvature_schemes`.
 
 Source: derived in docs/guides/schemes.
 """
@@ -36,7 +36,7 @@ class Kick(NamedTuple):
 
 
 class EquivalentRule(NamedTuple):
-    """The optimizers' rule that a scheme is: its α, its β in theory's units, and its η over the scheme's."""
+    """The optimizers' rule equivalent to a scheme: α, β in the theory's units, and its η over the scheme's."""
 
     alpha: Any
     beta: Any
@@ -44,14 +44,14 @@ class EquivalentRule(NamedTuple):
 
 
 class OneGradientScheme(ABC):
-    """A discretisation that evaluates one gradient a step, at the parameters it stores.
+    """A discretisation that evaluates one gradient per step, at the parameters it stores.
 
     Attributes:
         name: Its key in :data:`ONE_GRADIENT_SCHEMES`.
-        order: Order of convergence to the flow at β = 0; with β ≠ 0 all are of order 1.
-        integrator: The scheme of :data:`riemannian_ode.INTEGRATORS` that it is; ``None`` if there is none.
-        old_momentum: Whether the position moves with the momentum of the step before.
-        splits_damping: Whether damping is a substep of its own.
+        order: Order of convergence to the flow at β = 0; with β ≠ 0 all schemes have order 1.
+        integrator: The equivalent scheme of :data:`riemannian_ode.INTEGRATORS`; ``None`` if there is none.
+        old_momentum: Whether the position moves with the momentum of the previous step.
+        splits_damping: Whether damping is a separate substep.
     """
 
     name: ClassVar[str]
@@ -98,7 +98,7 @@ class OneGradientScheme(ABC):
             chi: χ. Needs a split.
             split: (m̃, a) ↦ (x ↦ Qx); ``None`` is the base method. With a split F⁻¹ must be linear.
             precondition: x ↦ F⁻¹x.
-            h: Step; an optimizer's is 1.
+            h: Step size; 1 for an optimizer.
 
         Raises:
             ValueError: for α ≤ 0, h ≤ 0, or χ and β₂ without a split.
@@ -107,7 +107,7 @@ class OneGradientScheme(ABC):
         require_positive("h", h)
         if split is None and (beta_flat is not None or not (isinstance(chi, (int, float)) and chi == 1)):
             raise ValueError(
-                "chi and beta_flat act on flat directions, but none are named; pass split=, or leave both."
+                "chi and beta_flat act on flat directions, but none are named; pass split=, or leave both out."
             )
         return self.advance(
             w,
@@ -136,13 +136,13 @@ class OneGradientScheme(ABC):
         split: Callable[[Array, Array], Projector] | None = None,
         precondition: Precondition = lambda x: x,
     ) -> UpdateState:
-        """The step with its coefficients known, for any scalars (numbers, arrays, symbols): no argument is checked.
+        """The step with known coefficients, for any scalars (numbers, arrays, symbols); arguments are not checked.
 
         Args:
             w: See :meth:`step`.
             m: See :meth:`step`.
             g: See :meth:`step`.
-            kick: Of :meth:`kick`.
+            kick: Result of :meth:`kick`.
             eta: hη.
             beta: β₁.
             beta_flat: β₂, unused without a split.
@@ -168,7 +168,7 @@ class OneGradientScheme(ABC):
         r"""The rule :math:`m = (1-\alpha')m + g`, :math:`w - \eta' F^{-1}(m + \beta' g)` with the same positions w.
 
         For a linear F⁻¹: with c absorbed into the momentum, :math:`\eta' = h\eta\,rc` and :math:`\beta' = \beta/(rc)`.
-        The old momentum is :math:`(m - cg)/(1 - \alpha')`; there :math:`\eta' = h\eta\,rc/(1-\alpha')` and
+        The old momentum is :math:`(m - cg)/(1 - \alpha')`, for which :math:`\eta' = h\eta\,rc/(1-\alpha')` and
         :math:`\beta' = (1-\alpha')\beta/(rc) - 1`.
 
         Args:
@@ -191,7 +191,7 @@ ONE_GRADIENT_SCHEMES: Registry[OneGradientScheme] = Registry("scheme", entry=lam
 
 @ONE_GRADIENT_SCHEMES.register(place=10)
 class SemiImplicit(OneGradientScheme):
-    """The optimizers' own: momentum first, then the position with the new momentum."""
+    """The optimizers' scheme: momentum first, then the position with the new momentum."""
 
     name = "semi-implicit-euler"
     integrator = "semi-implicit-euler"
@@ -202,24 +202,24 @@ class SemiImplicit(OneGradientScheme):
 
 @ONE_GRADIENT_SCHEMES.register(place=20)
 class PositionFirst(SemiImplicit):
-    r"""Position first, with the old momentum; the kick that follows waits for the next gradient.
+    r"""Position first, with the old momentum; the following kick waits for the next gradient.
 
-    Position and kick take turns in both orders, so the stored state is that of :class:`SemiImplicit`, with the momentum
-    read half a step earlier: :meth:`stored_momentum`. It is the same optimizer but for its first kick.
+    Position and kick alternate in both schemes, so the stored state is that of :class:`SemiImplicit`, with the momentum
+    read half a step earlier (:meth:`stored_momentum`). It is the same optimizer except for its first kick.
     """
 
     name = "position-first-euler"
     integrator = "position-first-euler"
 
     def stored_momentum(self, m: Array, g: Array, *, alpha: Any, h: float = 1.0) -> Array:
-        """What to store so that the flow's momentum is ``m`` where the gradient is ``g``; needs hα ≠ 1."""
+        """The momentum to store so that the flow's momentum is ``m`` where the gradient is ``g``; needs hα ≠ 1."""
         share, gain, _ = self.kick(alpha, h)
         return (m - gain * g) / (1 - share)
 
 
 @ONE_GRADIENT_SCHEMES.register(place=30)
 class Explicit(OneGradientScheme):
-    """Both halves at the old state: a gradient moves the position by β at once, and by the momentum a step later."""
+    """Both updates use the old state: a gradient moves the position by β at once, and by the momentum a step later."""
 
     name = "explicit-euler"
     integrator = "explicit-euler"
@@ -231,7 +231,7 @@ class Explicit(OneGradientScheme):
 
 @ONE_GRADIENT_SCHEMES.register(place=40)
 class ImplicitDamping(OneGradientScheme):
-    r"""Damping at the new momentum, :math:`m_k = (m_{k-1} + hg_k)/(1 + h\alpha)`: no equation to solve."""
+    r"""Damping at the new momentum, :math:`m_k = (m_{k-1} + hg_k)/(1 + h\alpha)`: with no equation to solve."""
 
     name = "implicit-damping"
 
@@ -255,14 +255,14 @@ class ExponentialDamping(OneGradientScheme):
 
 @ONE_GRADIENT_SCHEMES.register(place=60)
 class Leapfrog(OneGradientScheme):
-    r"""Strang splitting with exact damping; what is stored is the middle of the step, where the gradient is taken.
+    r"""Strang splitting with exact damping, stored at the middle of the step, where the gradient is taken.
 
     .. math::
         m_k = e^{-h\alpha}m_{k-1} + hg_k, \qquad
         w_{k+1} = w_k - h\eta F^{-1}\left(\tfrac{1 + e^{-h\alpha}}2 m_k + \beta g_k\right)
 
-    :meth:`enter` and :meth:`leave` go between the flow's state and the stored one. At β = 0 and constant F it is the
-    integrator ``strang``, of order 2; with β the part βg is of order 1 (that integrator solves equations instead).
+    :meth:`enter` and :meth:`leave` convert between the flow's state and the stored one. At β = 0 and constant F it is
+    the integrator ``strang``, of order 2. With β ≠ 0 the part βg has order 1, whereas that integrator solves equations.
     """
 
     name = "leapfrog"
@@ -277,7 +277,7 @@ class Leapfrog(OneGradientScheme):
     def enter(
         self, w: Array, m: Array, *, eta: Any, alpha: Any, precondition: Precondition = lambda x: x, h: float = 1.0
     ) -> UpdateState:
-        """Stored state from the flow's: half a drift ahead, and the momentum as it was before half a damping."""
+        """Stored state from the flow's: half a drift ahead, with the momentum before half of the damping."""
         damped = math.exp(-h * alpha / 2) * m
         return UpdateState(position_step(w, precondition(damped), eta=eta, h=h / 2), math.exp(h * alpha / 2) * m)
 

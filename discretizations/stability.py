@@ -1,7 +1,8 @@
-r"""Modes of RISHD and of its update rule on a quadratic: rates, stability, speed-ups, in closed form.
+r"""Closed forms for modes of RISHD and its update rule on a quadratic: rates, stability, speed-ups.
 
 A mode has preconditioned curvature :math:`\kappa = \eta\lambda a` (λ Hessian eigenvalue, a eigenvalue of
-:math:`A = F^{-1}(P + \chi Q)`), damping α and Hessian damping β in theory's units (beside a *summed* momentum).
+:math:`A = F^{-1}(P + \chi Q)`), damping α and Hessian damping β in the theory's units (relative to a *summed*
+momentum).
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def mode_roots(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
 
 
 def flat_rate(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
-    r"""Slow decay rate of one flow mode, −Re of the root with the largest real part.
+    r"""Slow decay rate of one flow mode: −Re of the root with the largest real part.
 
-    For small κ it is :math:`(1/\alpha + \beta)\kappa`; on a saddle (κ < 0) it is negative: the rate of escape.
+    For small κ it is :math:`(1/\alpha + \beta)\kappa`; on a saddle (κ < 0) it is negative and gives the rate of escape.
 
     Args:
         kappa: κ, any shape, dimensionless.
@@ -131,7 +132,7 @@ def spectral_radius(kappa: Array, alpha: Array, beta: Array) -> np.ndarray:
 
 
 def check_rule_coefficients(alpha: np.ndarray, beta: np.ndarray) -> None:
-    """Refuse coefficients with which no update rule converges.
+    """Refuse coefficients for which no update rule converges.
 
     Args:
         alpha: α in (0, 1].
@@ -168,21 +169,21 @@ def stable_limit(alpha: Array, beta: Array) -> np.ndarray:
     alpha, beta = np.broadcast_arrays(np.asarray(alpha, dtype=np.float64), np.asarray(beta, dtype=np.float64))
     check_rule_coefficients(alpha, beta)
     slope = 1.0 + beta * (2.0 - alpha)
-    with np.errstate(divide="ignore", over="ignore"):  # no limit where a denominator is 0 or next to it
+    with np.errstate(divide="ignore", over="ignore"):  # no limit if a denominator is (nearly) 0
         oscillation = np.where(slope > 0, 2.0 * (2.0 - alpha) / slope, np.inf)
         growth = np.where(beta < 0, alpha / ((1.0 - alpha) * np.abs(beta)), np.inf)
     return np.minimum(oscillation, growth)
 
 
 def descent_limit(alpha: Array, beta: Array) -> np.ndarray:
-    r"""Largest κ at which an energy never increases along the update rule, whatever the shape of f.
+    r"""Largest κ at which an energy never increases along the update rule, for any f with bounded curvature.
 
     .. math:: \kappa \le \frac{2\alpha}{1 + \alpha\beta} \quad\Longrightarrow\quad
         E_k = f(w_k) + \tfrac{\eta(1-\alpha)}{2}\, m_{k-1}^\top A\, m_{k-1} \text{ never increases}
 
-    In each block of a sharp/flat split κ is η·λ_max(A)·L with ∇²f ≼ L there; f need not be convex, and nothing is
-    asked of its negative curvature. No larger limit is possible then; :mod:`discretizations.certificate` has larger
-    ones for f with bounded negative curvature.
+    In each block of a sharp/flat split κ is η·λ_max(A)·L with ∇²f ≼ L in that block; f need not be convex, and its
+    negative curvature may be unbounded. No larger limit is possible in this case; :mod:`discretizations.certificate`
+    has larger limits for f with bounded negative curvature.
 
     Args:
         alpha: α in (0, 1].
@@ -202,7 +203,7 @@ def descent_limit(alpha: Array, beta: Array) -> np.ndarray:
 
 
 def check_damping(alpha: Array, beta: Array) -> None:
-    """Refuse α outside (0, 1], and β ≤ −1/(2 − α), where no energy of claim C9 falls.
+    """Refuse α outside (0, 1], and β ≤ −1/(2 − α), for which no energy of claim C9 decreases.
 
     Raises:
         ValueError: naming the argument and its value.

@@ -5,9 +5,9 @@ r"""LITE's update rule: the flow's semi-implicit Euler step at h = 1.
     u_t = P F^{-1}(m_t + \beta_1 g_t) + \chi\, Q F^{-1}(m_t + \beta_2 g_t), \qquad
     w_{t+1} = w_t - \eta_t\left(u_t + \lambda(P + \chi Q)w_t\right)
 
-:class:`UpdateRule` is the rule with a preconditioner that remembers gradients, k. :func:`lite_step` is one step with a
-map F⁻¹ given as a function, for any array and for symbols. Flow, rule and optimizers of :mod:`lite` run the same
-functions of :mod:`riemannian_ode.preconditioner`.
+:class:`UpdateRule` is the rule for a preconditioner with memory k. :func:`lite_step` is one step for a map F⁻¹ given as
+a function; it accepts arrays and symbols. Flow, rule and optimizers of :mod:`lite` run the same functions of
+:mod:`riemannian_ode.preconditioner`.
 
 Source: arXiv:2602.22681, Algorithm 1.
 """
@@ -55,16 +55,16 @@ class UpdateRule:
         alpha: α = 1 − θ.
         gain: c, 1 for a summed momentum, 1 − θ for an average.
         nesterov: ν, gradient added to the momentum before the metric acts.
-        beta_sharp: β₁ beside F⁻¹m̃, in its units.
+        beta_sharp: β₁, relative to F⁻¹m̃.
         beta_flat: β₂.
         chi: χ.
         chi_sharp: χ_s.
-        decay: λ, decoupled; η multiplies it.
-        damps_inside: Whether β acts before a map F⁻¹ that is not linear, see :func:`riemannian_ode.stages.direct`.
+        decay: λ of the decoupled decay, which η multiplies.
+        damps_inside: Whether β acts before a nonlinear map F⁻¹, see :func:`riemannian_ode.stages.direct`.
         corrects_momentum: Whether momentum is divided by its mass, 1 − θᵗ.
-        is_cautious: Whether decay acts only on coordinates where direction and parameter have the same sign. It meets
-            no mask then. Source: arXiv:2510.12402.
-        keeps_norm: Whether parameters keep their Frobenius norm R, and steps have the size ηR:
+        is_cautious: Whether decay acts only on coordinates where direction and parameter have the same sign. Such decay
+            ignores the mask. Source: arXiv:2510.12402.
+        keeps_norm: Whether parameters keep their Frobenius norm R and steps have size ηR:
             :func:`riemannian_ode.stages.direction_on_sphere`.
         ratio: χ's factor that sets itself; ``None`` for a χ that is given.
         is_split: Whether sharp and flat directions differ; by default, whether χ or β do.
@@ -109,17 +109,17 @@ class UpdateRule:
 
     @property
     def splits_decay(self) -> bool:
-        """Whether weight decay differs between sharp and flat directions, so that w meets the mask."""
+        """Whether weight decay differs between sharp and flat directions, so that the mask acts on w."""
         is_plain = self.is_cautious or self.keeps_norm or not self.preconditioner.masks_decay
         has_ratio = self.ratio is not None or differ(self.chi, self.chi_sharp)
         return not is_plain and self.splits and has_ratio and differ(self.decay, 0.0)
 
     def with_preconditioner(self, preconditioner: Preconditioner) -> UpdateRule:
-        """The same rule with another preconditioner."""
-        return UpdateRule(**(vars(self) | {"preconditioner": preconditioner}))  # `replace` takes twice as long
+        """The rule with another preconditioner."""
+        return UpdateRule(**(vars(self) | {"preconditioner": preconditioner}))  # twice as fast as `replace`
 
     def initial_memory(self, w: Array, *, batch: int = 0) -> Memory:
-        """Memory before the first gradient, the momentum's mass included.
+        """Memory before the first gradient, including the momentum's mass.
 
         Args:
             w: Parameters, shape ``(*batch, *shape)``.
@@ -136,13 +136,13 @@ class UpdateRule:
             batch: Number of batch axes.
 
         Raises:
-            ValueError: for parameters that are no matrices where the preconditioner needs them.
+            ValueError: for parameters that are not matrices if the preconditioner needs matrices.
         """
         self.preconditioner.check_shape(tuple(w.shape), batch=batch)
         return RuleState(w, w - w, self.initial_memory(w, batch=batch), 0)
 
     def step(self, state: RuleState, g: Array, *, eta: Any) -> RuleState:
-        """One step.
+        """One step of the rule.
 
         Args:
             state: State before.
@@ -156,7 +156,7 @@ class UpdateRule:
         return RuleState(self.move(w, directed, eta=eta), directed.m, directed.memory, step + 1)
 
     def take_in(self, m: Array, memory: Memory, g: Array) -> TakenIn:
-        """First part: memory and momentum take the gradient in."""
+        """First stage: memory and momentum take in the gradient."""
         return take_in(self.preconditioner, m, memory, g, alpha=self.alpha, gain=self.gain, nesterov=self.nesterov)
 
     def direct(
@@ -169,7 +169,7 @@ class UpdateRule:
         is_phase: bool = False,
         velocity: Callable[..., Array] = lite_velocity,
     ) -> Directed:
-        """Second part: the direction of whole matrices, see :func:`riemannian_ode.stages.direct`."""
+        """Second stage: the direction for whole matrices, see :func:`riemannian_ode.stages.direct`."""
         chi = self.chi
         if self.ratio is not None:
             g = self.preconditioner.from_frame(taken.memory, taken.g)
@@ -197,7 +197,7 @@ class UpdateRule:
         return directed
 
     def move(self, w: Array, directed: Directed, *, eta: Any) -> Array:
-        """Third part: the new parameters, see :func:`riemannian_ode.stages.move`."""
+        """Third stage: the new parameters, see :func:`riemannian_ode.stages.move`."""
         if self.keeps_norm:
             return position_step(w, direction_on_sphere(w, directed.u, eta=eta), eta=eta)
         if self.is_cautious:
@@ -228,7 +228,7 @@ def lite_step(
     gain: Any = 1.0,
     decay: Array | None = None,
 ) -> UpdateState:
-    """One step of LITE with F⁻¹ given as a function.
+    """One step of LITE for a map F⁻¹ given as a function.
 
     Args:
         w: Parameters w_k, any shape.
@@ -237,10 +237,10 @@ def lite_step(
         eta: Learning rate η_k.
         alpha: α = 1 − momentum coefficient.
         precondition: x ↦ F⁻¹x; the identity by default.
-        split: (m̃, a) ↦ (x ↦ Qx), flat projector given the covector m̃ and a = F⁻¹m̃; ``None`` is the base method.
+        split: (m̃, a) ↦ (x ↦ Qx), the flat projector for the covector m̃ and a = F⁻¹m̃; ``None`` is the base method.
         chi: χ, learning-rate ratio of flat directions.
-        beta_sharp: β₁ beside F⁻¹m.
-        beta_flat: β₂ beside F⁻¹m.
+        beta_sharp: β₁, relative to F⁻¹m.
+        beta_flat: β₂, relative to F⁻¹m.
         nesterov: ν, gradient added to the momentum before preconditioning.
         gain: c, 1 for a summed momentum, α for an EMA.
         decay: c, decoupled weight decay added to the direction: λw where η multiplies it; ``None`` for no decay.
@@ -278,5 +278,5 @@ class _Function(Preconditioner):
         return self.function(covector)
 
     def flat(self, memory: Memory, covector: Array, raised: Array | None, *, h: Any = 1.0) -> tuple[Projector, Memory]:
-        assert self.split is not None  # lite_step has a flat part only with a split
+        assert self.split is not None  # lite_step uses the flat part only with a split
         return self.split(covector, raised), memory

@@ -1,11 +1,11 @@
 r"""Exact worst cases of the update rule on convex objectives, by semidefinite programming (needs the ``pep`` extra).
 
-With constant, commuting A, B and P the rule on objectives with :math:`\nabla^2 f \preceq L_sP + L_fQ` is, in the
+With constant, commuting A, B and P the rule on objectives with :math:`\nabla^2 f \preceq L_sP + L_fQ` becomes, in the
 variables :math:`(L_sP + L_fQ)^{1/2}w`, a rule on convex 1-smooth objectives: block i has the step
 :math:`\kappa_i = \eta a_iL_i` and the damping :math:`\beta_i`. PEPit turns the largest loss after N steps into a
 semidefinite program, whose optimum some objective attains.
 
-Source: Taylor, Hendrickx and Glineur, arXiv:1502.05666; Goujaud et al., arXiv:2201.04040 (PEPit). In docs/theory,
+Source: Taylor, Hendrickx and Glineur, arXiv:1502.05666; Goujaud et al., arXiv:2201.04040 (PEPit). See docs/theory,
 claim C23.
 """
 
@@ -24,11 +24,11 @@ from riemannian_ode.checks import is_number, require_choice, require_count, requ
 
 Smoothness: TypeAlias = Literal["joint", "blockwise"]
 
-LIBRARIES = ("PEPit", "cvxpy", "clarabel")  # of the pep extra
+LIBRARIES = ("PEPit", "cvxpy", "clarabel")  # part of the pep extra
 
-_SOLVER = "CLARABEL"  # interior point; SCS, a first-order method, is right to 1e−4 here
-_TOLERANCES = {"tol_gap_abs": 1e-7, "tol_gap_rel": 1e-7, "tol_feas": 1e-7}  # its own 1e−8 is often out of reach
-_GAP = 1e-5  # largest relative difference of the primal and the dual value
+_SOLVER = "CLARABEL"  # interior point; SCS, a first-order method, is accurate to 1e−4 here
+_TOLERANCES = {"tol_gap_abs": 1e-7, "tol_gap_rel": 1e-7, "tol_feas": 1e-7}  # its default of 1e−8 is often out of reach
+_GAP = 1e-5  # largest relative difference between the primal and the dual value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class RuleBlock:
     Args:
         kappa: κ = ηaL > 0.
         beta: β > −1/(2 − α), theory's units.
-        lookahead: c of the point :math:`w_N + c\,\eta Am_{N-1}` whose loss counts.
-        weight: ω > 0, the weight of the block's squared distance in the size of the start.
+        lookahead: c of the point :math:`w_N + c\,\eta Am_{N-1}` at which the loss is evaluated.
+        weight: ω > 0, weight of the block's squared distance in the size of the start.
 
     Raises:
-        ValueError: for a κ or ω that is not positive and finite, or a c that is no number.
+        ValueError: for a κ or ω that is not positive and finite, or a c that is not a number.
     """
 
     kappa: float
@@ -71,10 +71,10 @@ def worst_case(
         \max\; f(w_N + c\,\eta Am_{N-1}) - f_* \quad\text{with}\quad
         \sum_i\omega_i\lVert w_0 - w_*\rVert_i^2 + n\,(f(w_0) - f_*) \le 1
 
-    The maximum is over all dimensions; N + 2 for each block suffice.
+    The maximum is over all dimensions; N + 2 per block suffice.
 
     Args:
-        blocks: One for each block: one is the rule without a split, two are LITE's.
+        blocks: The blocks: one for the rule without a split, two for LITE.
         alpha: α in (0, 1]; 1 is gradient descent with the step κ(1 + β).
         steps: N ≥ 1. Time grows like N³ to N⁴: about a second at N = 10.
         loss_weight: n ≥ 0, the weight of the first loss in the size of the start.
@@ -107,7 +107,7 @@ def worst_case(
     else:
         ones = [1.0] * len(blocks)
         f = problem.declare_function(BlockSmoothConvexFunctionCheap, partition=partition, L=ones)
-    # w_* = 0 and f_* = 0: a free minimiser would leave the Gram matrix unbounded, and the solver without an interior.
+    # w_* = 0 and f_* = 0: with a free minimiser the Gram matrix would be unbounded, and the problem without interior.
     f.add_point((null_point, null_point, null_expression))
     start = problem.set_initial_point()
 
@@ -128,7 +128,7 @@ def worst_case(
         w = w + block.lookahead * block.kappa * momentum
     problem.set_performance_metric(f(w))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # cvxpy's on accuracy; the duality gap decides here
+        warnings.simplefilter("ignore", UserWarning)  # cvxpy warns about accuracy; here the duality gap decides
         value = problem.solve(verbose=0, wrapper="cvxpy", solver=_SOLVER, **_TOLERANCES)
     attained = problem.wrapper.objective.value
     if value is None or not abs(value - attained) <= _GAP * abs(value):
@@ -141,7 +141,7 @@ def worst_case(
 
 
 def convex_rate_tightness(kappa: Sequence[float], beta: Sequence[float], *, alpha: float, steps: int) -> float:
-    """The exact worst case of f(w_K + cηAm_{K−1}) − f_* over claim C8's bound on it: at most 1.
+    """Ratio of the exact worst case of f(w_K + cηAm_{K−1}) − f_* to claim C8's bound; at most 1.
 
     Args:
         kappa: κ of each block, below its limit for ω = 0, see :func:`discretizations.lookahead_certificate`.
@@ -151,7 +151,7 @@ def convex_rate_tightness(kappa: Sequence[float], beta: Sequence[float], *, alph
 
     Raises:
         MissingExtraError: without the ``pep`` extra.
-        ValueError: for κ outside its range, or numbers of blocks that differ.
+        ValueError: for κ outside its range, or different numbers of blocks.
 
     Source: docs/theory, claim C23.
     """
@@ -167,7 +167,7 @@ def convex_rate_tightness(kappa: Sequence[float], beta: Sequence[float], *, alph
 
 
 def minimax_loss(steps: int) -> np.ndarray:
-    r"""Least worst case of any method with N gradients at L‖w₀ − w_*‖² = 1, :math:`1/(2\theta_N^2)` from N = 1 on.
+    r"""Smallest worst case of any method with N gradients at L‖w₀ − w_*‖² = 1, :math:`1/(2\theta_N^2)` from N = 1 on.
 
     With :math:`\theta_0 = 1`, :math:`\theta_{k+1} = \frac12(1 + \sqrt{1 + 4\theta_k^2})`, and 8 in place of 4 in the
     last step.

@@ -1,7 +1,7 @@
-"""LITE optimizers for PyTorch: Muon and SOAP with larger learning rate and Hessian damping in flat directions.
+"""LITE optimizers for PyTorch, which use a larger learning rate and Hessian damping in flat directions.
 
-``MuonLITE(param_groups(model))`` is all a training script needs; ``LITESchedule`` adds the published schedules of χ
-and β_flat. Source: arXiv:2602.22681.
+``MuonLITE(param_groups(model))`` is all that a training script needs; ``LITESchedule`` adds the published schedules of
+χ and β_flat. Source: arXiv:2602.22681.
 """
 
 from __future__ import annotations

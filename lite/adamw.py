@@ -1,4 +1,4 @@
-r"""The AdamW-LITE rule: elementwise, for embeddings, norms, heads and biases.
+r"""The elementwise AdamW-LITE rule, for embeddings, norms, heads and biases.
 
 .. math::
     u = \frac{m}{c_1}\frac{\sqrt{c_2}}{\sqrt v+\epsilon}, \qquad
@@ -24,14 +24,14 @@ from discretizations.preconditioners.second_moment import SecondMoment
 from discretizations.update_rule import UpdateRule
 from lite.parameters.decay import decay_rate
 
-ADAMW_KEYS = ("momentum", "v", "momentum_mass", "v_mass", "hi", "lo")  # of a parameter's state
-_NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # below the one all is flat, above the other nothing is (published code)
+ADAMW_KEYS = ("momentum", "v", "momentum_mass", "v_mass", "hi", "lo")  # keys of a parameter's state
+_NO_SHARP, _ALL_SHARP = 1e-5, 1.0 - 1e-5  # below the first all is flat, above the second nothing (published code)
 
 
 def adamw_rule(group: Mapping[str, Any]) -> UpdateRule:
     """The update rule of an AdamW group.
 
-    With ``mask="threshold"`` the mask has the published code's floor.
+    With ``mask="threshold"`` the mask uses the published code's floor.
 
     Args:
         group: A parameter group.
@@ -56,6 +56,6 @@ def initial_adamw_state(group: Mapping[str, Any], w: Tensor) -> dict[str, Tensor
 
     Args:
         group: The parameter group.
-        w: Parameter, any shape; the moments lie as it does.
+        w: Parameter, any shape; the moments get its memory format.
     """
     return {"momentum": torch.zeros_like(w), **adamw_rule(group).initial_memory(w)}

@@ -1,4 +1,4 @@
-"""AdamWLITE: AdamW-LITE for every parameter, with Hessian damping."""
+"""The optimizer AdamWLITE: AdamW-LITE for every parameter, with Hessian damping."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class AdamWLITE(LITEOptimizer):
     r"""AdamW with larger learning rate and Hessian damping along flat coordinates, for parameters of any shape.
 
-    Sharp are the coordinates of a tensor whose second moment is largest, by the published soft mask
+    The sharp coordinates of a tensor are those with the largest second moment, chosen by the published soft mask
     (:class:`discretizations.preconditioners.masks.CoordinateMask`). With χ = 1 and β_sharp = β_flat = 0 it is AdamW,
-    with ε added before the second moment's bias is corrected.
+    with ε added before bias correction of the second moment.
 
     Args:
         params: ``param_groups(model, matrix_rule="adamw")``, or tensors or groups as for any torch optimizer.
@@ -28,8 +28,9 @@ class AdamWLITE(LITEOptimizer):
         betas: θ and θ₂, EMA coefficients of the first and second moment.
         weight_decay: λ ≥ 0, decoupled.
         chi: χ ≥ 1, learning-rate ratio of flat coordinates.
-        beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, in theory's units: beside a summed momentum.
-        beta_flat: β₂ ≥ β₁, the same for flat coordinates. The groups of AdamW in :class:`MuonLITE` have none, as
+        beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, in the theory's units (relative to a summed
+            momentum).
+        beta_flat: β₂ ≥ β₁, the same for flat coordinates. AdamW groups of :class:`MuonLITE` have no damping, as
             published.
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp.
         eps: ε.

@@ -1,15 +1,15 @@
 r"""The update rule of a parameter group, and its step in three stages.
 
-A subclass of :class:`lite.LITEOptimizer` declares one thing, the update rule of a group of matrices: a preconditioner
-with its coefficients. A step follows from it,
+A subclass of :class:`lite.LITEOptimizer` declares only the update rule of a group of matrices: a preconditioner with
+its coefficients. This determines a step,
 
 .. math::
     (m, k) \leftarrow g, \quad \tilde m = m + \nu g \qquad\to\qquad u = \mathrm{LITE}(F_k^{-1}\tilde m, F_k^{-1}g)
     \qquad\to\qquad w \leftarrow w - \eta u
 
-and so do its three stages where a matrix is cut into shards on several ranks: what is elementwise runs on the shards,
-the map on the whole matrix at its owner, the move on the shards again. One process takes the same stages with one
-shard.
+and also its three stages for a matrix that is sharded over several ranks: elementwise operations run on the shards, the
+map runs on the whole matrix at its owner, and the move runs on the shards again. A single process runs the same stages
+with one shard.
 """
 
 from __future__ import annotations
@@ -31,24 +31,25 @@ from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import Directed, TakenIn, direction_on_sphere, move, with_cautious_decay
 
 PLAIN_FRACTION = 1e-6  # at or below this sharp fraction a matrix runs the base optimizer (published code)
-ANY_SHAPE = (1, 1)  # for what does not depend on the shape of matrices; no scale is asked for it
-MOMENTUM = "momentum"  # key of m in the state; all other keys are the memory's
+ANY_SHAPE = (1, 1)  # for results that do not depend on the shape of matrices; the scale is not evaluated
+MOMENTUM = "momentum"  # key of m in the state; all other keys belong to the memory
 
 
 class Declaration(ABC):
-    """What an optimizer declares of its matrices, and the stages of their step.
+    """What an optimizer declares about its matrices, and the stages of their step.
 
     Attributes:
         rule: Name of the rule, in a group's ``rule``.
-        takes_any_shape: Whether the rule takes parameters of any shape, each as one row.
-        sharded_state: Keys of the state that lie on the shards; by default the momentum of a rule that takes gradients
-            in number by number (:meth:`takes_in_on_shards`).
-        travelling_state: Those of the sharded ones that only the owner can update: they travel there and back.
-        spare_state: Keys of the state that a lower ``sharp_fraction`` needs less of, in columns, or not at all.
-        counts_gradients: Whether the update depends on how many gradients came before, beyond what the memory knows.
-            Then a step first waits until the device has found out whether the gradients of the step before were finite:
-            those of a skipped step do not count.
-        largest_cpu_batch: How many numbers a batch may hold on a CPU; ``None`` if the limit is that of other devices.
+        takes_any_shape: Whether the rule accepts parameters of any shape, each as one row.
+        sharded_state: Keys of the state stored on the shards; by default the momentum of a rule that takes in gradients
+            elementwise (:meth:`takes_in_on_shards`).
+        travelling_state: Keys of sharded state that only the owner can update; this state travels to the owner and
+            back.
+        spare_state: Keys of the state of which a lower ``sharp_fraction`` needs fewer columns, or none.
+        counts_gradients: Whether the update depends on the number of earlier gradients in a way that the memory does
+            not record. A step then first waits until the device knows whether the previous step's gradients were
+            finite, since gradients of a skipped step do not count.
+        largest_cpu_batch: Most numbers in a batch on a CPU; ``None`` uses the limit of other devices.
     """
 
     rule: ClassVar[str]
@@ -64,7 +65,7 @@ class Declaration(ABC):
         """The update rule of matrices of a group.
 
         Args:
-            group: A parameter group: hyperparameters are read here at every step, so schedules act.
+            group: A parameter group; its hyperparameters are read at every step, so schedules take effect.
             shape: (m, n) of the matrices.
         """
 
@@ -73,20 +74,20 @@ class Declaration(ABC):
         return adamw_rule(group)
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
-        """η beside the direction of matrices of a shape: the group's ``lr``, times a scale if there is one."""
+        """Factor η of the direction for matrices of a shape: the group's ``lr``, times a scale if there is one."""
         return group["lr"]
 
     def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-        """Floating type in which momentum is kept for parameters of a type; by default that, at least float32."""
+        """Dtype of the momentum for parameters of a dtype; by default the same, but at least float32."""
         return torch.promote_types(dtype, torch.float32)
 
     def check_rule(self, group: dict[str, Any]) -> None:  # noqa: B027  # a rule may have nothing to refuse
-        """Refuse the rule's own hyperparameters where they are out of range."""
+        """Refuse hyperparameters of the rule that are out of range."""
 
     def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:  # noqa: B027  # likewise
-        """Refuse settings of a group that the state of its matrices does not allow, before a step changes anything.
+        """Refuse, before a step, settings of a group that do not fit the state of its matrices.
 
-        On several ranks every one checks all matrices, by shapes and settings alone: entries are on the meta device.
+        Every rank checks all matrices by shapes and settings alone; on several ranks entries are on the meta device.
         """
 
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
@@ -95,18 +96,18 @@ class Declaration(ABC):
         Args:
             group: Their parameter group.
             w: Parameters, shape ``(m, n)`` or ``(E, m, n)``; every state tensor has the same leading axis, if any.
-                Only shape, dtype and device count: an owner of shards has no values before the first step.
+                Only shape, dtype and device matter: an owner of shards has no values before the first step.
         """
         rule = self.update_rule(group, matrix_shape(w))
         m = torch.zeros_like(w, dtype=self.momentum_dtype(group, w.dtype))
         return {MOMENTUM: m, **rule.initial_memory(w, batch=w.ndim - 2)}
 
     def parameter_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        """State of a parameter before its first step: that of all its matrices.
+        """State of a parameter, i.e. of all its matrices, before the first step.
 
         Args:
             group: Its parameter group.
-            p: The parameter, or part of a stack of experts; as for :meth:`matrix_state`, values do not count.
+            p: The parameter, or part of a stack of experts; values do not matter, as in :meth:`matrix_state`.
         """
         p = row_ordered(p)
         views = group_views(group, p)
@@ -134,18 +135,18 @@ class Declaration(ABC):
         step: int,
         numbers: Sequence[int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step of matrices of equal shape, all three stages, without changing the arguments.
+        """One step for matrices of equal shape, all three stages, without changing the arguments.
 
         Args:
             group: Their parameter group.
             w: Parameters, shape ``(m, n)`` or ``(batch, m, n)``.
             g: Gradients, shape of ``w``.
-            state: What :meth:`matrix_state` made, with a batch axis if ``w`` has one.
-            step: How many gradients these matrices have had before; in a compiled step, their :meth:`phase`.
-            numbers: Running number of each matrix among those of its shape in the group, whatever else is in the batch.
+            state: State from :meth:`matrix_state`, with a batch axis if ``w`` has one.
+            step: Number of earlier gradients of these matrices; in a compiled step, their :meth:`phase`.
+            numbers: Running number of each matrix among those of its shape in the group, independent of the batch.
 
         Returns:
-            New parameters and state; what does not change may be returned as it came.
+            New parameters and state; unchanged tensors may be returned as they are.
         """
         return rule_update(
             self.update_rule(group, matrix_shape(w)),
@@ -159,33 +160,34 @@ class Declaration(ABC):
         )
 
     def squares_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-        """Floating type in which the rule computes sums of squares; gradients that overflow there are not finite.
+        """Dtype in which the rule computes sums of squares; gradients that overflow in it count as non-finite.
 
-        By default the parameters', at least float32. A rule that computes in a narrower one must say so.
+        By default that of the parameters, but at least float32. A rule that computes in a narrower dtype must override
+        this.
 
         Args:
             group: A parameter group.
-            dtype: Floating type of a parameter.
+            dtype: Dtype of a parameter.
         """
         return torch.promote_types(dtype, torch.float32)
 
     def phase(self, group: dict[str, Any], step: int) -> int:
-        """What :meth:`matrix_update` gets as ``step`` where it is compiled.
+        """The value that a compiled :meth:`matrix_update` gets as ``step``.
 
-        There is one compiled update for each number. Steps that make the same operations have one number in common.
+        There is one compiled update per value. Steps with the same operations share a value.
 
         Args:
             group: A parameter group.
-            step: How many gradients its matrices have had before.
+            step: Number of earlier gradients of its matrices.
         """
         return self.update_rule(group, ANY_SHAPE).preconditioner.phase(step)
 
     def matrix_cost(self, group: dict[str, Any], rows: int, columns: int) -> float:
-        """Cost of one matrix m×n beside others, by which work is divided."""
+        """Relative cost of one matrix m×n, used to divide work among ranks."""
         return self.update_rule(group, (rows, columns)).preconditioner.cost(rows, columns)
 
     def takes_in_on_shards(self, group: dict[str, Any]) -> bool:
-        """Whether a shard can take its part of the gradient in: no frame, and no memory of whole gradients."""
+        """Whether a shard can take in its part of the gradient, i.e. no frame and no memory of whole gradients."""
         preconditioner = self.update_rule(group, ANY_SHAPE).preconditioner
         has_averages_only = type(preconditioner).observe is Preconditioner.observe
         return has_averages_only and not preconditioner.has_frame and not preconditioner.rates()
@@ -203,7 +205,7 @@ class Declaration(ABC):
 
         Returns:
             What the owner needs, by name, each of the shape of ``w``; and the sharded state after the step. Names and
-            floating types depend on the group and the types only, so that all ranks agree on them.
+                dtypes depend only on the group and the dtypes, so that all ranks agree on them.
         """
         if not self.takes_in_on_shards(group):
             return {"w": w, "g": g}, {}
@@ -224,8 +226,8 @@ class Declaration(ABC):
 
         Args:
             group: Their parameter group.
-            sent: What :meth:`shard_take_in` made, put together, shape ``(m, n)`` or ``(batch, m, n)``.
-            state: All state but that which :meth:`shard_take_in` had.
+            sent: Results of :meth:`shard_take_in`, assembled to shape ``(m, n)`` or ``(batch, m, n)``.
+            state: All state except that of :meth:`shard_take_in`.
             step: See :meth:`matrix_update`.
             numbers: See :meth:`matrix_update`.
 
@@ -233,14 +235,14 @@ class Declaration(ABC):
             The reply, and the state after the step.
         """
         if not self.takes_in_on_shards(group):
-            w = sent["w"]  # float32 where it is rounded stochastically
+            w = sent["w"]  # float32 if it will be rounded stochastically
             return self.matrix_update(group, w, sent["g"].to(w.dtype), state, step=step, numbers=numbers)
         covector = sent["covector"]
         shape = matrix_shape(covector)
         rule = self.update_rule(group, shape)
         taken = TakenIn(covector, state, sent.get("g"), covector)
         directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
-        wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
+        wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move uses it in one process
         u = directed.u.to(wide)
         if rule.keeps_norm:
             return direction_on_sphere(sent["w"], u, eta=group["lr"]), directed.memory
@@ -267,7 +269,7 @@ class Declaration(ABC):
         return moved
 
     def message_dtypes(self, group: dict[str, Any], w: Tensor) -> tuple[torch.dtype | None, torch.dtype]:
-        """Floating types in which numbers travel to the owner (``None``: in their own) and the reply travels back.
+        """Dtypes of the messages to the owner (``None``: unchanged) and of the reply.
 
         Args:
             group: A parameter group.
@@ -295,12 +297,12 @@ def rule_update(
         g: Gradients, shape of ``w``.
         state: Momentum and memory.
         eta: η.
-        step: How many gradients came before, or their phase.
+        step: Number of earlier gradients, or their phase.
         numbers: See :meth:`riemannian_ode.preconditioner.Preconditioner.due`.
         is_phase: Whether ``step`` is a phase.
 
     Returns:
-        New parameters, at least in the momentum's floating type, and new state.
+        New parameters, at least in the momentum's dtype, and new state.
     """
     m = state[MOMENTUM]
     memory: Memory = {key: value for key, value in state.items() if key != MOMENTUM}
@@ -326,5 +328,5 @@ def followed_ratio(group: Mapping[str, Any]) -> HypergradientRatio | None:
 
 
 def rounds_stochastically(group: Mapping[str, Any], w: Tensor) -> bool:
-    """Whether parameters of a group are rounded up or down at random: they are bfloat16 and the group says so."""
+    """Whether parameters of a group are rounded stochastically: they are bfloat16 and the group asks for it."""
     return bool(group["stochastic_rounding"]) and w.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""LionLITE: the sign of a covector for all its parameters, with LITE; and plain Lion as its base."""
+"""The optimizers LionLITE and Lion, which update by the sign of a covector."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 class LionLITE(LITEOptimizer):
     r"""Lion with larger learning rate and Hessian damping along flat coordinates.
 
-    Parameters of any shape (``rule="lion"``) move by LITE's update rule with the sign
-    (:class:`discretizations.preconditioners.Sign`), groups with ``rule="adamw"`` with the second moment. Lion has no
-    natural eigenbasis: sharp are the coordinates of a tensor where the covector is largest. With χ = 1 and
+    Parameters of any shape (``rule="lion"``) use LITE's update rule with the sign
+    (:class:`discretizations.preconditioners.Sign`); groups with ``rule="adamw"`` use the second moment. Lion has no
+    natural eigenbasis, so the sharp coordinates of a tensor are those where the covector is largest. With χ = 1 and
     β_sharp = β_flat = 0 it is :class:`Lion`,
 
     .. math:: u = \mathrm{sign}(\theta_1 m + (1-\theta_1) g), \qquad m \leftarrow \theta_2 m + (1-\theta_2) g
 
-    whose covector is, up to the factor θ₁/θ₂, the new momentum with look-ahead: :math:`m + (\theta_2/\theta_1 - 1)g`.
+    Up to the factor θ₁/θ₂, its covector is the new momentum with look-ahead: :math:`m + (\theta_2/\theta_1 - 1)g`.
 
     Args:
         params: ``param_groups(model, matrix_rule="lion", other_rule="lion")``, or tensors or groups as for any torch
             optimizer.
-        lr: Learning rate η; a third to a tenth of AdamW's.
+        lr: Learning rate η; typically a third to a tenth of AdamW's.
         betas: θ₁ and θ₂.
-        weight_decay: λ ≥ 0, decoupled; three to ten times AdamW's.
+        weight_decay: λ ≥ 0, decoupled; typically three to ten times AdamW's.
         chi: χ ≥ 1, learning-rate ratio of flat coordinates.
-        beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, beside the sign of the covector.
+        beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, relative to the sign of the covector.
         beta_flat: β₂ ≥ β₁, the same for flat coordinates.
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp; r ≤ 1e−6 is plain Lion.
         adamw_betas: EMA coefficients of AdamW groups.

@@ -1,4 +1,4 @@
-"""MuonLITE: Muon-LITE for matrices, AdamW-LITE for everything else; and plain Muon as its base."""
+"""The optimizers MuonLITE (Muon-LITE for matrices, AdamW-LITE for everything else) and plain Muon."""
 
 from __future__ import annotations
 
@@ -38,42 +38,43 @@ if TYPE_CHECKING:
 class MuonLITE(LITEOptimizer):
     r"""Muon with larger learning rate and Hessian damping along flat directions.
 
-    Matrices (``rule="muon"``) move by LITE's update rule with the polar factor
-    (:class:`discretizations.preconditioners.PolarFactor`), other parameters (``rule="adamw"``) with the second moment
-    (:mod:`lite.adamw`). With χ = 1 and β_sharp = β_flat = 0 it is :class:`Muon`.
+    Matrices (``rule="muon"``) use LITE's update rule with the polar factor
+    (:class:`discretizations.preconditioners.PolarFactor`), other parameters (``rule="adamw"``) use it with the second
+    moment (:mod:`lite.adamw`). With χ = 1 and β_sharp = β_flat = 0 it is :class:`Muon`.
 
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices
             unless a group says ``rule="adamw"``).
-        lr: Learning rate η; with the scale ``"rms"`` the update's root mean square is 0.2·lr, as AdamW's would be.
+        lr: Learning rate η; with the scale ``"rms"`` the update's root mean square is 0.2·lr, like AdamW's.
         momentum: θ in (0, 1).
         nesterov: Whether the covector is M + (1 − θ)/θ·G, Nesterov's form as published, or M itself.
         weight_decay: λ ≥ 0, decoupled.
         chi: χ ≥ 1, learning-rate ratio of flat directions, or ``"auto"``, see :class:`LITEOptimizer`.
-        beta_sharp: β₁ > −1, Hessian damping of sharp directions, in published units: beside msign(M̃).
+        beta_sharp: β₁ > −1, Hessian damping of sharp directions, in published units (relative to msign(M̃)).
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of directions that count as sharp; matrices with r ≤ 1e−6 run plain
             Muon, as published.
         chi_sharp: χ_s, learning-rate ratio of sharp directions, for ablations; not with the threshold mask.
         ns: Newton–Schulz iteration: ``"polar-express"``; ``"jordan"``, the quintic of torch.optim.Muon; ``"cubic"``,
             (3/2, −1/2); ``"svd"``, exact polar factors; or a list of coefficients (a, b, c) of
-            :math:`aX + bXX^\top X + c(XX^\top)^2X`, one a step, the last one for all further steps.
-        ns_steps: Newton–Schulz steps; 0 takes exact polar factors by SVD (for tests).
-        ns_dtype: Floating type of Newton–Schulz: ``"fastest"`` (bfloat16 where the hardware multiplies it fast, else
-            float32), ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
-        mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), followed from step to
-            step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask step for step; ``"graded"``,
+            :math:`aX + bXX^\top X + c(XX^\top)^2X`, one per step, where the last one serves all further steps.
+        ns_steps: Newton–Schulz steps; 0 uses exact polar factors by SVD (for tests).
+        ns_dtype: Dtype of Newton–Schulz: ``"fastest"`` (bfloat16 if the hardware multiplies it fast, else float32),
+            ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
+        mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), tracked from step to
+            step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask; ``"graded"``,
             :math:`u = \chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma_1` without a subspace or a second
             Newton–Schulz, and ``"graded-frobenius"``, the same with ‖M̃‖_F, both with plain weight decay; ``"random"``,
-            a fixed random subspace, the control for the choice of one.
-        damping: Where β acts: ``"outside"``, beside msign(M̃) as published, with a Newton–Schulz of its own;
-            ``"inside"``, before the map, :math:`\mathrm{msign}(\tilde M + \sqrt{\tfrac{1-\theta}{1+\theta}}(\beta_1GP
-            + \beta_2GQ))`, in units in which β moves as much as outside where noise dominates, at no further cost; not
-            for masks that need msign(M̃).
-        row_beta2: θ₂ of NorMuon, which divides each row by the root of its second moment after the polar factor
-            (:class:`NorMuonLITE`); ``None`` leaves rows as they are.
+                a fixed random subspace, as a control experiment.
+        damping: Where β acts. ``"outside"`` adds to msign(M̃) as published, with a second Newton–Schulz. ``"inside"``
+            acts before the map,
+            :math:`\mathrm{msign}(\tilde M + \sqrt{\tfrac{1-\theta}{1+\theta}}(\beta_1GP + \beta_2GQ))`, at no extra
+                cost, in units in which β has the same effect as outside if noise dominates; not for masks that need
+                msign(M̃).
+        row_beta2: θ₂ of NorMuon, which divides each row of the polar factor by the root of its second moment
+            (:class:`NorMuonLITE`); ``None`` leaves rows unchanged.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
-        scale: What the direction of a matrix m×n is multiplied by beside lr: ``"rms"``, 0.2√max(m, n); ``"original"``,
+        scale: Factor of the direction of a matrix m×n, in addition to lr: ``"rms"``, 0.2√max(m, n); ``"original"``,
             √max(1, m/n), torch's default; ``"spectral"``, √(m/n) for weights out×in, the scale of μP; or a function of
             (m, n).
         adamw_betas: EMA coefficients of AdamW groups.
@@ -95,7 +96,7 @@ class MuonLITE(LITEOptimizer):
     rule = "muon"
     sharded_state = ("momentum",)
     spare_state = ("rho", "subspace", "leading", "draws")
-    largest_cpu_batch = 2**20  # beyond that temporaries leave a CPU's caches (measured)
+    largest_cpu_batch = 2**20  # larger temporaries do not fit a CPU's caches (measured)
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class MuonLITE(LITEOptimizer):
             ratio=ratio,
             **flow,
         )
-        return replace(rule, is_split=True) if type(mask) is ThresholdMask else rule  # ρ adapts even while χ = 1
+        return replace(rule, is_split=True) if type(mask) is ThresholdMask else rule  # ρ adapts even if χ = 1
 
     def learning_rate(self, group: dict[str, Any], shape: tuple[int, int]) -> Any:
         return group["lr"] if group["norm"] == "constant" else group["lr"] * group_scale(group, shape)
@@ -189,14 +190,14 @@ class MuonLITE(LITEOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        if callable(group["scale"]):  # as numbers, which a checkpoint can hold
+        if callable(group["scale"]):  # plain numbers, which a checkpoint can hold
             group["scale"] = {shape: float(group["scale"](shape)) for shape in matrix_shapes(group)}
 
     def momentum_dtype(self, group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32) if group["float32_momentum"] else dtype
 
     def matrix_state(self, group: dict[str, Any], w: Tensor) -> dict[str, Tensor]:
-        # The mask's memory is there from the start, also where χ and β will act only later in a schedule.
+        # The mask's memory exists from the start, even if a schedule activates χ and β only later.
         fraction = group["sharp_fraction"]
         mask = None if fraction <= PLAIN_FRACTION else MASKS[group["mask"]](fraction)
         memory = polar_factor(group, mask).initial(w, batch=w.ndim - 2)
@@ -224,7 +225,7 @@ class MuonLITE(LITEOptimizer):
 class Muon(BaseMethod, MuonLITE):
     """Muon with AdamW for other parameters: :class:`MuonLITE` with χ = 1 and β = 0 in every group.
 
-    It equals ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`` on matrices but for the Newton–Schulz polynomial.
+    It equals ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`` on matrices except for the Newton–Schulz polynomial.
 
     Args:
         params: As for :class:`MuonLITE`; χ and sharp fraction of the groups are ignored.
@@ -244,7 +245,7 @@ class Muon(BaseMethod, MuonLITE):
 def _require_memory(
     group: dict[str, Any], mask: SingularMask | None, splits: bool, shape: tuple[int, int], state: dict[str, Tensor]
 ) -> None:
-    """Refuse a sharp fraction that was raised beyond what the state was made for.
+    """Refuse a sharp fraction above the one that the state was made for.
 
     Raises:
         ValueError: naming what is missing.
@@ -253,12 +254,12 @@ def _require_memory(
     follows = isinstance(mask, TrackedSubspace) or (isinstance(mask, RandomSubspace) and not mask.is_redrawn)
     followed = state["subspace"].size(-1) if "subspace" in state else 0
     if splits and follows and followed < rank:
-        missing = f"needs {rank} directions, but {followed} are followed since the first step"
+        missing = f"needs {rank} directions, but {followed} have been tracked since the first step"
     elif isinstance(mask, ThresholdMask) and "rho" not in state:
         missing = "needs a threshold, but there was none at the first step"
     else:
         return
     raise ValueError(
-        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or build the optimizer anew with the larger "
-        "one."
+        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or rebuild the optimizer with the larger "
+        f"one."
     )

@@ -1,4 +1,4 @@
-"""What the settings of a group of Muon's kinds mean: masks, Newton–Schulz, scales; and which are refused."""
+"""Settings of Muon and NorMuon groups: masks, Newton–Schulz, scales, and their checks."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ _SCALES: tuple[Scale, ...] = ("rms", "original", "spectral")
 _ITERATIONS: dict[str, Any] = {
     "polar-express": "polar-express",
     "jordan": TORCH_COEFFICIENTS,
-    "cubic": (1.5, -0.5, 0.0),  # Newton–Schulz's own
+    "cubic": (1.5, -0.5, 0.0),  # Newton–Schulz's own settings
     "svd": "svd",
 }
-_UPDATE_RMS = 0.2  # root mean square of the update's entries, AdamW's typical one (arXiv:2502.16982, section 2.2)
+_UPDATE_RMS = 0.2  # root mean square of the update's entries, typical of AdamW (arXiv:2502.16982, section 2.2)
 
 
 def update_scale(shape: tuple[int, int], scale: Scale = "rms") -> float:
-    """What the direction of matrices m×n is multiplied by beside η, see :class:`MuonLITE`."""
+    """Factor of the direction of matrices m×n in addition to η, see :class:`MuonLITE`."""
     rows, columns = shape
     if scale == "rms":
         return _UPDATE_RMS * math.sqrt(max(shape))
@@ -66,11 +66,11 @@ def update_scale(shape: tuple[int, int], scale: Scale = "rms") -> float:
 
 
 def inside_unit(theta: float) -> float:
-    r"""√((1 − θ)/(1 + θ)), in which β is measured before msign so that it moves as much as beside it.
+    r"""Unit √((1 − θ)/(1 + θ)) of β before msign, with which β has the same effect as after msign.
 
-    Where noise dominates, M is the average of independent gradients with covariance Σ, so its own is Σ(1 − θ)/(1 + θ).
-    To first order :math:`\mathrm{msign}(\tilde M + bG)` moves by b/σ(M̃) times a part of G of which msign(G) makes
-    1/σ(G), and these are equal for b = β·σ(M̃)/σ(G).
+    If noise dominates, M is an average of independent gradients with covariance Σ, so its covariance is Σ(1 − θ)/(1 +
+    θ). To first order :math:`\mathrm{msign}(\tilde M + bG)` changes by b/σ(M̃) times a part of G, and msign(G) contains
+    1/σ(G) times this part. With the factor β the two are equal for b = β·σ(M̃)/σ(G).
 
     Args:
         theta: θ of the momentum.
@@ -84,7 +84,7 @@ def sharp_rank(sharp_fraction: float, w: Tensor) -> int:
 
 
 def polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFactor:
-    """F⁻¹ of a group, with a mask or without one."""
+    """F⁻¹ of a group, with or without a mask."""
     steps, own = group["ns_steps"], group["ns"] not in ("polar-express", "svd")
     settings: dict[str, Any] = {
         "iteration": (_ITERATIONS[group["ns"]] if isinstance(group["ns"], str) else group["ns"]) if steps else "svd",
@@ -101,12 +101,12 @@ def polar_factor(group: dict[str, Any], mask: SingularMask | None) -> PolarFacto
 
 
 def group_scale(group: dict[str, Any], shape: tuple[int, int]) -> float:
-    """What the direction of a group's matrices m×n is multiplied by beside lr."""
+    """Factor of the direction of a group's matrices m×n in addition to lr."""
     scale = group["scale"]
     if isinstance(scale, str):
         return update_scale(shape, scale)  # type: ignore[arg-type]
     if isinstance(scale, dict):
-        return float(scale.get(shape, 1.0))  # other shapes are asked for only where the scale does not count
+        return float(scale.get(shape, 1.0))  # other shapes occur only where the scale does not matter
     return 1.0 if shape == ANY_SHAPE else float(scale(shape))  # likewise
 
 
@@ -128,7 +128,7 @@ def _check_iteration(ns: Any) -> None:
             f"ns = {shown(ns)} must be one of {', '.join(_ITERATIONS)}, or a list of coefficients (a, b, c)."
         )
     if not all(is_setting_number(x) and math.isfinite(x) for each in steps for x in each):
-        raise ValueError(f"ns = {shown(ns)} holds what is no finite number.")
+        raise ValueError(f"ns = {shown(ns)} holds a value that is not a finite number.")
 
 
 def _check_scale(group: dict[str, Any]) -> None:
@@ -149,17 +149,18 @@ def _check_scale(group: dict[str, Any]) -> None:
 def _check_rows(group: dict[str, Any]) -> None:
     require_range(group, "row_beta2", 0.0, 1.0, "it is the weight of the past in the rows' second moment")
     if group["row_beta2"] == 1.0:
-        raise ValueError("row_beta2 = 1 never takes a row in; 0.95 is usual.")
+        raise ValueError("row_beta2 = 1 never takes in a row; 0.95 is usual.")
     if MASKS[group["mask"]](0.1).needs_polar:
         raise ValueError(
-            f"mask = {group['mask']!r} works on a polar factor, which rows of equal size are not; take mask='subspace'."
+            f"mask = {group['mask']!r} needs a polar factor, which normalised rows are not; take mask='subspace'."
         )
 
 
 def group_mask(group: dict[str, Any]) -> SingularMask | None:
-    """The mask of a group, ``None`` if it runs plain Muon for good.
+    """The mask of a group; ``None`` if the group always runs plain Muon.
 
-    Its peaks decide, since a schedule passes through χ = 1 and β = 0; with a :class:`lite.SettingSchedule` it has one.
+    The peaks of χ and β decide, since a schedule may pass through χ = 1 and β = 0; with a :class:`lite.SettingSchedule`
+    there is always a mask.
     """
     names = {"chi": 1.0, "peak_chi": 1.0, "chi_sharp": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0, "peak_beta_flat": 0.0}
     is_lite = group["adapts_chi"] or any(acts(group[name], neutral) for name, neutral in names.items() if name in group)
@@ -169,7 +170,7 @@ def group_mask(group: dict[str, Any]) -> SingularMask | None:
 
 
 def check_muon_group(group: dict[str, Any]) -> None:
-    """Refuse settings of Muon's kinds that are out of range or mean nothing together.
+    """Refuse settings of Muon and NorMuon groups that are out of range or incompatible.
 
     Args:
         group: A parameter group.

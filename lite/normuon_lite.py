@@ -1,4 +1,4 @@
-"""NorMuonLITE: Muon with rows of equal average size, and LITE; and plain NorMuon as its base."""
+"""The optimizers NorMuonLITE and NorMuon: Muon with normalised rows, with and without LITE."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lite.optimizer import BaseMethod
 class NorMuonLITE(MuonLITE):
     r"""NorMuon with larger learning rate and Hessian damping along flat directions.
 
-    Matrices (``rule="normuon"``) move by LITE's update rule with
-    :class:`discretizations.preconditioners.NormalizedPolarFactor`: after the polar factor each row is divided by the
-    root of its second moment. Sharp are the top right singular directions of the covector, as in :class:`MuonLITE`;
-    masks act from the right, the rows' scales from the left. With χ = 1 and β_sharp = β_flat = 0 it is
+    Matrices (``rule="normuon"``) use LITE's update rule with
+    :class:`discretizations.preconditioners.NormalizedPolarFactor`, which divides each row of the polar factor by the
+    root of its second moment. The sharp directions are the top right singular directions of the covector, as in
+    :class:`MuonLITE`; masks act from the right, row scales from the left. With χ = 1 and β_sharp = β_flat = 0 it is
     :class:`NorMuon`.
 
     Args:

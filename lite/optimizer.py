@@ -1,4 +1,4 @@
-"""The optimizer shell: parameter groups, checkpoints, and the choice of what runs the steps."""
+"""The base class of the LITE optimizers: parameter groups, checkpoints, and the choice of an executor."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ EXCHANGES: tuple[Exchange, ...] = ("fastest", "exact", "bfloat16")
 
 
 class LITEOptimizer(Declaration, torch.optim.Optimizer):
-    """Base of the LITE optimizers: matrices by a rule of their own, everything else by AdamW-LITE.
+    """Base of the LITE optimizers, with a subclass's rule for matrices and AdamW-LITE for everything else.
 
     A subclass names its rule and declares the update rule of a group: ``rule`` and ``update_rule`` of
-    :class:`lite.declaration.Declaration`. Parameter groups, layouts, batches, checkpoints and bad gradients are dealt
-    with here.
+    :class:`lite.declaration.Declaration`. This class handles parameter groups, layouts, batches, checkpoints and bad
+    gradients.
 
     Args:
         params: ``param_groups(model)``, or tensors or groups as for any torch optimizer (then all must be matrices
@@ -52,21 +52,22 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of AdamW groups.
         decay: ``"decoupled"``: a step shrinks weights by lr·λ. ``"independent"``: by λ·lr/peak, with the peak of the
-            schedule (``initial_lr``, which schedulers leave in groups), so that λ need not change with lr.
-            ``"cautious"``: as decoupled, but only numbers whose direction has their sign; masks do not meet it.
-        norm: ``"free"``, or ``"constant"`` for matrices that keep their Frobenius norm R: a step has the size lr·R and
-            returns to the sphere. It is for ``weight_decay=0``.
-        on_nonfinite: What happens if a gradient is not finite or its squares overflow
-            (:mod:`lite.execution.finiteness`). It is found without a device sync: ``"raise"`` skips that step and
-            raises at a later one, once the device has got there; ``"skip"`` skips it; ``"ignore"`` never looks.
-        stochastic_rounding: Whether bfloat16 parameters are rounded up or down at random, without bias.
-        capturable: Whether learning rate, weight decay, χ and β₂ of groups become tensors on the device, so that a
-            step in a CUDA graph follows their schedules.
-        process_group: Ranks that hold the same plain tensors (DDP) and shall divide the work on matrices; by default
-            every rank does everything. DTensors (FSDP2, HSDP) are told by themselves.
-        exchange: Floating type in which matrices travel between ranks: ``"exact"``, that of the numbers;
-            ``"bfloat16"`` where the rule allows it; ``"fastest"``, bfloat16 where the rule works in it anyway.
-        settings: The rule's own hyperparameters, to be seen and set in groups.
+            schedule (``initial_lr``, which schedulers store in groups), so that λ need not change with lr.
+            ``"cautious"``: as decoupled, but only for entries with the same sign as their direction; masks do not act
+            on it.
+        norm: ``"free"``, or ``"constant"`` for matrices that keep their Frobenius norm R: a step has size lr·R and
+            returns to the sphere. It requires ``weight_decay=0``.
+        on_nonfinite: What to do if a gradient is not finite or its squares overflow (:mod:`lite.execution.finiteness`).
+            The check needs no device sync: ``"raise"`` skips the step and raises in a later step, once the device has
+            finished the check; ``"skip"`` skips the step; ``"ignore"`` does not check.
+        stochastic_rounding: Whether bfloat16 parameters are rounded stochastically, without bias.
+        capturable: Whether learning rate, weight decay, χ and β₂ of groups become device tensors, so that a step in a
+            CUDA graph follows their schedules.
+        process_group: Ranks that hold the same plain tensors (DDP) and should divide the work on matrices; by default
+            every rank does everything. DTensors (FSDP2, HSDP) are detected automatically.
+        exchange: Dtype in which matrices travel between ranks: ``"exact"``, their own; ``"bfloat16"`` if the rule
+            allows it; ``"fastest"``, bfloat16 if the rule computes in it anyway.
+        settings: The rule's own hyperparameters, which groups can read and set.
 
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
@@ -135,7 +136,8 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         return self._executor.is_divided
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch's names three attributes only. A copy starts with nothing to watch: events on a device have no copies.
+        # torch's version names only three attributes. A copy starts with an empty watch, since device events cannot be
+        # copied.
         if self.is_divided:
             raise TypeError("an optimizer on several ranks cannot be copied or pickled; save its state_dict().")
         self._executor.settle(self._work())  # the groups' counts of gradients
@@ -184,13 +186,13 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         return loss
 
     def compile(self, **options: Any) -> None:
-        """Compile what a step does with tensors, in place, as ``torch.nn.Module.compile`` does with a module.
+        """Compile the step's tensor operations in place, like ``torch.nn.Module.compile``.
 
-        A change of learning rate, weight decay, χ or β compiles nothing anew; another set of gradients does.
+        Changes of learning rate, weight decay, χ or β cause no recompilation; a different set of gradients does.
 
         Args:
-            options: Those of ``torch.compile``. By default shapes are constants, graphs are counted for this optimizer
-                alone, and there may be 64 of them: SOAP has one for each step between two refreshes of a basis.
+            options: Options of ``torch.compile``. By default shapes are constants, and this optimizer may have 64
+                graphs of its own: SOAP has one for each step between two refreshes of a basis.
 
         Raises:
             ValueError: on several ranks, whose steps are not compiled.
@@ -199,14 +201,14 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
     @_disable_dynamo
     def check_gradients(self, *, wait: bool = True) -> None:
-        """Raise if a gradient of a step made so far was not finite.
+        """Raise if a gradient of an earlier step was not finite.
 
         Args:
-            wait: Wait for what the device has not got to. On several ranks the outcome of the last step is always
-                waited for, so that all of them raise at the same place.
+            wait: Whether to wait for steps that the device has not finished. On several ranks this always waits for the
+                last step, so that all ranks raise at the same place.
 
         Raises:
-            NonFiniteError: naming the step and the parameters, and ranks if there are several.
+            NonFiniteError: naming the step, the parameters, and the ranks if there are several.
         """
         self._executor.check(self._work(), wait=wait)
 
@@ -219,18 +221,19 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         self._executor.init_state(self._work())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` gave, keeping every tensor's own dtype (float32 state of bfloat16 parameters too).
+        """Load a ``state_dict``, keeping every tensor's dtype (even float32 state of bfloat16 parameters).
 
         Parameters match by name, whatever their order, without the prefixes of wrappers (``_orig_mod.``, ``module.``,
-        ``model.``). The others, and those without names, match by order if rules and shapes agree; other names give a
-        warning. On several ranks it is a collective, like a step.
+        ``model.``). The remaining parameters, and those without names, match by order if rules and shapes agree, with a
+        warning if names differ. On several ranks this is a collective, like a step.
 
         Raises:
             ValueError: if groups, rules, parameters or shapes differ, a setting is unknown or out of range, or the
-                checkpoint is damaged, naming the first difference; on all ranks if they do on one. Nothing has changed.
+                checkpoint is damaged, naming the first difference. If one rank raises, all do. Nothing has changed
+                then.
         """
         self._notice_sharding()
-        self._executor.settle(self._work())  # the step before counts for the groups that go
+        self._executor.settle(self._work())  # the previous step belongs to the groups that are replaced
         load_between_hooks(self, state_dict, self._load)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
@@ -248,7 +251,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for own, loaded in zip(work.groups, self.param_groups, strict=True):
             for name, value in own.items():
-                loaded.setdefault(name, value)  # of settings that the checkpoint did not know
+                loaded.setdefault(name, value)  # settings missing in the checkpoint
             keep_tensors(own, loaded)
         # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -259,14 +262,14 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State and groups; see ``torch.optim.Optimizer.state_dict``.
 
-        Of an optimizer on several ranks it is what this rank has: save and load it with
+        For an optimizer on several ranks it is this rank's part; save and load it with
         ``torch.distributed.checkpoint``.
         """
         self._executor.settle(self._work())  # the groups' counts of gradients
         return super().state_dict()
 
     def _choose_executor(self, process_group: ProcessGroup | None = None) -> None:
-        """Divide the work where parameters lie on several ranks, a collective there; else this process does it all."""
+        """Divide the work if parameters are on several ranks (then a collective); else this process does everything."""
         is_spread = process_group is not None or any(map(_is_dtensor, self._parameters()))
         if self.is_divided or not is_spread:
             self._executor.add_parameters(self._work())
@@ -283,16 +286,16 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
     @_disable_dynamo
     def _notice_sharding(self) -> None:
-        """Divide the work if the parameters became DTensors since, as accelerate's ``prepare`` does; a collective then.
+        """Divide the work if parameters became DTensors since, e.g. by accelerate's ``prepare``; a collective then.
 
         Raises:
-            ValueError: if there is state already, which belongs to tensors that are gone.
+            ValueError: if there is already state, which belongs to tensors that no longer exist.
         """
         if not self.is_divided and any(map(_is_dtensor, self._parameters())):
             if self._executor.steps_made or self.state:
                 raise ValueError(
                     f"the parameters were sharded after {self._executor.steps_made} steps of this optimizer, whose "
-                    "state belongs to the tensors before; shard the model first, then load a checkpoint."
+                    f"state belongs to the old tensors; shard the model first, then load a checkpoint."
                 )
             self._choose_executor()
 
@@ -312,17 +315,17 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
 
 class BaseMethod(LITEOptimizer):
-    """What turns a LITE optimizer into its base method: χ = 1 and β = 0 in every group, whatever the group says.
+    """Mixin that turns a LITE optimizer into its base method: χ = 1 and β = 0 override the settings of every group.
 
-    It stands before the LITE optimizer among the bases of a class: ``class SOAP(BaseMethod, SOAPLITE)``.
+    It precedes the LITE optimizer in the list of base classes: ``class SOAP(BaseMethod, SOAPLITE)``.
 
     Args:
         params: As for the LITE optimizer; χ and sharp fraction of the groups are ignored.
         lr: Learning rate η; by default that of the LITE optimizer.
-        settings: Its other settings.
+        settings: Other settings of the LITE optimizer.
 
     Attributes:
-        neutral: Settings with which the LITE optimizer is its base.
+        neutral: Settings with which the LITE optimizer equals its base method.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
@@ -336,5 +339,5 @@ class BaseMethod(LITEOptimizer):
 
 
 def _is_dtensor(p: Tensor) -> bool:
-    module = sys.modules.get("torch.distributed.tensor")  # takes half a second to load, and whoever has one has it
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and loaded if there are DTensors
     return module is not None and isinstance(p, module.DTensor)

@@ -1,13 +1,13 @@
-r"""QK-clip: attention logits kept below a threshold by scaling the weights of queries and keys (MuonClip).
+r"""QK-clip (MuonClip): keep attention logits below a threshold by scaling query and key weights.
 
 .. math::
     S_i = \max\, \langle q_i, k_{j(i)}\rangle\,s, \qquad \gamma_i = \min(1, \tau/S_i), \qquad
     W_{k_j} \leftarrow c_j W_{k_j}, \quad W_{q_i} \leftarrow (\gamma_i/c_{j(i)})\,W_{q_i}, \qquad
     c_j = \min_{i:\,j(i)=j} \sqrt{\gamma_i}
 
-for query heads i and the key head j(i) that they share, s the scale of the logits and the maximum over all pairs of
-positions that the mask allows. Every logit of head i then shrinks by γᵢ. With one query head a key head both factors
-are √γ, as published.
+for query heads i and the key head j(i) that they share, where s is the scale of the logits and the maximum is over all
+pairs of positions that the mask allows. Every logit of head i then shrinks by γᵢ. With one query head per key head both
+factors are √γ, as published.
 
 Source: Kimi Team, *Kimi K2*, arXiv:2507.20534, section 2.1; the factors for shared key heads are ours.
 """
@@ -28,16 +28,16 @@ from torch.overrides import TorchFunctionMode
 from lite.parameters.projections import Projection, projections
 from riemannian_ode.checks import require_positive
 
-_LARGEST_CHUNK = 2**24  # logits at a time
-_LATENT = ("kv_b_proj", "kv_a_proj_with_mqa")  # layers of DeepSeek's latent attention in transformers
+_LARGEST_CHUNK = 2**24  # logits computed at a time
+_LATENT = ("kv_b_proj", "kv_a_proj_with_mqa")  # layer names of DeepSeek's latent attention in transformers
 _NORMS = ("q_norm", "k_norm", "qk_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 
 
 class QKClip:
     """Scale query and key weights after each step, head by head, so that no attention logit stays above a threshold.
 
-    Logits are those of ``torch.nn.functional.scaled_dot_product_attention``, so queries and keys are seen after
-    rotary embedding. Watching costs one more product of queries and keys.
+    Logits are those of ``torch.nn.functional.scaled_dot_product_attention``, so queries and keys include rotary
+    embedding. Watching costs one extra product of queries and keys.
 
     .. code-block:: python
 
@@ -50,15 +50,16 @@ class QKClip:
             clip.step()
 
     Args:
-        model: A model whose attention :mod:`lite.parameters.projections` knows: Llama and its like, GPT-2, GPT-NeoX,
-            Phi-3, Falcon, Bloom, timm. Grouped and multi-query attention included.
+        model: A model whose attention :mod:`lite.parameters.projections` knows: Llama and similar models, GPT-2,
+            GPT-NeoX, Phi-3, Falcon, Bloom, timm; including grouped and multi-query attention.
         threshold: τ, above 0; 100 in the source.
-        process_group: Ranks that share the weights and see different data: they take the largest logits of all. By
+        process_group: Ranks that share the weights and see different data; they use the largest logits of all ranks. By
             default all ranks, if ``torch.distributed`` is initialised.
 
     Raises:
-        ValueError: if the model has no attention that can be clipped: none known, latent attention, normalised queries
-            or keys (scaling their weights changes nothing), parametrized or frozen weights, ``nn.MultiheadAttention``.
+        ValueError: if the model has no attention that can be clipped. Not supported: unknown classes, latent attention,
+            normalised queries or keys (scaling their weights has no effect), parametrized or frozen weights,
+            ``nn.MultiheadAttention``.
 
     Source: arXiv:2507.20534, section 2.1.
     """
@@ -84,10 +85,10 @@ class QKClip:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the logits of forward passes inside; several passes before a step count together.
+        """Watch the logits of forward passes inside the block; several passes before a step count together.
 
         Raises:
-            RuntimeError: in a forward pass, if attention has other heads than the weights say.
+            RuntimeError: in a forward pass, if the heads of attention and weights do not match.
         """
         inside: list[str] = []
 
@@ -106,12 +107,12 @@ class QKClip:
 
     @property
     def maxima(self) -> dict[str, Tensor]:
-        """Largest logit of each query head since the last step on this rank, by the name of its module."""
+        """Largest logit of each query head on this rank since the last step, by module name."""
         return dict(self._maxima)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Scale the weights of heads whose logits exceeded the threshold; no device waits for another.
+        """Scale the weights of heads whose logits exceeded the threshold, without a device sync.
 
         Call it after the optimizer's step, on all ranks.
 
@@ -128,7 +129,7 @@ class QKClip:
         largest = torch.cat([self._maxima[name].to(device) for name in self._heads])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.process_group)
-        exceeds = (largest > self.threshold) & largest.isfinite()  # what is not finite is for the optimizer to report
+        exceeds = (largest > self.threshold) & largest.isfinite()  # the optimizer reports non-finite numbers
         factors = torch.where(exceeds, self.threshold / largest, 1.0)
         parts = torch.split(factors, [heads.queries for heads in self._heads.values()])
         for name, gamma in zip(self._heads, parts, strict=True):
@@ -146,8 +147,8 @@ class QKClip:
         is_causal: bool = False,
         **options: Any,
     ) -> None:
-        """Take in one call of ``scaled_dot_product_attention``, whose arguments these are."""
-        if not inside:  # attention of a module that is not known
+        """Record one call of ``scaled_dot_product_attention`` with these arguments."""
+        if not inside:  # attention of an unknown module
             return
         name = inside[-1]
         heads = self._heads[name].queries
@@ -164,7 +165,7 @@ class _Heads(NamedTuple):
     Args:
         queries: Number of query heads.
         keys: Number of key heads.
-        rows: For each weight of :func:`_clipped`, the factor of each row: its place among those of the query heads, the
+        rows: For each weight of :func:`_clipped`, the index of each row's factor among those of the query heads, the
             key heads, and a 1.
     """
 
@@ -179,7 +180,7 @@ def _clipped(module: nn.Module) -> list[Projection]:
 
 
 def _heads(module: nn.Module) -> _Heads | None:
-    """Query and key heads of an attention module, in the order in which attention has them; ``None`` of another one."""
+    """Query and key heads of an attention module, in the order of the attention call; ``None`` for other modules."""
     owners: list[list[tuple[str, int]]] = []
     counts = {"query": 0, "key": 0}
     for each in _clipped(module):
@@ -209,8 +210,8 @@ def _check(name: str, module: nn.Module) -> None:
     normalised = [norm for norm in _NORMS if not isinstance(getattr(module, norm, None), (nn.Identity, type(None)))]
     if normalised:
         raise ValueError(
-            f"{name} normalises queries or keys ({normalised[0]}), so scaling their weights changes nothing; train "
-            "this model without QK-clip."
+            f"{name} normalises queries or keys ({normalised[0]}), so scaling their weights has no effect; train this "
+            f"model without QK-clip."
         )
     if any(is_parametrized(child) for child in module.children()):
         raise ValueError(f"{name} has parametrized weights, which QK-clip cannot scale; remove the parametrization.")
@@ -245,13 +246,13 @@ def largest_logits(
     Args:
         query: Shape ``(*batch, heads, length, d)``.
         key: Shape ``(*batch, key_heads, length, d)``; query heads share key heads in order.
-        attn_mask: As ``scaled_dot_product_attention`` takes it. What a mask of floats adds is not counted.
-        is_causal: Likewise.
+        attn_mask: As for ``scaled_dot_product_attention``. Values added by a float mask are not counted.
+        is_causal: As for ``scaled_dot_product_attention``.
         scale: s; by default 1/√d.
         enable_gqa: Whether there are fewer key heads.
 
     Returns:
-        Shape ``(heads,)``, at least float32; −∞ where nothing is allowed.
+        Shape ``(heads,)``, at least float32; −∞ if no pair is allowed.
     """
     length, others = query.shape[-2], key.shape[-2]
     if enable_gqa:

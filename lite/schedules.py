@@ -1,7 +1,7 @@
 r"""Published schedules: learning rate, χ and β_flat as functions of the step.
 
 k counts optimizer steps from 0, W is the warm-up, T the total, and
-:math:`c(k; p, q)` is linear warm-up :math:`p(k+1)/W`, then the cosine from p to q.
+:math:`c(k; p, q)` is linear warm-up :math:`p(k+1)/W`, then a cosine from p to q.
 
 Source: arXiv:2602.22681, published settings and code.
 """
@@ -33,7 +33,7 @@ def _check(schedule: str, warmup_steps: int, total_steps: int, min_ratio: float)
 
 
 def cosine_with_warmup(k: int, peak: float, minimum: float, *, warmup_steps: int, total_steps: int) -> float:
-    r"""c(k; peak, minimum): linear warm-up :math:`p(k+1)/W`, then the cosine; constant after the last step.
+    r"""c(k; peak, minimum): linear warm-up :math:`p(k+1)/W`, then a cosine; constant after the last step.
 
     Args:
         k: Step, from 0.
@@ -54,8 +54,8 @@ def learning_rate_factor(
 ) -> float:
     """Learning rate at step k over its peak, for ``torch.optim.lr_scheduler.LambdaLR``.
 
-    Linear warm-up k/W (the first step has 0), then the cosine to ``min_ratio``, or (wsd) constant to ⌊0.8T⌋ and linear
-    down to it.
+    Linear warm-up k/W (0 in the first step), then a cosine to ``min_ratio``, or (wsd) constant until ⌊0.8T⌋ and then
+    linear down to it.
 
     Args:
         k: Step, from 0.
@@ -149,14 +149,14 @@ def _keep_peaks(group: dict[str, Any]) -> None:
 
 
 class SettingsScheduler(LRScheduler, ABC):
-    """What schedulers of LITE's settings have in common: they leave the learning rate to others."""
+    """Base of schedulers for LITE's settings, which leave the learning rate to other schedulers."""
 
     def get_lr(self) -> list[Any]:
-        """The learning rates as they are: this schedule does not touch them."""
+        """The current learning rates, which this schedule does not change."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
-        """Move the settings to the next step."""
+        """Advance the settings to the next step."""
         super().step(epoch)
         self.apply()
 
@@ -167,7 +167,7 @@ class SettingsScheduler(LRScheduler, ABC):
 
     @abstractmethod
     def apply(self) -> None:
-        """Give the groups the settings of the present step."""
+        """Give the groups the settings of the current step."""
 
 
 def require_lite(optimizer: torch.optim.Optimizer) -> None:
@@ -177,10 +177,10 @@ def require_lite(optimizer: torch.optim.Optimizer) -> None:
 
 
 class LITESchedule(SettingsScheduler):
-    """χ and β_flat of every group over time, as published; the learning rate is left to other schedulers.
+    """Published schedules of χ and β_flat for every group; the learning rate is left to other schedulers.
 
-    Call ``step()`` after ``optimizer.step()``, alone or in a ``ChainedScheduler`` beside a scheduler of the learning
-    rate. Peaks are the groups' values when the schedule is first made; they are kept in the groups as ``peak_chi`` and
+    Call ``step()`` after ``optimizer.step()``, alone or in a ``ChainedScheduler`` with a scheduler of the learning
+    rate. Peaks are the groups' values when the schedule is created; they are stored in the groups as ``peak_chi`` and
     ``peak_beta_flat``, so that resuming continues exactly.
 
     Args:
@@ -223,7 +223,7 @@ class LITESchedule(SettingsScheduler):
     def apply(self) -> None:
         k = self.last_epoch
         for group in self.optimizer.param_groups:
-            _keep_peaks(group)  # of groups that were added later, too
+            _keep_peaks(group)  # including groups that were added later
             chi = flat_learning_rate_ratio(
                 k,
                 group["peak_chi"],

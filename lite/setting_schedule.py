@@ -1,4 +1,4 @@
-"""Any settings of a LITE optimizer over time."""
+"""Schedules for any settings of a LITE optimizer."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class SettingSchedule(SettingsScheduler):
 
         schedule = SettingSchedule(optimizer, chi=lambda k: 2.0 - k / 1000, beta_flat={"matrix": lambda k: 1.0})
 
-    Call ``step()`` after ``optimizer.step()``, alone or in a ``ChainedScheduler``. Make it before the optimizer's first
-    step: state of LITE's masks is created then. r may fall but not rise above its first value, whose subspaces are
-    kept. Functions are not saved; a resumed run gives them again.
+    Call ``step()`` after ``optimizer.step()``, alone or in a ``ChainedScheduler``. Create it before the optimizer's
+    first step, which creates the state of LITE's masks. r may fall but must not rise above its first value, whose
+    subspaces are kept. Functions are not saved; a resumed run must pass them again.
 
     Args:
         optimizer: A LITE optimizer.
         settings: Functions of the step k = 0, 1, … by setting (``chi``, ``chi_sharp``, ``beta_sharp``, ``beta_flat``,
-            ``sharp_fraction``, ``weight_decay``): one for all groups, or a mapping from a group's ``kind`` or from its
-            number among the groups to one; other groups keep their own value.
+            ``sharp_fraction``, ``weight_decay``): one function for all groups, or a mapping from a group's ``kind`` or
+                number to a function. Other groups keep their own value.
 
     Raises:
-        ValueError: for an optimizer without LITE, an unknown setting, kind or number, or a function that gives what is
-            out of range, at this step or a later one.
+        ValueError: for an optimizer without LITE, an unknown setting, kind or number, or a function that returns a
+            value out of range, now or at a later step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, **settings: ByStep | Mapping[Any, ByStep]) -> None:

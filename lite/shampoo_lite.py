@@ -1,4 +1,4 @@
-"""ShampooLITE: Shampoo with averages, AdamW-LITE for everything else; and plain Shampoo as its base."""
+"""The optimizers ShampooLITE (Shampoo with averages, AdamW-LITE for everything else) and plain Shampoo."""
 
 from __future__ import annotations
 
@@ -26,29 +26,31 @@ _ROOTS: tuple[RootMethod, ...] = ("eigh", "newton")
 class ShampooLITE(LITEOptimizer):
     r"""Shampoo with larger learning rate and Hessian damping along flat directions.
 
-    Matrices (``rule="shampoo"``) move by LITE's update rule with roots of Kronecker factors
-    (:class:`discretizations.preconditioners.KroneckerRoot`), other parameters (``rule="adamw"``) with the second moment
-    (:mod:`lite.adamw`). Sharp are the top eigenvectors of the right factor. With χ = 1 and β_sharp = β_flat = 0 it is
-    :class:`Shampoo`. At a ``precondition_frequency`` above 1 each matrix's first gradient only sets its roots.
+    Matrices (``rule="shampoo"``) use LITE's update rule with roots of Kronecker factors
+    (:class:`discretizations.preconditioners.KroneckerRoot`), other parameters (``rule="adamw"``) use it with the second
+    moment (:mod:`lite.adamw`). The sharp directions are the top eigenvectors of the right factor. With χ = 1 and
+    β_sharp = β_flat = 0 it is :class:`Shampoo`. At a ``precondition_frequency`` above 1 each matrix's first gradient
+    only sets its roots.
 
-    With ``divergence="kl"`` it is KL-Shampoo: factors are fitted by the Kullback–Leibler divergence, and eigenvalues
-    are averaged in bases that are refreshed as in SOAP (:class:`discretizations.preconditioners.EigenbasisMoment`).
-    Sharp are then the coordinates of that eigenbasis with the largest moment. It needs no grafting.
+    With ``divergence="kl"`` it is KL-Shampoo: factors are fitted in the Kullback–Leibler divergence, and eigenvalues
+    are averaged in bases that are refreshed as in SOAP (:class:`discretizations.preconditioners.EigenbasisMoment`). The
+    sharp coordinates are then those of that eigenbasis with the largest moment. KL-Shampoo needs no grafting.
 
     Args:
         params: ``param_groups(model, matrix_rule="shampoo")``, or tensors or groups as for any torch optimizer (then
             all must be matrices unless a group says ``rule="adamw"``).
-        lr: Learning rate η; with grafting in the units of Adam's.
+        lr: Learning rate η; with grafting in Adam's units.
         betas: θ and θ₂, EMA coefficients of the first moment, and of the factors and the second moment.
         weight_decay: λ ≥ 0, decoupled.
         chi: χ ≥ 1, learning-rate ratio of flat directions, or ``"auto"``, see :class:`LITEOptimizer`.
-        beta_sharp: β₁ > −1, Hessian damping of sharp directions, in theory's units: beside a summed momentum.
+        beta_sharp: β₁ > −1, Hessian damping of sharp directions, in the theory's units (relative to a summed momentum).
         beta_flat: β₂ ≥ β₁, the same for flat directions.
         sharp_fraction: r in [0, 1], fraction of columns that count as sharp; r ≤ 1e−6 is plain Shampoo.
-        precondition_frequency: Steps between new roots of a matrix. The matrices of a group take turns as in
+        precondition_frequency: Steps between updates of a matrix's roots. The matrices of a group take turns as in
             :class:`SOAPLITE`.
-        root: How roots are computed: ``"eigh"``, or ``"newton"``, which needs products only.
-        grafts: Whether the direction gets the Frobenius norm of Adam's; by default, unless the divergence is ``"kl"``.
+        root: How roots are computed: ``"eigh"``, or ``"newton"``, which uses products only.
+        grafts: Whether the direction is rescaled to the Frobenius norm of Adam's; by default yes, unless the divergence
+            is ``"kl"``.
         divergence: ``"frobenius"`` for Shampoo's factors, ``"kl"`` for KL-Shampoo.
         epsilon: ε added to the eigenvalues of the factors.
         adamw_betas: EMA coefficients of AdamW groups.
@@ -68,7 +70,7 @@ class ShampooLITE(LITEOptimizer):
     """
 
     rule = "shampoo"
-    counts_gradients = True  # for the turns of refreshes, and the first gradient
+    counts_gradients = True  # for the order of refreshes, and the first gradient
     largest_cpu_batch = 2**17  # as for SOAP: a CPU would only copy factors and roots
 
     def __init__(
@@ -128,17 +130,18 @@ class ShampooLITE(LITEOptimizer):
         require_flag(group, "grafts")
         require_range(group, "epsilon", 0.0, math.inf, "it is added to the eigenvalues of the factors")
         if group["epsilon"] == 0:
-            raise ValueError("epsilon = 0 has no roots where a factor is singular; 1e-10 is usual.")
+            raise ValueError("epsilon = 0 has no roots if a factor is singular; 1e-10 is usual.")
         if group["divergence"] == "kl" and group["grafts"]:
             raise ValueError(
-                "grafts = True has no meaning for divergence = 'kl', whose metric has a size of its own; leave it out."
+                "grafts = True has no meaning for divergence = 'kl', whose metric sets the step size itself; leave it "
+                "out."
             )
         if group["chi_sharp"] != 1:
             raise ValueError(f"chi_sharp = {group['chi_sharp']!r} is an ablation of MuonLITE; leave it at 1.")
 
     def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
         gain, r = 1.0 - group["betas"][0], group["sharp_fraction"]
-        flow: dict[str, Any] = {  # β is in theory's units: beside a summed momentum
+        flow: dict[str, Any] = {  # β is in the theory's units, relative to a summed momentum
             "chi": group["chi"],
             "ratio": followed_ratio(group),
             "beta_sharp": gain * group["beta_sharp"],

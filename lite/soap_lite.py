@@ -1,4 +1,4 @@
-"""SOAPLITE: SOAP-LITE for matrices, AdamW-LITE for everything else; and plain SOAP as its base."""
+"""The optimizers SOAPLITE (SOAP-LITE for matrices, AdamW-LITE for everything else) and plain SOAP."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MOMENTS: tuple[Moments, ...] = ("owner", "sharded")
 class SOAPLITE(LITEOptimizer):
     r"""SOAP with larger learning rate and Hessian damping along flat coordinates of its eigenbasis.
 
-    Matrices (``rule="soap"``) move by LITE's update rule with the second moment in an eigenbasis
-    (:class:`discretizations.preconditioners.EigenbasisMoment`), other parameters (``rule="adamw"``) with the second
-    moment (:mod:`lite.adamw`). With χ = 1 and β_sharp = β_flat = 0 it is :class:`SOAP`. Each matrix's first
+    Matrices (``rule="soap"``) use LITE's update rule with the second moment in an eigenbasis
+    (:class:`discretizations.preconditioners.EigenbasisMoment`), other parameters (``rule="adamw"``) use it with the
+    second moment (:mod:`lite.adamw`). With χ = 1 and β_sharp = β_flat = 0 it is :class:`SOAP`. Each matrix's first
     gradient only sets its basis.
 
     Args:
@@ -36,15 +36,16 @@ class SOAPLITE(LITEOptimizer):
         betas: θ and b₂, EMA coefficients of the first moment, and of the second moment and the factors.
         weight_decay: λ ≥ 0, decoupled.
         chi: χ ≥ 1, learning-rate ratio of flat coordinates.
-        beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, in theory's units: beside a summed momentum.
+        beta_sharp: β₁ > −1, Hessian damping of sharp coordinates, in the theory's units (relative to a summed
+            momentum).
         beta_flat: β₂ ≥ β₁, the same for flat coordinates.
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp; r ≤ 1e−6 is plain SOAP.
         precondition_frequency: Steps between refreshes of a matrix's basis. The matrices of a group take turns in the
-            order of their names, so that the order of parameters does not matter; of tensors that come without names
-            (``model.parameters()``), in their own order.
-        max_precondition_dim: A longer side is not rotated.
+            order of their names, so that the order of parameters does not matter; tensors without names
+            (``model.parameters()``) take turns in their own order.
+        max_precondition_dim: Longest side that is rotated.
         divergence: ``"frobenius"`` for Shampoo's factors, as published, or ``"kl"`` for KL-SOAP: each factor takes in
-            gradients that the other one whitens.
+            gradients whitened by the other one.
         adamw_betas: EMA coefficients of AdamW groups.
         eps: ε of both rules.
         decay: See :class:`LITEOptimizer`.
@@ -53,9 +54,9 @@ class SOAPLITE(LITEOptimizer):
         stochastic_rounding: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
-        moments: Where M' and V of a matrix in shards (FSDP2, HSDP) lie: ``"owner"``, with its factors and bases on the
-            rank that updates it; ``"sharded"``, like the parameter, whence they travel to the owner and back at every
-            step: the same numbers, state evenly on all ranks, 7/3 of the bytes sent.
+        moments: Where M' and V of a sharded matrix (FSDP2, HSDP) are stored. ``"owner"``: with its factors and bases on
+            the rank that updates it. ``"sharded"``: like the parameter; they travel to the owner and back at every
+            step, which gives the same numbers and spreads state evenly over ranks, but sends 7/3 of the bytes.
 
     Raises:
         ValueError: for a hyperparameter out of range or a tensor that its rule cannot take.
@@ -65,7 +66,7 @@ class SOAPLITE(LITEOptimizer):
     """
 
     rule = "soap"
-    counts_gradients = True  # for the turns of refreshes, and the first gradient
+    counts_gradients = True  # for the order of refreshes, and the first gradient
     largest_cpu_batch = 2**17  # a CPU gains nothing from batches of large matrices, and would copy factors and bases
 
     def __init__(
@@ -128,7 +129,7 @@ class SOAPLITE(LITEOptimizer):
     def update_rule(self, group: dict[str, Any], shape: tuple[int, int]) -> UpdateRule:
         theta, beta2 = group["betas"]
         r = group["sharp_fraction"]
-        gain = 1.0 - theta  # β is in theory's units: beside a summed momentum
+        gain = 1.0 - theta  # β is in the theory's units, relative to a summed momentum
         flow = {
             "chi": group["chi"],
             "ratio": followed_ratio(group),

@@ -2,7 +2,7 @@
 
 Index conventions, everywhere in this package: ``w`` and velocities carry an upper index (tangent vectors), gradients
 and momenta a lower one (covectors); the metric ``F`` is ``F_ij`` and maps vectors to covectors. The last axis of an
-array is the coordinate axis, all axes before it are the ensemble.
+array is the coordinate axis; all axes before it are the ensemble.
 
 Names are imported on first use, so that ``riemannian_ode.flow`` loads without NumPy.
 """

@@ -1,4 +1,4 @@
-"""Arrays in one file, written whole or not at all."""
+"""Arrays in one ``.npz`` file, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from riemannian_ode.atomic import replaced
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an ``.npz`` atomically: afterwards the file is the new one, or as it was.
+    """Write an ``.npz`` file atomically: a failure leaves the old file unchanged.
 
     Args:
-        path: Where.
+        path: File to write.
         arrays: Name to array, number or text.
     """
     with _interrupts_later(), replaced(path) as partial, partial.open("wb") as stream:
@@ -27,8 +27,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: inside zipfile it would come out as another error."""
-    if threading.current_thread() is not threading.main_thread():  # interrupts do not reach other threads
+    """Delay Ctrl-C until the end of the block; inside zipfile it would surface as a different error."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets interrupts
         yield
         return
     received = []

@@ -1,4 +1,4 @@
-"""What the theory needs of numpy and torch beyond operators: namespaces, conversion, batched products."""
+"""Helpers for numpy and torch arrays beyond operators: namespaces, conversion, batched products."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def namespace(x: Array) -> Any:
 
 
 def is_torch(x: Any) -> bool:
-    """Whether ``x`` is a torch tensor; torch is not imported for the question."""
+    """Whether ``x`` is a torch tensor; the check does not import torch."""
     return bool(array_api_compat.is_torch_array(x))
 
 
 def tracks(x: Any) -> bool:
-    """Whether torch's autograd records what is computed from ``x``: it requires gradients, and they are enabled."""
+    """Whether torch's autograd records operations on ``x``: it requires gradients, and they are enabled."""
     if not getattr(x, "requires_grad", False):
         return False
     import torch
@@ -51,14 +51,14 @@ def inner(x: Array, y: Array) -> Array:
 def matvec(matrix: Array, vector: Array) -> Array:
     """Batched matrix–vector product: ``(*batch, p, q)`` times ``(*batch, q)``, leading axes broadcast."""
     if matrix.ndim == 2:
-        return vector @ matrix.T  # one matrix product for the whole ensemble instead of one product a member
+        return vector @ matrix.T  # one matrix product for the whole ensemble instead of one per member
     return (matrix @ vector[..., None])[..., 0]
 
 
 def eigh(matrices: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and orthonormal eigenvectors of symmetric matrices, NaN for those that are not finite.
+    """Eigenvalues (ascending) and orthonormal eigenvectors of symmetric matrices; NaN for non-finite matrices.
 
-    LAPACK would refuse the whole stack for one of them, a lost member of an ensemble.
+    LAPACK would reject the whole batch because of one non-finite matrix, such as a lost ensemble member's.
 
     Args:
         matrices: Shape ``(*batch, p, p)``.

@@ -1,4 +1,4 @@
-"""Files and folders that are whole, as they were, or absent, whenever the process or the machine stops."""
+"""Atomic writes: after a crash a file or folder is complete, unchanged or absent, never half written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 
 def to_disk(path: Path) -> None:
-    """Wait until the disk has a file's content or a folder's entries."""
-    if sys.platform == "win32":  # which opens no folder, and syncs no file that is open for reading
+    """Wait until a file's content or a folder's entries are on disk."""
+    if sys.platform == "win32":  # Windows can neither open a folder nor sync a file opened for reading
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -25,19 +25,19 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Write a file atomically: the block writes the yielded path, which then takes the place of ``path``.
+    """Write a file atomically: the block writes to the yielded path, which then replaces ``path``.
 
-    If the block raises, ``path`` stays as it was.
+    If the block raises, ``path`` is unchanged.
 
     Args:
-        path: The file, new or not.
+        path: The file; it may exist.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # ranks may write the same file
     try:
         yield partial
         move_into_place(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)  # on a full disk half a file helps nobody
+        partial.unlink(missing_ok=True)  # a half-written file would only fill the disk
         raise
 
 
@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically; missing folders are created.
 
     Args:
-        path: Where.
+        path: File to write.
         content: The whole content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,20 +68,20 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def partial_folder(path: Path) -> Path:
-    """Where the ranks of a run write a folder together before :func:`move_into_place`."""
+    """Temporary folder that all ranks of a run write to before :func:`move_into_place`."""
     return path.with_name(f".{path.name}.partial")
 
 
 def move_into_place(partial: Path, path: Path) -> None:
-    """Give a file or folder that is written its name, and bring that to the disk.
+    """Rename a finished temporary file or folder to its final name, and sync the rename to disk.
 
-    A file replaces an old one in one step; an old folder is removed first.
+    A file replaces an old one atomically; an old folder is removed first.
 
     Args:
-        partial: What is written; the files in a folder are on the disk already.
-        path: Its place, in the same folder.
+        partial: The temporary file or folder; a folder's files are already synced.
+        path: Its final path, in the same parent folder.
     """
-    to_disk(partial)  # otherwise the new name may outlive a power cut that its content does not
+    to_disk(partial)  # otherwise the new name may survive a power cut without its content
     if partial.is_dir():
         remove_folder(path)
     partial.replace(path)
@@ -89,7 +89,7 @@ def move_into_place(partial: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there, whose name is gone before its first file is."""
+    """Remove a folder if it exists; it is renamed first, so that no half-removed folder keeps the name."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.old.partial")
         path.rename(hidden)
@@ -97,8 +97,8 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half written or half removed in a folder."""
-    for path in folder.glob("*.partial"):  # hidden ones, too
+    """Remove half-written and half-removed leftovers of killed processes from a folder."""
+    for path in folder.glob("*.partial"):  # including hidden files
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

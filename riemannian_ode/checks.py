@@ -13,8 +13,8 @@ import numpy as np
 
 from riemannian_ode.errors import MissingExtraError
 
-_LONGEST = 80  # characters of a value in a message
-_EXACT_BITS = 200  # integers beyond are described: Python refuses to write those of more than 4300 digits
+_LONGEST = 80  # longest value shown in a message, in characters
+_EXACT_BITS = 200  # longer integers are described: Python refuses to print more than 4300 digits
 
 
 class _Short(reprlib.Repr):
@@ -38,7 +38,7 @@ def shown(value: Any) -> str:
 
 
 def one_line(text: Any, limit: int = 160) -> str:
-    """Text of another library on one line, without characters that break lines, shortened to ``limit``."""
+    """Another library's message on one line, without line-breaking characters, shortened to ``limit``."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * limit])
     line = " ".join(line.split())
     return line if len(line) <= limit else f"{line[: limit - 2]} …"
@@ -57,7 +57,7 @@ def require_positive(name: str, value: float, remedy: str = "", *, allow_zero: b
     Args:
         name: The argument's name as the caller wrote it.
         value: The value.
-        remedy: What to do instead, one clause.
+        remedy: What to do instead, as one clause.
         allow_zero: Whether 0 is accepted.
 
     Raises:
@@ -73,9 +73,9 @@ def require_count(name: str, value: Any, least: int = 1, remedy: str = "") -> No
     """Refuse a value that is not a whole number of at least ``least``.
 
     Args:
-        name: What the error calls it.
-        value: The value; ``True`` and ``False`` are no numbers.
-        least: The smallest one allowed.
+        name: Name used in the error.
+        value: The value; ``True`` and ``False`` do not count as numbers.
+        least: The smallest value allowed.
         remedy: What to do instead, appended to the message.
 
     Raises:
@@ -92,10 +92,10 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     Args:
         name: The argument's name as the caller wrote it.
         value: The value.
-        choices: What is accepted; a sequence is listed in its order, anything else is sorted.
+        choices: Accepted values; a sequence is listed in its own order, anything else is sorted.
 
     Raises:
-        ValueError: naming the argument, its value, the choices and a likely intention.
+        ValueError: naming the argument, its value, the choices and the closest match.
     """
     known = list(choices) if isinstance(choices, Sequence) else sorted(choices)
     if not isinstance(value, str) or value not in known:
@@ -110,7 +110,7 @@ def require_method(name: str, value: Any, signature: str) -> None:
     Args:
         name: The argument's name as the caller wrote it.
         value: The value.
-        signature: What it maps to what, for the message.
+        signature: What it maps to what, as shown in the message.
 
     Raises:
         ValueError: naming the argument and what it is instead.
@@ -120,10 +120,10 @@ def require_method(name: str, value: Any, signature: str) -> None:
 
 
 def require_extra(extra: str, purpose: str, libraries: Sequence[str]) -> None:
-    """Refuse to go on without the libraries of an optional extra.
+    """Raise an error if libraries of an optional extra are missing.
 
     Args:
-        extra: Its name in ``pyproject.toml``.
+        extra: The extra's name in ``pyproject.toml``.
         purpose: What needs it, for the message.
         libraries: Top-level modules.
 

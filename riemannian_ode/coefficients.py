@@ -1,4 +1,4 @@
-"""Coefficients of a flow: floats, one value per ensemble member, or functions of time; and their checks."""
+"""Coefficients of a flow (floats, one value per ensemble member, or functions of time) and their checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TimeDependent:
     Args:
         value: t ↦ coefficient, a float or an array over the ensemble.
         derivative: t ↦ its time derivative; needed by the energy identity (η̇) and the second-order form (β̇).
-        lower: Smallest value allowed; RISHD's constructors set it, and ``simulate`` checks it at every step.
+        lower: Smallest value allowed. RISHD's constructors set it, and ``simulate`` checks it at every step.
 
     Raises:
         ValueError: for a value or a derivative that is not a function.
@@ -55,11 +55,11 @@ COEFFICIENTS = ("alpha", "eta", "nesterov", "beta_sharp", "beta_flat", "chi", "g
 
 
 def expand(coefficient: Coefficient, *, lower: float = -math.inf) -> Any:
-    """A per-member array gets a trailing axis, so that it broadcasts against ``(*ensemble, p)``.
+    """Add a trailing axis to a per-member array, so that it broadcasts against ``(*ensemble, p)``.
 
     Args:
-        coefficient: As the user gave it.
-        lower: Smallest value allowed of one that varies in time.
+        coefficient: The user's value.
+        lower: Smallest value allowed for a coefficient that varies in time.
     """
     if isinstance(coefficient, TimeDependent):
         return replace(coefficient, lower=lower).map(_expanded)
@@ -82,10 +82,10 @@ def _expanded(value: Any) -> Any:
 
 
 def as_coefficient(name: str, coefficient: Any) -> Any:
-    """A coefficient as it is; a plain function of time as :class:`TimeDependent`.
+    """Wrap a plain function of time in :class:`TimeDependent`; return any other coefficient unchanged.
 
     Raises:
-        ValueError: naming a coefficient that is neither a number, nor numbers, nor a function.
+        ValueError: naming a coefficient that is not a number, an array of numbers or a function.
     """
     if isinstance(coefficient, (float, int, TimeDependent)) and not isinstance(coefficient, bool):
         return coefficient
@@ -99,7 +99,7 @@ def as_coefficient(name: str, coefficient: Any) -> Any:
     if not is_numeric:
         raise ValueError(
             f"{name} = {shown(coefficient)} must be a number, one value per member, or a function of time "
-            "(TimeDependent, where its derivative is needed)."
+            "(TimeDependent if its derivative is needed)."
         )
     return np.asarray(coefficient, dtype=np.float64) if isinstance(coefficient, (list, tuple)) else coefficient
 
@@ -123,8 +123,8 @@ def rate(coefficient: Coefficient, t: float, *, name: str = "a coefficient", mis
     Args:
         coefficient: The coefficient.
         t: Time.
-        name: What an error calls it.
-        missing: What stands for a derivative that was not given; ``None`` is an error.
+        name: Name used in errors.
+        missing: Used in place of a missing derivative; with ``None`` a missing derivative is an error.
 
     Raises:
         ValueError: if it varies in time and no derivative was given.
@@ -139,7 +139,7 @@ def rate(coefficient: Coefficient, t: float, *, name: str = "a coefficient", mis
 
 
 def fitted(name: str, value: Any, *, reference: Array) -> Any:
-    """An expanded value as an array of the kind, dtype and device of ``reference``; a float stays one.
+    """An expanded value as an array of the kind, dtype and device of ``reference``; a float stays a float.
 
     Raises:
         ValueError: if its ensemble axes do not fit those of ``reference``, or it requires gradients and ``reference``
@@ -169,12 +169,12 @@ def fitted(name: str, value: Any, *, reference: Array) -> Any:
 
 
 def is_time_dependent(*coefficients: Coefficient) -> bool:
-    """Whether any of them varies in time."""
+    """Whether any coefficient varies in time."""
     return any(isinstance(c, TimeDependent) for c in coefficients)
 
 
 def check_finite(name: str, value: Coefficient) -> None:
-    """Refuse a constant coefficient that is no number, or not finite."""
+    """Refuse a constant coefficient that is not a finite number."""
     if isinstance(value, TimeDependent):
         return
     try:

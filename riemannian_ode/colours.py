@@ -1,6 +1,6 @@
 """The colours of all figures."""
 
-# Okabe and Ito's colours, told apart by every kind of colour vision.
+# Okabe and Ito's palette, which is safe for all kinds of colour blindness.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000",
     "#E69F00",

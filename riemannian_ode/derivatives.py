@@ -1,4 +1,4 @@
-"""Whether a simulation can be differentiated by torch's autograd: what would be cut off silently is refused."""
+"""Check that torch's autograd can differentiate a simulation; refuse runs whose gradients would be silently cut off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from riemannian_ode.noise import GradientNoise
 from riemannian_ode.objective import is_random
 from riemannian_ode.split import PhasePoint
 
-_SHIFT = 1e-3  # relative move by which a function that is cut off from its argument shows that it depends on it
+_SHIFT = 1e-3  # relative perturbation that reveals whether a function depends on an argument that its graph misses
 
 
 def check_derivatives(
@@ -32,10 +32,10 @@ def check_derivatives(
     events: Sequence[Event],
     checkpoint: str | Path | None,
 ) -> None:
-    """Refuse a run whose gradients are asked for and would be missing or wrong.
+    """Refuse a run whose gradients are requested but would be missing or wrong.
 
-    They are asked for where w0, m0, a coefficient, the noise's factor, or what objective, metric and split make of them
-    require gradients, unless torch.no_grad() is on.
+    Gradients are requested if w0, m0, a coefficient, the noise's factor, or the values of objective, metric and split
+    require them, unless torch.no_grad() is on.
 
     Args:
         system: The dynamics, for the arrays of ``start``.
@@ -43,9 +43,9 @@ def check_derivatives(
         t0: Start time.
         scheme: The integrator.
         noise: Noise in the gradient.
-        is_compiled: Whether its steps are compiled.
-        events: What the run watches for.
-        checkpoint: File of checkpoints.
+        is_compiled: Whether the steps are compiled.
+        events: Events to watch for.
+        checkpoint: Checkpoint file.
 
     Raises:
         ValueError: for SciPy's schemes, compiled steps, checkpoints, a terminal event that ends a single trajectory,
@@ -107,12 +107,12 @@ def _check_parts(system: RISHD, start: PhaseState) -> None:
 
 
 def check_attached(name: str, function: Callable[[Array], Any], x: Array) -> None:
-    """Refuse a function of a tensor that depends on it in numbers, but not in autograd's graph.
+    """Refuse a function whose value depends on a tensor although autograd's graph does not.
 
     Args:
-        name: What the error calls it.
+        name: Name used in the error.
         function: Tensor ↦ tensor.
-        x: Where, without a graph.
+        x: Argument, without a graph.
 
     Raises:
         ValueError: if so.
@@ -137,7 +137,7 @@ def check_attached(name: str, function: Callable[[Array], Any], x: Array) -> Non
             with torch.no_grad():
                 moved = function(x + _SHIFT * (1.0 + x.abs()))
             if value is None or np.allclose(to_numpy(value), to_numpy(moved), rtol=1e-5, atol=0.0, equal_nan=True):
-                return  # a constant
+                return  # a constant function
     raise ValueError(
         f"{name} cannot be differentiated ({reason}), so gradients through the run would be wrong; compute it with "
         "torch operations and without detach() (torch.autograd.grad needs create_graph=True), or call simulate under "

@@ -49,7 +49,7 @@ class RISHD:
     r"""Riemannian inertial system with Hessian damping, with LITE's sharp/flat split.
 
     Build it with :meth:`from_optimizer` or :meth:`from_coefficients`, which check their arguments. Coefficients are
-    floats, arrays over the ensemble (one value a member), :class:`TimeDependent`, or plain functions of time, which
+    floats, arrays over the ensemble (one value per member), :class:`TimeDependent`, or plain functions of time, which
     become :class:`TimeDependent` without a derivative.
 
     Args:
@@ -57,17 +57,18 @@ class RISHD:
         metric: Metric F.
         alpha: α, damping of the momentum, per unit time.
         eta: η, learning rate.
-        nesterov: ν, gradient added to the momentum before the metric acts; all of β for a linear metric without split.
-        beta_sharp: β₁ beside F⁻¹m in sharp directions.
+        nesterov: ν, gradient added to the momentum before the metric acts; the whole of β for a linear metric without
+            split.
+        beta_sharp: β₁ in sharp directions, in the units of m.
         beta_flat: β₂ in flat directions.
         chi: χ, learning-rate ratio of flat directions.
         flat: Point of phase space ↦ (x ↦ Qx), the projector on flat directions; ``None`` is the base method.
         gain: c, 1 for a summed momentum.
         correction: Whether R is kept; the optimizers of the paper drop it.
         decay: λ, decoupled weight decay: −ηλ(P + χQ)w is added to ẇ. Only with a preconditioner.
-        downhill: Whether ``simulate`` checks γ > 0 at every step where it varies in time, as :meth:`from_optimizer`
-            asks of constants.
-        check_split: Whether ``simulate`` refuses a split that does not commute with F, or is not a projector.
+        downhill: Whether ``simulate`` checks γ > 0 at every step if it varies in time, as :meth:`from_optimizer` does
+            for constants.
+        check_split: Whether ``simulate`` refuses a split that does not commute with F or is not a projector.
     """
 
     objective: Objective
@@ -112,11 +113,11 @@ class RISHD:
 
         Args:
             objective: Landscape f.
-            metric: Metric F, Euclidean by default; or a preconditioner that remembers gradients, with R = 0 and sharp
-                directions of its own: those of its mask, if χ or β_flat is given.
+            metric: Metric F, Euclidean by default, or a preconditioner with memory. A preconditioner has R = 0, and its
+                own mask chooses the sharp directions if χ or β_flat is given.
             alpha: α > 0, i.e. 1 − μ for momentum coefficient μ.
             eta: Learning rate η ≥ 0.
-            beta: β (β₁ with a split), in theory's units: beside a summed momentum.
+            beta: β (β₁ with a split), in the theory's units, i.e. relative to a summed momentum.
             beta_flat: β₂ ≥ β₁ of flat directions; ``beta`` by default. Needs ``flat``.
             chi: χ ≥ 0 of flat directions; LITE has χ > 1. Needs ``flat``.
             flat: Projector on flat directions at a :class:`PhasePoint`, commuting with F: a landscape's ``flat_split``
@@ -125,18 +126,17 @@ class RISHD:
             nesterov: ν, see :func:`riemannian_ode.flow.lookahead`.
             gain: c, see :func:`riemannian_ode.flow.momentum_rate`.
             correction: Whether the Riemannian correction R is kept.
-            check_split: Whether ``simulate`` refuses a split that does not commute with F, or is not a projector: at
-                the start, and on the way at saves if split or metric may move. A metric that depends on history has no
-                F(w) to check. If ``False``, such a split runs, and claims C4, C8
-                and C9 do not hold.
+            check_split: Whether ``simulate`` refuses a split that does not commute with F or is not a projector. It
+                checks at the start, and at saves if split or metric may move. A metric that depends on history has no
+                F(w) to check. If ``False``, such a split runs, and claims C4, C8 and C9 do not hold.
             decay: λ ≥ 0, decoupled weight decay; needs a preconditioner.
             corrects_momentum: Whether momentum is divided by its mass, as Adam's is; needs a preconditioner.
             shape: Shape of the parameter that w holds in row order, for a preconditioner of matrices.
 
         Raises:
-            ValueError: for an objective, a metric or a split of a wrong kind, non-finite or negative α or η, χ < 0,
-                β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. Of coefficients that vary in time ``simulate`` checks
-                the same at every step.
+            ValueError: for an objective, a metric or a split of the wrong kind, non-finite or negative α or η, χ < 0,
+                β₂ < β₁, c + αβ ≤ 0, or χ and β₂ without a split. If coefficients vary in time, ``simulate`` checks the
+                same at every step.
 
         Source: arXiv:2602.22681, eqs. (tangent), (cotangent) and Algorithm 1.
         """
@@ -162,7 +162,7 @@ class RISHD:
         damping: dict[str, Any] = {"nesterov": expand(nesterov), "beta_sharp": expand(beta)}
         damping["beta_flat"] = damping["beta_sharp"] if beta_flat is None else expand(beta_flat)
         if flat is None and (metric is None or metric.variation != "history"):
-            damping = {"nesterov": add(damping["nesterov"], damping["beta_sharp"])}  # F⁻¹ is linear: one solve a step
+            damping = {"nesterov": add(damping["nesterov"], damping["beta_sharp"])}  # F⁻¹ is linear: one solve per step
         return cls(
             objective=objective,
             metric=metric or Euclidean(),
@@ -206,7 +206,7 @@ class RISHD:
             correction: Whether the Riemannian correction R is kept.
 
         Raises:
-            ValueError: for an objective or a metric of a wrong kind, non-finite coefficients, β < 0, or a
+            ValueError: for an objective or a metric of the wrong kind, non-finite coefficients, β < 0, or a
                 time-dependent β without derivative.
 
         Source: arXiv:2602.22681, eq. (RISHD); the form in v is derived in docs/theory, claim C15.
@@ -234,14 +234,14 @@ class RISHD:
 
     @property
     def is_damped(self) -> bool:
-        """Whether the gradient enters the velocity: ν, β₁ or β₂ is not the number 0."""
+        """Whether the gradient enters the velocity, i.e. ν, β₁ or β₂ is not the number 0."""
         return any(
             not isinstance(beta, float) or beta != 0.0 for beta in (self.nesterov, self.beta_sharp, self.beta_flat)
         )
 
     @property
     def memory(self) -> RememberedMetric | None:
-        """The metric, if it remembers gradients; then ``m`` of a state holds momentum and memory."""
+        """The metric if it has memory, else ``None``; with memory, ``m`` of a state holds momentum and memory."""
         return self.metric if isinstance(self.metric, RememberedMetric) else None
 
     @property
@@ -288,9 +288,9 @@ class RISHD:
         )
 
     def gamma_over_eta(self, t: float) -> dict[str, Any]:
-        r""":math:`\gamma_t/\eta_t = c + \alpha\beta + \dot\beta` at time t, by name of β: one, or two with a split.
+        r""":math:`\gamma_t/\eta_t = c + \alpha\beta + \dot\beta` at time t, by name of β: one entry, two with a split.
 
-        A β without a derivative counts as slow (β̇ = 0).
+        A β without a derivative is treated as slow (β̇ = 0).
 
         Source: docs/theory, claim C1.
         """
@@ -329,7 +329,7 @@ class RISHD:
         return self.rates_with(t, w, m, self.objective.gradient(w))
 
     def rates_with(self, t: float, w: Array, m: Array, g: Array) -> tuple[Array, Array]:
-        """The right-hand side with g in the place of ∇f(w); linear in (m, g) where F is constant and no split moves."""
+        """The right-hand side with g in place of ∇f(w); linear in (m, g) if F is constant and no split moves."""
         if self.memory is not None:
             return self.memory.rates(self.coefficients(t), w, m, g)
         velocity = -self.at("eta", t) * self.direction(t, w, m, g)

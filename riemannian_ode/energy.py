@@ -1,13 +1,13 @@
-r"""Energy of the flow, its dissipation, and how well a trajectory keeps the identity between them.
+r"""Energy of the flow, its dissipation, and how well a trajectory satisfies the identity between them.
 
 .. math::
     E = c f + \tfrac{\eta}{2} m^\top A m, \qquad
     \dot E = -\eta\alpha\, m^\top A m - c\,\eta\, g^\top A B g + \tfrac{\dot\eta}{2} m^\top A m
     + \tfrac{\eta\dot\chi}{2} m^\top F^{-1}Qm, \qquad A = F^{-1}(P + \chi Q), \quad B = \beta_1 P + \beta_2 Q
 
-Without split it holds for any metric with R kept (claim C2); with a split for Q, F and B constant and
-commuting (claim C4, and χ̇ in time as η̇ there). Norms and metrics with memory have no F(w), but a potential of the
-momentum: :mod:`riemannian_ode.memory_energy` (claims C18 and C19).
+Without a split it holds for any metric with R kept (claim C2); with a split it holds if Q, F and B are constant and
+commute (claim C4, which treats χ̇ like η̇). Norms and metrics with memory have no F(w), but they have a potential of
+the momentum: see :mod:`riemannian_ode.memory_energy` (claims C18 and C19).
 
 Source: derived in docs/theory, claims C2 and C4 (c = 1 there).
 """
@@ -32,10 +32,10 @@ from riemannian_ode.split import PhasePoint
 class Dissipation(NamedTuple):
     """−Ė and its parts, each of shape ``(*ensemble,)``, energy per unit time.
 
-    ``momentum`` is ηα mᵀAm, ``damping`` is cη gᵀABg (of which ``flat`` falls to flat directions), ``schedule`` is
-    −(η̇/2) mᵀAm − (ηχ̇/2) mᵀF⁻¹Qm. The others are 0 unless a preconditioner takes the place of the metric: ``memory`` is
-    the loss by F's own motion, ``defect`` the work of what a map has beyond the gradient of its potential (an
-    approximate mask or polar factor), ``decay`` is the loss by decoupled weight decay.
+    ``momentum`` is ηα mᵀAm, ``damping`` is cη gᵀABg (``flat`` is its part in flat directions), ``schedule`` is −(η̇/2)
+    mᵀAm − (ηχ̇/2) mᵀF⁻¹Qm. The others are 0 unless a preconditioner replaces the metric: ``memory`` is the loss due to
+    F's own motion; ``defect`` is the work of the part of the map that is not the gradient of its potential (an
+    approximate mask or polar factor); ``decay`` is the loss due to decoupled weight decay.
     """
 
     total: Array
@@ -49,7 +49,7 @@ class Dissipation(NamedTuple):
 
 
 class EnergyBalance(NamedTuple):
-    """Energies along a trajectory, and what the identity leaves over.
+    """Energies along a trajectory, and the residual of the energy identity.
 
     ``energy`` and ``dissipated`` (∫−Ė dt from the start) have shape ``(saves, *ensemble)``; ``residual`` is
     ``max_t |E(t) − E(0) + dissipated(t)| / (|E(0)| + max_t dissipated)``, shape ``(*ensemble,)``, dimensionless.
@@ -67,14 +67,14 @@ def total_energy(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[st
         E = c f + \tfrac{\eta}{2}m^\top Am, \qquad
         E = c f + \tfrac{\eta}{c_1}\varphi_k(m) + \eta\lambda\langle w, m\rangle
 
-    The second form is that of a preconditioner with potential φ.
+    The second form is for a preconditioner with potential φ.
 
     Args:
         system: The dynamics.
         t: Time.
         w: Positions, shape ``(*ensemble, p)``.
         m: Momenta, shape ``(*ensemble, p)``.
-        memory: A preconditioner's memory by key, as a trajectory has it at a save.
+        memory: A preconditioner's memory by key, as stored in a trajectory at a save.
 
     Raises:
         ValueError: for a map without F(w) and without a homogeneous potential, or a memory that is missing or does not
@@ -91,7 +91,7 @@ def total_energy(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[st
 
 
 def dissipation(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None = None) -> Dissipation:
-    """−Ė that the identity predicts, and its parts.
+    """The dissipation −Ė predicted by the energy identity, and its parts.
 
     Args:
         system: The dynamics.
@@ -101,7 +101,7 @@ def dissipation(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str
         memory: As for :func:`total_energy`.
 
     Raises:
-        ValueError: as :func:`total_energy`, or for η(t), χ(t) or λ(t) without derivative.
+        ValueError: as in :func:`total_energy`, or if η(t), χ(t) or λ(t) has no derivative.
 
     Source: docs/theory, claims C2, C4, C18 and C19.
     """
@@ -129,8 +129,8 @@ def energy_identity_residual(system: RISHD, trajectory: SavedStates) -> EnergyBa
     their spacing), so save often enough.
 
     Args:
-        system: The dynamics that the trajectory came from. With ``correction=False`` and a state-dependent metric the
-            identity does not hold, and this measures by how much.
+        system: The dynamics that produced the trajectory. With ``correction=False`` and a state-dependent metric the
+            identity does not hold; the residual then measures by how much.
         trajectory: At least 6 saved states, all finite.
 
     Raises:
@@ -140,14 +140,14 @@ def energy_identity_residual(system: RISHD, trajectory: SavedStates) -> EnergyBa
     Source: docs/theory, claims C2, C18 and C19.
     """
     if isinstance(system.gain, TimeDependent):
-        raise ValueError("gain varies in time: E = c·f + … then has another identity than the one checked here.")
+        raise ValueError("gain varies in time: E = c·f + … then satisfies another identity than the one checked here.")
     if len(trajectory.times) < 6:
         raise ValueError(f"the trajectory has {len(trajectory.times)} saved states; a quintic spline needs at least 6.")
     memories = [{key: value[i] for key, value in trajectory.memory.items()} for i in range(len(trajectory.times))]
     if not system.has_energy:
         memory_energy.check_jumps(system, trajectory.times, trajectory.w, trajectory.m, trajectory.memory)
     energies, rates = [], []
-    with np.errstate(over="ignore", invalid="ignore"):  # a diverged trajectory is refused below, in words
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged trajectory is refused below with a message
         for t, w, m, memory in zip(trajectory.times, trajectory.w, trajectory.m, memories, strict=True):
             state = float(t), w, m, memory or None
             energies.append(to_numpy(total_energy(system, *state)))
@@ -185,7 +185,7 @@ def _scalar(system: RISHD, name: str, t: float) -> Array:
 
 
 def _squeeze(value: Array) -> Array:
-    """Per-member coefficients carry a trailing axis against ``w``; energies have none."""
+    """Remove the trailing axis that per-member coefficients have for broadcasting; energies have none."""
     return value if isinstance(value, float) or value.ndim == 0 else value[..., 0]
 
 

@@ -1,4 +1,4 @@
-"""Events of a simulation: entering the river's tube, a loss below a level, a saddle left; located, not skipped."""
+"""Events of a simulation, such as a loss falling below a level, located inside steps."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from riemannian_ode.interpolation import hermite
 from riemannian_ode.trajectory import EventRecord
 
 Direction = Literal["any", "falling", "rising"]
-_LOOKS = 8  # sub-intervals of a step in which a sign change is looked for
-_PRECISION = 1e-12  # of an event's place within its step, relative to the step
+_LOOKS = 8  # sub-intervals of a step that are searched for a sign change
+_PRECISION = 1e-12  # accuracy of an event's place in its step, relative to the step
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Event:
     """A sign change to watch for.
 
     Args:
-        name: What it is called in the records.
+        name: Its name in the records.
         function: ``(t, w, m)`` ↦ values of shape ``(*ensemble,)``; the event is where they cross 0.
         direction: Which crossings count: values that fall through 0, rise through 0, or both.
-        terminal: Whether a trajectory ends there (an ensemble ends when each of its members had a terminal event).
+        terminal: Whether a trajectory ends there (an ensemble ends when each of its members has had a terminal event).
 
     Raises:
-        ValueError: for a function that is not one, or an unknown direction.
+        ValueError: if ``function`` is not callable or the direction is unknown.
     """
 
     name: str
@@ -48,15 +48,15 @@ class Event:
         require_choice("direction", self.direction, ("any", "falling", "rising"))
 
     def crossed(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """Whether the values crossed 0 the way that counts; starting on 0 is no crossing."""
+        """Whether the values crossed 0 in the event's direction; starting at 0 is not a crossing."""
         falls, rises = (before > 0) & (after <= 0), (before < 0) & (after >= 0)
         return {"falling": falls, "rising": rises, "any": falls | rises}[self.direction]
 
     def check_values(self, values: np.ndarray, t: float, state: PhaseState) -> None:
-        """Refuse NaN at a finite state: no comparison would ever find a crossing.
+        """Refuse NaN at a finite state, because no comparison with NaN finds a crossing.
 
         Args:
-            values: Of the function, shape ``(*ensemble,)``.
+            values: Values of the function, shape ``(*ensemble,)``.
             t: Time.
             state: The state.
 
@@ -79,9 +79,9 @@ class Event:
 class EventWatch:
     """Watches the steps of one run.
 
-    A step is searched at places between its ends, so that a pair of crossings inside a large step is not missed: on the
-    cubic through both ends' states and slopes, or on the scheme's own path where it chooses its steps. Each crossing is
-    then located on the scheme's own partial step. A crossing between the ends themselves is never missed.
+    Each step is searched at several places, so that a pair of crossings inside a large step is not missed. The search
+    follows the cubic through both ends' states and slopes, or the scheme's own path if the scheme is adaptive. Each
+    crossing is then located with a partial step of the scheme. A sign change between the two ends is never missed.
 
     Args:
         events: What to watch for.
@@ -93,7 +93,7 @@ class EventWatch:
         self.events, self.system, self.scheme = tuple(events), system, scheme
 
     def search(self, t: float, before: PhaseState, after: PhaseState, h: float) -> list[EventRecord]:
-        """The events between the states at t and t + h, in order; a single trajectory's end with a terminal one.
+        """Events between the states at t and t + h, in order; a single trajectory's list ends with a terminal event.
 
         Args:
             t: Time of ``before``.
@@ -119,7 +119,7 @@ class EventWatch:
                         found.append((place, event, member))
                         located.add(member)
             for member in _indices(event.crossed(values[0], values[-1])):
-                if member not in located:  # where the cubic strays from a stiff path
+                if member not in located:  # the cubic may stray from a stiff path
                     place = self._locate(event, member, t, before, h, (0.0, 1.0))
                     if place is not None:
                         found.append((place, event, member))
@@ -128,11 +128,11 @@ class EventWatch:
             w, m = (to_numpy(part)[member] for part in self._partial(t, before, place, h))
             records.append(EventRecord(event.name, member, t + place * h, w.copy(), m.copy(), event.terminal))
             if event.terminal and before.w.ndim == 1:
-                break  # the trajectory ends here: nothing happens after
+                break  # the trajectory ends here
         return records
 
     def ending(self, records: Sequence[EventRecord], ensemble: tuple[int, ...]) -> EventRecord | None:
-        """The terminal event with which a run ends: the last member's; ``None`` while some member goes on."""
+        """The terminal event that ends a run (the last member's); ``None`` while some member is still running."""
         terminal = [record for record in records if record.terminal]
         ended = {record.member for record in terminal}
         return terminal[-1] if terminal and len(ended) == int(np.prod(ensemble)) else None
@@ -140,7 +140,7 @@ class EventWatch:
     def _between(
         self, t: float, before: PhaseState, after: PhaseState, h: float, places: np.ndarray
     ) -> Iterator[PhaseState]:
-        """The states at the places; the ends are the states themselves."""
+        """States at places within the step; at the ends they are the given states."""
         if self.scheme.adaptive:
             inside = self.scheme.states(self.system, before, t0=t, h=h / _LOOKS, steps=_LOOKS)
             yield from (before, *itertools.islice(inside, _LOOKS - 1), after)
@@ -155,7 +155,7 @@ class EventWatch:
     def _value(
         self, event: Event, t: float, before: PhaseState, place: float, state: PhaseState, h: float
     ) -> np.ndarray:
-        """Values at a place within the step; where a cubic leaves the function's domain, those of the scheme's path."""
+        """Values at a place within the step; outside the function's domain the scheme's path replaces the cubic."""
         values = to_numpy(event.function(t + place * h, *state))
         if 0.0 < place < 1.0 and np.isnan(values).any():
             state = self._partial(t, before, place, h)
@@ -177,13 +177,13 @@ class EventWatch:
         h: float,
         *brackets: tuple[float, float],
     ) -> float | None:
-        """Place of the crossing within the step, from the first bracket that holds one; ``None`` if none does."""
+        """Place of the crossing within the step, from the first bracket that contains one; ``None`` if none does."""
 
         def value(place: float) -> float:
             state = self._partial(t, before, place, h)
             values = to_numpy(event.function(t + place * h, *state))
             event.check_values(values, t + place * h, state)
-            return float(np.nan_to_num(values[member]))  # an infinite value has a sign, but no secant
+            return float(np.nan_to_num(values[member]))  # an infinite value has a sign but no secant
 
         for a, b in brackets:
             start, end = value(a), value(b)
@@ -195,7 +195,7 @@ class EventWatch:
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:
-    """A sub-interval and its neighbours."""
+    """A sub-interval widened by its neighbours."""
     return max(0.0, low - 1 / _LOOKS), min(1.0, high + 1 / _LOOKS)
 
 

@@ -1,4 +1,4 @@
-"""What tells one run from another, so that a checkpoint is continued by its own run only."""
+"""Fingerprints that identify a run, so that only the same run continues a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from riemannian_ode.noise import GradientNoise
 from riemannian_ode.recording import Recorder
 from riemannian_ode.save_grid import SaveGrid
 
-_DEEPEST = 4  # objects within objects that are looked into: a split's landscape, its layout, …
+_DEEPEST = 4  # depth of nested objects that are examined: a split's landscape, its layout, …
 
 
 def fingerprint(
@@ -32,24 +32,24 @@ def fingerprint(
     events: Sequence[Event],
     noise: GradientNoise | None = None,
 ) -> dict[str, Any]:
-    """Settings, start, coefficients, and the numbers of objective, metric and split.
+    """Identify a run by its settings, start, coefficients, and the numbers in objective, metric and split.
 
-    Functions (time-dependent coefficients, functions that objects hold, observers, events) are known by name only.
-    Objects are known by their floats, texts, flags and arrays; whole numbers and dictionaries in them are left out,
-    since objects count and cache in them. The limit on an adaptive scheme's steps is left out: a run that reached it
-    continues with a higher one.
+    Functions (time-dependent coefficients, functions stored in objects, observers, events) are identified by name only.
+    Objects are identified by their floats, strings, flags and arrays. Their integers and dictionaries are ignored,
+    since objects use them as counters and caches. An adaptive scheme's step limit is ignored too, so that a run that
+    reached it can continue with a higher one.
 
     Args:
         system: The dynamics.
         start: State at the start.
         scheme: Integrator with its settings.
         grid: Steps and saves.
-        recorder: Has the observers.
-        events: What is watched for.
+        recorder: Holds the observers.
+        events: Events to watch for.
         noise: Noise in the gradient.
 
     Returns:
-        Plain values by name, as JSON can hold them.
+        Plain values by name, suitable for JSON.
     """
     coefficients = {
         name: "varies in time" if isinstance(value := getattr(system, name), TimeDependent) else _digest(value)
@@ -84,7 +84,7 @@ def _digest(*arrays: Array) -> str:
 
 
 def _identity(x: Any) -> str:
-    """Name of an object's type, or of a function, and a digest of the numbers in it."""
+    """Name of a function or of an object's type, and a digest of its numbers."""
     content = hashlib.sha256()
     for part in _parts(x, depth=0):
         content.update(part)
@@ -94,13 +94,13 @@ def _identity(x: Any) -> str:
 
 
 def _parts(x: Any, *, depth: int) -> Iterator[bytes]:
-    """Bytes of whatever tells an object from another of its type."""
+    """Bytes that distinguish an object from others of its type."""
     if isinstance(x, (bool, float, complex, str, np.floating, np.bool_)):
         yield repr(x).encode()
     elif isinstance(x, np.ndarray) or is_torch(x):
         array = to_numpy(x)
         yield repr(array.shape).encode()
-        if array.dtype != object:  # whose bytes are addresses
+        if array.dtype != object:  # their bytes are addresses
             yield np.ascontiguousarray(array).tobytes()
     elif isinstance(x, (tuple, list)):
         for part in x:

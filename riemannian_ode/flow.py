@@ -1,4 +1,4 @@
-r"""The formulas of RISHD and LITE as pure array functions.
+r"""The formulas of RISHD and LITE as pure functions of arrays.
 
 Every integrator, every update rule and every optimizer of this project goes through these few lines. They use array
 operators only, so numpy arrays and torch tensors (of any dtype, shape and device) both work, and this module imports
@@ -23,21 +23,21 @@ _FLOAT32_MAX = 2.0**127
 
 
 def differ(first: Any, second: Any) -> bool:
-    """Whether two coefficients differ; arrays count as different: to compare them, the host would wait for a device."""
+    """Whether two coefficients differ; arrays count as different, since comparing them would sync with the device."""
     numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
     return not numbers or first != second
 
 
 def _plus(x: Array, c: Any, y: Array) -> Array:
-    """x + cy; torch tensors of training types take one pass over memory, where the operators take two.
+    """x + cy; torch tensors of training dtypes need one pass over memory, the operators need two.
 
-    In float64 that would round once where numpy rounds twice, and a number beyond float32 is refused by torch.
+    In float64 the single pass would round once where numpy rounds twice, and torch refuses numbers beyond float32.
     """
     if hasattr(x, "addcmul"):
         if isinstance(c, (int, float)) and x.dtype.itemsize < 8 and abs(c) < _FLOAT32_MAX:
             return x.add(y, alpha=c)
         if y.dtype.itemsize < x.dtype.itemsize:
-            y = y.to(x.dtype)  # else the product would round in the narrower type
+            y = y.to(x.dtype)  # otherwise the product would round in the narrower type
         if getattr(c, "dtype", None) == x.dtype == y.dtype and x.dtype.itemsize < 8:
             return x.addcmul(y, c)
     return x + c * y
@@ -125,8 +125,8 @@ def average_step(k: Array, s: Array, *, rate: Any, h: Any = 1.0) -> Array:
 def lookahead(m: Array, g: Array, nesterov: Any) -> Array:
     r"""Momentum with the gradient added before the metric acts, :math:`\tilde m = m + \nu g`.
 
-    With a linear metric ν is Hessian damping β in every direction; Muon's Nesterov form has ν = 1/θ beside a summed
-    momentum, (1 − θ)/θ beside an EMA. ``nesterov = 0.0`` returns ``m`` itself.
+    With a linear metric ν is Hessian damping β in every direction. Muon's Nesterov form has ν = 1/θ with a summed
+    momentum and (1 − θ)/θ with an EMA. ``nesterov = 0.0`` returns ``m`` itself.
 
     Source: docs/theory, "Units of β".
     """
@@ -154,15 +154,15 @@ def lite_velocity(
           = \chi_s(a + \beta_1 d + c) + Q[(\chi-\chi_s)(a + c) + (\chi\beta_2 - \chi_s\beta_1)d]
 
     The published soft mask applies a Q with eigenvalues in [0, 1] twice to d:
-    :math:`U = a + \beta_1 d + (\beta_2 - \beta_1)Qd`, :math:`u = U + c + (\chi - 1)Q(U + c)`. Both are equal where
-    Q² = Q.
+    :math:`U = a + \beta_1 d + (\beta_2 - \beta_1)Qd`, :math:`u = U + c + (\chi - 1)Q(U + c)`. The two forms are equal
+    if Q² = Q.
 
     Args:
         a: Preconditioned momentum F⁻¹m̃, any shape.
-        d: Preconditioned gradient F⁻¹g, shape of ``a``; ``None`` where β₁ = β₂ = 0.
+        d: Preconditioned gradient F⁻¹g, shape of ``a``; ``None`` if β₁ = β₂ = 0.
         flat: x ↦ Qx, the projector on flat directions (Q² = Q); ``None`` is the base method (Q = 0).
         chi: χ, learning-rate ratio of flat directions.
-        beta_sharp: β₁, Hessian damping of sharp directions, beside ``a`` in the units of ``a``.
+        beta_sharp: β₁, Hessian damping of sharp directions, relative to ``a``.
         beta_flat: β₂, the same for flat directions.
         chi_sharp: χ_s, learning-rate ratio of sharp directions, 1 except in ablations.
         decay: c, weight decay in units of ``a`` (λw over the learning-rate scale); ``None`` for no decay.

@@ -1,4 +1,4 @@
-r"""Riemannian gradient, Hessian and geodesics of a metric, through its correction R alone.
+r"""Riemannian gradient, Hessian and geodesics of a metric, computed from its correction R alone.
 
 Source: derived in docs/theory, sections "Setting" and "The correction without Christoffel symbols".
 """
@@ -23,7 +23,7 @@ class Curved(Objective, Protocol):
 
 
 class _Level:
-    """f = 0: nothing pulls."""
+    """The zero objective, f = 0."""
 
     def value(self, w: Array) -> Array:
         return inner(0.0 * w, w)
@@ -74,7 +74,7 @@ def riemannian_hvp(metric: Metric, objective: Curved, w: Array, u: Array) -> Arr
 def geodesic_system(metric: Metric) -> RISHD:
     r"""The geodesic flow :math:`\nabla_{\dot w}\dot w = 0`: RISHD with α = β = γ = 0.
 
-    Start it with ``system.momentum_of(w, v)``; it keeps ‖ẇ‖_F.
+    Start it with ``system.momentum_of(w, v)``; it conserves ‖ẇ‖_F.
 
     Args:
         metric: F.

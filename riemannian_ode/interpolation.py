@@ -17,11 +17,11 @@ def hermite(before: Sequence[Array], after: Sequence[Array], rates: Sequence[Seq
         before: (w, m) at t.
         after: (w, m) at t + h.
         rates: (ẇ, ṁ) at t and at t + h.
-        h: Distance of both points, in units of time.
-        s: Place between them, 0 … 1.
+        h: Time between the two points.
+        s: Position between them, from 0 to 1.
 
     Returns:
-        (w, m) at t + sh, of the type of ``before``'s parts.
+        (w, m) at t + sh, as arrays of the same type as ``before``.
 
     Source: Hairer, Nørsett, Wanner, *Solving ODEs I*, II.6, eq. (6.7).
     """

@@ -15,7 +15,7 @@ from typing import Any
 def lazy_names(package: str, init: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package, from its stub's lines ``from home import X as X``.
 
-    A submodule must not have a public name of its package: where it is imported first, it hides that name.
+    A submodule must not share a name with a public object of its package: once imported, it would hide that object.
 
     Args:
         package: The package's ``__name__``.

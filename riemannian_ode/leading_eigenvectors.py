@@ -1,7 +1,7 @@
 r"""Eigenvectors of the largest eigenvalues of symmetric matrices, whose span has a derivative.
 
-torch's ``eigh`` divides by the differences of all eigenvalues, and gives NaN where two of them coincide. The span
-depends on the differences across the gap alone:
+The derivative of torch's ``eigh`` divides by all differences of eigenvalues, and is NaN if two of them coincide. The
+span depends only on the differences across the gap:
 
 .. math:: dV_s = V_f K, \qquad K_{fs} = \frac{v_f^\top\,dA\,v_s}{\lambda_s - \lambda_f}
 
@@ -19,7 +19,7 @@ from riemannian_ode.arrays import eigh
 
 
 def leading_eigenvectors(a: Tensor, rank: int) -> Tensor:
-    """Orthonormal eigenvectors by descending eigenvalue; derivatives are right for functions of their span.
+    """Orthonormal eigenvectors in order of descending eigenvalue; derivatives are correct for functions of their span.
 
     Args:
         a: Symmetric matrices, shape ``(*batch, n, n)``.

@@ -1,4 +1,4 @@
-"""Members of an ensemble that a run has lost: when, why, and what the message says."""
+"""Records of ensemble members that a run has lost: when, why, and the message about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LostMembers:
     Attributes:
         failed_at: First time at which each member was non-finite, NaN for sound members; shape ``(*ensemble,)``.
         causes: Why, ``"non-finite"``, ``"step-limit"`` or ``"integrator-failed"``; empty for sound members. Same shape.
-        messages: What the scheme said of the first one, by cause.
+        messages: The scheme's message about the first lost member, by cause.
     """
 
     def __init__(self, ensemble: tuple[int, ...]) -> None:
@@ -33,7 +33,7 @@ class LostMembers:
         self.any_lost = False
 
     def restore(self, failed_at: np.ndarray, causes: np.ndarray, messages: dict[str, str]) -> None:
-        """Take over what a checkpoint knew."""
+        """Restore the records from a checkpoint."""
         self.failed_at, self.causes, self.messages = failed_at, causes, messages
         self.any_lost = not bool(np.isnan(failed_at).all())
 
@@ -43,9 +43,9 @@ class LostMembers:
         Args:
             state: State at t.
             t: Time.
-            losses: Which members the scheme gave up, and why; ``None`` if it never does.
+            losses: Members that the scheme gave up, and why; ``None`` if it never gives up members.
         """
-        # A sum is finite only if every number is: one cheap reduction while all is well.
+        # A sum is finite only if every number is, so one cheap reduction suffices while all is well.
         if not self.any_lost and math.isfinite(float(to_numpy(state.w.sum() + state.m.sum()))):
             return False
         finite = np.isfinite(to_numpy(state.w)).all(-1) & np.isfinite(to_numpy(state.m)).all(-1)
@@ -61,7 +61,7 @@ class LostMembers:
         return not finite.any()
 
     def verdict(self, status: Status, message: str) -> tuple[Status, str]:
-        """Status and message of a run that ended with those given, with its lost members named."""
+        """Final status and message of a run, with its lost members added."""
         if not self.any_lost:
             return status, message
         if status in ("finished", "non-finite"):

@@ -1,7 +1,7 @@
 r"""The square root of symmetric positive-definite matrices, differentiable any number of times.
 
-torch's ``eigh`` has no derivative where eigenvalues coincide; the root has. Its derivative solves the Sylvester
-equation :math:`G\,dG + dG\,G = dA`, whose own derivative is another one.
+torch's ``eigh`` has no derivative if eigenvalues coincide, but the root does. The derivative solves the Sylvester
+equation :math:`G\,dG + dG\,G = dA`; differentiating it again gives another Sylvester equation.
 
 Source: Higham, *Functions of Matrices*, section 6.1.
 """
@@ -42,7 +42,7 @@ class _Root(torch.autograd.Function):
 
 
 class _Sylvester(torch.autograd.Function):
-    """X with GX + XG = Y, G symmetric positive definite."""
+    """Solve GX + XG = Y for X, with G symmetric positive definite."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:

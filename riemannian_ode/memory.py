@@ -1,11 +1,11 @@
-r"""Flows whose metric remembers gradients: the state is (w, m, k), momentum and memory side by side in one array.
+r"""Flows whose metric has memory: the state is (w, m, k), with momentum and memory side by side in one array.
 
 .. math::
     \dot w = -\frac{\eta}{c_1}\left[P F_k^{-1}(m + \beta_1 g) + \chi Q F_k^{-1}(m + \beta_2 g)\right]
         - \eta\lambda(P + \chi Q)w, \qquad
     \dot m = -\alpha m + c\,g, \qquad \dot k = (1-\theta)(s(g) - k)
 
-with R = 0, since no F(w) exists, and c₁ = 1, or the momentum's mass if its bias is corrected. Integrators see the pair
+with R = 0, since no F(w) exists, and c₁ = 1 or, with bias correction, the momentum's mass. Integrators see the pair
 (w, z), where z holds m and k of every member, shape ``(*ensemble, q)``. The semi-implicit Euler step with h = 1 is the
 optimizer's, in float64 to the last bit. Memory that jumps does so at whole times t > 0.
 
@@ -40,11 +40,11 @@ from riemannian_ode.stages import (
 )
 
 _AGREEMENT = 1e-4  # of a preconditioner's own ``observe`` with its rates: far above rounding in float32
-_ROUNDING = 1e-9  # a time that is a whole number up to rounding counts as one
+_ROUNDING = 1e-9  # a time this close to a whole number counts as one
 
 
 class RememberedMetric(Metric):
-    """The metric of a flow with memory, F_k: there is no F(w).
+    """The metric F_k of a flow with memory; it has no F(w).
 
     Args:
         preconditioner: F⁻¹ and its memory.
@@ -69,7 +69,7 @@ class RememberedMetric(Metric):
         except TypeError:
             raise ValueError(
                 f"preconditioner is a {type(preconditioner).__name__} that cannot be hashed; make its class a frozen "
-                "dataclass (@dataclass(frozen=True)) with fields that can."
+                f"dataclass (@dataclass(frozen=True)) with hashable fields."
             ) from None
         if is_split and not preconditioner.has_split:
             raise preconditioner.no_split()
@@ -102,12 +102,12 @@ class RememberedMetric(Metric):
         Args:
             w: Positions, shape ``(*ensemble, p)``.
             m: Momentum, likewise.
-            g: Gradient there; a preconditioner whose first gradient only sets its frame takes it in.
-            memory0: Memory by key, each of shape ``(*ensemble, …)``; by default that before the first gradient.
-            name: What errors call it.
+            g: Gradient there; used if the preconditioner's first gradient only sets its frame.
+            memory0: Memory by key, each of shape ``(*ensemble, …)``; by default the memory before the first gradient.
+            name: Name used in errors.
 
         Raises:
-            ValueError: for a memory of other keys or shapes, or a preconditioner whose ``observe`` is not the Euler
+            ValueError: for a memory with other keys or shapes, or a preconditioner whose ``observe`` is not the Euler
                 step of its ``memory_rates``.
         """
         w, m, g, lost = sheltered(w, m, g)
@@ -171,8 +171,8 @@ class RememberedMetric(Metric):
     def rates(self, now: Mapping[str, Any], w: Array, z: Array, g: Array) -> tuple[Array, Array]:
         """(ẇ, ż) for coefficients by name.
 
-        Where no gradient was taken in yet, momentum and memory over their masses are 0/0; their limit is what they are
-        after the first gradient.
+        Before the first gradient, momentum and memory over their masses are 0/0; their limit is the value after the
+        first gradient.
         """
         w, z, g, lost = sheltered(w, z, g)
         m, memory = self.unpack(w, z)
@@ -210,19 +210,19 @@ class RememberedMetric(Metric):
 
     @property
     def changes_between_steps(self) -> bool:
-        """Whether the memory jumps, or has parts that adapt once a step: masks and frames."""
+        """Whether the memory jumps or has parts that adapt once per step (masks and frames)."""
         averages = {*self.preconditioner.rates(), MASS}
         layout = _layout(self.preconditioner, self.shape or (1,), self.corrects_momentum)
         return self.preconditioner.has_frame or any(key not in averages for key, _ in layout)
 
     def settle(self, now: Mapping[str, Any], t: float, w: Array, z: Array, g: Array, h: float) -> Array:
-        """z after a step to t + h of a scheme that knows rates only: masks adapt, and frames jump.
+        """z after a step to t + h by a scheme that uses only rates: masks adapt, and frames jump.
 
         Args:
             now: Coefficients at t + h.
             t: Time before the step.
-            w: Position after it.
-            z: Momentum and memory after it.
+            w: Position after the step.
+            z: Momentum and memory after the step.
             g: Gradient at ``w``.
             h: Step size.
         """
@@ -237,7 +237,7 @@ class RememberedMetric(Metric):
 
     def jump_time(self, t: float, h: float) -> int:
         """The whole number in (t, t + h] at which the memory jumps, if there is one, else 0."""
-        if type(self.preconditioner).due is Preconditioner.due:  # which never jumps
+        if type(self.preconditioner).due is Preconditioner.due:  # never jumps
             return 0
         first, last = max(1, math.floor(t + _ROUNDING) + 1), math.floor(t + h + _ROUNDING)
         return next((k for k in range(first, last + 1) if self.preconditioner.due(k)), 0)
@@ -246,9 +246,9 @@ class RememberedMetric(Metric):
         """u of the flow, out of the frame, shape ``(*members, *shape)``.
 
         Args:
-            now: Coefficients that broadcast against it.
+            now: Coefficients that broadcast against the result.
             taken: Momentum, memory, gradient and m̃.
-            w: Position, if there is decay.
+            w: Position; needed with decay.
         """
         return self._direct(now, taken, w, step=0, h=1.0, is_rate=True).u
 
@@ -259,10 +259,10 @@ class RememberedMetric(Metric):
             w: Positions, shape ``(*ensemble, p)``.
             m: Momenta, likewise.
             g: Gradients, likewise.
-            memory: By key, as a trajectory has it at a save.
+            memory: Memory by key, as stored in a trajectory at a save.
 
         Raises:
-            ValueError: for a memory that is missing, or of other keys or shapes.
+            ValueError: for a missing memory, or one with other keys or shapes.
         """
         if memory is None and _layout(self.preconditioner, self.shape_of(w), self.corrects_momentum):
             raise ValueError(
@@ -273,7 +273,7 @@ class RememberedMetric(Metric):
         return m, self.preconditioner.admissible(known)
 
     def shaped(self, coefficients: Mapping[str, Any], w: Array, g: Array) -> tuple[dict[str, Any], Array, Array]:
-        """Coefficients that broadcast against ``(*members, *shape)``, and position and gradient of that shape."""
+        """Coefficients that broadcast against ``(*members, *shape)``, and position and gradient in that shape."""
         position = self._shaped(w, w)
         return {name: broadcast(x, position, w) for name, x in coefficients.items()}, position, self._shaped(g, w)
 
@@ -296,7 +296,7 @@ class RememberedMetric(Metric):
         return as_tensor(x).reshape((*member_axis(w), *self.shape_of(w)))
 
     def taken_in(self, now: Mapping[str, Any], m: Array, memory: Memory, g: Array, *, h: float) -> TakenIn:
-        """Momentum and memory with a gradient taken in over ``h``."""
+        """Momentum and memory after taking in a gradient over ``h``."""
         rates = {name: now[name] for name in ("alpha", "gain", "nesterov")}
         return take_in(self.preconditioner, m, memory, g, **rates, h=h)
 
@@ -306,7 +306,7 @@ class RememberedMetric(Metric):
         settings = {name: now[name] for name in ("chi", "beta_sharp", "beta_flat")}
         decayed = None if w is None else shrinkage(taken, w, now["decay"])
         numbers = (0,) * (len(taken.m) if taken.m.ndim > len(self.shape or (0,)) else 1)  # all members jump together
-        # The phase: how many gradients the memory has seen, its own masses tell.
+        # The phase: the masses show how many gradients the memory has seen.
         turn: dict[str, Any] = {"step": self.preconditioner.phase(step) or step, "is_phase": True, "h": h}
         turn |= {"numbers": numbers, "is_rate": is_rate}
         return direct(self.preconditioner, taken, **settings, is_split=self.is_split, shrinkage=decayed, **turn)

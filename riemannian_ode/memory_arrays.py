@@ -1,4 +1,4 @@
-"""Arrays of flows with memory: members as one batch axis, numpy and torch, and members that are lost."""
+"""Array helpers for flows with memory: one batch axis of members, numpy and torch, lost members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_tensor(x: Array) -> Array:
 
 
 def member_axis(w: Array) -> tuple[int, ...]:
-    """The ensemble as one batch axis, or none."""
+    """The ensemble as one batch axis, or no axis for a single member."""
     return (math.prod(w.shape[:-1]),) if w.ndim > 1 else ()
 
 
@@ -40,9 +40,9 @@ def broadcast(coefficient: Any, m: Array, w: Array) -> Any:
 
 
 def sheltered(w: Array, z: Array, g: Array) -> tuple[Array, Array, Array, Array | None]:
-    """Arrays with plain numbers for members that are not finite, and which these are; factorisations raise for NaN.
+    """Replace non-finite members, on which factorisations would raise, with plain numbers; also return which they are.
 
-    Memory is 1 there: zeros over a mass of zero would be NaN again.
+    Their memory becomes 1, because zeros over a mass of zero would be NaN again.
     """
     xp = namespace(w)
     sound = xp.isfinite(w).all(-1) & xp.isfinite(z).all(-1) & xp.isfinite(g).all(-1)
@@ -53,5 +53,5 @@ def sheltered(w: Array, z: Array, g: Array) -> tuple[Array, Array, Array, Array 
 
 
 def with_lost(x: Array, lost: Array | None) -> Array:
-    """NaN for lost members."""
+    """Set lost members to NaN."""
     return x if lost is None else namespace(x).where(lost[..., None], math.nan, x)

@@ -1,17 +1,17 @@
-r"""Energy of flows whose preconditioner is the gradient of a potential of the momentum: norms, and metrics with memory.
+r"""Energy of flows whose preconditioner is the gradient of a potential: norms, and metrics with memory.
 
 .. math::
     E = c f + \tfrac{\eta}{c_1}\varphi_k(m) + \eta\lambda\langle w, m\rangle, \qquad
     \dot w = -\tfrac{\eta}{c_1}\left[\nabla\varphi_k(m) + d\right] - \eta\lambda w
 
-With η' = η/c₁ and ρ = ηλ, any d whatever:
+With η' = η/c₁ and ρ = ηλ, for any d:
 
 .. math::
     -\dot E = \eta'\alpha\langle m, \nabla\varphi\rangle + \eta'\langle cg + \rho m, d\rangle
     + \rho\left[\eta'\langle m, \nabla\varphi\rangle + (\alpha + \rho)\langle w, m\rangle\right]
     - \dot\eta'\varphi - \dot\rho\langle w, m\rangle - \eta'\partial_k\varphi\,\dot k
 
-Hessian damping and look-ahead are parts of d, and so is what a map has beyond the gradient of its potential: the
+Hessian damping and look-ahead are parts of d. So is the part of a map that is not the gradient of its potential: the
 defect of a tracked or soft mask, or of a Newton–Schulz polynomial.
 
 Source: docs/theory, claims C18 and C19.
@@ -33,8 +33,8 @@ from riemannian_ode.stages import MASS, TakenIn
 if TYPE_CHECKING:
     from riemannian_ode.dynamics import RISHD
 
-_SHORT = 1e-10  # time after which averages that have seen no gradient are looked at: at 0 they are 0/0
-_HOMOGENEOUS = 1e-6  # relative deviation from the declared degree that rounding explains, float32 included
+_SHORT = 1e-10  # averages without gradients are evaluated after this time: at 0 they are 0/0
+_HOMOGENEOUS = 1e-6  # relative deviation from the declared degree within rounding, even in float32
 _NEUTRAL: dict[str, Any] = {"nesterov": 0.0, "beta_sharp": 0.0, "beta_flat": 0.0, "decay": 0.0}
 
 
@@ -51,20 +51,20 @@ class Losses(NamedTuple):
 
 
 def energy(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None) -> Array:
-    """E, shape ``(*ensemble,)``; arguments as of :func:`riemannian_ode.total_energy`."""
+    """Energy E, shape ``(*ensemble,)``; arguments as for :func:`riemannian_ode.total_energy`."""
     state = _state(system, t, w, m, memory)
     kinetic = state.eta * state.potential() + state.shrink * state.inner(state.w, state.covector)
     return state.of_kind(state.scalar("gain")) * system.objective.value(w) + state.of_kind(kinetic)
 
 
 def losses(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Array] | None) -> Losses:
-    """Parts of −Ė; arguments as of :func:`riemannian_ode.dissipation`."""
+    """Parts of −Ė; arguments as for :func:`riemannian_ode.dissipation`."""
     state = _state(system, t, w, m, memory)
     eta, shrink, alpha, m_ = state.eta, state.shrink, state.scalar("alpha"), state.covector
     gradient, potential, along = state.gradient(), state.potential(), state.inner(state.w, m_)
     own = state.direction(state.metric, **_NEUTRAL)
     undecayed = state.direction(state.metric, decay=0.0)
-    # What d works against: c·g, and with decay ρm.
+    # The force that d acts against: c·g, plus ρm with decay.
     force = state.scalar("gain")[..., *state.axes] * state.g + shrink[..., *state.axes] * m_
     flat = force * 0.0
     if state.metric.is_split:
@@ -87,7 +87,7 @@ def losses(system: RISHD, t: float, w: Array, m: Array, memory: Mapping[str, Arr
 
 
 def check_jumps(system: RISHD, times: Array, w: Array, m: Array, memory: Mapping[str, Array]) -> None:
-    """Refuse a trajectory on which E jumps because the memory does: no rate accounts for that.
+    """Refuse a trajectory on which the memory and thus E jump, which no rate accounts for.
 
     Raises:
         ValueError: naming the time and the remedy.
@@ -119,23 +119,23 @@ def rate_by_memory(
     """∂f/∂k·k̇ of a function f of the memory, by forward-mode differentiation.
 
     Args:
-        preconditioner: Whose memory it is.
-        memory: k, tensors; the momentum's mass is left out.
-        g: Gradient that it takes in, shape ``(*batch, *shape)``.
+        preconditioner: Owner of the memory.
+        memory: k, as tensors; the momentum's mass is ignored.
+        g: Gradient to take in, shape ``(*batch, *shape)``.
         function: f.
     """
     import torch
 
     known = {key: value for key, value in memory.items() if key != MASS}
     rates = preconditioner.memory_rates(known, g, preconditioner.to_frame(known, g))
-    for key in known.keys() & set(preconditioner.elementwise):  # roots at 0 have no derivative: 0·∞
+    for key in known.keys() & set(preconditioner.elementwise):  # roots have no derivative at 0: 0·∞
         known[key] = known[key].clamp(min=torch.finfo(known[key].dtype).tiny)
     return torch.func.jvp(function, (known,), (rates,))[1]
 
 
 @dataclass(frozen=True)
 class _State:
-    """A point of a flow with memory as tensors ``(*members, *shape)``, numbers a member as ``(*members,)``.
+    """A state of a flow with memory: tensors ``(*members, *shape)``, and per-member numbers ``(*members,)``.
 
     ``covector``, ``g`` and ``w`` are in the parameter's coordinates, ``m`` and ``frame_g`` in the frame; ``decay`` is
     c₁λ, ``eta`` η/c₁ and ``shrink`` ηλ.
@@ -158,23 +158,23 @@ class _State:
 
     @property
     def axes(self) -> tuple[None, ...]:
-        """Index that gives a number a member the axes of a parameter."""
+        """Index that adds a parameter's axes to per-member numbers."""
         return (None,) * len(self.metric.shape_of(self.reference))
 
     def inner(self, x: Array, y: Array) -> Array:
-        """⟨x, y⟩ of each member."""
+        """Inner product ⟨x, y⟩ of each member."""
         return (x * y).flatten(len(x.shape) - len(self.axes)).sum(-1)
 
     def scalar(self, name: str) -> Array:
-        """A coefficient, a number a member."""
+        """A coefficient as one number per member."""
         return _numbers(self.now[name], self.eta)
 
     def of_kind(self, numbers: Array) -> Array:
-        """Numbers a member as an array ``(*ensemble,)`` of the caller's kind."""
+        """Per-member numbers as an array ``(*ensemble,)`` of the caller's kind."""
         return like(numbers.reshape(self.reference.shape[:-1]), self.reference)
 
     def direction(self, metric: RememberedMetric, *, memory: Memory | None = None, **changes: Any) -> Array:
-        """u with these changes of the coefficients, in the parameter's coordinates."""
+        """Direction u with some coefficients changed, in the parameter's coordinates."""
         now = {**self.now, **changes}
         taken = TakenIn(self.m, memory or self.memory, self.frame_g, lookahead(self.m, self.frame_g, now["nesterov"]))
         return metric.direction(now, taken, self.w)
@@ -293,7 +293,7 @@ def _check_degree(state: _State) -> None:
 
 
 def _numbers(coefficient: Any, numbers: Array) -> Array:
-    """A coefficient as numbers a member, shape of ``numbers``."""
+    """A coefficient as one number per member, in the shape of ``numbers``."""
     if isinstance(coefficient, (int, float)):
         return numbers * 0.0 + coefficient
     return like(coefficient, numbers).reshape(-1 if numbers.ndim else ()).expand(numbers.shape)

@@ -7,7 +7,7 @@ that of gradients and momenta (:math:`F^{-1} m`), and its derivative enters the 
     R_i = \Gamma^k_{ij} v^j m_k = \tfrac12\left[(D_vF)\,n - (D_nF)\,v + \nabla_w(v^\top F(w)\, n)\right]_i,
     \qquad n = F^{-1}m,
 
-two directional derivatives and one gradient, never the p³ array of Christoffel symbols.
+i.e. two directional derivatives and one gradient instead of the p³ array of Christoffel symbols.
 
 Source: arXiv:2602.22681, eqs. (tangent) and (cotangent); the form of R is derived in docs/theory.
 """
@@ -32,8 +32,7 @@ class Metric(ABC):
 
     Attributes:
         variation: ``"constant"`` (R = 0), ``"state"`` (F depends on w, R exact), or ``"history"`` (F depends on the
-            covector it meets or on past gradients: no F(w) exists, R is taken as 0 and the energy identities do not
-            apply).
+            covector or on past gradients, so no F(w) exists, R is set to 0 and the energy identities do not apply).
     """
 
     variation: ClassVar[Variation] = "constant"
@@ -47,7 +46,7 @@ class Metric(ABC):
         """F(w) vector, shapes ``(*ensemble, p)``."""
 
     def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:
-        """Riemannian correction R, shape ``(*ensemble, p)``; ``None`` where it is zero identically."""
+        """Riemannian correction R, shape ``(*ensemble, p)``; ``None`` if it is identically zero."""
         return None
 
     def norm_squared(self, w: Array, vector: Array) -> Array:
@@ -59,17 +58,17 @@ class Metric(ABC):
         return inner(covector, self.raise_index(w, covector))
 
     def check(self, w: Array) -> None:
-        """Refuse a metric that is not symmetric positive definite at ``w``, or whose shape does not fit it.
+        """Refuse a metric that is not symmetric positive definite at ``w``, or whose shape does not match ``w``.
 
         Raises:
-            ValueError: naming the asymmetry, or the smallest eigenvalue and its member.
+            ValueError: giving the asymmetry, or the smallest eigenvalue and its member.
         """
         return
 
     def check_symmetry(self, w: Array) -> None:
-        """Refuse a metric that is not symmetric at ``w``; ``simulate`` asks at every save.
+        """Refuse a metric that is not symmetric at ``w``; ``simulate`` checks at every save.
 
-        Only metrics whose matrix a user's function writes down can fail.
+        Only metrics whose matrix comes from a user's function can fail.
 
         Raises:
             ValueError: naming the asymmetry.
@@ -148,8 +147,8 @@ class DiagonalMetric(Metric):
 class PreconditionerMetric(Metric):
     r"""A preconditioner known only by its action on covectors, e.g. Muon's :math:`X \mapsto X(X^\top X)^{-1/2}`.
 
-    There the metric depends on the covector that it raises (or on history), so F(w) does not exist: the flow runs with
-    R = 0 and the energy identities are "not applicable".
+    The metric depends on the covector that it raises (or on history), so F(w) does not exist. The flow runs with R = 0,
+    and the energy identities are "not applicable".
 
     Args:
         precondition: Covector ``(*ensemble, p)`` to velocity of the same shape.
@@ -176,7 +175,7 @@ def check_positive_definite(matrix: Array, *, name: str = "matrix") -> None:
 
     Args:
         matrix: Shape ``(*ensemble, p, p)``.
-        name: How the caller knows it.
+        name: Name used in errors.
 
     Raises:
         ValueError: naming shape, asymmetry, or the smallest eigenvalue.
@@ -202,7 +201,7 @@ def check_symmetric(matrix: np.ndarray, *, name: str = "matrix") -> None:
 
     Args:
         matrix: Shape ``(*ensemble, p, p)``; members with a non-finite entry pass.
-        name: How the caller knows it.
+        name: Name used in errors.
 
     Raises:
         ValueError: naming the asymmetry.
@@ -223,7 +222,7 @@ def check_fits(name: str, array: Array, w: Array, trailing: int) -> None:
     """Refuse a metric's array whose last axes are not p, or whose leading ones are not the ensemble's.
 
     Args:
-        name: How the caller knows it.
+        name: Name used in errors.
         array: Shape ``(*ensemble, p, …)`` with ``trailing`` axes of length p.
         w: Positions, shape ``(*ensemble, p)``.
         trailing: 1 for a diagonal, 2 for a matrix.

@@ -4,8 +4,8 @@ r"""Gradient noise: the flow of a gradient g + σ dB/dt.
     \mathrm dw = -\eta A(m + \beta g)\,\mathrm dt - \eta A\beta\sigma\,\mathrm dB, \qquad
     \mathrm dm = (-\alpha m + c\,g)\,\mathrm dt + c\,\sigma\,\mathrm dB
 
-with one Brownian motion B in both. σ is in units of the gradient: over a step h the dynamics see the gradient
-:math:`g + \sigma\xi/\sqrt h` with standard normal ξ, and with h = 1 that of an optimizer whose gradients have the
+with the same Brownian motion B in both. σ is in units of the gradient: over a step h the dynamics see the gradient
+:math:`g + \sigma\xi/\sqrt h` with standard normal ξ. With h = 1 this is an optimizer whose gradients have the
 covariance σσᵀ.
 
 Source: docs/theory, claim C20.
@@ -29,8 +29,8 @@ from riemannian_ode.objective import Objective
 
 Factor: TypeAlias = float | Array | TimeDependent | Callable[[float, Array], Array]
 Calculus: TypeAlias = Literal["ito", "stratonovich"]
-_ASYMMETRY = 1e-5  # of the largest entry of a covariance of a state: above rounding, float32 included
-_NEGATIVE = 1e-10  # of the largest eigenvalue: above the rounding of a covariance of rank below p
+_ASYMMETRY = 1e-5  # relative to the largest entry of a state's covariance: above rounding, even in float32
+_NEGATIVE = 1e-10  # relative to the largest eigenvalue: above the rounding of a covariance of rank below p
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,18 +38,19 @@ class GradientNoise:
     r"""White noise in the gradient, with covariance σσᵀ per unit of time.
 
     Args:
-        factor: σ: a number; the diagonal, shape ``(p,)``; a matrix of shape ``(p, r)``, of low rank if r < p; a
-            :class:`TimeDependent` with such values; or a function (t, w) ↦ σ of the state, for w of shape
-            ``(*ensemble, p)``, which returns diagonals of shape ``(*ensemble, p)`` or ``(*ensemble, 1)``, or matrices
-            of shape ``(*ensemble, p, r)``. In units of the gradient.
-        seed: Of the Brownian motion, from 0 to 2¹²⁸ − 1. Members of an ensemble have independent motions.
-        calculus: How a σ that varies with the state is meant; it makes a difference only where noise enters the
-            position (β ≠ 0). Optimizers, which draw the noise at the point where they stand, are Itô's.
-        first_member: Number of the first member: member k of an ensemble moves as the first one of a run with
-            ``first_member=k``.
+        factor: σ, in units of the gradient: a number; the diagonal, shape ``(p,)``; a matrix of shape ``(p, r)``, of
+            low rank if r < p; a :class:`TimeDependent` with such values; or a function (t, w) ↦ σ of the state, for w
+            of shape ``(*ensemble, p)``, which returns diagonals of shape ``(*ensemble, p)`` or ``(*ensemble, 1)``, or
+                matrices of shape ``(*ensemble, p, r)``.
+        seed: Seed of the Brownian motion, from 0 to 2¹²⁸ − 1. Members of an ensemble have independent motions.
+        calculus: Itô or Stratonovich, for a σ that varies with the state. It makes a difference only if noise enters
+            the position (β ≠ 0). Optimizers draw the noise at the current point, which is Itô's calculus.
+        first_member: Number of the first member. Member k of an ensemble gets the same noise as the first member of a
+            run with ``first_member=k``.
 
     Raises:
-        ValueError: for a factor of a wrong kind, not finite or of more than two axes, or a seed out of range.
+        ValueError: for a factor of the wrong kind, with non-finite values or with more than two axes, or a seed out of
+            range.
     """
 
     factor: Factor
@@ -62,7 +63,7 @@ class GradientNoise:
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if not whole or not 0 <= value < 2**bits:
                 raise ValueError(f"{name} = {shown(value)} must be a whole number from 0 to 2**{bits} - 1.")
-            object.__setattr__(self, name, int(value))  # a counter of more bits than numpy's numbers have
+            object.__setattr__(self, name, int(value))  # a counter with more bits than numpy's integers
         require_choice("calculus", self.calculus, ("ito", "stratonovich"))
         if not callable(self.factor):
             object.__setattr__(self, "factor", _constant("factor", self.factor))
@@ -79,12 +80,12 @@ class GradientNoise:
         r"""Noise of a given covariance Σ = σσᵀ per unit of time.
 
         Args:
-            covariance: Σ: a number σ² for σ²I; variances, shape ``(p,)``; a symmetric positive semidefinite matrix of
-                shape ``(p, p)``; or a function (t, w) ↦ Σ that returns variances of shape ``(*ensemble, p)`` or
-                matrices of shape ``(*ensemble, p, p)``. In squared units of the gradient.
+            covariance: Σ, in squared units of the gradient: a number σ² for σ²I; variances, shape ``(p,)``; a symmetric
+                positive semidefinite matrix of shape ``(p, p)``; or a function (t, w) ↦ Σ that returns variances of
+                shape ``(*ensemble, p)`` or matrices of shape ``(*ensemble, p, p)``.
             seed: See :class:`GradientNoise`.
-            calculus: Likewise.
-            first_member: Likewise.
+            calculus: See :class:`GradientNoise`.
+            first_member: See :class:`GradientNoise`.
 
         Raises:
             ValueError: for a covariance that is not finite, not symmetric, or not positive semidefinite, or a
@@ -150,37 +151,37 @@ class GradientNoise:
         if is_matrix and factor.shape[-1] != white.shape[-1]:
             raise InvalidSystemError(
                 f"factor({t:.12g}, w) has {factor.shape[-1]} columns and had {white.shape[-1]} at the start: their "
-                "number is constant; fill up with columns of zeros."
+                f"number must stay constant; pad with columns of zeros."
             )
         return matvec(factor, white) if is_matrix else factor * white
 
     def normals(self, step: int, w: Array, count: int) -> Array:
-        """Standard normal numbers of one step, like ``w``, shape ``(*ensemble, count)``."""
+        """Standard normal numbers for one step, arrays like ``w`` of shape ``(*ensemble, count)``."""
         members = int(np.prod(w.shape[:-1]))
         numbers = standard_normals(int(self.seed), step, members, count, first=int(self.first_member))
         return like(numbers.reshape(*w.shape[:-1], count), w)
 
     def at_step(self, step: int, w: Array, *, t: float | None = None) -> Array:
-        """What this noise adds to the gradient in step ``step`` of semi-implicit Euler with h = 1.
+        """The noise added to the gradient in step ``step`` of semi-implicit Euler with h = 1.
 
-        An optimizer that gets ∇f(w) plus this number steps as :func:`riemannian_ode.simulate` does.
+        An optimizer that gets ∇f(w) plus this noise takes the same steps as :func:`riemannian_ode.simulate`.
 
         Args:
             step: Number of the step, from 0.
-            w: Where the step begins, shape ``(*ensemble, p)``.
-            t: Time there; ``step`` by default.
+            w: Position at the start of the step, shape ``(*ensemble, p)``.
+            t: Time at the start of the step; ``step`` by default.
         """
         noise, time = self.for_arrays(w), float(step) if t is None else t
         return noise.of_white(time, w, noise.normals(step, w, noise.columns(time, w)))
 
 
 class NoisyGradient:
-    """The objective that one step of a scheme sees: its gradient is g + σΔB/h throughout the step.
+    """The objective during one step of a scheme: its gradient is g + σΔB/h throughout the step.
 
     Args:
         objective: f.
         noise: σ.
-        t: Time at which σ is taken.
+        t: Time at which σ is evaluated.
         white: ΔB/h, shape ``(*ensemble, r)``.
     """
 
@@ -200,7 +201,7 @@ class NoisyGradient:
 
 @dataclass(frozen=True)
 class _RootOf:
-    """A factor of a covariance that is a function of (t, w)."""
+    """A factor σ of a covariance that is a function of (t, w)."""
 
     covariance: Callable[[float, Array], Array]
 
@@ -218,7 +219,7 @@ class _RootOf:
             )
         xp = namespace(covariance)
         limit = _ASYMMETRY * xp.amax(abs(covariance), (-2, -1))[..., None, None]
-        if bool((abs(covariance - xp.swapaxes(covariance, -1, -2)) > limit).any()):  # NaN of a lost member is not
+        if bool((abs(covariance - xp.swapaxes(covariance, -1, -2)) > limit).any()):  # NaN of a lost member passes
             raise InvalidSystemError(f"{name} is not symmetric; symmetrise it with (A + Aᵀ)/2.")
         values, vectors = eigh(covariance)
         _check_eigenvalues(name, values)
@@ -256,7 +257,7 @@ def _check_eigenvalues(name: str, values: Array) -> None:
 
 
 def _check_kind(name: str, value: Any, w: Array) -> None:
-    """Refuse what a function of (t, w) returned if it is no array of floats like w."""
+    """Refuse a result of a function of (t, w) that is not an array of floats like w."""
     if is_torch(value) != is_torch(w) or not hasattr(value, "ndim"):
         raise ValueError(f"{name} is of type {type(value).__name__}; return an array of the kind of w.")
     if value.ndim == 0 or to_numpy(value[..., :0]).dtype.kind not in "fiu":

@@ -1,4 +1,4 @@
-"""Whether a scheme, a system and a step size take noise; what would not converge to the flow is refused."""
+"""Check that a scheme, a system and a step size work with noise; refuse what would not converge to the flow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_noise(
     events: Sequence[Event],
     is_compiled: bool,
 ) -> None:
-    """Refuse noise of a wrong shape, or where it has no meaning.
+    """Refuse noise of the wrong shape, or where noise is not defined.
 
     Args:
         noise: Noise in the gradient.
@@ -32,11 +32,11 @@ def check_noise(
         scheme: The integrator.
         w0: The start, shape ``(*ensemble, p)``.
         grid: Steps and saves.
-        events: What is watched for.
-        is_compiled: Whether steps are compiled.
+        events: Events to watch for.
+        is_compiled: Whether the steps are compiled.
 
     Raises:
-        ValueError: naming what does not fit, and what does.
+        ValueError: naming what does not fit, and the alternatives.
     """
     if not isinstance(noise, GradientNoise):
         raise ValueError(f"noise is of type {type(noise).__name__}; give GradientNoise(factor=…, seed=…).")
@@ -76,7 +76,7 @@ def _check_calculus(noise: GradientNoise, system: RISHD, scheme: Integrator) -> 
         or system.metric.variation != "constant"
         or not (system.flat is None or isinstance(system.flat, ConstantSplit))
     )
-    # Where β = 0, noise enters the momentum alone and depends on the position alone: both calculi agree.
+    # With β = 0 noise enters only the momentum and depends only on the position, so both calculi agree.
     if not (moves and system.is_damped) or scheme.stochastic in (noise.calculus, "additive"):
         return
     other = next(name for name, cls in INTEGRATORS.items() if cls.stochastic == noise.calculus and cls.handles_memory)

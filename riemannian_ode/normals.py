@@ -1,8 +1,8 @@
-r"""Standard normal numbers that are a function of seed, member, step and place: no state, no order of calls.
+r"""Counter-based standard normal numbers: a function of seed, member, step and index, without state.
 
 Philox turns a counter and a key into random words. The counter holds the member and the step, so a member's numbers do
-not depend on the other members, on how a run is cut into pieces, or on what was drawn before. Two words make two normal
-numbers (Box and Muller). :mod:`riemannian_ode.compiled.normals` has the same in C++.
+not depend on the other members, on how a run is divided, or on earlier draws. Two words give two normal numbers (Box
+and Muller). :mod:`riemannian_ode.compiled.normals` does the same in C++.
 
 Source: Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC '11; numpy's Philox 4×64-10.
 """
@@ -17,15 +17,16 @@ _UNIT = 2.0**-53  # words keep their upper 53 bits
 
 
 def standard_normals(seed: int, step: int, members: int, count: int, *, first: int = 0) -> np.ndarray:
-    """Independent N(0, 1) numbers of one step, shape ``(members, count)``.
+    """Independent N(0, 1) numbers for one step, shape ``(members, count)``.
 
-    Pair j of a step is pair P = step·⌈count/2⌉ + j of its member. Block P // 2 of the member's four-word blocks has it.
+    Pair j of a step is pair P = step·⌈count/2⌉ + j of its member. It lies in block P // 2 of the member's four-word
+    blocks.
 
     Args:
         seed: Key, from 0 to 2¹²⁸ − 1.
         step: Number of the step, from 0.
         members: Number of members.
-        count: Numbers a member takes in every step.
+        count: Numbers per member and step.
         first: Number of the first member.
     """
     pairs = -(-count // 2)
@@ -40,6 +41,6 @@ def standard_normals(seed: int, step: int, members: int, count: int, *, first: i
 
 
 def _block(seed: int, block: int, members: int, first: int) -> np.ndarray:
-    """Four words of every member: those of the counters (member, block)."""
-    counter = (first + (block << 64) - 1) % 2**256  # numpy counts before it draws
+    """Four random words for every member, from the counters (member, block)."""
+    counter = (first + (block << 64) - 1) % 2**256  # numpy increments the counter before it draws
     return np.random.Philox(counter=counter, key=seed).random_raw(4 * members).reshape(members, 4)

@@ -1,4 +1,4 @@
-"""Objectives: what a flow needs of a landscape, and what is refused in its place."""
+"""Objectives: the methods a flow needs from a landscape, and checks of what a user passes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from riemannian_ode.preconditioner import Preconditioner
 
 
 class Objective(Protocol):
-    """What a flow needs of a landscape; every ``toy_landscapes`` landscape is one.
+    """What a flow needs from a landscape; every landscape of ``toy_landscapes`` is an objective.
 
-    Methods take any leading axes; ``simulate`` compares an ensemble with some of its members at the start. An objective
-    whose gradient is random sets ``is_random = True``: its gradient is then called once there, and not compared.
+    Methods accept any leading axes; at the start ``simulate`` compares an ensemble with some of its members. An
+    objective with a random gradient sets ``is_random = True``; its gradient is then called only once and not compared.
     """
 
     def value(self, w: Array) -> Array:
@@ -27,12 +27,12 @@ class Objective(Protocol):
 
 
 def is_random(objective: Any) -> bool:
-    """Whether an objective's gradient draws noise, so that further calls would change what follows."""
+    """Whether an objective's gradient draws noise, so that extra calls would change later results."""
     return bool(getattr(objective, "is_random", False))
 
 
 def check_parts(objective: Any, metric: Any, flat: Any) -> None:
-    """Refuse an objective, a metric or a split of a wrong kind.
+    """Refuse an objective, a metric or a split of the wrong kind.
 
     Raises:
         ValueError: naming the argument and what it is instead.

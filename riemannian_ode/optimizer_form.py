@@ -1,4 +1,4 @@
-"""What RISHD's two sets of coefficients must satisfy, and how one follows from the other."""
+"""Conditions on RISHD's two sets of coefficients, and the relation between the sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_optimizer(
     *,
     has_split: bool,
 ) -> None:
-    """Refuse constants that :meth:`riemannian_ode.RISHD.from_optimizer` does not take, naming the argument."""
+    """Refuse constants that :meth:`riemannian_ode.RISHD.from_optimizer` does not accept, naming the argument."""
     flat_damping = beta if beta_flat is None else beta_flat
     check_range("alpha", alpha, 0.0, "it is the damping 1 − momentum", strict=True)
     check_range("eta", eta, 0.0, "it is the learning rate", strict=False)

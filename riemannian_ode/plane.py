@@ -1,4 +1,4 @@
-"""Planes in parameter space, in which trajectories and landscapes are drawn."""
+"""Planes in parameter space for plotting trajectories and landscapes."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Plane:
 
         Args:
             dimension: p.
-            first: Number of the coordinate drawn to the right, from 0; negative ones count from the end.
-            second: Of the one drawn upwards.
-            center: Point that the plane passes through; 0 by default. The two coordinates of it do not count.
+            first: Index of the horizontal coordinate, from 0; negative indices count from the end.
+            second: Index of the vertical one.
+            center: Point on the plane; 0 by default. Its values in the two coordinates are ignored.
 
         Raises:
             ValueError: for fewer than two coordinates, or numbers that are out of range or equal.
@@ -79,7 +79,7 @@ class Plane:
 
         Args:
             center: Point, shape ``(p,)``.
-            seed: Of the directions.
+            seed: Seed of the random directions.
         """
         point = to_numpy(center)
         return cls(point, np.random.default_rng(seed).standard_normal((2, point.size)), ("random 1", "random 2"))
@@ -91,8 +91,8 @@ class Plane:
         Args:
             landscape: Has ``hessian(w)``.
             center: Point, shape ``(p,)``.
-            first: Number of the eigenvector drawn to the right, from 0 for the largest eigenvalue.
-            second: Of the one drawn upwards.
+            first: Index of the horizontal eigenvector, from 0 for the largest eigenvalue.
+            second: Index of the vertical one.
         """
         point = to_numpy(center)
         vectors = np.linalg.eigh(to_numpy(landscape.hessian(point)))[1][:, ::-1]
@@ -101,10 +101,10 @@ class Plane:
 
     @classmethod
     def through(cls, points: Array | Sequence[Array]) -> Plane:
-        """The plane nearest to points such as those of trajectories: their first two principal components.
+        """The plane closest to given points, e.g. of trajectories, spanned by their first two principal components.
 
         Args:
-            points: Shape ``(…, p)``, or several of them.
+            points: Array of shape ``(…, p)``, or several arrays.
 
         Raises:
             ValueError: if they lie on a line.
@@ -113,13 +113,13 @@ class Plane:
         rows = np.concatenate([to_numpy(each).reshape(-1, np.shape(each)[-1]) for each in arrays])
         rows = rows[np.isfinite(rows).all(axis=1)]
         if len(rows) < 3:
-            raise ValueError(f"points has {len(rows)} finite ones; a plane needs three.")
+            raise ValueError(f"points has {len(rows)} finite points; a plane needs three.")
         center = rows.mean(axis=0)
         components = np.linalg.svd(rows - center, full_matrices=False)[2]
         return cls(center, components[:2], ("component 1", "component 2"))
 
     def project(self, w: Array) -> np.ndarray:
-        """Coordinates (x, y) of the nearest points of the plane, shape ``(…, 2)``.
+        """Coordinates (x, y) of the closest points of the plane, shape ``(…, 2)``.
 
         Args:
             w: Shape ``(…, p)``.
@@ -143,10 +143,10 @@ class Plane:
 
 
 def as_plane(plane: Plane | tuple[int, int] | None, dimension: int) -> Plane:
-    """A plane from what callers may write: one, two numbers of coordinates, or ``None`` for the first two.
+    """Convert an argument to a plane: a plane, two coordinate indices, or ``None`` for the first two.
 
     Args:
-        plane: Likewise.
+        plane: The argument.
         dimension: p.
     """
     if isinstance(plane, Plane):

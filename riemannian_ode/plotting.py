@@ -1,4 +1,4 @@
-"""Plots of trajectories. matplotlib is loaded by the first one; nothing here touches pyplot's current figure."""
+"""Plots of trajectories. The first plot loads matplotlib; nothing here touches pyplot's current figure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 
 
 def new_axes(ax: Axes | None, *, size: tuple[float, float] = (6.4, 4.4)) -> Axes:
-    """Axes to draw on: those given, or the only ones of a new figure, ``ax.figure``.
+    """Return the given axes, or the axes of a new figure (``ax.figure``).
 
     Args:
         ax: matplotlib axes, or ``None``.
-        size: Width and height of a new figure, inches.
+        size: Width and height of a new figure, in inches.
     """
     if ax is not None:
         return ax
@@ -49,7 +49,7 @@ def plot_path(
     Args:
         trajectory: At least two finite saved states.
         ax: Axes to draw on; by default those of a new figure.
-        plane: Plane, or two numbers of coordinates; the first two by default.
+        plane: Plane, or two coordinate indices; the first two by default.
         members: Ensemble indices to draw; by default all, at most 50.
         label: Name in a legend.
         style: Further arguments of matplotlib's ``plot``, e.g. ``color``.
@@ -73,7 +73,7 @@ def plot_path(
         if len(path) < 2:
             raise ValueError(
                 f"the trajectory{f' of member {member}' if member else ''} has {len(path)} finite saved "
-                f"{'state' if len(path) == 1 else 'states'}; two make a line. {trajectory.message}".rstrip()
+                f"{'state' if len(path) == 1 else 'states'}; a line needs two. {trajectory.message}".rstrip()
             )
         (line,) = axes.plot(*path.T, label=label if place == 0 else None, **style)
         style = {"color": line.get_color()} | style
@@ -87,18 +87,18 @@ def plot_path(
 
 
 def plot_energy(trajectory: SavedStates, system: RISHD, ax: Axes | None = None) -> Axes:
-    """Draw energy over time: f, E, and E with what was dissipated added, which is constant if the identity holds.
+    """Plot f, E, and E plus the dissipated energy over time; the last is constant if the energy identity holds.
 
     Args:
-        trajectory: A single one, at least 6 finite saved states.
-        system: The dynamics that it came from.
+        trajectory: A single trajectory with at least 6 finite saved states.
+        system: The dynamics that produced it.
         ax: Axes to draw on; by default those of a new figure.
 
     Returns:
         The axes; the title has the residual of the energy identity.
 
     Raises:
-        ValueError: for an ensemble, or as :func:`riemannian_ode.energy_identity_residual` does.
+        ValueError: for an ensemble, or as in :func:`riemannian_ode.energy_identity_residual`.
     """
     if to_numpy(trajectory.w).ndim != 2:
         raise ValueError(

@@ -1,15 +1,14 @@
-r"""Preconditioners with memory: the metric of an optimizer as a map that remembers gradients.
+r"""Preconditioners with memory: an optimizer's metric as a map that depends on past gradients.
 
-An optimizer's metric is rarely a function of w. It is a function of a *memory* k of past gradients, mostly moving
-averages,
+An optimizer's metric is rarely a function of w. It depends on a *memory* k of past gradients, mostly moving averages,
 
 .. math:: \dot k = (1-\theta)\,(s(g) - k), \qquad k \leftarrow k + h(1-\theta)\,(s(g) - k),
 
-and the flow has the state (w, m, k). Bias correction is an average, too: of the number 1, from 0. One declaration, a
-subclass of :class:`Preconditioner`, serves the flow, the update rule, and the optimizers of ``lite``.
+and the flow has the state (w, m, k). Bias correction is also an average: the average of the number 1, started at 0. One
+declaration, a subclass of :class:`Preconditioner`, serves the flow, the update rule, and the optimizers of ``lite``.
 
 Arrays have the shape of the parameter, ``(*batch, *shape)``: a batch holds the members of an ensemble, or matrices of
-equal shape. Memory is a dict of arrays, each with the batch axes in front.
+equal shape. Memory is a dict of arrays that start with the batch axes.
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ Memory: TypeAlias = dict[str, Array]
 
 
 class Preconditioner(ABC):
-    r"""F⁻¹ of an optimizer: it takes gradients into its memory and raises covectors.
+    r"""The inverse metric F⁻¹ of an optimizer: it takes gradients into its memory and raises covectors.
 
     A subclass declares its memory (:meth:`initial`, :meth:`rates`, :meth:`averaged`), the map (:meth:`raise_index`),
-    and which directions are flat (:meth:`flat`). All else is common: momentum, look-ahead, LITE's velocity, position.
+    and which directions are flat (:meth:`flat`). Everything else is shared: momentum, look-ahead, LITE's velocity,
+    position.
 
-    Some optimizers keep momentum in coordinates of their own, in which the metric is diagonal: SOAP in an eigenbasis.
-    Such a *frame* is declared by :meth:`to_frame`, :meth:`from_frame` and :meth:`jump`, which changes it.
+    Some optimizers keep momentum in coordinates in which the metric is diagonal; SOAP uses an eigenbasis. The methods
+    :meth:`to_frame` and :meth:`from_frame` declare such a *frame*, and :meth:`jump` changes it.
 
     Attributes:
         name: Its key in :data:`discretizations.preconditioners.PRECONDITIONERS`.
         needs_matrices: Whether parameters must be matrices ``(*batch, m, n)``.
-        has_frame: Whether momentum is kept in coordinates of its own.
-        differentiable: Whether torch's autograd can go through its memory.
+        has_frame: Whether momentum is kept in a frame.
+        differentiable: Whether torch's autograd can differentiate through its memory.
         elementwise: Keys of the memory that have the parameter's shape.
-        masses: Keys of the memory that are averages of 1, by which bias is corrected.
+        masses: Keys of the memory that are averages of 1, used for bias correction.
     """
 
     name: ClassVar[str]
@@ -52,7 +52,7 @@ class Preconditioner(ABC):
 
     @property
     def is_linear(self) -> bool:
-        """Whether F⁻¹ is linear at a given memory and commutes with its flat projector."""
+        """Whether F⁻¹, for a given memory, is linear and commutes with its flat projector."""
         return True
 
     @property
@@ -62,15 +62,15 @@ class Preconditioner(ABC):
 
     @property
     def degree(self) -> float | None:
-        """p, if the direction is the gradient of a potential φ(m) that is homogeneous of degree p; ``None`` if not.
+        """Degree p if the direction is the gradient of a homogeneous potential φ(m) of degree p, else ``None``.
 
-        A linear F⁻¹ has φ = ½⟨m, F⁻¹m⟩ and p = 2, the gradient of a norm has p = 1. The flow's energy follows from it.
+        A linear F⁻¹ has φ = ½⟨m, F⁻¹m⟩ and p = 2; the gradient of a norm has p = 1. The flow's energy follows from φ.
         """
         return 2.0 if self.is_linear else None
 
     @property
     def exact(self) -> Preconditioner:
-        """The preconditioner whose direction is such a gradient, if this one approximates it; else itself."""
+        """The preconditioner that this one approximates and whose direction is such a gradient; else itself."""
         return self
 
     @property
@@ -82,23 +82,23 @@ class Preconditioner(ABC):
         """Memory before the first gradient.
 
         Args:
-            w: Parameters, shape ``(*batch, *shape)``; only shape, dtype and device count.
+            w: Parameters, shape ``(*batch, *shape)``; only shape, dtype and device matter.
             batch: Number of batch axes.
         """
         return {}
 
     def initial_mass(self, w: Array, *, batch: int = 0) -> Array:
-        """The average of 1 before the first gradient, 0, shape ``(*batch,)``; in double precision if there is one."""
+        """The average of 1 before the first gradient, i.e. 0, shape ``(*batch,)``; in double precision if available."""
         if isinstance(w, np.ndarray):
             return np.zeros(w.shape[:batch])
         mass = w.new_zeros(w.shape[:batch])
         return mass if mass.device.type == "mps" else mass.double()
 
     def check_shape(self, shape: tuple[int, ...], *, batch: int = 0) -> None:
-        """Refuse parameters that are no matrices, if :attr:`needs_matrices`.
+        """Refuse parameters that are not matrices, if :attr:`needs_matrices`.
 
         Raises:
-            ValueError: naming the shape.
+            ValueError: giving the shape.
         """
         if self.needs_matrices and len(shape) - batch != 2:
             raise ValueError(
@@ -111,20 +111,20 @@ class Preconditioner(ABC):
         return {}
 
     def averaged(self, memory: Memory, g: Array, frame_g: Array) -> Memory:
-        """s(g): what each average takes in.
+        """The quantity s(g) that each average takes in, by key of the memory.
 
         Args:
-            memory: Before the gradient.
+            memory: Memory before the gradient.
             g: Gradient, shape ``(*batch, *shape)``.
             frame_g: The gradient in the frame; ``g`` itself without a frame.
         """
         return {}
 
     def observe(self, memory: Memory, g: Array, frame_g: Array, *, h: Any = 1.0) -> Memory:
-        """Memory with a gradient taken in: the Euler step of :meth:`memory_rates` over ``h``; h = 1 is the optimizer's.
+        """Memory after taking in a gradient: an Euler step of :meth:`memory_rates`; h = 1 is the optimizer's.
 
         Args:
-            memory: Before the gradient; it is not changed in place.
+            memory: Memory before the gradient; it is not changed in place.
             g: Gradient.
             frame_g: The gradient in the frame.
             h: Step size, in units of time.
@@ -134,7 +134,7 @@ class Preconditioner(ABC):
         return memory | {key: average_step(memory[key], s, rate=rates[key], h=h) for key, s in taken.items()}
 
     def memory_rates(self, memory: Memory, g: Array, frame_g: Array) -> Memory:
-        """Rate of change of the memory; parts that are no averages stand still."""
+        """Rate of change of the memory; parts that are not averages do not change."""
         rates = self.rates()
         changes = {
             key: average_rate(memory[key], s, rate=rates[key]) for key, s in self.averaged(memory, g, frame_g).items()
@@ -142,24 +142,24 @@ class Preconditioner(ABC):
         return {key: changes[key] if key in changes else 0.0 * value for key, value in memory.items()}
 
     def admissible(self, memory: Memory) -> Memory:
-        """The memory inside its bounds, which stages of integrators may leave: second moments are not negative."""
+        """The memory clipped to its bounds (e.g. second moments ≥ 0), which stages of integrators may leave."""
         return memory
 
     @abstractmethod
     def raise_index(self, memory: Memory, covector: Array) -> Array:
-        """F⁻¹ of a covector, both in the frame, shape ``(*batch, *shape)``."""
+        """Apply F⁻¹ to a covector, both in the frame, shape ``(*batch, *shape)``."""
 
     def raise_two(self, memory: Memory, first: Array, second: Array) -> tuple[Array, Array]:
-        """:meth:`raise_index` of two covectors, for maps that are faster on both at once."""
+        """Apply :meth:`raise_index` to two covectors, for maps that are faster on both at once."""
         return self.raise_index(memory, first), self.raise_index(memory, second)
 
     def raise_step(
         self, memory: Memory, covector: Array, g: Array | None, *, h: Any = 1.0
     ) -> tuple[Array, Array | None, Memory]:
-        """F⁻¹ of a step's covector and of its gradient, and the memory with what it learns from the raised covector.
+        """F⁻¹ of a step's covector and gradient, and the memory updated with what it learns from the raised covector.
 
         Args:
-            memory: With this step's gradient taken in.
+            memory: Memory after this step's gradient.
             covector: m̃.
             g: Gradient; ``None`` without damping.
             h: Step size, in units of time; 0 learns nothing.
@@ -169,10 +169,10 @@ class Preconditioner(ABC):
         return *self.raise_two(memory, covector, g), memory
 
     def flat(self, memory: Memory, covector: Array, raised: Array | None, *, h: Any = 1.0) -> tuple[Projector, Memory]:
-        """The flat projector x ↦ Qx in the frame, and the memory with what the mask has learned in this step.
+        """The flat projector x ↦ Qx in the frame, and the memory updated with what the mask learned in this step.
 
         Args:
-            memory: With this step's gradient taken in.
+            memory: Memory after this step's gradient.
             covector: m̃ that the metric raises.
             raised: F⁻¹m̃; ``None`` if :attr:`is_linear`.
             h: Step size, in units of time.
@@ -183,27 +183,27 @@ class Preconditioner(ABC):
         raise self.no_split()
 
     def no_split(self) -> ValueError:
-        """The error of a preconditioner that is asked for flat directions and has none."""
+        """The error raised by a preconditioner without flat directions."""
         return ValueError(
             f"preconditioner {self.name!r} has no sharp directions of its own; keep chi = 1 and beta_flat = beta_sharp."
         )
 
     def watch(self, memory: Memory, covector: Array) -> Memory:
-        """Memory after a step in which sharp and flat directions are treated alike: a mask may go on learning."""
+        """Memory after a step without a split; a mask may keep learning."""
         return memory
 
     @property
     def masks_decay(self) -> bool:
-        """Whether weight decay of flat directions is χ times that of sharp ones, so that w meets the mask."""
+        """Whether weight decay in flat directions is χ times that in sharp ones, so that the mask acts on w."""
         return True
 
     @property
     def applies_twice(self) -> bool:
-        """Whether Q is the published soft mask, which the velocity applies to d twice."""
+        """Whether Q is the published soft mask, which the velocity applies twice to d."""
         return False
 
     def at_work(self, x: Array) -> Array:
-        """A covector or vector in the floating type in which :meth:`raise_index` works, and in which it may travel."""
+        """A covector or vector in the dtype that :meth:`raise_index` uses, which also suits sending between ranks."""
         return x
 
     def to_frame(self, memory: Memory, x: Array) -> Array:
@@ -211,65 +211,65 @@ class Preconditioner(ABC):
         return x
 
     def from_frame(self, memory: Memory, x: Array) -> Array:
-        """Back from the frame."""
+        """A covector or vector in the parameter's coordinates, from the frame."""
         return x
 
     def with_flat_decay(
         self, u: Array, flat: Projector, memory: Memory, shrinkage: Array, *, due: Sequence[int] | None
     ) -> Array:
-        """u in the frame with the decay of flat directions beyond that of sharp ones; needed with a frame.
+        """u in the frame with the additional decay of flat directions; needed with a frame.
 
         Args:
             u: Direction, in the frame.
             flat: x ↦ Qx in the frame.
-            memory: Of this step.
+            memory: Memory of this step.
             shrinkage: (χ − χ_s)λw, not in the frame.
             due: Places in the batch whose frame jumps after this step of an optimizer; ``None`` in a flow.
         """
         return u + flat(self.to_frame(memory, shrinkage))
 
     def precondition(self, memory: Memory, covector: Array) -> Array:
-        """F⁻¹ of a covector, both in the parameter's own coordinates, shape ``(*batch, *shape)``."""
+        """Apply F⁻¹ to a covector, both in the parameter's coordinates, shape ``(*batch, *shape)``."""
         return self.from_frame(memory, self.raise_index(memory, self.to_frame(memory, covector)))
 
     def first(self, memory: Memory, g: Array) -> Memory:
-        """Memory after the first gradient, if :attr:`skips_first`; it makes no step."""
+        """Memory after the first gradient, which makes no step, if :attr:`skips_first`."""
         return memory
 
     def due(self, step: int, numbers: Sequence[int] = (0,)) -> list[int]:
-        """Places in a batch whose memory jumps after a step.
+        """Batch indices whose memory jumps after a step.
 
         Args:
-            step: Gradients taken in so far, this step's included; the first one of :attr:`skips_first` not.
-            numbers: Running number of each matrix, so that matrices may take turns.
+            step: Gradients taken in so far, including this step's, but not the first one if :attr:`skips_first`.
+            numbers: Running number of each matrix, so that matrices can jump in turn.
         """
         return []
 
     def phase(self, step: int) -> int:
-        """What :meth:`due` and :meth:`jump` depend on: the smallest step that is like this one."""
+        """The smallest step for which :meth:`due` and :meth:`jump` act as in this step."""
         return 0
 
     def jump(
         self, memory: Memory, m: Array, step: int, *, due: Sequence[int] = (0,), is_phase: bool = False
     ) -> tuple[Memory, Array]:
-        """Memory and momentum after a jump, such as a new frame; it may change their arrays in place.
+        """Memory and momentum after a jump such as a new frame; may change their arrays in place.
 
         Args:
             memory: Memory after a step.
-            m: Momentum after it, in the old frame.
+            m: Momentum after the step, in the old frame.
             step: As for :meth:`due`.
             due: Its result.
-            is_phase: Whether ``step`` is only the :meth:`phase`, in a compiled step.
+            is_phase: Whether ``step`` is the :meth:`phase` instead of the step, as in compiled steps.
         """
         return memory, m
 
     def cost(self, rows: int, columns: int) -> float:
-        """Operations of a step for a matrix, by which work is divided among ranks."""
+        """Operations per step for a matrix, used to divide work among ranks."""
         return float(rows * columns)
 
 
 def spread(number: Array, x: Array) -> Array:
-    """A number per batch member, dtype of ``x``, with axes of length 1 behind so that it broadcasts against ``x``."""
+    """One number per batch member in the dtype of ``x``, with trailing axes of length 1 to broadcast against ``x``."""
     if number.dtype != x.dtype and hasattr(number, "is_floating_point") and number.is_floating_point():
         number = number.to(x.dtype)
     return number.reshape(number.shape + (1,) * (x.ndim - number.ndim))

@@ -26,12 +26,12 @@ class RateColumn(ProgressColumn):
 
 @contextlib.contextmanager
 def progress_bar(steps: int, wanted: bool | None, *, first: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(k)``, to be called after step k.
+    """Show a progress bar; yields ``advance(k)``, to be called after step k.
 
     Args:
         steps: Number of the last step.
         wanted: Whether to show the bar; ``None`` shows it in a terminal, once the run takes more than 2 s.
-        first: Steps that were done before (a resumed run); they do not count in the rate.
+        first: Steps already done (in a resumed run); they do not count in the rate.
     """
     console = Console(stderr=True)
     if wanted is False or (wanted is None and not console.is_terminal):

@@ -18,12 +18,12 @@ def learning_rate(
     Args:
         peak: Largest learning rate.
         schedule: ``"cosine"``, or ``"wsd"``: warm-up, stable, decay.
-        total: Whole length, in optimizer steps.
+        total: Total length, in optimizer steps.
         warmup: Length of the warm-up, below ``total``.
         min_ratio: Last learning rate over the peak; ``None`` is 0.1 for the cosine and 0 for wsd, as published.
 
     Returns:
-        The learning rate as a function of time. The derivative is that from the right where the schedule has a corner.
+        The learning rate as a function of time. At a corner of the schedule the derivative is the one from the right.
 
     Raises:
         ValueError: for numbers out of range or an unknown schedule.

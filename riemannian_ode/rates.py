@@ -1,6 +1,6 @@
-r"""Rates that Lyapunov functions guarantee for the flow: convex, strongly convex, Polyak–Łojasiewicz.
+r"""Convergence rates of the flow proved with Lyapunov functions: convex, strongly convex, Polyak–Łojasiewicz.
 
-β of :func:`polyak_lojasiewicz_rate` is in theory's units (beside a summed momentum), that of
+β of :func:`polyak_lojasiewicz_rate` is in the theory's units (relative to a summed momentum). β of
 :func:`strongly_convex_rate` is the coefficient of :math:`\nabla^2 f\,\dot w` in the second-order form.
 
 Source: derived in docs/theory, claims C8, C15 and C16.
@@ -16,7 +16,7 @@ from riemannian_ode.flow import Array
 
 
 def polyak_lojasiewicz_rate(mu: Array, *, alpha: Array, eta: Array, beta: Array) -> np.ndarray:
-    r"""ρ of :math:`E(t) - f_* \le (E(0) - f_*)e^{-\rho t}` where :math:`\|g\|^2_{F^{-1}} \ge 2\mu(f - f_*)`.
+    r"""Rate ρ in :math:`E(t) - f_* \le (E(0) - f_*)e^{-\rho t}` where :math:`\|g\|^2_{F^{-1}} \ge 2\mu(f - f_*)`.
 
     .. math:: \rho = \min(2\alpha,\ 2\mu\eta\beta)
 
@@ -68,13 +68,13 @@ def strongly_convex_rate(mu: Array, beta: Array, *, gamma: Literal["one", "corre
     Args:
         mu: μ > 0.
         beta: β ≥ 0, broadcasts; b < 3 for γ = 1.
-        gamma: Which γ.
+        gamma: Which choice of γ.
 
     Returns:
         r√μ, broadcast shape, per unit time.
 
     Raises:
-        ValueError: for b ≥ 3 with γ = 1, where this energy gives no rate.
+        ValueError: for b ≥ 3 with γ = 1, because this energy then gives no rate.
 
     Source: derived in docs/theory, claim C16.
     """

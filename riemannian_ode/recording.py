@@ -1,4 +1,4 @@
-"""What a simulation keeps on its way: saved states and observed quantities."""
+"""Records of a simulation: saved states and observed quantities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTHING: Mapping[str, np.ndarray] = {}
 
 
 class Save(NamedTuple):
-    """One save: the state (``None`` where only the observed values are kept), and what the observers made of it."""
+    """One save: the state (``None`` if only observed values are kept) and the observers' values."""
 
     time: float
     state: PhaseState | None
@@ -24,15 +24,15 @@ class Save(NamedTuple):
 
 
 class Recorder:
-    """Saves of a run, in order of time.
+    """Saves of a run, in time order.
 
-    Every change is a single list operation, so that Ctrl-C at any moment leaves whole saves.
+    Every change is a single list operation, so that Ctrl-C never leaves an incomplete save.
 
     Args:
         t0: Start time.
         start: State at ``t0``.
         observers: Name to ``(t, w, m)`` ↦ array of a fixed shape.
-        keep_states: Whether every save keeps the state; else only the start and the last state are held.
+        keep_states: Whether every save keeps the state; otherwise only the first and the last state are kept.
     """
 
     def __init__(self, t0: float, start: PhaseState, *, observers: Mapping[str, Observer], keep_states: bool) -> None:
@@ -41,7 +41,7 @@ class Recorder:
         self.save(t0, start)
 
     def save(self, t: float, state: PhaseState) -> None:
-        """Observe the state and keep it (or put it in the last one's place)."""
+        """Observe the state and keep it, or replace the last state with it."""
         observed = {name: np.array(to_numpy(observe(t, state.w, state.m))) for name, observe in self.observers.items()}
         if not self.keep_states and len(self.saves) > 1:
             if self.observers:
@@ -51,7 +51,7 @@ class Recorder:
         self.saves.append(Save(t, state, observed))
 
     def rewind(self, t: float) -> None:
-        """Drop what was saved after t."""
+        """Drop saves after time t."""
         while self.saves[-1].time > t:
             self.saves.pop()
 

@@ -1,4 +1,4 @@
-"""Registries: things by name, each declared where it is defined and in no list elsewhere."""
+"""Registries of named objects; each object registers itself where it is defined."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ Decorated = TypeVar("Decorated")
 
 
 class Registry(MutableMapping[str, T]):
-    """Things of one kind by name, in the order of the places that they declare, then by name.
+    """Objects of one kind by name, sorted by their declared place, then by name.
 
-    With a package, the first read imports all its modules, except those whose names begin with an underscore; until
-    then nothing is imported.
+    If a package is given, the first read imports all its modules except those with a leading underscore. Until then
+    nothing is imported.
 
     Args:
-        kind: What the things are, for messages.
-        package: Package whose modules register them; ``None`` if the module that owns the registry does.
-        entry: Name and thing of what :meth:`register` decorates; by default a function's name and the function.
+        kind: Kind of object, for messages.
+        package: Package whose modules register the objects; ``None`` if the module that owns the registry does.
+        entry: Maps what :meth:`register` decorates to its name and object; by default a function's name and the
+            function.
     """
 
     def __init__(
@@ -36,11 +37,11 @@ class Registry(MutableMapping[str, T]):
         self._places: dict[str, float] = {}
 
     def add(self, name: str, thing: T, *, place: float = math.inf) -> None:
-        """Register a thing.
+        """Register an object.
 
         Args:
             name: Its key.
-            thing: What the key stands for.
+            thing: The object.
             place: Position in the order shown to users; last by default.
 
         Raises:

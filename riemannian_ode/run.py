@@ -1,4 +1,4 @@
-"""The loop over steps of one simulation, and everything that happens on the way."""
+"""The loop over the steps of one simulation: saves, events, checkpoints, lost members, interrupts."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A simulation whose arguments are checked.
+    """A simulation with checked arguments.
 
     Args:
         system: The dynamics, for the arrays of ``start``.
         scheme: The integrator.
-        grid: Its steps, and when something is kept.
+        grid: Its steps and saves.
         start: State at the start.
-        recorder: Has the start.
-        events: What to watch for.
-        file: Of checkpoints; if it is there, the run continues from it.
-        compiled: The scheme's steps, compiled; ``None`` takes them as they are.
-        noise: Noise in the gradient, which the scheme takes.
+        recorder: Holds the start.
+        events: Events to watch for.
+        file: Checkpoint file; if it exists, the run continues from it.
+        compiled: The scheme's compiled steps; ``None`` runs it uncompiled.
+        noise: Noise in the gradient.
 
     Raises:
-        CheckpointError: if the file is of another run, or cannot be written where it is to be.
+        CheckpointError: if the file belongs to another run, or its location is not writable.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Run:
             )
 
     def go(self, advance: Callable[[int], None]) -> Trajectory:
-        """Run to the end, or to whatever stops it first."""
+        """Run to the end, or until something stops the run."""
         status: Status
         try:
             status, message = self._loop(advance)
@@ -104,7 +104,7 @@ class Run:
         if status == "interrupted":
             message = f"interrupted at t = {now:.6g} after {step} of {self.grid.steps} steps"
         if status != "event":
-            # What a step cut short has left behind goes: records end where the run stands.
+            # Drop what an interrupted step left behind: records end at the current step.
             self.events = self.events[: self.position.events]
             self.recorder.rewind(now)
         if status in ("finished", "interrupted", "step-limit"):
@@ -126,14 +126,14 @@ class Run:
             found = self.watch.search(grid.time(step), before, state, grid.h)
             ending = self.watch.ending([*self.events, *found], self.ensemble) if found else None
             if ending is not None:
-                self._write_checkpoint()  # of the step before: a longer run finds the event again
+                self._write_checkpoint()  # position of the previous step: a longer run finds the event again
             inside = self._inside(step, before, ending) if grid.save_at.inside(step) else ()
             is_saved = grid.is_saved(k)
             if is_saved:
                 self.check.geometry(k, now, state, last=k == grid.steps)
             self._explain_losses()
             lost = self.lost.lost_all(state, now, None if self.members is None else self.members.losses)
-            # Records first, the position last: Ctrl-C in between takes them back, see go().
+            # Records first, position last: after Ctrl-C in between, go() drops the records.
             self.events += found
             for t, partial in inside:
                 self.recorder.save(t, partial)
@@ -150,17 +150,17 @@ class Run:
         return "finished", ""
 
     def _cause(self, message: str, member: tuple[int, ...] = ()) -> str:
-        """What a scheme said when it gave up, or what jumps ahead of where it stood: then its own remedy misleads."""
+        """The scheme's message, or a description of a jump ahead, for which the scheme's remedy would mislead."""
         step, state, _ = self.position
         try:
-            # The solution of an implicit step may lie beyond the explicit way of one step.
+            # The solution of an implicit step may lie beyond one explicit step.
             jump = describe_jump(self.system, self.grid.time(step), state, 3.0 * self.grid.h, member)
-        except Exception:  # the user's functions are called where the run never came, and may not exist there
+        except Exception:  # user functions may not be defined where the run never came
             return message
         return f"{message.partition('; ')[0]}; {jump}" if jump else message
 
     def _explain_losses(self) -> None:
-        """Look for the cause of the first loss of each kind, before the state in front of it is gone."""
+        """Look for the cause of the first loss of each kind while the state before it is still available."""
         if self.members is None:
             return
         losses = self.members.losses
@@ -170,7 +170,7 @@ class Run:
             losses.messages[cause] = self._cause(losses.messages[cause], member)
 
     def _states(self) -> Iterator[tuple[int, PhaseState]]:
-        """Steps done and the state after them: after every step, or of compiled ones after those that are kept."""
+        """Pairs (steps done, state): after every step, or, if compiled, after the steps that are kept."""
         grid, (first, state, _) = self.grid, self.position
         if self.compiled is not None:
             from riemannian_ode.compiled import compiled_states
@@ -187,10 +187,10 @@ class Run:
         return enumerate(states, first + 1)
 
     def _next_stop(self, k: int) -> int:
-        """The next step after k that is kept, or the last one whose coefficients are in range, if that comes first.
+        """The next step after k to keep, or the last step with coefficients in range if that comes first.
 
         Raises:
-            InvalidSystemError: if the next step's are not.
+            InvalidSystemError: if the next step's coefficients are out of range.
         """
         stop = self.grid.next_stop(k)
         for j in range(k + 1, stop + 1) if self.check.varying else ():
@@ -203,13 +203,13 @@ class Run:
         return stop
 
     def _inside(self, step: int, before: PhaseState, ending: EventRecord | None) -> list[tuple[float, PhaseState]]:
-        """The wanted states inside a step, up to a single trajectory's end."""
+        """The requested states inside a step, up to a single trajectory's end."""
         t, until = self.grid.time(step), math.inf if ending is None or self.ensemble else ending.time
         wanted = [time for time in self.grid.save_at.inside(step) if time < until]
         return [(time, self.scheme.partial_step(self.system, t, before, time - t)) for time in wanted]
 
     def _end_at(self, event: EventRecord, now: float, state: PhaseState) -> str:
-        """Save the end of a run: of an ensemble, whose members' events are at different times, that of the step."""
+        """Save the end of a run; for an ensemble, whose events have different times, save the end of the step."""
         if self.ensemble:
             self.recorder.save(now, state)
         else:
@@ -217,7 +217,7 @@ class Run:
         return f"{event.name} at t = {event.time:.12g}"
 
     def _write_checkpoint(self) -> None:
-        """Write where the run stands; a disk that is full costs the checkpoint, not the run."""
+        """Write a checkpoint; if that fails, e.g. on a full disk, the run continues without it."""
         if self.file is None:
             return
         try:
@@ -230,4 +230,5 @@ class Run:
                 events=self.events,
             )
         except OSError as problem:
-            warnings.warn(f"checkpoint {self.file} is not written ({problem}); the run goes on without.", stacklevel=2)
+            text = f"checkpoint {self.file} was not written ({problem}); the run goes on without it."
+            warnings.warn(text, stacklevel=2)

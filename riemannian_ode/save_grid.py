@@ -1,4 +1,4 @@
-"""When a run steps, and at which times it keeps something."""
+"""The times at which a run takes steps, saves and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from riemannian_ode.flow import Array
 
 
 class SavePoints:
-    """Where on the grid t0, t0 + h, …, t0 + steps·h each wanted time lies.
+    """Location of each requested time on the grid t0, t0 + h, …, t0 + steps·h.
 
     Args:
-        times: Wanted times, increasing.
+        times: Requested times, increasing.
         t0: Start time.
         h: Step.
         steps: Number of steps.
@@ -48,36 +48,36 @@ class SavePoints:
         self._inside: dict[int, list[float]] = {}
         for t in array.tolist():
             k = round((t - t0) / h)
-            if abs(t - (t0 + k * h)) <= slack:  # a time of the grid but for rounding
+            if abs(t - (t0 + k * h)) <= slack:  # a grid time up to rounding
                 self._on_grid.add(k)
             else:
                 self._inside.setdefault(k if t > t0 + k * h else k - 1, []).append(t)
         self._steps = sorted(self._on_grid | set(self._inside))
 
     def has(self, k: int) -> bool:
-        """Whether the end of step k (time t0 + kh) is wanted."""
+        """Whether the end of step k (time t0 + kh) is requested."""
         return k in self._on_grid
 
     def inside(self, k: int) -> Sequence[float]:
-        """Wanted times strictly between t0 + kh and t0 + (k+1)h."""
+        """Requested times strictly between t0 + kh and t0 + (k+1)h."""
         return self._inside.get(k, ())
 
     def next_step(self, k: int) -> int | None:
-        """The first step after k at whose end a time is wanted, or from whose end one is reached; ``None`` for none."""
+        """The first step after k that ends at a requested time or just before one; ``None`` if there is none."""
         i = bisect_right(self._steps, k)
         return self._steps[i] if i < len(self._steps) else None
 
 
 @dataclass(frozen=True)
 class SaveGrid:
-    """Steps of one size, and what is kept after which of them.
+    """Steps of equal size, and which of them are followed by a save or a checkpoint.
 
     Args:
         t0: Start time.
         h: Step.
         steps: Number of steps.
         save_every: Steps between saves.
-        save_at: Further times to save at.
+        save_at: Additional save times.
         write_every: Steps between checkpoints; ``None`` writes none.
     """
 
@@ -101,7 +101,7 @@ class SaveGrid:
         return self.write_every is not None and k % self.write_every == 0
 
     def next_stop(self, k: int) -> int:
-        """The next step after k that something is kept after or inside of; k itself at the end."""
+        """The next step after k with a save or checkpoint at its end or inside it; k itself at the end."""
         strides = [self.save_every] if self.write_every is None else [self.save_every, self.write_every]
         stops = [self.steps, *(k - k % stride + stride for stride in strides)]
         wanted = self.save_at.next_step(k)

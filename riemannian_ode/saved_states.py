@@ -1,4 +1,4 @@
-"""What functions of whole trajectories read of them."""
+"""The protocol of saved states that functions of whole trajectories read."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ class SavedStates(Protocol):
 
     @property
     def message(self) -> str:
-        """Why it stopped early; empty when finished."""
+        """Why the run stopped early; empty if it finished."""

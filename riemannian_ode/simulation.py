@@ -1,4 +1,4 @@
-"""The driver: one call simulates a trajectory or an ensemble, with progress, and never loses what it has."""
+"""The driver: one call simulates a trajectory or an ensemble, and keeps partial results if it stops early."""
 
 from __future__ import annotations
 
@@ -58,62 +58,63 @@ def simulate(
 ) -> Trajectory:
     """Simulate RISHD from (w0, m0) over ``steps`` steps of size ``h``.
 
-    At the start, a user's functions are compared with their values for single members, and a split with the metric. A
-    member that becomes non-finite, or exhausts an adaptive scheme's step limit, is named with its time; the others go
-    on, and the run ends when none is left. An integrator that cannot go on, a coefficient that leaves its range, a
-    metric that loses its symmetry, a split that no longer commutes with it, an event function that is NaN, or Ctrl-C
-    end it with the partial trajectory and a status that says so.
+    At the start, a user's functions are compared with their values for single members, and a split is checked against
+    the metric. A member that becomes non-finite, or exhausts an adaptive scheme's step limit, is reported with its
+    time; the others continue, and the run ends when no member is left. The run ends early, with a partial trajectory
+    and a status that says why, if an integrator cannot continue, a coefficient leaves its range, the metric loses its
+    symmetry, the split no longer commutes with it, an event function returns NaN, or the user presses Ctrl-C.
 
-    With torch arrays the saved states are differentiable by autograd in w0, m0, the coefficients, and the parameters of
-    objective, metric and split. Observed values and events are numbers.
+    With torch arrays, autograd can differentiate the saved states with respect to w0, m0, the coefficients, and the
+    parameters of objective, metric and split. Observed values and events are plain numbers.
 
     Args:
         system: The dynamics.
         w0: Start, shape ``(p,)`` or ``(*ensemble, p)``; numpy (float64 by default) or torch.
         m0: Initial momentum, shape of ``w0``; zero by default.
-        memory0: Initial memory of a preconditioner, by key, each of shape ``(*ensemble, …)``; by default that before
-            the first gradient. Where bias is corrected, schemes of order above 3 have their order only from a memory
-            that has seen gradients: at the start, averages over their masses are 0/0.
-        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one. Adaptive ones choose their tolerances by
-            the dtype of ``w0``, unless they are given.
+        memory0: Initial memory of a preconditioner, by key, each of shape ``(*ensemble, …)``; by default the memory
+            before the first gradient. With bias correction, schemes of order above 3 reach their order only if the
+            initial memory has seen gradients: otherwise averages over their masses are 0/0 at the start.
+        integrator: An :class:`~riemannian_ode.Integrator`, or the name of one. Adaptive integrators choose their
+            default tolerances by the dtype of ``w0``.
         h: Step size in units of time (an adaptive scheme's output spacing); 1 is an optimizer's step.
         steps: Number of steps.
         t0: Start time.
         save_every: Steps between saved states; the start and the last step are always saved.
-        save_at: Further times to save at, increasing and within the span. Off the grid the state is a step of the
-            scheme of its own from the step before: the trajectory on the grid is the same to the last bit.
+        save_at: Additional save times, increasing and within the span. A state off the grid comes from a separate
+            partial step, so the trajectory on the grid does not change by a single bit.
         noise: Noise in the gradient, which becomes g + σ dB/dt wherever it enters. Each member has its own Brownian
-            motion: its path is the same alone, in any ensemble, and after a checkpoint. With numpy and torch it is the
-            same, too. Integrators with ``weak_order`` take noise; their orders are declared for additive noise. The
-            gradient that only sets a frame, before the first step, has none.
+            motion; its path is the same alone, in any ensemble, after a checkpoint, and with numpy and torch.
+            Integrators with ``weak_order`` accept noise; their orders are declared for additive noise. A gradient
+            before the first step that only sets a frame has no noise.
         observers: Name to ``(t, w, m)`` ↦ array (of any fixed shape), evaluated at every save.
-        keep_states: Whether the trajectory holds every saved state; ``False`` holds the start and the last one only, so
-            that memory stays flat however long the run (observers still see every save).
-        events: Sign changes to locate and record (:class:`~riemannian_ode.Event`); a terminal one ends the trajectory
-            at its place.
-        checkpoint: File to write the run's state, saves and events to, atomically; if it is there, the run continues
-            from it. One-step integrators continue bit for bit; adaptive ones restart their step-size control and
-            continue to their tolerance.
-        checkpoint_every: Steps between checkpoints; Ctrl-C and the end write one too.
+        keep_states: Whether the trajectory holds every saved state. ``False`` keeps only the first and the last one, so
+            that memory use does not grow with the run (observers still see every save).
+        events: Sign changes to locate and record (:class:`~riemannian_ode.Event`); a terminal event ends the trajectory
+            there.
+        checkpoint: File to which the run's state, saves and events are written atomically; if it exists, the run
+            continues from it. One-step integrators continue bit for bit; adaptive ones restart their step-size control
+            and continue to their tolerance.
+        checkpoint_every: Steps between checkpoints; Ctrl-C and the end of the run write one, too.
         compile: Whether several steps at a time run as one compiled kernel (:mod:`riemannian_ode.compiled`), for
-            explicit one-step schemes; a number limits the steps a call. Compiling takes about a second on the CPU, many
-            with torch's Inductor: it pays for long runs and large ensembles, and a
-            :class:`~riemannian_ode.CompiledSteps` serves many runs. Results equal the uncompiled ones up to rounding.
-        check_functions: Whether, at the start, your functions are called a few more times to compare an ensemble with
-            its members, and the split with the metric. Turn it off where each call is expensive or counted.
-        progress: Whether to show a bar with steps per second and time left; by default in a terminal, once the run
-            takes more than 2 s.
+            explicit one-step schemes; a number limits the steps per call. Compiling takes about a second on the CPU and
+                many seconds with torch's Inductor, so it pays off for long runs and large ensembles. One
+                :class:`~riemannian_ode.CompiledSteps` can serve many runs. Results equal the uncompiled ones up to
+                rounding.
+        check_functions: Whether your functions are called a few extra times at the start to compare an ensemble with
+            its members, and the split with the metric. Turn it off if calls are expensive or counted.
+        progress: Whether to show a bar with steps per second and time left; by default it appears in a terminal once
+            the run takes more than 2 s.
 
     Returns:
         The :class:`~riemannian_ode.Trajectory`; look at its ``status``.
 
     Raises:
-        ValueError: for an unknown integrator, arguments out of range or of a wrong kind, shapes that do not match,
+        ValueError: for an unknown integrator, arguments out of range or of the wrong kind, shapes that do not match,
             functions written for one member, noise that does not fit w0, the integrator or the step, a metric that is
-            not positive definite at the start, a split that does not
-            commute with it, or a checkpoint of another run (:class:`CheckpointError`). Also for gradients that cannot
-            be had: with SciPy's schemes, compiled steps, checkpoints, a terminal event of a single trajectory, or parts
-            that are cut off from autograd as a whole (a ``detach()`` inside a formula cannot be seen).
+            not positive definite at the start, a split that does not commute with it, or a checkpoint of another run
+            (:class:`CheckpointError`). Also if gradients are requested but impossible: with SciPy's schemes, compiled
+            steps, checkpoints, a terminal event of a single trajectory, or parts that are completely cut off from
+            autograd (a ``detach()`` inside a formula cannot be detected).
     """
     observers = {} if observers is None else observers
     start = _checked_start(w0, m0)
@@ -229,7 +230,7 @@ def _checked_kind(system: RISHD) -> RISHD:
 
 
 def _check_memory(system: RISHD, scheme: Integrator, *, is_new: bool) -> None:
-    """Refuse what does not integrate a preconditioner's memory, and a flow that has no solution from its start."""
+    """Refuse integrators that do not handle a preconditioner's memory, and flows with no solution from their start."""
     if not scheme.handles_memory:
         able = ", ".join(name for name, cls in INTEGRATORS.items() if cls.handles_memory)
         raise ValueError(
@@ -245,7 +246,7 @@ def _check_memory(system: RISHD, scheme: Integrator, *, is_new: bool) -> None:
 
 
 def _of_momentum(metric: RememberedMetric, functions: Mapping[str, Observer] | None) -> dict[str, Observer]:
-    """Functions of (t, w, m) as functions of (t, w, z), where z holds momentum and memory."""
+    """Turn functions of (t, w, m) into functions of (t, w, z), where z holds momentum and memory."""
 
     def of_momentum(function: Observer) -> Observer:
         return lambda t, w, z: function(t, w, metric.momentum(w, z))

@@ -1,4 +1,4 @@
-"""Checkpoints of a simulation: its position and everything that it has recorded, in one file."""
+"""Checkpoints of a simulation: its position and all its records, in one file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from riemannian_ode.trajectory import EventRecord, pack_events, unpack_events
 
 
 class CheckpointError(ValueError):
-    """A checkpoint of another run, or a file that is none; the message names the difference."""
+    """A checkpoint of another run, or a file that is not a checkpoint; the message names the difference."""
 
 
 class Position(NamedTuple):
-    """Where a run is: steps done, the state after them, and the number of events until then."""
+    """Position of a run: steps done, the state after them, and the number of events so far."""
 
     step: int
     state: PhaseState
@@ -40,15 +40,15 @@ def write_checkpoint(
     lost: LostMembers,
     events: Sequence[EventRecord],
 ) -> None:
-    """Write a checkpoint atomically: the file is whole or as it was.
+    """Write a checkpoint atomically: on failure the old file is unchanged.
 
     Args:
-        path: Where.
-        run: What identifies the run, see :func:`riemannian_ode.fingerprint.fingerprint`.
-        position: Where the run is.
-        recorder: Its saves.
+        path: File to write.
+        run: Fingerprint of the run, see :func:`riemannian_ode.fingerprint.fingerprint`.
+        position: Position of the run.
+        recorder: Holds its saves.
         lost: Its lost members.
-        events: Its events, of which those up to the position are written.
+        events: Its events; those up to the position are written.
     """
     times, w, m, observed_times, observed = recorder.stacked()
     data: dict[str, Any] = {
@@ -70,10 +70,10 @@ def write_checkpoint(
 
 
 def check_place(path: Path) -> None:
-    """Refuse a path where no checkpoint can be written, before anything is computed.
+    """Refuse a path that cannot hold a checkpoint, before anything is computed.
 
     Raises:
-        CheckpointError: if there is no such folder, or the path is one.
+        CheckpointError: if the folder does not exist, or the path is a folder.
     """
     if not path.parent.is_dir():
         raise CheckpointError(f"checkpoint = {str(path)!r}: there is no folder {str(path.parent)!r}; create it first.")
@@ -84,24 +84,24 @@ def check_place(path: Path) -> None:
 def read_checkpoint(
     path: Path, *, run: Mapping[str, Any], reference: Array, recorder: Recorder, lost: LostMembers
 ) -> tuple[Position, list[EventRecord]]:
-    """Take a checkpoint's saves and lost members over, and return its position and events.
+    """Restore saves and lost members from a checkpoint, and return its position and events.
 
     Args:
         path: A file that :func:`write_checkpoint` made.
-        run: What identifies this run.
-        reference: Array whose kind, dtype and device the states get.
-        recorder: Gets the saves.
-        lost: Gets the lost members.
+        run: Fingerprint of this run.
+        reference: Array that sets the kind, dtype and device of the states.
+        recorder: Receives the saves.
+        lost: Receives the lost members.
 
     Raises:
-        CheckpointError: if the file is of another run, naming the difference, or no checkpoint.
+        CheckpointError: if the file belongs to another run (the message names the difference) or is not a checkpoint.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             saved = {name: archive[name] for name in archive.files}
         there = json.loads(str(saved["run"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
-        raise CheckpointError(f"{path} is no checkpoint of a simulation ({problem}); remove it to start.") from None
+        raise CheckpointError(f"{path} is not a checkpoint of a simulation ({problem}); remove it to start.") from None
     differing = [
         f"{key} is {there.get(key)!r} there, {value!r} here" for key, value in run.items() if there.get(key) != value
     ]

@@ -1,4 +1,4 @@
-"""Where a scheme gives up because the right-hand side jumps, not because it is stiff."""
+"""Detect a jump of the right-hand side as the reason why a scheme gave up, as opposed to stiffness."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.dynamics import RISHD
 from riemannian_ode.integrators import PhaseState
 
-_LOOKS = 64  # explicit steps with which the way ahead is searched
-_HALVINGS = 40  # of the piece of the way that holds the largest change: 1e−12 of it
-_SHARE = 0.1  # of the change that is left when the piece has shrunk, for a jump
+_LOOKS = 64  # explicit steps used to search the way ahead
+_HALVINGS = 40  # halvings of the piece with the largest change: down to 1e−12 of it
+_SHARE = 0.1  # fraction of the change that remains in the smallest piece if there is a jump
 
 
 @np.errstate(all="ignore")
 def describe_jump(system: RISHD, t: float, state: PhaseState, h: float, member: tuple[int, ...] = ()) -> str:
-    """What jumps between a state and the way ahead of it, in words; empty if nothing does.
+    """Describe what jumps on the way ahead of a state; empty if nothing does.
 
-    The way is one of explicit Euler steps. The piece of it along which the right-hand side changes most is halved again
-    and again: of a smooth function the change shrinks with the piece, of a jump it stays.
+    The way ahead consists of explicit Euler steps. The piece on which the right-hand side changes most is halved
+    repeatedly: for a smooth function the change shrinks with the piece, at a jump it does not.
 
     Args:
         system: The dynamics.
-        t: Time; coefficients are kept at it.
-        state: Where the scheme stood.
-        h: How far it wanted to go.
-        member: The ensemble's member in question, the others stay where they are; by default all of them move.
+        t: Time at which coefficients are frozen.
+        state: State at which the scheme gave up.
+        h: Length of the step it tried.
+        member: The ensemble member in question; the others stay fixed. By default all members move.
     """
     start = np.stack([to_numpy(x)[member] for x in state]).astype(np.float64)
     if not np.isfinite(start).all():

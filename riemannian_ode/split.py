@@ -1,8 +1,8 @@
 r"""Sharp/flat splits of a flow.
 
-The theory asks that P and F commute (claims C4, C8, C9). For a projector that need not be orthogonal it is enough that
-it is orthogonal in the metric, :math:`FP = P^\top F`: in the coordinates :math:`F^{1/2}w` the metric is I and P
-symmetric. For an orthogonal P both mean the same.
+The theory requires that P and F commute (claims C4, C8, C9). A projector that is not orthogonal only has to be
+orthogonal in the metric, :math:`FP = P^\top F`: in the coordinates :math:`F^{1/2}w` the metric is I and P is symmetric.
+For an orthogonal P the two conditions are equivalent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from riemannian_ode.metric import Metric
 
 
 class PhasePoint(NamedTuple):
-    """Where a split is asked for: position w, covector m̃ that the metric raises, and a = F⁻¹m̃."""
+    """Point at which a split is evaluated: position w, covector m̃ that the metric raises, and a = F⁻¹m̃."""
 
     w: Array
     covector: Array
@@ -50,7 +50,7 @@ class ConstantSplit:
 
     Args:
         basis: V, shape ``(p, d_s)`` or ``(*ensemble, p, d_s)``, with VᵀV = I to 1e−8.
-        metric: F, where the span of V is not invariant under it.
+        metric: F; needed if the span of V is not invariant under F.
 
     Raises:
         ValueError: if the columns are not orthonormal.
@@ -80,7 +80,7 @@ class ConstantSplit:
 
 
 class Curved(Protocol):
-    """What :class:`MetricSplit` needs of a landscape."""
+    """What :class:`MetricSplit` needs from a landscape."""
 
     sharp_rank: int
 
@@ -139,9 +139,9 @@ def metric_matrix(metric: Metric, w: Array) -> Array:
 
 
 def check_self_adjoint(flat: Projector, metric: Metric, w: Array) -> None:
-    r"""Refuse a flat "projector" that is not one, or does not fit the metric at ``w``.
+    r"""Refuse a flat "projector" that is not a projector, or does not fit the metric at ``w``.
 
-    Asked of random covectors x and y: :math:`x^\top QF^{-1}y = y^\top QF^{-1}x` and :math:`Q^2F^{-1}x = QF^{-1}x`,
+    Checked for random covectors x and y: :math:`x^\top QF^{-1}y = y^\top QF^{-1}x` and :math:`Q^2F^{-1}x = QF^{-1}x`,
     relative to the norms of x and y in the metric. Members with non-finite numbers pass.
 
     Args:
@@ -150,7 +150,7 @@ def check_self_adjoint(flat: Projector, metric: Metric, w: Array) -> None:
         w: Positions, shape ``(*ensemble, p)``.
 
     Raises:
-        ValueError: naming the claims that do not hold, the size of the difference, and how to build a split that fits.
+        ValueError: giving the claims that fail, the size of the difference, and how to build a split that fits.
     """
     rng = np.random.default_rng(0)
     x, y = (like(rng.standard_normal(tuple(w.shape)), w) for _ in range(2))
@@ -192,7 +192,7 @@ def _lowered(metric: Metric, w: Array, basis: Array) -> Array:
 
 
 def _metric_complement(basis: Array, lowered: Array) -> Projector:
-    """x ↦ x − V(VᵀFV)⁻¹(FV)ᵀx; the inverse keeps it a projector where rounding has left VᵀFV ≠ I."""
+    """x ↦ x − V(VᵀFV)⁻¹(FV)ᵀx; the inverse keeps it a projector even if rounding makes VᵀFV ≠ I."""
     xp = namespace(basis)
     transposed = xp.matrix_transpose(lowered)
     dual = basis @ xp.linalg.inv(transposed @ basis)

@@ -1,4 +1,4 @@
-r"""The three parts of a step: take the gradient in, direct, move.
+r"""The three stages of a step: take in the gradient, compute the direction, move.
 
 They are the optimizer's step with h = 1, and the flow's semi-implicit Euler step with any h. Flow, update rule and the
 optimizers of ``lite`` call these functions, whatever the preconditioner.
@@ -25,12 +25,12 @@ from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 
 class TakenIn(NamedTuple):
-    """What a step has after its gradient was taken in; arrays in the frame.
+    """Momentum, memory and gradient after a step has taken in its gradient, in the frame.
 
     Args:
         m: Momentum.
         memory: k.
-        g: Gradient, in the floating type of :meth:`Preconditioner.at_work`.
+        g: Gradient, in the dtype of :meth:`Preconditioner.at_work`.
         covector: m̃ = m + νg, which the metric raises, likewise.
     """
 
@@ -78,7 +78,7 @@ def take_in(
     nesterov: Any = 0.0,
     h: Any = 1.0,
 ) -> TakenIn:
-    r"""First part of a step: memory and momentum take the gradient in.
+    r"""First stage of a step: memory and momentum take in the gradient.
 
     .. math:: k \leftarrow k + h(1-\theta)(s(g) - k), \quad m \leftarrow m + h(-\alpha m + c\,g), \quad
         \tilde m = m + \nu g
@@ -86,7 +86,7 @@ def take_in(
     Args:
         preconditioner: F⁻¹.
         m: Momentum, in the frame.
-        memory: k. With :data:`MASS` in it, the bias of the momentum's average is followed.
+        memory: k. If it contains :data:`MASS`, the mass of the momentum's average is updated, too.
         g: Gradient.
         alpha: α, per unit time.
         gain: c.
@@ -125,28 +125,28 @@ def direct(
     keeps_flat: str | None = None,
     h: Any = 1.0,
 ) -> Directed:
-    r"""Second part of a step: LITE's direction, and what the memory makes of it.
+    r"""Second stage of a step: LITE's direction, and the memory after it.
 
     It is :func:`riemannian_ode.flow.lite_velocity` of :math:`a = F^{-1}\tilde m`, :math:`d = F^{-1}g` and the decay
-    :math:`\lambda w`. A linear F⁻¹ that commutes with Q is applied once, to the velocity of the covectors.
+    :math:`\lambda w`. A linear F⁻¹ that commutes with Q is applied only once, to the combined covectors.
 
     Args:
         preconditioner: F⁻¹.
-        taken: What :func:`take_in` gave.
+        taken: Result of :func:`take_in`.
         chi: χ.
         chi_sharp: χ_s.
-        beta_sharp: β₁, beside F⁻¹m̃ in its units.
+        beta_sharp: β₁, relative to F⁻¹m̃.
         beta_flat: β₂.
-        damps_inside: Whether β acts before a map that is not linear, with β in units of the covector:
+        damps_inside: Whether β acts before a nonlinear map, with β in units of the covector:
             :math:`a = F^{-1}(\tilde m + \beta_1Pg + \beta_2Qg)`. For a linear map it makes no difference.
-        is_split: Whether there is a flat part at all.
+        is_split: Whether sharp and flat directions are treated differently.
         shrinkage: Decoupled decay, as :func:`shrinkage` returns it; ``None`` for no decay.
-        velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster one that takes the same arguments.
-        step: Gradients taken in, this one included.
+        velocity: :func:`riemannian_ode.flow.lite_velocity`, or a faster function with the same arguments.
+        step: Gradients taken in, including this one.
         numbers: See :meth:`Preconditioner.due`.
         is_phase: See :meth:`Preconditioner.jump`.
-        is_rate: Whether the direction is a rate of the flow, not that of an optimizer's step.
-        keeps_flat: Key of the memory that gets the flat part of u; by default it is not computed.
+        is_rate: Whether the direction is a rate of the flow, as opposed to an optimizer's step.
+        keeps_flat: Key under which the memory gets the flat part of u; ``None`` skips it.
         h: Step size, in units of time.
 
     Source: arXiv:2602.22681, Algorithm 1.
@@ -187,7 +187,7 @@ def direct(
         memory = memory | {keeps_flat: kept if preconditioner.has_frame else flat(u)}
     if not is_split:
         memory = preconditioner.watch(memory, covector)
-    if due:  # only now, so that no gradient helps to choose the frame that it is seen in
+    if due:  # only now, so that no gradient influences the frame in which it is used
         memory, m = preconditioner.jump(memory, m, step, due=due, is_phase=is_phase)
     return Directed(u, m, memory)
 
@@ -204,7 +204,7 @@ def _raised(
     h: Any,
     learned: Any,
 ) -> tuple[Array, Array | None, Projector | None, Memory]:
-    """a, d, Q and the memory for a map that is not linear; ``inner`` are the β that act before it, if they do."""
+    """a, d, Q and the memory for a nonlinear map; ``inner`` holds the β that act before the map, if any."""
     flat: Projector | None = None
     if inner is not None:
         if is_split:
@@ -219,11 +219,11 @@ def _raised(
 
 
 def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:
-    r"""Third part of a step: :math:`w \leftarrow w - h(\eta/c_1)u`.
+    r"""Third stage of a step: :math:`w \leftarrow w - h(\eta/c_1)u`.
 
     Args:
         w: Parameters, shape ``(*batch, *shape)``.
-        directed: What :func:`direct` gave.
+        directed: Result of :func:`direct`.
         eta: η.
         h: Step size, in units of time.
 
@@ -235,10 +235,10 @@ def move(w: Array, directed: Directed, *, eta: Any, h: Any = 1.0) -> Array:
 
 
 def shrinkage(taken: TakenIn, w: Array, decay: Any) -> Array | None:
-    """Decoupled decay λw in the units of u: times c₁, by which :func:`move` divides; ``None`` if λ = 0.
+    """Decoupled decay λw in the units of u, i.e. times c₁, by which :func:`move` divides; ``None`` if λ = 0.
 
     Args:
-        taken: What :func:`take_in` gave.
+        taken: Result of :func:`take_in`.
         w: Parameters.
         decay: λ.
     """
@@ -254,7 +254,7 @@ def with_cautious_decay(directed: Directed, w: Array, decay: Any) -> Directed:
     """A direction with decoupled decay λw in the coordinates where u and w have the same sign.
 
     Args:
-        directed: What :func:`direct` gave, without decay.
+        directed: Result of :func:`direct` without decay.
         w: Parameters.
         decay: λ.
 
@@ -267,7 +267,7 @@ def with_cautious_decay(directed: Directed, w: Array, decay: Any) -> Directed:
 
 
 def _decay_beside(memory: Memory, w: Array, decay: Any) -> Any:
-    """λ in the units of u, which :func:`move` divides by c₁."""
+    """Decay λ in the units of u, which :func:`move` divides by c₁."""
     return decay * spread(memory[MASS], w) if MASS in memory else decay
 
 
@@ -277,13 +277,13 @@ def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
     .. math:: w - \eta d = R\,\frac{w - \eta R\hat u}{\|w - \eta R\hat u\|}, \qquad R = \|w\|, \quad \hat u = u/\|u\|
 
     With :math:`c = \langle w, \hat u\rangle/R` and :math:`s = (1 - 2\eta c + \eta^2)^{-1/2}` it is
-    :math:`d = sR\hat u + \frac{(\eta - 2c)\,s}{1 + 1/s}\,w`, which needs no division by η. As η → 0 it is the
-    projection of :math:`R\hat u` to the tangent space, :math:`R\hat u - cw`: the flow that the step discretises.
+    :math:`d = sR\hat u + \frac{(\eta - 2c)\,s}{1 + 1/s}\,w`, which needs no division by η. As η → 0 it tends to the
+    projection of :math:`R\hat u` onto the tangent space, :math:`R\hat u - cw`: the flow that the step discretises.
 
     Args:
-        w: Parameters, the last two axes a matrix; not zero.
-        u: Direction; where it is 0, so is d.
-        eta: η, an angle: the step is ηR long before it returns to the sphere.
+        w: Parameters; the last two axes form a matrix, which must not be zero.
+        u: Direction; if it is 0, so is d.
+        eta: η, an angle: the step has length ηR before it returns to the sphere.
 
     Source: Wen et al., *Hyperball*, arXiv:2606.16899.
     """
@@ -301,6 +301,6 @@ def direction_on_sphere(w: Array, u: Array, *, eta: Any) -> Array:
 
 
 def per_member(coefficient: Any, number: Array) -> Any:
-    """A coefficient that broadcasts against parameters, as one against a number per batch member."""
+    """Reshape a coefficient that broadcasts against parameters to broadcast against one number per batch member."""
     is_plain = isinstance(coefficient, (int, float)) or coefficient.ndim == 0
     return coefficient if is_plain else coefficient.reshape(number.shape)

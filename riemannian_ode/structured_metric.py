@@ -1,4 +1,4 @@
-"""Constant metrics with structure, never formed as matrices: Kronecker products, low rank plus diagonal."""
+"""Structured constant metrics, never formed as matrices: Kronecker products, low rank plus diagonal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from riemannian_ode.metric import Metric, check_fits, check_positive_definite
 class KroneckerMetric(Metric):
     r"""Shampoo's form for a matrix variable W ∈ R^{m×n}: :math:`F = L \otimes R`, i.e. :math:`V \mapsto L V R`.
 
-    ``w`` holds W row by row, p = m·n, so that the matrix of F is ``kron(L, R)``; it is never formed.
+    ``w`` holds W row by row, p = m·n, so the matrix of F is ``kron(L, R)``; it is never formed.
 
     Args:
         left: L, symmetric positive definite, shape ``(m, m)`` or ``(*ensemble, m, m)``.
@@ -76,7 +76,7 @@ class LowRankPlusDiagonalMetric(Metric):
         self.diagonal, self.factor = diagonal, factor
         xp, scaled = namespace(factor), factor / diagonal[..., None]
         capacitance = like(np.eye(u.shape[-1]), factor) + xp.matrix_transpose(factor) @ scaled
-        # F⁻¹ = D⁻¹ − (D⁻¹U)(I + UᵀD⁻¹U)⁻¹(D⁻¹U)ᵀ, and the middle factor is split evenly over both sides.
+        # F⁻¹ = D⁻¹ − (D⁻¹U)(I + UᵀD⁻¹U)⁻¹(D⁻¹U)ᵀ, and the middle factor is split evenly between both sides.
         root = xp.linalg.inv(xp.linalg.cholesky(capacitance))
         self._inverse_factor = scaled @ xp.matrix_transpose(root)
 

@@ -1,4 +1,4 @@
-"""Checks of a system as a run goes on: coefficients in range, a symmetric metric, a split that fits it."""
+"""Checks of a system during a run: coefficients in range, a symmetric metric, a split that fits it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from riemannian_ode.integrators import PhaseState
 from riemannian_ode.metric import Euclidean
 from riemannian_ode.split import ConstantSplit, PhasePoint, check_self_adjoint
 
-# Below a bound by this much is rounding: a schedule that falls to 0 reaches it only to the last digits.
+# Violations of a bound up to this size are rounding: a schedule that falls to 0 reaches it only approximately.
 _ROUNDING = 1e-12
-_STEPS_BETWEEN = 64  # checks of a split: one costs about as much as three steps
+_STEPS_BETWEEN = 64  # steps between checks of a split: one check costs about as much as three steps
 
 
 class SystemCheck:
-    """Checks, as a run goes on, what was checked of constants when the system was built.
+    """Checks during a run what the constructors check for constants.
 
     Args:
         system: The dynamics.
@@ -38,7 +38,7 @@ class SystemCheck:
         self.downhill = system if system.downhill and self.varying.keys() - {"eta", "chi"} else None
 
     def coefficients(self, t: float) -> None:
-        """Refuse time-dependent coefficients that are out of range or not finite at time t, or with which γ < 0.
+        """Refuse time-dependent coefficients that are out of range or not finite at time t, or that make γ < 0.
 
         Raises:
             InvalidSystemError: naming the coefficient, the time and the value.
@@ -75,13 +75,13 @@ class SystemCheck:
     def geometry(self, k: int, t: float, state: PhaseState, *, last: bool = False) -> None:
         """Refuse a metric that is not symmetric, or a split that no longer fits it.
 
-        A moving split is costly to ask: it is checked at saves that are at least 64 steps apart, and at the last one.
+        A moving split is costly to check, so it is checked at saves at least 64 steps apart, and at the last save.
 
         Args:
             k: Steps done.
             t: Time.
             state: State at t.
-            last: Whether it is the last one.
+            last: Whether it is the last state.
 
         Raises:
             InvalidSystemError: naming what is wrong and the time.

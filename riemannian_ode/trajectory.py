@@ -1,4 +1,4 @@
-"""Trajectories: what a simulation leaves behind."""
+"""Trajectories: the results of simulations."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Status = Literal["finished", "event", "non-finite", "step-limit", "integrator-fa
 
 @dataclass(frozen=True)
 class EventRecord:
-    """An event that happened.
+    """One occurrence of an event.
 
     Args:
-        name: Of the event.
+        name: Name of the event.
         member: Ensemble index, ``()`` for a single trajectory.
-        time: When.
+        time: Time of the event.
         w: Position of the member then, shape ``(p,)``.
         m: Momentum of the member then, shape ``(p,)``.
         terminal: Whether the event was a terminal one.
@@ -59,7 +59,7 @@ def pack_events(events: Sequence[EventRecord]) -> dict[str, np.ndarray]:
 
 
 def unpack_events(packed: Mapping[str, np.ndarray]) -> list[EventRecord]:
-    """What :func:`pack_events` packed."""
+    """The inverse of :func:`pack_events`."""
     names, times, terminal = (packed[f"event_{key}"].tolist() for key in ("names", "times", "terminal"))
     members = [tuple(member) for member in packed["event_members"].tolist()]
     columns = zip(names, members, times, packed["event_w"], packed["event_m"], terminal, strict=True)
@@ -68,17 +68,17 @@ def unpack_events(packed: Mapping[str, np.ndarray]) -> list[EventRecord]:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Saved states of one trajectory or of an ensemble, whole or partial.
+    """Saved states of one trajectory or of an ensemble, complete or partial.
 
-    States have the dtype of the start. An adaptive scheme's default tolerances follow it: relative 1e−10 (1e−8 for
+    States have the dtype of the start. An adaptive scheme's default tolerances depend on it: relative 1e−10 (1e−8 for
     ``ensemble-rk45``) in float64, 7.6e−6 in float32.
 
     Args:
         times: Save times, shape ``(saves,)``, numpy float64.
         w: Positions, shape ``(saves, *ensemble, p)``.
         m: Momenta, the same shape.
-        status: ``"finished"``, or why it stopped early.
-        message: The reason in words, with time and member; empty when finished.
+        status: ``"finished"``, or why the run stopped early.
+        message: The reason as text, with time and member; empty if finished.
         failed_at: First time at which each member was seen non-finite, NaN for sound members; shape ``(*ensemble,)``.
         causes: Why each member was lost: ``"non-finite"``, ``"step-limit"`` or ``"integrator-failed"``; empty for sound
             members. Shape ``(*ensemble,)``.
@@ -102,15 +102,15 @@ class Trajectory:
 
     @property
     def ok(self) -> bool:
-        """Whether it reached its end, or a terminal event, with every member finite."""
+        """Whether the run reached its end or a terminal event with every member finite."""
         return self.status in ("finished", "event") and bool(np.isnan(self.failed_at).all())
 
     def checked(self) -> Trajectory:
-        """The trajectory itself, if it is whole and finite.
+        """Return the trajectory if it is complete and finite, else raise.
 
         Raises:
             KeyboardInterrupt: if Ctrl-C cut it short.
-            RuntimeError: if anything else did, with its message.
+            RuntimeError: if anything else stopped it, with its message.
         """
         if self.status == "interrupted":
             raise KeyboardInterrupt
@@ -119,18 +119,18 @@ class Trajectory:
         return self
 
     def interpolate(self, times: float | Sequence[float] | Array, system: RISHD) -> tuple[Array, Array]:
-        r"""States between the saved ones, by the cubic through both neighbours and their rates.
+        r"""States between the saved ones, from the cubic through both neighbours and their rates.
 
-        Its own error is :math:`O(\Delta^4)` in the distance Δ of the saves; the saved states' error comes on top. The
-        rates are the system's, so for large steps of an optimizer it is no path that the scheme took: ask ``simulate``
-        for ``save_at`` there.
+        The interpolation error is :math:`O(\Delta^4)` in the spacing Δ of the saves, in addition to the error of the
+        saved states. The rates are the system's, so for large steps of an optimizer the cubic is not the path of the
+        scheme; use ``save_at`` of ``simulate`` there.
 
         Args:
-            times: When, between the first and the last save; a number, or shape ``(n,)``.
-            system: The dynamics that the trajectory came from.
+            times: Times between the first and the last save; a number, or shape ``(n,)``.
+            system: The dynamics that produced the trajectory.
 
         Returns:
-            w and m, each of shape ``(n, *ensemble, p)``, without the first axis for a number.
+            w and m, each of shape ``(n, *ensemble, p)``; without the first axis if ``times`` is a number.
 
         Raises:
             ValueError: for times outside the saved ones.
@@ -161,11 +161,11 @@ class Trajectory:
         return stack([w for w, _ in states]), stack([m for _, m in states])
 
     def plot(self, ax: Axes | None = None, *, plane: Plane | tuple[int, int] | None = None, **options: Any) -> Axes:
-        """Draw it in a plane; see :func:`riemannian_ode.plotting.plot_path`.
+        """Plot the trajectory in a plane; see :func:`riemannian_ode.plotting.plot_path`.
 
         Args:
             ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
-            plane: Plane, or two numbers of coordinates; the first two by default.
+            plane: Plane, or two coordinate indices; the first two by default.
             options: ``members``, ``label``, and arguments of matplotlib's ``plot``.
         """
         from riemannian_ode.plotting import plot_path
@@ -173,10 +173,10 @@ class Trajectory:
         return plot_path(self, ax, plane=plane, **options)
 
     def plot_energy(self, system: RISHD, ax: Axes | None = None) -> Axes:
-        """Draw energy, value and dissipation over time; see :func:`riemannian_ode.plotting.plot_energy`.
+        """Plot energy, value and dissipation over time; see :func:`riemannian_ode.plotting.plot_energy`.
 
         Args:
-            system: The dynamics that the trajectory came from.
+            system: The dynamics that produced the trajectory.
             ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
         """
         from riemannian_ode.plotting import plot_energy
@@ -189,7 +189,7 @@ class Trajectory:
         return replace(self, w=to_numpy(self.w), m=to_numpy(self.m), memory=memory)
 
     def save(self, path: str | Path) -> None:
-        """Write it as ``.npz``, atomically: the file is whole or absent."""
+        """Write the trajectory as an ``.npz`` file, atomically: a failure leaves no partial file."""
         data: dict[str, Any] = {
             "times": self.times,
             "w": to_numpy(self.w),
@@ -207,10 +207,10 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
-        """Read what :meth:`save` wrote, as numpy arrays.
+        """Read a file written by :meth:`save`, as numpy arrays.
 
         Raises:
-            FileNotFoundError: if there is no such file.
+            FileNotFoundError: if the file does not exist.
             ValueError: if the file is not a saved trajectory.
         """
         try:
@@ -223,7 +223,7 @@ class Trajectory:
             needed = {"times", "w", "m", "status", "message", "failed_at", "causes", "observed_times", *pack_events(())}
             missing = needed - set(archive.files)
             if missing:
-                raise ValueError(f"{path} is not a saved trajectory: it lacks {', '.join(sorted(missing))}.")
+                raise ValueError(f"{path} is not a saved trajectory: it has no {', '.join(sorted(missing))}.")
             status = str(archive["status"])
             return cls(
                 archive["times"],
@@ -245,11 +245,11 @@ class Trajectory:
 
 
 def unpacked(trajectory: Trajectory, metric: RememberedMetric) -> Trajectory:
-    """A trajectory whose ``m`` holds momentum and memory, with the two apart; momentum is out of the frame.
+    """Separate momentum and memory in a trajectory whose ``m`` holds both; momentum leaves the frame.
 
     Args:
         trajectory: As the integrators see it.
-        metric: Of the flow.
+        metric: Metric of the flow.
     """
     w, z = trajectory.w, trajectory.m
     events = tuple(replace(event, m=metric.momentum(event.w, event.m)) for event in trajectory.events)

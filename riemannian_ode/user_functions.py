@@ -1,7 +1,7 @@
-"""Checks of the functions that a user gives, made once at the start of a simulation.
+"""Checks of user-supplied functions, made once at the start of a simulation.
 
-An ensemble is one array with leading axes. A function written for one member may run on it and return wrong numbers,
-above all where the ensemble has as many members as coordinates. So each function is compared with its own values for
+An ensemble is one array with leading axes. A function written for one member may run on an ensemble and return wrong
+numbers, especially if there are as many members as coordinates. So each function is compared with its own values for
 single members.
 """
 
@@ -24,9 +24,9 @@ from riemannian_ode.objective import is_random
 from riemannian_ode.split import PhasePoint, check_self_adjoint
 
 _Function = Callable[..., Any]
-_SMALL = 16  # members up to which all of them are asked at once
-_TOLERANCE = 1e-4  # relative: above the rounding of a function that computes in float32; mixed-up members differ by 1
-_JITTER = 0.01  # of 1 + |x|: a start such as w = 0 may hide a difference
+_SMALL = 16  # largest ensemble that is compared as a whole
+_TOLERANCE = 1e-4  # relative: above float32 rounding; mixed-up members differ by about 1
+_JITTER = 0.01  # perturbation relative to 1 + |x|: a start such as w = 0 may hide a difference
 
 
 def check_user_functions(
@@ -38,14 +38,14 @@ def check_user_functions(
     events: Sequence[Event] = (),
     noise: GradientNoise | None = None,
 ) -> None:
-    """Refuse user functions of a wrong kind, shape or batching, and a split that does not fit the metric.
+    """Refuse user functions with a wrong type, shape or batching, and a split that does not fit the metric.
 
     Args:
         system: The dynamics.
         state: The start, each part of shape ``(*ensemble, p)``.
         t: Start time.
-        scheme: The integrator; it decides which derivatives are used.
-        events: What is watched for.
+        scheme: The integrator, which determines the derivatives that are used.
+        events: Events to watch for.
         noise: Noise in the gradient.
 
     Raises:
@@ -75,10 +75,10 @@ def check_user_functions(
 
 
 def check_observers(observers: Any) -> None:
-    """Refuse observers that are not functions by name.
+    """Refuse observers that are not a dict of functions.
 
     Raises:
-        ValueError: naming what they are instead.
+        ValueError: giving their type.
     """
     if not isinstance(observers, Mapping):
         raise ValueError(
@@ -91,7 +91,7 @@ def check_observers(observers: Any) -> None:
 def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
     ensemble, p = tuple(w.shape[:-1]), w.shape[-1]
     _checked("objective.gradient(w0)", objective.gradient(w), w, (*ensemble, p))
-    # A noisy gradient differs at every call, and further calls would change the noise that follows.
+    # A noisy gradient differs at every call, and extra calls would change the later noise.
     if not is_random(objective):
         _check_members("objective.gradient", objective.gradient, (w,), shape=(p,))
     value = getattr(objective, "value", None)
@@ -109,7 +109,7 @@ def _check_objective(objective: Any, w: Array, scheme: Integrator) -> None:
 def _check_metric(metric: Metric, state: PhaseState) -> None:
     w, shape = state.w, tuple(state.w.shape)
     ours = type(metric).__module__.startswith("riemannian_ode.") and not isinstance(metric, PreconditionerMetric)
-    if ours:  # they map a function of one member over the ensemble
+    if ours:  # they map a one-member function over the ensemble
         return
     x, y = _normal(w), _normal(w, seed=1)
     functions: dict[str, tuple[_Function, tuple[Array, ...]]] = {"raise_index": (metric.raise_index, (w, x))}
@@ -119,14 +119,14 @@ def _check_metric(metric: Metric, state: PhaseState) -> None:
         functions["correction"] = metric.correction, (w, x, y)
     for name, (function, arguments) in functions.items():
         result = function(*arguments)
-        if result is not None:  # a correction that is zero
+        if result is not None:  # a zero correction
             _checked(f"metric.{name}", result, w, shape)
             _check_members(f"metric.{name}", function, arguments, shape=shape[-1:])
 
 
 def _check_split(system: RISHD, w: Array) -> None:
     flat: Any = system.flat
-    covector = _normal(w, seed=2)  # not the start's, which may be 0
+    covector = _normal(w, seed=2)  # not the start's momentum, which may be 0
     point = PhasePoint(w, covector, system.metric.raise_index(w, covector))
 
     def project(w: Array, covector: Array, preconditioned: Array, x: Array) -> Any:
@@ -146,15 +146,15 @@ def _check_split(system: RISHD, w: Array) -> None:
 
 
 def _normal(w: Array, *, seed: int = 0) -> Array:
-    """Standard normal numbers like ``w``, the same at every call."""
+    """Standard normal numbers in an array like ``w``, the same at every call."""
     return like(np.random.default_rng(seed).standard_normal(tuple(w.shape)), w)
 
 
 def _checked(name: str, result: Any, w: Array, shape: tuple[int, ...]) -> Array:
-    """The result, if it is an array of real numbers of w's kind and of the shape asked for.
+    """Return the result if it is a real array of w's kind and of the expected shape.
 
     Raises:
-        ValueError: naming what it is instead.
+        ValueError: giving its type or shape.
     """
     if not shape and isinstance(result, (int, float)):
         return np.asarray(result)
@@ -173,7 +173,7 @@ def _checked(name: str, result: Any, w: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _few(arguments: Sequence[Array]) -> list[Array] | None:
-    """Three members of a large ensemble as a small one, ``None`` of an ensemble that is small."""
+    """Three members of a large ensemble as a smaller one; ``None`` for a small ensemble."""
     *ensemble, p = arguments[0].shape
     size = int(np.prod(ensemble))
     return None if size <= _SMALL else [x.reshape(size, p)[[0, size // 2, size - 1]] for x in arguments]
@@ -187,21 +187,21 @@ def _check_members(
     shape: tuple[int, ...] | None = None,
     moves: int | None = None,
 ) -> bool:
-    """Refuse a function that gives an ensemble other numbers than it gives its members one by one.
+    """Refuse a function whose values for an ensemble differ from its values for single members.
 
-    It is called near the arguments, not at them, because a special start may hide a difference. Of a large ensemble a
-    function is asked for three members alone and together. One that holds data of every member does not take them: it
-    is asked for the whole, and then with one member in all places.
+    The function is called near the arguments, not at them, because a special start may hide a difference. For a large
+    ensemble, three members are evaluated together and alone. A function that holds data of every member cannot take
+    three members; it is called for the whole ensemble, and then with one member in all places.
 
     Args:
-        name: What an error calls it.
+        name: Name used in errors.
         function: Arrays of shape ``(*ensemble, n)`` ↦ array with the ensemble's leading axes.
         arguments: The arrays.
-        shape: Of the value for one member, if it is known.
-        moves: How many arguments may be moved; all by default.
+        shape: Shape of the value for one member, if known.
+        moves: How many arguments may be perturbed; all by default.
 
     Returns:
-        Whether it was found right, of the shape that was given.
+        Whether the function passed with the given shape.
 
     Raises:
         ValueError: naming the function, the member and both values.
@@ -218,7 +218,7 @@ def _check_members(
         for i, x in enumerate(arguments)
     ]
     whole = _numbers(function, moved)
-    if whole is None or not np.isfinite(whole).all():  # out of the function's domain
+    if whole is None or not np.isfinite(whole).all():  # outside the function's domain
         moved = list(arguments)
         whole = np.asarray(to_numpy(function(*moved)))
     if whole.shape[: len(ensemble)] != ensemble:
@@ -244,21 +244,21 @@ def _check_members(
 def _alone(
     function: _Function, arguments: Sequence[Array], member: tuple[int, ...], whole: np.ndarray
 ) -> np.ndarray | None:
-    """The function's value for one member, ``None`` where it cannot be had."""
+    """The function's value for one member; ``None`` if it cannot be computed."""
     ensemble = tuple(arguments[0].shape[:-1])
     value = _numbers(function, [x[member] for x in arguments])
     if value is not None and value.shape == whole.shape[len(ensemble) :]:
         return value
-    if value is None or value.shape != whole.shape:  # data of every member
+    if value is None or value.shape != whole.shape:  # the function holds data of every member
         value = _numbers(function, [0.0 * x + x[member] for x in arguments])
     return value[member] if value is not None and value.shape == whole.shape else None
 
 
 def _numbers(function: _Function, arguments: Sequence[Array]) -> np.ndarray | None:
-    """A function's result in numpy, ``None`` if it takes no such arguments."""
+    """A function's result as a numpy array; ``None`` if it does not accept the arguments."""
     try:
         numbers = np.asarray(to_numpy(function(*arguments)))
-    except Exception:  # whatever a user's function raises
+    except Exception:  # a user's function may raise anything
         return None
     return numbers if numbers.dtype.kind in "fiub" else None
 

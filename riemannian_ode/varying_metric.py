@@ -1,6 +1,6 @@
-r"""Metrics that vary with the position: any user function, Adam-like diagonals, and the root of a matrix's Gram matrix.
+r"""Metrics that depend on the position: any user function, Adam-like diagonals, and the root of a Gram matrix.
 
-Derivatives come from torch's autograd, in reverse mode only.
+torch's autograd computes the derivatives, in reverse mode only.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class VaryingMetric(Metric):
     def correction(self, w: Array, velocity: Array, momentum: Array) -> Array | None:
         x, v, m = _flattened(w, velocity, momentum)
         n = self.inverse(x, w)(m)
-        # Derivatives of R are asked for if anything that enters it requires gradients, F's own parameters included.
+        # R must be differentiable if anything that enters it requires gradients, including F's own parameters.
         is_tracked = is_torch(w) and torch.is_grad_enabled() and (n.requires_grad or v.requires_grad)
         with torch.enable_grad():
             # Reverse mode only: D_vF n is linear in v, so it is the gradient in y of (∇_w yᵀF n)·v. One evaluation of F
-            # and four small backward passes are several times quicker than torch.func's forward mode.
-            # A copy of x: v and n depend on x too, and R takes its derivatives at fixed v and n.
+            # and four small backward passes are several times faster than torch.func's forward mode. A copy of x: v and
+            # n also depend on x, but R needs derivatives at fixed v and n.
             x = x.clone() if is_tracked else x.detach()
             if not x.requires_grad:
                 x.requires_grad_()
@@ -62,7 +62,7 @@ class VaryingMetric(Metric):
             y = torch.zeros_like(x, requires_grad=True)
             lower = self.action(x, w)
             along_n = lower(n)
-            if not along_n.requires_grad:  # a function that does not use w: the metric is constant
+            if not along_n.requires_grad:  # a function that ignores w: the metric is constant
                 return None
             slope = torch.autograd.grad(
                 (v * along_n).sum(), x, retain_graph=True, create_graph=is_tracked, allow_unused=True
@@ -75,7 +75,7 @@ class VaryingMetric(Metric):
         return _restored(0.5 * (turning + slope), w)
 
     def matrix(self, w: Array) -> Array:
-        """F(w), shape ``(*ensemble, p, p)``; for checks in small dimension."""
+        """F(w), shape ``(*ensemble, p, p)``; used by checks in small dimensions."""
         (x,) = _flattened(w)
         lower = self.action(x, w)
         columns = [lower(unit.expand_as(x)) for unit in torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)]
@@ -88,9 +88,9 @@ class StateDependentMetric(VaryingMetric):
     Args:
         function: ``F(w, *parameters)`` for one member, written with torch: ``w`` of shape ``(p,)`` to a tensor of shape
             ``(p, p)``. numpy ensembles are passed through it without a copy.
-        parameters: Arrays with the ensemble's leading axes, one slice of which reaches ``function`` a member.
+        parameters: Arrays with the ensemble's leading axes; each member's call of ``function`` gets one slice.
 
-    A member whose F(w) loses positive definiteness on the way gets NaN and is reported by ``simulate``.
+    If F(w) loses positive definiteness during a run, the member becomes NaN and ``simulate`` reports it.
     """
 
     def __init__(self, function: Callable[..., Any], parameters: Sequence[Array] = ()) -> None:
@@ -162,8 +162,8 @@ class VaryingDiagonalMetric(VaryingMetric):
 class GramRootMetric(VaryingMetric):
     r"""Muon-like metric of a matrix variable W: :math:`F(W)V = V(W^\top W + \epsilon I)^{1/2}`.
 
-    Muon's preconditioner is the same root of its momentum's Gram matrix; here it is a function of the position, so that
-    the flow has a geometry whose curvature can be studied (arXiv:2602.22681 sets R = 0 for Muon).
+    Muon's preconditioner is the same root of its momentum's Gram matrix; here it is a function of the position, which
+    gives the flow a geometry with curvature to study (arXiv:2602.22681 sets R = 0 for Muon).
 
     Args:
         shape: (m, n) of W; ``w`` holds it row by row, p = m·n.

@@ -1,4 +1,4 @@
-"""The application: validate the theory's claims, simulate flows, pre-train models, write reports."""
+"""The application: it validates the theory's claims, simulates flows, pre-trains models and writes reports."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ import signal
 import sys
 from types import FrameType
 
-# No other import here: whatever is imported before main() can end in a traceback on Ctrl-C.
+# No other import here: an import before main() could end in a traceback on Ctrl-C.
 
 
 def main() -> None:
-    """Run the command; expected errors become one plain line. RISHD_TRACEBACK=1 shows where they came from."""
-    ordinary = signal.signal(signal.SIGINT, _leave)  # an exception inside a library's import would end in a traceback
+    """Run the command; expected errors become one plain line. RISHD_TRACEBACK=1 shows the traceback."""
+    ordinary = signal.signal(signal.SIGINT, _leave)  # Ctrl-C inside a library's import would end in a traceback
     from lite import NonFiniteError
     from riemannian_ode.errors import MissingExtraError
     from rishd.commands.application import app
@@ -20,7 +20,7 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, ordinary)
     try:
-        app()  # ends with INTERRUPTED on Ctrl-C
+        app()  # exits with INTERRUPTED on Ctrl-C
     except (ValueError, OSError, MissingExtraError, NonFiniteError) as problem:
         if os.environ.get("RISHD_TRACEBACK"):
             raise

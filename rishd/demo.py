@@ -1,4 +1,4 @@
-"""The main job behind ``rishd demo``: flows, two pre-training runs and the report."""
+"""The work of ``rishd demo``: flows, two pre-training runs and the report."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from rishd.report.tables import correspondence_rows
 from rishd.studies.energy import EnergyStudy, energy_study
 from rishd.studies.valley import ValleyFlows, valley_flows
 
-# A vocabulary of 4096 keeps two runs of 200 steps within minutes on two cores: the output layer is most of the work.
+# A vocabulary of 4096 keeps two runs of 200 steps within minutes on two cores, since the output layer dominates.
 _VOCABULARY = 4096
 _OPTIMIZERS = ("muon", "muon-lite")
-_PACKAGES = ("transformers", "accelerate", "tokenizers")  # of training; the claims' own are with their results
+_PACKAGES = ("transformers", "accelerate", "tokenizers")  # for training; the claims record their own
 
 
 def run_demo(
@@ -110,7 +110,7 @@ def _sections(flows: ValleyFlows, energy: EnergyStudy, runs: dict[str, RunResult
 
 
 def prepare(folder: Path, *, steps: int) -> None:
-    """Check the settings, and make the folder ready: runs of an earlier demo are removed, and nothing else.
+    """Check the settings and prepare the folder; only runs of an earlier demo are removed.
 
     Args:
         folder: Output folder, new or marked as a demo's.

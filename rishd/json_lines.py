@@ -1,4 +1,4 @@
-"""Files of one JSON object a line (``.jsonl``), which a kill may cut short."""
+"""Files with one JSON object per line (``.jsonl``), which may be truncated by a kill."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from riemannian_ode.checks import one_line
 
 
 class JsonLinesError(ValueError):
-    """A file with a line that is no JSON object; the message names file, line and remedy."""
+    """A file with a line that is not a JSON object; the message names file, line and remedy."""
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers, from 1, and objects of a file; a last line that was cut short is left out.
+    """Line numbers (from 1) and objects of a file; a truncated last line is skipped.
 
-    Lines end at newlines only: text in JSON may hold the other characters at which :meth:`str.splitlines` cuts.
+    Lines end only at newlines: JSON text may contain other characters at which :meth:`str.splitlines` splits.
 
     Raises:
-        JsonLinesError: for a whole line that is no JSON object.
+        JsonLinesError: for a complete line that is not a JSON object.
     """
     content = path.read_bytes()
     *lines, last = content.split(b"\n")
@@ -37,10 +37,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def whole_size(content: bytes) -> int:
-    """Bytes of a file's content up to the end of its last whole line, which may lack its newline as after some editors.
+    """Number of bytes up to the end of the last complete line, whose newline may be missing.
 
     Args:
-        content: Of the whole file.
+        content: Content of the whole file.
     """
     start = content.rfind(b"\n") + 1
     try:
@@ -55,7 +55,7 @@ def bad_line(path: Path, number: int, problem: str) -> JsonLinesError:
 
     Args:
         path: The file.
-        number: Of the line, from 1.
-        problem: What is wrong with it, one clause.
+        number: Line number, from 1.
+        problem: The mistake, as one clause.
     """
-    return JsonLinesError(f"{path}, line {number}: {problem}; restore the file, or take the line out.")
+    return JsonLinesError(f"{path}, line {number}: {problem}; restore the file, or remove the line.")

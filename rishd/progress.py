@@ -1,4 +1,4 @@
-"""One progress bar for a sequence of named pieces of work."""
+"""A progress bar for a sequence of named tasks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Advance = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """The ``advance`` that draws nothing."""
+    """An ``advance`` that does nothing."""
 
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Advance]:
-    """Yields ``advance(what, done, total)``; each new ``what`` gets a line of its own. Silent outside a terminal.
+    """Yields ``advance(what, done, total)``; each new ``what`` gets its own line. Silent outside a terminal.
 
     Args:
-        console: Where to draw; standard error, so that standard output stays clean.
+        console: Console to draw on; by default standard error, so that standard output stays clean.
     """
     columns = (
         TextColumn("{task.description}"),

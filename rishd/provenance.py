@@ -1,4 +1,4 @@
-"""What results were made with: versions of software, and the commit of the source."""
+"""Provenance of results: versions of software, and the commit of the source."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions that numbers depend on.
+    """Versions of software that affect numbers.
 
     Args:
-        packages: Installed distributions to ask; python and the machine come first in any case.
+        packages: Installed distributions to list after Python and the machine.
     """
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in packages:
@@ -29,7 +29,7 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     """Commit of a checkout and whether it has uncommitted changes; ``None`` outside a repository.
 
     Args:
-        folder: In the checkout; the working directory by default.
+        folder: A folder in the checkout; the working directory by default.
     """
     try:
         commit, status = (

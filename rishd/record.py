@@ -9,16 +9,16 @@ import numpy as np
 
 
 class Record:
-    """Base of dataclasses that a study or probe returns: they turn into plain data for JSON."""
+    """Base of dataclasses returned by studies and probes, which convert to plain data for JSON."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; what is not finite becomes ``None``."""
+        """Plain data; non-finite numbers become ``None``."""
         data: dict[str, Any] = plain(asdict(self))  # type: ignore[call-overload]
         return data
 
 
 def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries only; ``None`` for what is not finite."""
+    """Convert to numbers, strings, lists and dictionaries; non-finite numbers become ``None``."""
     if isinstance(value, dict):
         return {str(key): plain(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Types of values that were read from a file, compared with the annotations of the dataclass that takes them."""
+"""Check values read from a file against the annotations of their dataclass."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from riemannian_ode.checks import shown
 
 
 def require_types(made: Any) -> None:
-    """Refuse a dataclass with a field that its annotation does not allow.
+    """Refuse a dataclass with a field that violates its annotation.
 
     Args:
-        made: An instance. Its fields are plain data, arrays and further dataclasses.
+        made: An instance whose fields are plain data, arrays and further dataclasses.
 
     Raises:
         TypeError: naming class, field and value.

@@ -1,8 +1,8 @@
-"""Studies by name: what ``rishd study NAME`` runs.
+"""Studies by name, for ``rishd study NAME``.
 
 A study is a function of (quick, seed) that returns a :class:`StudyResult`. To add one, decorate it with
-``@STUDIES.register()`` in a module of :mod:`rishd.studies`; the first line of its docstring is what the command line
-shows. The modules are imported when :data:`STUDIES` is first read.
+``@STUDIES.register()`` in a module of :mod:`rishd.studies`; the command line shows the first line of its docstring. The
+modules are imported when :data:`STUDIES` is first read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """The result of a study.
 
     Args:
-        data: Everything, as plain data for JSON (no NaN or infinity: ``None``).
-        table: Summary for people: rows, column ↦ text.
-        figures: File stem ↦ function that draws.
-        conclusion: What the data say, in a sentence or two.
+        data: All results as plain data for JSON (``None`` for NaN and infinity).
+        table: Summary table: rows as column ↦ text.
+        figures: File stem ↦ function that draws the figure.
+        conclusion: The conclusion in one or two sentences.
     """
 
     data: Mapping[str, Any]
@@ -49,12 +49,12 @@ def run_study(name: str, *, quick: bool = False, seed: int = 0) -> StudyResult:
     """Run a study.
 
     Args:
-        name: Of :data:`STUDIES`.
-        quick: Less of it, for a first look.
+        name: A key of :data:`STUDIES`.
+        quick: Whether to run a smaller version for a first look.
         seed: Random seed.
 
     Raises:
-        ValueError: for an unknown study, listing those that exist.
+        ValueError: for an unknown study, listing the known ones.
     """
     require_choice("study", name, STUDIES)
     return STUDIES[name](quick, seed)

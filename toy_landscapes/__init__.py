@@ -1,4 +1,4 @@
-"""Landscapes that put theoretical bounds to the test, from quadratics to a small transformer.
+"""Landscapes for testing theoretical bounds, from quadratics to a small transformer.
 
 Arrays are numpy or torch with shape ``(*ensemble, p)``: the last axis holds the coordinates. Names are imported on
 first use; only :class:`TorchLandscape` and :class:`TinyTransformer` load torch.

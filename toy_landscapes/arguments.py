@@ -1,4 +1,4 @@
-"""Checks of what landscapes are built from and evaluated at."""
+"""Checks of the arguments of landscapes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from riemannian_ode.flow import Array
 
 
 def finite_array(name: str, values: Array, shape: tuple[int | None, ...]) -> np.ndarray:
-    """A copy of ``values`` as numpy float64 of the shape asked for.
+    """A copy of ``values`` as a float64 numpy array, checked against a shape.
 
     Args:
         name: The argument's name as the caller wrote it.
         values: Numbers.
-        shape: Length of each axis, ``None`` where any positive length will do.
+        shape: Length of each axis; ``None`` accepts any positive length.
 
     Raises:
         ValueError: for another shape, an empty array, or numbers that are not finite.
@@ -41,7 +41,7 @@ def symmetric(name: str, values: Array) -> np.ndarray:
 
 
 def check_coordinates(w: Array, dimension: int) -> None:
-    """Refuse points that have another number of coordinates.
+    """Refuse points with the wrong number of coordinates.
 
     Raises:
         ValueError: naming the shape and the number of coordinates.
@@ -51,7 +51,7 @@ def check_coordinates(w: Array, dimension: int) -> None:
 
 
 def checked_sharp_rank(sharp_rank: int | None, dimension: int) -> int:
-    """d_s as given, or a tenth of p rounded, at least 1 (LITE's published sharp fraction, arXiv:2602.22681).
+    """The given d_s, or by default p/10 rounded, at least 1 (LITE's published sharp fraction, arXiv:2602.22681).
 
     Raises:
         ValueError: for a rank outside 0 … p.

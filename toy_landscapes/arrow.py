@@ -1,4 +1,4 @@
-"""Arrow matrices: the flattest direction of a valley whose walls are coupled to one coordinate, in linear time."""
+"""Arrow matrices: the flattest direction, in linear time, of a valley whose walls couple to one coordinate."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from riemannian_ode.arrays import like, namespace
 from riemannian_ode.flow import Array
 
-_SWEEPS = 16  # 15 reach rounding where couplings differ by 12 orders of magnitude (measured); few are the rule
+_SWEEPS = 16  # 15 reach rounding if couplings differ by 12 orders of magnitude (measured); usually a few suffice
 _SETTLED = 4.0 * float(np.finfo(np.float64).eps)  # relative change of the last sweep
-_TINY = float(np.finfo(np.float32).tiny)  # keeps 0/0 away where a coupling and its gap are both exactly 0
+_TINY = float(np.finfo(np.float32).tiny)  # avoids 0/0 if a coupling and its gap are both exactly 0
 
 
 def smallest_eigenvector(head: Array, coupling: Array, shaft: np.ndarray) -> tuple[Array, Array]:
     r"""Unit eigenvector of the smallest eigenvalue of :math:`\begin{pmatrix} A & b^\top\\ b & \Lambda\end{pmatrix}`.
 
     With :math:`\delta_j = \lambda_j - \lambda_{\min}` the gap :math:`\gamma = \lambda_{\min} - \mu` down to the
-    smallest eigenvalue μ solves the secular equation; its sum has terms of one sign, so γ keeps its accuracy:
+    smallest eigenvalue μ solves the secular equation. All terms of its sum have the same sign, so γ is accurate:
 
     .. math::
         \gamma = \lambda_{\min} - A + \sum_j \frac{b_j^2}{\delta_j + \gamma}, \qquad
         v \propto \left(\gamma, -\frac{\gamma}{\delta_j+\gamma}b_j\right)
 
-    It is solved by fixed-weight interpolation, exact at once for equal λ_j. Where b = 0 and A ≥ λ_min the vector is the
-    flattest wall's own.
+    It is solved by fixed-weight interpolation, which is exact after one step for equal λ_j. If b = 0 and A ≥ λ_min, the
+    vector is the flattest wall's axis.
 
     Args:
         head: A, shape ``(*batch,)``.
@@ -45,7 +45,7 @@ def smallest_eigenvector(head: Array, coupling: Array, shaft: np.ndarray) -> tup
     arm = -coupling
     if np.any(offsets):
         delta = like(offsets, coupling)
-        settled = gap < 0  # nowhere; a settled member stays as it is, so that it equals the same member alone
+        settled = gap < 0  # none; a converged member no longer changes, so that it equals the same member alone
         for _ in range(_SWEEPS):
             quotient = coupling / (delta + gap + _TINY)
             weight = ((gap * quotient) ** 2).sum(-1)[..., None]
@@ -53,7 +53,7 @@ def smallest_eigenvector(head: Array, coupling: Array, shaft: np.ndarray) -> tup
             better = xp.where(settled, gap, better)
             settled, gap = xp.abs(better - gap) <= _SETTLED * better, better
             if isinstance(gap, np.ndarray) and gap.dtype.kind == "f" and settled.all():
-                break  # asked of numbers in memory only: a device or a trace cannot answer at once
+                break  # only for numbers in host memory: a device would have to sync, and a trace has no values
         arm = arm * xp.where(delta == 0, 1.0, gap / (delta + gap + _TINY))
     norm = (gap**2 + (arm**2).sum(-1)[..., None]) ** 0.5
     undecided = norm == 0
@@ -70,7 +70,7 @@ def flattest_of_two(head: Array, coupling: Array, wall: Array) -> Callable[[Arra
         Q = \frac12\begin{pmatrix} 1 + c & -s\\ -s & 1 - c\end{pmatrix}, \quad
         (c, s) = \frac{(\lambda - A,\ 2b)}{\sqrt{(\lambda - A)^2 + 4b^2}}
 
-    Where M is a multiple of I it is the projector on the wall's own axis, as in :func:`smallest_eigenvector`.
+    If M is a multiple of I, it is the projector on the wall's axis, as in :func:`smallest_eigenvector`.
 
     Args:
         head: A, any shape.

@@ -1,13 +1,13 @@
-r"""A bigram language model: the landscape in which a river valley emerges from data.
+r"""A bigram language model, a landscape in which a river valley emerges from data.
 
 The expected next-token cross-entropy of a table of logits. Each context's curvature follows its prediction's
 uncertainty: contexts with an uncertain next token stay sharp, contexts with a certain one become flat as they are
 learned.
 
-Taken from Wen et al., arXiv:2410.05192: bigram data whose contexts differ in how uncertain the next token is, and the
-reading that curvature follows uncertainty near the optimum, the certain contexts being the river and the uncertain
-ones the hills. Ours: the expected loss of a free logit table, the two-kinds family, the closed forms, and the river's
-formula.
+From Wen et al., arXiv:2410.05192: bigram data whose contexts differ in the uncertainty of the next token, and the
+interpretation that curvature follows uncertainty near the optimum, with certain contexts as the river and uncertain
+ones as the hills. Ours: the expected loss of a free logit table, the family with two kinds of contexts, the closed
+forms, and the river's formula.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BigramModel(Landscape):
         \nabla_{\theta_c}f = \pi_c(p_c - q_c), \qquad
         \nabla^2f = \mathrm{blockdiag}_c\ \pi_c\left(\mathrm{diag}(p_c) - p_cp_c^\top\right)
 
-    f is convex. Its minimum :math:`f_* = \sum_c\pi_cH(q_c)`, the conditional entropy, is reached where
+    f is convex. Its minimum :math:`f_* = \sum_c\pi_cH(q_c)`, the conditional entropy, is attained at
     :math:`\theta_c = \log q_c` up to a constant per row (C null directions, everywhere).
 
     Args:
@@ -40,9 +40,9 @@ class BigramModel(Landscape):
             midpoint between the smallest and the largest.
 
     Raises:
-        ValueError: for rows that are no positive probabilities, a single token, or unknown contexts.
+        ValueError: for rows that are not positive probabilities, a single token, or unknown contexts.
 
-    Source: see the module.
+    Source: see the module docstring.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BigramModel(Landscape):
         self.matrix_shape: tuple[int, int] = (self.next_token.shape[0], self.next_token.shape[1])
         count, vocabulary = self.matrix_shape
         if vocabulary < 2:
-            raise ValueError(f"next_token has shape {self.matrix_shape}; give at least two tokens, one a column.")
+            raise ValueError(f"next_token has shape {self.matrix_shape}; give at least two tokens, one per column.")
         weights = np.full(count, 1.0 / count) if context is None else finite_array("context", context, (count,))
         self.context = _probabilities("context", weights)
         self.entropies = -(self.next_token * np.log(self.next_token)).sum(-1)
@@ -72,11 +72,11 @@ class BigramModel(Landscape):
 
     @classmethod
     def two_kinds(cls, *, certain: int, uncertain: int, vocabulary: int, slip: float = 0.01) -> BigramModel:
-        """Contexts of two kinds: first the certain ones, then the uncertain ones, all equally frequent.
+        """A model with two kinds of equally frequent contexts: first the certain ones, then the uncertain ones.
 
-        Certain context c is followed by token c mod V with probability 1 − slip, else by any other alike; an
-        uncertain one by any token alike. At the minimum a certain context has curvatures π·slip/(V−1), V − 2 times,
-        and π·slip(1−slip)V/(V−1); an uncertain one π/V, V − 1 times.
+        A certain context c is followed by token c mod V with probability 1 − slip, and by each other token with equal
+        probability; after an uncertain context all tokens are equally likely. At the minimum a certain context has the
+        curvature π·slip/(V−1), V − 2 times, and π·slip(1−slip)V/(V−1) once; an uncertain context has π/V, V − 1 times.
 
         Args:
             certain: Number of certain contexts.
@@ -131,7 +131,7 @@ class BigramModel(Landscape):
         r"""Mean curvature of each context over its V − 1 directions, :math:`\pi_c(1 - \lVert p_c\rVert^2)/(V - 1)`.
 
         Returns:
-            Shape ``(*ensemble, C)``: equal for all contexts at θ = 0; where p_c = q_c, small for a certain context.
+            Shape ``(*ensemble, C)``: equal for all contexts at θ = 0; at p_c = q_c small for a certain context.
         """
         p = self.probabilities(w)
         return like(self.context, w) * (1.0 - inner(p, p)) / (self.matrix_shape[1] - 1)
@@ -139,8 +139,9 @@ class BigramModel(Landscape):
     def emergence(self, w: Array) -> Array:
         """Smallest curvature of the sharp contexts over the largest of the others, shape ``(*ensemble,)``.
 
-        Above 1 the top-d_s eigenspace of the Hessian is exactly that of the sharp contexts, and :meth:`river` is the
-        river. At θ = 0 it is 1 for equally frequent contexts: the valley emerges as certain contexts are learned.
+        If it exceeds 1, the top-d_s eigenspace of the Hessian is exactly that of the sharp contexts, and :meth:`river`
+        gives the river. At θ = 0 it is 1 for equally frequent contexts: the valley emerges as certain contexts are
+        learned.
 
         Raises:
             ValueError: if all contexts are of one kind.
@@ -152,9 +153,9 @@ class BigramModel(Landscape):
         return values[..., list(self.sharp_contexts), 1].min(-1) / values[..., flat, -1].max(-1)
 
     def river(self, w: Array) -> Array:
-        """w with the sharp contexts' predictions exact, p_c = q_c, and nothing else changed, shape of ``w``.
+        """The point w with exact predictions p_c = q_c in the sharp contexts and all else unchanged, shape of ``w``.
 
-        Where :meth:`emergence` exceeds 1 it is on the river: the gradient vanishes in the sharp contexts' rows.
+        If :meth:`emergence` exceeds 1, it lies on the river: the gradient vanishes in the sharp contexts' rows.
         """
         theta = self.layout.unpack(w)["logits"]
         target = self.minimizer.reshape(self.matrix_shape)

@@ -1,4 +1,4 @@
-"""Saddles held by a quartic: indefinite quadratics with known minima."""
+"""Saddles confined by a quartic: indefinite quadratics with known minima."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from toy_landscapes.quadratic import Quadratic
 
 
 class CriticalPoints(NamedTuple):
-    """Zeros of the gradient, the lowest first.
+    """Zeros of the gradient, by ascending value.
 
     Attributes:
         points: Shape ``(k, p)``.
-        values: f there, shape ``(k,)``.
-        indices: Number of negative Hessian eigenvalues there, shape ``(k,)``; 0 is a minimum.
+        values: f at the points, shape ``(k,)``.
+        indices: Number of negative Hessian eigenvalues at the points, shape ``(k,)``; 0 is a minimum.
     """
 
     points: np.ndarray
@@ -29,14 +29,14 @@ class CriticalPoints(NamedTuple):
 
 
 class ConfinedQuadratic(Landscape):
-    r""":math:`f(w) = \tfrac12 x^\top Hx + \tfrac\kappa4\lVert x\rVert^4`, :math:`x = w - w_*`, with H of any signs.
+    r""":math:`f(w) = \tfrac12 x^\top Hx + \tfrac\kappa4\lVert x\rVert^4`, :math:`x = w - w_*`, with indefinite H.
 
     The gradient :math:`(H + \kappa\lVert x\rVert^2)x` vanishes at the center and, for each negative eigenvalue λ_i
     with eigenvector e_i, at :math:`x = \pm\sqrt{-\lambda_i/\kappa}\,e_i` with value :math:`-\lambda_i^2/(4\kappa)`.
-    The Hessian there has eigenvalue :math:`-2\lambda_i` along e_i and :math:`\lambda_j - \lambda_i` along e_j: the
-    two points of the most negative eigenvalue are the global minima, all others are saddles. (An m-fold eigenvalue
-    has a sphere S^{m−1} of critical points, of which the ± e_i are members.) Without negative eigenvalues the center
-    is the minimum.
+    The Hessian there has eigenvalue :math:`-2\lambda_i` along e_i and :math:`\lambda_j - \lambda_i` along e_j: the two
+    points of the most negative eigenvalue are the global minima, all others are saddles. (An m-fold eigenvalue has a
+    sphere S^{m−1} of critical points, which contains the ± e_i.) Without negative eigenvalues the center is the
+    minimum.
 
     Args:
         quadratic: H, its frame, w_* and d_s; ``Quadratic.random(indefinite_spectrum(p, negative=2), seed=0)``.
@@ -60,7 +60,7 @@ class ConfinedQuadratic(Landscape):
 
     @property
     def minimizers(self) -> np.ndarray:
-        """The global minima, shape ``(2, p)``, or ``(1, p)`` where H has no negative eigenvalue."""
+        """The global minima, shape ``(2, p)``, or ``(1, p)`` if H has no negative eigenvalue."""
         return self.critical_points().points[: 2 if self.minimum < 0 else 1]
 
     def critical_points(self) -> CriticalPoints:

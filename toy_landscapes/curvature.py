@@ -11,7 +11,7 @@ from riemannian_ode.flow import Array
 
 
 def hessian_from_products(hvp: Callable[[Array, Array], Array], w: Array) -> Array:
-    """The matrix of v ↦ ∇²f(w)v, one product a column, all columns at once.
+    """The matrix of v ↦ ∇²f(w)v, one product per column, all columns at once.
 
     Args:
         hvp: (w, v) ↦ ∇²f(w)v, batched over leading axes.

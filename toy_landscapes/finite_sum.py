@@ -1,4 +1,4 @@
-"""Landscapes that are averages over data, so that mini-batches mean something."""
+"""Landscapes that are averages over data, with mini-batch gradients."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class FiniteSum(Landscape):
 
     @abstractmethod
     def batch_gradient(self, w: Array, indices: Array) -> Array:
-        r"""Gradient over a batch, :math:`\frac1b\sum_{i\in\text{batch}}\nabla f_i(w)`, one batch a member.
+        r"""Gradient over a batch, :math:`\frac1b\sum_{i\in\text{batch}}\nabla f_i(w)`, one batch per member.
 
         Args:
             w: Points, shape ``(*ensemble, p)``.
-            indices: Samples of each member's batch in 0 … N−1, integers of shape ``(*ensemble, b)``, of the kind of w.
+            indices: Samples of each member's batch in 0 … N−1, integers of shape ``(*ensemble, b)``, an array of the
+                same kind as w.
 
         Returns:
             Shape ``(*ensemble, p)``.
@@ -39,7 +40,7 @@ class FiniteSum(Landscape):
         return self.batch_gradient(copies, as_indices(indices, w))
 
     def gradient_covariance(self, w: Array) -> Array:
-        r"""Covariance of one sample's gradient.
+        r"""Covariance of a single sample's gradient.
 
         .. math:: C(w) = \frac1N\sum_i(\nabla f_i - \nabla f)(\nabla f_i - \nabla f)^\top
 
@@ -56,7 +57,7 @@ class FiniteSum(Landscape):
 
 
 def as_indices(indices: np.ndarray, reference: Array) -> Array:
-    """Integers beside ``reference``: a torch tensor on its device where it is one (``like`` would make them floats)."""
+    """Integers for use with ``reference``: a tensor on its device if it is a tensor (``like`` would give floats)."""
     if not is_torch(reference):
         return indices
     import torch
@@ -70,7 +71,7 @@ def gather(rows: np.ndarray, indices: Array, reference: Array) -> Array:
     Args:
         rows: Data, numpy, shape ``(N, *shape)``.
         indices: Shape ``(*ensemble, b)``.
-        reference: Whose kind, dtype and device the result has.
+        reference: Array that sets the kind, dtype and device of the result.
 
     Returns:
         Shape ``(*ensemble, b, *shape)``.

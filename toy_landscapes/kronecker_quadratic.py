@@ -1,4 +1,4 @@
-"""Quadratics of a matrix variable whose Hessian is a Kronecker product, and the regressions that lead to them."""
+"""Quadratics of a matrix variable with a Kronecker-product Hessian, and linear regressions of this form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toy_landscapes.layout import Layout
 class KroneckerQuadratic(Landscape):
     r""":math:`f(W) = \tfrac12\mathrm{tr}[(W - W_*)^\top A(W - W_*)B] + f_*`, with Hessian :math:`A \otimes B`.
 
-    w holds W row by row, p = m·n, so that the Hessian's matrix is ``kron(A, B)`` and
+    w holds W row by row, p = m·n, so the Hessian's matrix is ``kron(A, B)`` and
     ``KroneckerMetric(left=A, right=B)`` is Newton's metric. The Hessian's eigenvalues are all products
     :math:`a_ib_j` with eigenvectors :math:`x_i y_j^\top`.
 
@@ -132,7 +132,7 @@ class LinearRegression(KroneckerQuadratic, FiniteSum):
         seed: int | np.random.Generator,
         sharp_rank: int | None = None,
     ) -> LinearRegression:
-        """Data whose A and B have exactly these eigenvalues, in random frames (Haar).
+        """Data whose A and B have exactly these eigenvalues, with random eigenvectors (Haar).
 
         Args:
             output_spectrum: Eigenvalues of A, positive, shape ``(m,)``.
@@ -153,7 +153,7 @@ class LinearRegression(KroneckerQuadratic, FiniteSum):
         if samples < spectrum.size:
             raise ValueError(f"samples = {samples!r} must be at least the number of inputs, {spectrum.size}.")
         x, y = _random_frame(outputs.size, rng), _random_frame(spectrum.size, rng)
-        white = np.linalg.qr(rng.normal(size=(samples, spectrum.size)))[0] * np.sqrt(samples)  # covariance exactly I
+        white = np.linalg.qr(rng.normal(size=(samples, spectrum.size)))[0] * np.sqrt(samples)  # exact covariance I
         inputs = white * np.sqrt(spectrum) @ y.T
         truth = rng.normal(size=(outputs.size, spectrum.size))
         targets = inputs @ truth.T + noise * rng.normal(size=(samples, outputs.size))

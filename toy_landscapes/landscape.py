@@ -1,4 +1,4 @@
-"""What every landscape offers: value, gradient, curvature, and its sharp/flat split."""
+"""The base class of landscapes: value, gradient, curvature, and the sharp/flat split."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Landscape(ABC):
         """∇²f(w)v without the matrix, shape ``(*ensemble, p)``."""
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw its heights over a plane; see :func:`toy_landscapes.plot_landscape`.
+        """Plot the landscape's heights over a plane; see :func:`toy_landscapes.plot_landscape`.
 
         Args:
             ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
@@ -55,10 +55,10 @@ class Landscape(ABC):
         return plot_landscape(self, ax, **options)
 
     def known_curves(self, x: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Curves of a two-dimensional landscape to draw, by name: points of shape ``(n, 2)``, NaN where interrupted.
+        """Curves of a two-dimensional landscape for plots, by name: points of shape ``(n, 2)``, NaN at gaps.
 
         Args:
-            x: First coordinates at which a graph is wanted, ascending, shape ``(n,)``.
+            x: First coordinates at which to evaluate graphs, ascending, shape ``(n,)``.
         """
         return {}
 

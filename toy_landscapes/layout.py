@@ -1,9 +1,9 @@
-"""Where matrices lie in the flat coordinate vector w.
+"""Layouts: the position of matrices in the flat coordinate vector w.
 
-A landscape of matrices keeps w flat, as flows and integrators do, and says here which coordinates are which matrix.
-Each block is stored row by row, one after the other, so that a block's slice of w is what
-:class:`riemannian_ode.structured_metric.KroneckerMetric` and :class:`riemannian_ode.varying_metric.GramRootMetric`
-call w for a matrix of that shape.
+A landscape of matrices keeps w flat, as flows and integrators do; its layout says which coordinates form which matrix.
+Blocks are stored one after the other, each row by row, so that a block's slice of w is what
+:class:`riemannian_ode.structured_metric.KroneckerMetric` and :class:`riemannian_ode.varying_metric.GramRootMetric` call
+w for a matrix of that shape.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from toy_landscapes.arguments import check_coordinates
 
 @dataclass(frozen=True)
 class Block:
-    """One parameter of a landscape.
+    """One matrix or vector parameter of a landscape.
 
     Args:
-        name: What it is.
+        name: Its name.
         shape: Its shape as an array; (m, n) for a matrix.
         start: Index of its first coordinate in w.
     """
@@ -40,7 +40,7 @@ class Block:
 
     @property
     def coordinates(self) -> slice:
-        """Its part of the last axis of w."""
+        """Its slice of the last axis of w."""
         return slice(self.start, self.start + self.size)
 
 
@@ -51,7 +51,7 @@ class Layout(Mapping[str, Block]):
         shapes: Name to shape of each block, in order.
 
     Raises:
-        ValueError: for no blocks or a shape with a length that is not positive.
+        ValueError: if there are no blocks or a length is not positive.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -73,7 +73,7 @@ class Layout(Mapping[str, Block]):
         return len(self._blocks)
 
     def unpack(self, w: Array) -> dict[str, Array]:
-        """Name to parameter of shape ``(*ensemble, *shape)``, views where the array library can.
+        """Parameters by name, each of shape ``(*ensemble, *shape)``; views where the array library allows it.
 
         Args:
             w: Coordinates, shape ``(*ensemble, p)``.
@@ -105,7 +105,7 @@ class Layout(Mapping[str, Block]):
         return namespace(flat[0]).concat(flat, axis=-1)
 
     def mask(self, *names: str) -> np.ndarray:
-        """Which coordinates belong to the named blocks, booleans of shape ``(p,)``."""
+        """Boolean mask of the named blocks' coordinates, shape ``(p,)``."""
         mask = np.zeros(self.dimension, dtype=bool)
         for name in names:
             mask[self._blocks[name].coordinates] = True

@@ -1,4 +1,4 @@
-"""Matrix factorisation: the simplest nonconvex landscape of matrix variables, with all its global minima known."""
+"""Matrix factorisation, the simplest nonconvex landscape of matrix variables, with all global minima known."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class MatrixFactorization(FiniteSum):
 
     w holds U row by row, then V row by row, p = (m + n)r; ``layout`` has the blocks ``"left"`` (U) and ``"right"`` (V).
 
-    Global minima (Eckart and Young): with the singular values :math:`M = \sum_i\sigma_ip_iq_i^\top`, those
+    Global minima (Eckart and Young): with the singular values :math:`M = \sum_i\sigma_ip_iq_i^\top`, all
     :math:`UV^\top` that keep the r largest terms; :math:`f_* = \tfrac12\sum_{i>r}\sigma_i^2`. They form orbits of
-    :math:`(UG, VG^{-\top})`, G invertible, so that :math:`r^2` directions of the Hessian are flat there if σ_r > 0.
-    For distinct singular values every local minimum is global (Baldi and Hornik, 1989); the origin is a saddle.
+    :math:`(UG, VG^{-\top})`, G invertible, so :math:`r^2` directions of the Hessian are flat there if σ_r > 0. For
+    distinct singular values every local minimum is global (Baldi and Hornik, 1989); the origin is a saddle.
 
     As a finite sum, a sample is one entry of M: :math:`f_{ij} = \tfrac{mn}2((UV^\top)_{ij} - M_{ij})^2`, N = mn.
 
     Args:
         target: M, shape ``(m, n)``.
         rank: r, between 1 and min(m, n).
-        sharp_rank: d_s; by default p − r², all directions but the flat ones at a minimum.
+        sharp_rank: d_s; by default p − r², i.e. all directions except the flat ones at a minimum.
 
     Raises:
         ValueError: for a rank outside 1 … min(m, n).

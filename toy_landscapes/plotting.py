@@ -1,4 +1,4 @@
-"""Plots of landscapes, your own objectives included, and animations of trajectories on them."""
+"""Plots of landscapes and of your own objectives, and animations of trajectories on them."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def plot_landscape(
     extent: Extent = ((-3.0, 3.0), (-3.0, 3.0)),
     points: int = 161,
 ) -> Axes:
-    """Draw heights of an objective over a plane, on a logarithmic scale above the lowest one.
+    """Plot an objective's heights over a plane, on a logarithmic scale above the lowest height.
 
-    Of a two-dimensional landscape that knows them, its river, valley floor and minima are drawn, too.
+    For a two-dimensional landscape the plot includes its river, valley floor and minima, if known.
 
     Args:
         objective: Anything with ``value(w)`` for w of shape ``(…, p)``.
         ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
-        plane: Plane, or two numbers of coordinates; the first two by default. An objective without ``dimension`` needs
+        plane: Plane, or two coordinate indices; the first two by default. An objective without ``dimension`` needs
             a :class:`riemannian_ode.Plane`.
         extent: Ranges of x and y in the plane.
-        points: Of the grid, on each side.
+        points: Grid points per side.
 
     Returns:
         The axes.
@@ -82,10 +82,10 @@ def plot_landscape(
 
 
 def plot_spectrum(landscape: Any, w: Any, ax: Axes | None = None, *, label: str | None = None) -> Axes:
-    """Draw the eigenvalues of the Hessian at a point, by rank; negative ones by their size, hollow.
+    """Plot the Hessian's eigenvalues at a point by rank; negative ones as hollow markers at their absolute value.
 
     Args:
-        landscape: Has ``hessian(w)``, and ``sharp_rank`` if a line is to separate sharp from flat.
+        landscape: Has ``hessian(w)``; with ``sharp_rank``, a line separates sharp from flat.
         w: Point, shape ``(p,)``.
         ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
         label: Name in a legend.
@@ -128,22 +128,22 @@ def animate(
 ) -> Path:
     """Write an animation of trajectories over the heights of their objective.
 
-    Time runs alike for all of them: a frame shows where each is at that time.
+    All trajectories share one clock: a frame shows each of them at the same time.
 
     Args:
         objective: As for :func:`plot_landscape`.
-        trajectories: Single ones by name.
+        trajectories: Single trajectories by name.
         path: File to write, ``.gif``, ``.mp4`` (needs ffmpeg) or ``.html`` (a page with a player).
         plane: As for :func:`plot_landscape`.
         extent: Ranges of x and y; by default those of the trajectories, with a margin.
-        seconds: Length.
-        frames_per_second: Frames a second.
+        seconds: Length of the animation.
+        frames_per_second: Frames per second.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: for no trajectories, an ensemble, another ending, or a missing ffmpeg.
+        ValueError: for no trajectories, an ensemble, another file extension, or a missing ffmpeg.
     """
     from matplotlib.animation import FFMpegWriter, FuncAnimation
 
@@ -187,14 +187,14 @@ def animate(
 
 
 def shade(axes: Axes, x: np.ndarray, y: np.ndarray, height: np.ndarray, infimum: float = 0.0) -> None:
-    """Draw heights above an infimum in shades of grey, on a logarithmic scale.
+    """Plot heights above an infimum in shades of grey, on a logarithmic scale.
 
     Args:
-        axes: Where.
+        axes: Axes to draw on.
         x: Shape ``(columns,)``.
         y: Shape ``(rows,)``.
         height: Shape ``(rows, columns)``.
-        infimum: Height that counts as 0.
+        infimum: Height treated as 0.
     """
     from matplotlib.colors import LogNorm
 
@@ -203,7 +203,7 @@ def shade(axes: Axes, x: np.ndarray, y: np.ndarray, height: np.ndarray, infimum:
     if not highest > 0:  # constant
         return
     levels = np.geomspace(max(lowest, 1e-3 * highest), highest * (1 + 1e-9), _LEVELS)
-    above = np.maximum(above, 0.5 * levels[0])  # a minimum on the grid has no logarithm
+    above = np.maximum(above, 0.5 * levels[0])  # a minimum on the grid would have no logarithm
     settings: dict[str, Any] = {"levels": levels, "norm": LogNorm(levels[0], levels[-1])}
     axes.contourf(x, y, above, cmap="Greys", alpha=0.7, extend="both", **settings)
     axes.contour(x, y, above, colors=BLACK, linewidths=0.3, alpha=0.5, **settings)
@@ -238,7 +238,7 @@ def _path(name: str, trajectory: Trajectory, view: Plane) -> tuple[np.ndarray, n
         raise ValueError(f"trajectory {name!r} is an ensemble of shape {points.shape[1:-1]}; animate single members.")
     kept = np.isfinite(points).all(axis=-1)
     if kept.sum() < 2:
-        raise ValueError(f"trajectory {name!r} has {int(kept.sum())} finite saved states; two make a line.")
+        raise ValueError(f"trajectory {name!r} has {int(kept.sum())} finite saved states; a line needs two.")
     return trajectory.times[kept], points[kept]
 
 
@@ -262,17 +262,17 @@ def _checked(extent: Any) -> Extent:
 def plot_flows(
     objective: Objective, trajectories: Mapping[str, Trajectory], ax: Axes | None = None, **options: Any
 ) -> Axes:
-    """Draw several trajectories over the heights of their objective.
+    """Plot several trajectories over the heights of their objective.
 
     Args:
         objective: As for :func:`plot_landscape`.
-        trajectories: By name.
+        trajectories: Trajectories by name.
         ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
-        options: ``plane``, ``extent`` and ``points`` of :func:`plot_landscape`. By default the extent holds all
-            trajectories, and in more than two dimensions the plane is the nearest one to them.
+        options: ``plane``, ``extent`` and ``points`` of :func:`plot_landscape`. By default the extent contains all
+            trajectories, and in more than two dimensions the plane is the one closest to them.
 
     Raises:
-        ValueError: for no trajectories, or as :func:`plot_landscape` does.
+        ValueError: for no trajectories, or as in :func:`plot_landscape`.
     """
     if not trajectories:
         raise ValueError("trajectories is empty; give at least one by name, or use plot_landscape.")

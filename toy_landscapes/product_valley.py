@@ -1,4 +1,4 @@
-r"""A two-dimensional valley whose river is a bent hyperbola falling forever."""
+r"""A two-dimensional valley along a hyperbola, whose river falls forever."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from toy_landscapes.river import river_point
 class ProductValley(Landscape):
     r""":math:`f(w) = \tfrac12(w_1w_2 - 1)^2 + \log(1 + e^{-w_1})`.
 
-    The valley floor of the first term is the hyperbola :math:`w_1w_2 = 1`; the second term drives w₁ > 0 along it
-    with a force that fades, so the infimum 0 is reached only at infinity (w₁ → ∞, w₂ = 1/w₁). The only critical point
-    is the saddle :math:`(0, -\tfrac12)` with value :math:`\tfrac12 + \log 2`.
+    The valley floor of the first term is the hyperbola :math:`w_1w_2 = 1`; the second term pushes w₁ > 0 along it with
+    a vanishing force, so the infimum 0 is approached only at infinity (w₁ → ∞, w₂ = 1/w₁). The only critical point is
+    the saddle :math:`(0, -\tfrac12)` with value :math:`\tfrac12 + \log 2`.
 
-    Source: the formula is known as a toy river valley of Song et al.; it is stated here without having been checked
-    against their paper. Floor, infimum and saddle follow from it.
+    Source: the formula is known as a toy river valley of Song et al., but was not checked against their paper. Floor,
+    infimum and saddle follow from the formula.
     """
 
     dimension = 2
@@ -50,7 +50,7 @@ class ProductValley(Landscape):
         return xp.stack(rows, axis=-2)
 
     def hvp(self, w: Array, v: Array) -> Array:
-        return inner(self.hessian(w), v[..., None, :])  # two numbers a row: the matrix costs nothing
+        return inner(self.hessian(w), v[..., None, :])  # two numbers per row: the matrix costs nothing
 
     def valley_floor(self, w1: Array) -> Array:
         """Points (w₁, 1/w₁) of the hyperbola, shape ``(*batch, 2)``.
@@ -72,7 +72,7 @@ class ProductValley(Landscape):
 
         Raises:
             ValueError: for w₁ that is not positive.
-            RiverError: where the equation is not solved to the tolerance.
+            RiverError: if the equation is not solved to the tolerance.
         """
         along = np.asarray(to_numpy(w1), np.float64)
         if not (np.isfinite(along).all() and along.size and along.min() > 0):

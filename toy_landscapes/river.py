@@ -1,4 +1,4 @@
-"""Rivers of any landscape: points where the gradient has no sharp part."""
+"""The river of any landscape, i.e. points whose gradient has no sharp part."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from toy_landscapes.river_valley import RiverError
 def river_point(
     landscape: Landscape, start: Array, *, directions: Array | None = None, tolerance: float = 1e-10
 ) -> np.ndarray:
-    r"""The river's point near ``start``: solves :math:`P(w)\nabla f(w) = 0` in an affine slice of dimension d_s.
+    r"""The river point near ``start``: solves :math:`P(w)\nabla f(w) = 0` in an affine slice of dimension d_s.
 
     Args:
         landscape: f, with P(w) the projector on the top-d_s eigenspace of its Hessian.
-        start: Where to look from, shape ``(p,)``.
+        start: Start of the search, shape ``(p,)``.
         directions: Basis of the slice, shape ``(p, d_s)``; the sharp basis at ``start`` by default. It must not
             contain a direction along the river.
         tolerance: Largest ‖P∇f‖ accepted, in units of the gradient.
@@ -51,6 +51,6 @@ def river_point(
     if not miss <= tolerance:
         raise RiverError(
             f"no river found near {origin}: |P∇f| = {miss:.3g} > {tolerance:g} ({found.message}); start closer to the "
-            "valley floor, or where sharp and flat curvatures are well apart."
+            f"valley floor, or where sharp and flat curvatures are well separated."
         )
     return point

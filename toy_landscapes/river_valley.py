@@ -1,7 +1,8 @@
-r"""River valleys: a gently falling river between steep walls, straight or meandering, in any dimension.
+r"""River valleys of any dimension: a gently falling river between steep walls, straight or meandering.
 
 The river is :math:`\{w : P(w)\nabla f(w) = 0\}` with P(w) the projector on the top eigenspace of the Hessian (Wen et
-al., arXiv:2410.05192). On a curved valley it is *not* the valley floor (the minimum over the walls): it is solved for.
+al., arXiv:2410.05192). In a curved valley it is *not* the valley floor (the minimum over the walls), so it is solved
+for numerically.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class RiverValley(Landscape):
     def flat_projector(self, w: Array) -> Projector:
         r"""x ↦ Q(w)x in linear time.
 
-        The Hessian couples the walls to u_1 alone, so the flat space is spanned by u_2, …, u_{d_f} and the smallest
+        The Hessian couples the walls only to u_1, so the flat space is spanned by u_2, …, u_{d_f} and the smallest
         eigenvector of an arrow matrix (:func:`toy_landscapes.arrow.smallest_eigenvector`); with a single wall it has a
         closed form (:func:`toy_landscapes.arrow.flattest_of_two`).
         """
@@ -166,7 +167,7 @@ class RiverValley(Landscape):
             Points, shape ``(*batch, p)``, numpy float64.
 
         Raises:
-            RiverError: where no point satisfies the equation to the tolerance.
+            RiverError: if no point satisfies the equation to the tolerance.
 
         Source: definition of the river, arXiv:2410.05192.
         """
@@ -197,7 +198,7 @@ class RiverValley(Landscape):
         if not miss <= tolerance:
             raise RiverError(
                 f"no river found at u = {floor_point[:d]}: |P∇f| = {miss:.3g} > {tolerance:g} ({found.message}); the "
-                "walls may be too flat there for their meander."
+                f"walls may be too flat for their meander."
             )
         return point
 

@@ -13,14 +13,14 @@ from toy_landscapes.arguments import check_coordinates
 from toy_landscapes.finite_sum import FiniteSum, as_indices
 from toy_landscapes.landscape import Landscape
 
-Generator: TypeAlias = Any  # numpy.random.Generator, or torch.Generator beside torch arrays
+Generator: TypeAlias = Any  # numpy.random.Generator, or torch.Generator for torch arrays
 
 
 class NoiseSource(Protocol):
-    """How a noisy gradient is drawn."""
+    """A source of gradient noise."""
 
     def check(self, landscape: Landscape) -> None:
-        """Refuse a landscape that this noise does not fit."""
+        """Refuse a landscape that does not fit this noise."""
         ...
 
     def __call__(self, landscape: Landscape, w: Array, generator: Generator) -> Array:
@@ -32,8 +32,8 @@ class GaussianNoise:
     r""":math:`\nabla f(w) + \xi` with :math:`\xi \sim N(0, \Sigma)`, the same Σ everywhere.
 
     Args:
-        covariance: Σ: a number σ² for σ²I, the diagonal of shape ``(p,)``, or a symmetric positive semi-definite
-            matrix of shape ``(p, p)``. In squared units of the gradient.
+        covariance: Σ, in squared units of the gradient: a number σ² for σ²I, the diagonal of shape ``(p,)``, or a
+            symmetric positive semidefinite matrix of shape ``(p, p)``.
 
     Raises:
         ValueError: for a covariance that is not finite, not symmetric, or not positive semidefinite.
@@ -88,14 +88,14 @@ class MiniBatches:
             )
 
     def flow_noise(self, landscape: Landscape, *, seed: int = 0, calculus: Calculus = "ito") -> GradientNoise:
-        r"""Gaussian noise for ``simulate`` with the covariance of these batches, which varies with w.
+        r"""Gaussian noise for ``simulate`` with the w-dependent covariance of these batches.
 
         Its factor holds the deviations of the samples' gradients: p × N, with :math:`\sigma\sigma^\top` = C/b times the
         factor for draws without replacement.
 
         Args:
             landscape: A :class:`FiniteSum`.
-            seed: Of the Brownian motion.
+            seed: Seed of the Brownian motion.
             calculus: See :class:`riemannian_ode.GradientNoise`.
 
         Raises:
@@ -113,22 +113,22 @@ class MiniBatches:
         return GradientNoise(factor=factor, seed=seed, calculus=calculus)
 
     def __call__(self, landscape: Landscape, w: Array, generator: Generator) -> Array:
-        """The gradient over one batch a member."""
-        data = cast(FiniteSum, landscape)  # check() has refused others
+        """The gradient over one batch per member."""
+        data = cast(FiniteSum, landscape)  # check() has refused other landscapes
         return data.batch_gradient(w, _batches(data.samples, self.batch_size, self.replacement, w, generator))
 
 
 class StochasticGradient(Landscape):
-    """A landscape whose gradient is noisy, for update rules and schemes with one gradient a step.
+    """A landscape with a noisy gradient, for update rules and schemes that use one gradient per step.
 
-    Every call of :meth:`gradient` draws anew, so that two calls at the same point differ. That is what an optimizer
-    meets; it is no right-hand side for an ODE solver, whose stages and error estimates assume a function. Use it with
+    Every call of :meth:`gradient` draws new noise, so two calls at the same point differ, as for an optimizer. It is
+    not a right-hand side for an ODE solver, whose stages and error estimates assume a function. Use it with
     ``lite_step``, an optimizer, or ``simulate`` with ``"semi-implicit-euler"``. ``value``, ``hvp``, ``hessian`` and the
     splits are those of the landscape, without noise.
 
-    Members of an ensemble get independent noise. With a generator of the same seed, the same shape of w and the same
-    sequence of calls the draws repeat exactly. (``simulate`` calls once more at the start, to check shapes; a resumed
-    run continues with the generator as it finds it.)
+    Members of an ensemble get independent noise. With the same seed, the same shape of w and the same sequence of
+    calls, the draws repeat exactly. (``simulate`` makes one extra call at the start to check shapes; a resumed run
+    continues with the generator's current state.)
 
     Args:
         landscape: f.
@@ -136,13 +136,13 @@ class StochasticGradient(Landscape):
         generator: Seeded ``numpy.random.Generator``, or ``torch.Generator`` on the device of torch arrays.
 
     Raises:
-        ValueError: for a noise that does not fit the landscape, or no generator.
+        ValueError: for noise that does not fit the landscape, or a wrong generator.
     """
 
     is_random = True  # ``simulate`` does not compare an ensemble's gradients with its members'
 
     def __init__(self, landscape: Landscape, noise: NoiseSource, *, generator: Generator) -> None:
-        if type(generator).__name__ != "Generator":  # numpy's and torch's; torch is not imported for the question
+        if type(generator).__name__ != "Generator":  # numpy's and torch's; the check does not import torch
             raise ValueError(
                 f"generator is a {type(generator).__name__}; give np.random.default_rng(seed) or a torch.Generator."
             )
@@ -172,7 +172,7 @@ def _draws_in_torch(w: Array, generator: Generator) -> bool:
     """Whether the generator is torch's.
 
     Raises:
-        ValueError: for torch's generator beside a numpy array.
+        ValueError: for torch's generator with a numpy array.
     """
     if isinstance(generator, np.random.Generator):
         return False
@@ -182,7 +182,7 @@ def _draws_in_torch(w: Array, generator: Generator) -> bool:
 
 
 def _standard_normal(w: Array, generator: Generator) -> Array:
-    """Independent N(0, 1) numbers like ``w``."""
+    """Independent N(0, 1) numbers in an array like ``w``."""
     if _draws_in_torch(w, generator):
         import torch
 
@@ -191,7 +191,7 @@ def _standard_normal(w: Array, generator: Generator) -> Array:
 
 
 def _batches(samples: int, size: int, replacement: bool, w: Array, generator: Generator) -> Array:
-    """Indices of one batch a member, integers of the kind of ``w``, shape ``(*ensemble, b)``."""
+    """Indices of one batch per member, integers in an array like ``w``, shape ``(*ensemble, b)``."""
     ensemble = tuple(w.shape[:-1])
     if _draws_in_torch(w, generator):
         import torch

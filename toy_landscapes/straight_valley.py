@@ -17,8 +17,8 @@ class StraightValley(Landscape):
     r""":math:`f(u, s) = h(u) + \tfrac12 s^\top\Lambda(u)s`, with :math:`w = (u, s)`.
 
     The walls are :math:`\Lambda(u) = \Lambda_0 + \sin(\omega\cdot u + \varphi)\,\Lambda_1`: their curvatures, and their
-    axes where Λ₀ and Λ₁ do not commute, change along the river. As :math:`\lambda_{\min}(\Lambda_0 + t\Lambda_1)` is
-    concave in t, its minimum over −1 ≤ t ≤ 1 lies at an end, so that
+    axes if Λ₀ and Λ₁ do not commute, change along the river. As :math:`\lambda_{\min}(\Lambda_0 + t\Lambda_1)` is
+    concave in t, its minimum over −1 ≤ t ≤ 1 lies at an end, so
 
     .. math:: \mathrm{gap} = \min_\pm\lambda_{\min}(\Lambda_0\pm\Lambda_1) - \sup_u\lambda_{\max}(\nabla^2h(u)) > 0
 
@@ -32,7 +32,7 @@ class StraightValley(Landscape):
         variation: Λ₁, the same shapes; 0 by default.
         frequency: ω, shape ``(d_f,)`` or a scalar for every coordinate, radians per unit of u.
         phase: φ, radians.
-        floor_curvature: Upper bound of λ_max(∇²h) where you stay; needed for floors other than a Quadratic.
+        floor_curvature: Upper bound of λ_max(∇²h) in the region of interest; needed for floors other than a Quadratic.
 
     Raises:
         ValueError: if the gap is not positive, for shapes that do not match, or a floor without known curvature.
@@ -77,7 +77,7 @@ class StraightValley(Landscape):
 
     @property
     def separated_radius(self) -> float:
-        r"""r such that for ‖s‖ < r the d_s largest Hessian eigenvalues stay apart from the others; ∞ if Λ is constant.
+        r"""Radius r: for ‖s‖ < r the d_s largest Hessian eigenvalues are separated from the others; ∞ if Λ is constant.
 
         .. math:: r = \frac{\sqrt{1 + 2\,\mathrm{gap}/\lVert\Lambda_1\rVert} - 1}{\lVert\omega\rVert}
 

@@ -16,12 +16,12 @@ from riemannian_ode.flow import Array
 from toy_landscapes.arguments import check_coordinates, checked_sharp_rank
 from toy_landscapes.landscape import Landscape
 
-# Hessian columns computed at once: bounds memory to this many copies of what a gradient needs.
+# Hessian columns computed at once, which bounds memory to this many gradients' worth.
 _COLUMNS = 128
 
 
 class TorchLandscape(Landscape):
-    """A scalar function of one member, vectorised over members by ``torch.func.vmap``.
+    """A landscape from a scalar torch function of one member, vectorised over members by ``torch.func.vmap``.
 
     Points may be numpy arrays, which are passed through torch without a copy, or tensors on any device.
 
@@ -32,7 +32,7 @@ class TorchLandscape(Landscape):
         sharp_rank: d_s; a tenth of p by default, at least 1.
 
     Raises:
-        ValueError: for a function that is not one, a dimension below 1 or a rank outside 0 … p.
+        ValueError: for a function that is not callable, a dimension below 1 or a rank outside 0 … p.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], *, dimension: int, sharp_rank: int | None = None) -> None:
@@ -60,19 +60,19 @@ class TorchLandscape(Landscape):
             columns: Tensor = vmap(lambda unit: jvp(slope, (x,), (unit,))[1], chunk_size=_COLUMNS)(units)
             return 0.5 * (columns + columns.mT)
 
-        return self.mapped(matrix, w, chunk_size=1)  # the columns of one member fill the machine already
+        return self.mapped(matrix, w, chunk_size=1)  # the columns of one member already fill the machine
 
     def mapped(self, function: Callable[..., Any], w: Array, *others: Array, chunk_size: int | None = None) -> Array:
-        """A function of one member at all of them.
+        """Apply a function of one member to all members.
 
         Args:
-            function: Of w and the others, one member of each.
+            function: Function of w and the others, one member of each.
             w: Points, shape ``(*ensemble, p)``.
             others: Arrays of shape ``(*ensemble, n)``; leading axes broadcast against those of w.
-            chunk_size: How many members at once; all by default.
+            chunk_size: Members per batch; all by default.
 
         Returns:
-            Shape ``(*ensemble, *result)``, numpy where w is.
+            Shape ``(*ensemble, *result)``, numpy if w is numpy.
         """
         check_coordinates(w, self.dimension)
         arrays = [_tensor(x) for x in (w, *others)]
@@ -87,4 +87,4 @@ class TorchLandscape(Landscape):
 
 
 def _tensor(x: Array) -> Tensor:
-    return x if is_torch(x) else torch.from_numpy(np.require(x, requirements=["C", "W"]))  # no copy if it is both
+    return x if is_torch(x) else torch.from_numpy(np.require(x, requirements=["C", "W"]))  # no copy if already both

@@ -1,4 +1,4 @@
-"""A tiny transformer block as a landscape: the smallest thing that is trained like a language model."""
+"""A tiny transformer as a landscape: the smallest model that trains like a language model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EPSILON = 1e-6  # added to the mean square in RMSNorm, as in the first Llama mo
 
 
 class TinyTransformer(TorchLandscape, FiniteSum):
-    r"""Next-token cross-entropy of a one-block transformer on a fixed corpus, mean over all positions, in nats.
+    r"""Mean next-token cross-entropy of a one-block transformer on a fixed corpus, in nats.
 
     The model is pre-norm: embedding + position, one causal attention head, an MLP with tanh-GELU, each after an
     RMSNorm and added to the stream, a final RMSNorm and an untied head; no biases. w holds all parameters in the
@@ -29,7 +29,7 @@ class TinyTransformer(TorchLandscape, FiniteSum):
     ``layout["mlp.up.weight"]`` for a layer's slice, ``layout.mask(...)`` for a layer's mask. The dtype is that of w;
     use float64 for theory.
 
-    A sample of the finite sum is a sequence, N of them.
+    Each of the N sequences is one sample of the finite sum.
 
     Args:
         tokens: Corpus, integers of shape ``(N, T + 1)``: T inputs and their T next tokens.
@@ -39,7 +39,7 @@ class TinyTransformer(TorchLandscape, FiniteSum):
         sharp_rank: d_s; a tenth of p by default, at least 1.
 
     Raises:
-        ValueError: for tokens that are no integers in 0 … V − 1, or too short.
+        ValueError: for tokens that are not integers in 0 … V − 1, or sequences that are too short.
 
     Source: the decoder block of GPT-2 and Llama (pre-norm, RMSNorm: arXiv:1910.07467), one head.
     """
@@ -66,10 +66,10 @@ class TinyTransformer(TorchLandscape, FiniteSum):
             raise ValueError(f"width = {width!r} and hidden = {hidden!r} must be at least 1.")
         self.tokens = torch.as_tensor(np.array(array, dtype=np.int64))
         self.samples, self.length = array.shape[0], array.shape[1] - 1
-        # torch.nn draws initial values: from a stream of its own, so that the caller's random state stays as it was.
+        # torch.nn draws initial values; a separate stream leaves the caller's random state unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            #: The model. Its own parameters take no part: values come from w. An optimizer may train it after
+            #: The model. Its own parameters are not used; values come from w. An optimizer may train it after
             #: ``torch.nn.utils.vector_to_parameters(w, module.parameters())``.
             self.module = _Block(size, self.length, width, hidden).double()
         self.layout = Layout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
@@ -87,10 +87,10 @@ class TinyTransformer(TorchLandscape, FiniteSum):
         seed: int | np.random.Generator,
         sharp_rank: int | None = None,
     ) -> TinyTransformer:
-        """On a corpus drawn from a bigram model with as many contexts as tokens: a Markov chain, started uniformly.
+        """A transformer on a corpus drawn from a bigram model (a Markov chain, started uniformly).
 
         Args:
-            model: Whose next-token probabilities are the chain's.
+            model: Bigram model with the chain's next-token probabilities; it has as many contexts as tokens.
             sequences: N.
             length: T.
             width: d.
@@ -99,11 +99,11 @@ class TinyTransformer(TorchLandscape, FiniteSum):
             sharp_rank: d_s.
 
         Raises:
-            ValueError: if contexts and tokens differ in number.
+            ValueError: if the numbers of contexts and tokens differ.
         """
         contexts, vocabulary = model.matrix_shape
         if contexts != vocabulary:
-            raise ValueError(f"model has {contexts} contexts and {vocabulary} tokens; a chain needs as many of both.")
+            raise ValueError(f"model has {contexts} contexts and {vocabulary} tokens; a chain needs equally many.")
         rng = np.random.default_rng(seed)
         cumulative = np.cumsum(model.next_token, axis=1)
         tokens = np.empty((sequences, length + 1), dtype=np.int64)

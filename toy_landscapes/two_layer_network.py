@@ -1,4 +1,4 @@
-"""A two-layer network on fixed synthetic data, with derivatives written out."""
+"""A two-layer network on fixed synthetic data, with hand-written derivatives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toy_landscapes.layout import Layout
 
 
 class _Pass(NamedTuple):
-    """What a forward pass leaves for the derivatives, rows are samples."""
+    """Intermediate values of a forward pass that the derivatives need; rows are samples."""
 
     inputs: Array
     hidden: Array
@@ -63,7 +63,7 @@ class TwoLayerNetwork(FiniteSum):
         self.sharp_rank = checked_sharp_rank(sharp_rank, self.dimension)
         self.activation = activation
         self.minimizer = None if minimizer is None else finite_array("minimizer", minimizer, (self.dimension,))
-        activate(activation, np.zeros(1))  # refuses an unknown name now
+        activate(activation, np.zeros(1))  # raises now for an unknown name
 
     @classmethod
     def teacher_student(
@@ -78,9 +78,9 @@ class TwoLayerNetwork(FiniteSum):
         seed: int | np.random.Generator,
         sharp_rank: int | None = None,
     ) -> TwoLayerNetwork:
-        """Standard normal inputs, targets of a random network of the same width (the teacher).
+        """A network with standard normal inputs and the targets of a random network of the same width (the teacher).
 
-        Without noise the teacher is a global minimum, ``minimizer``, with f = 0.
+        Without noise the teacher is a global minimum with f = 0, stored as ``minimizer``.
 
         Args:
             inputs: n.

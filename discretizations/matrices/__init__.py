@@ -1,1 +1,1 @@
-"""Kernels on batches of matrices: polar factors, subspaces, eigenbases and sharp masks, and their CPU programs."""
+"""Kernels on batches of matrices: polar factors, subspaces, eigenbases and sharp masks, and C++ programs for CPUs."""

@@ -1,7 +1,7 @@
-"""The C++ program of bfloat16 products (``bfloat16_products.cpp``): where it serves, its build, and torch operators.
+"""The C++ program for bfloat16 products (``bfloat16_products.cpp``): where it is used, its build, and torch operators.
 
-It is built when first needed, in under a second. What it computes are torch operators, so that fake tensors, dispatch
-modes and torch's flop counter know them.
+It is built in under a second when first needed. Its functions are torch operators, so that fake tensors, dispatch modes
+and torch's flop counter support them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 32  # rows and columns of a block, as in the program
+BLOCK = 32  # rows and columns of a block, as in the C++ program
 _FLAGS = ("-O3", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
 
 
@@ -25,32 +25,32 @@ def _cpu_has(name: str) -> bool:
     return test is not None and bool(test())
 
 
-# Asked once, because torch.compile traces no such question.
+# Evaluated once, because torch.compile cannot trace this check.
 HAS_VECTORS, HAS_MATRIX_UNITS = _cpu_has("_is_avx512_bf16_supported"), _cpu_has("_is_amx_tile_supported")
 _IS_FASTER_HERE = HAS_VECTORS and not HAS_MATRIX_UNITS
 
 
 def is_supported(x: Tensor) -> bool:
-    """Whether the program takes ``x`` and is faster than the library's products.
+    """Whether the program accepts ``x`` and is faster than the library's products.
 
-    It is not on a CPU with matrix units (AMX), and has no derivative.
+    It is not faster on a CPU with matrix units (AMX), and it has no derivative.
     """
     is_half = x.dtype == torch.bfloat16 and x.device.type == "cpu"
     return _IS_FASTER_HERE and is_half and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def padded(length: int) -> int:
-    """The length in whole blocks."""
+    """A length rounded up to whole blocks."""
     return -(-length // BLOCK) * BLOCK
 
 
 def buffers(x: Tensor, numbers: int, deepest: int) -> tuple[Tensor, Tensor]:
-    """Memory for the program: buffers of matrices, a row for each that is worked on at a time; panels of threads.
+    """Memory for the program: buffers for the matrices that are processed at a time, and panels for threads.
 
     Args:
         x: Matrices, shape ``(batch, m, n)``.
-        numbers: Of the buffers of a matrix.
-        deepest: Longest sum of a product, in whole blocks.
+        numbers: Numbers in the buffers of one matrix.
+        deepest: Longest inner dimension of a product, in whole blocks.
     """
     threads = torch.get_num_threads()
     work = x.new_empty(max(1, min(x.size(0), threads)), numbers)
@@ -59,7 +59,7 @@ def buffers(x: Tensor, numbers: int, deepest: int) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def program() -> Any | None:
-    """The program, or ``None`` where no compiler builds it."""
+    """The loaded program, or ``None`` if no compiler builds it."""
     from riemannian_ode.compiled.compiler import BuildError, shared_library
 
     source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
@@ -84,13 +84,13 @@ _library: Any = torch.library.Library("lite", "FRAGMENT")  # type: ignore[no-unt
 def define_operator(
     schema: str, call: Callable[..., Any], fake: Callable[..., Any], *, flops: Callable[..., int] | None = None
 ) -> None:
-    """An operator ``lite::…`` of torch for CPUs; ``torch.library.custom_op``'s take four times as long a call.
+    """Define a torch operator ``lite::…`` for CPUs; a call costs a quarter of one by ``torch.library.custom_op``.
 
     Args:
         schema: Its name, arguments and result.
-        call: What it does.
-        fake: The same on tensors without values.
-        flops: Its operations, from its arguments with shapes for tensors.
+        call: Its implementation.
+        fake: Its implementation for tensors without values.
+        flops: Its number of operations, given its arguments with tensors replaced by shapes.
     """
     name = schema.split("(", maxsplit=1)[0]
     _library.define(schema)

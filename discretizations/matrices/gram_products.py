@@ -1,7 +1,7 @@
-r"""Products of matrices in bfloat16 with few columns, as a tracked subspace needs them, on CPUs with AVX-512.
+r"""Products of bfloat16 matrices with few columns, for tracked subspaces, on CPUs with AVX-512.
 
-Library products reach half of the machine's rate here. Matrices are taken over a power of two near their norm, which
-rounds nothing, so that squares neither under- nor overflow.
+Library products reach half of the machine's rate here. Matrices are divided by a power of two near their norm, which is
+exact, so that squares neither underflow nor overflow.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _ROWS = 8  # rows of a register tile, as in the program
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the products of this module take ``x``, and are built."""
+    """Whether the products of this module accept ``x`` and are built."""
     return is_supported(x) and not torch.compiler.is_compiling() and program() is not None
 
 
 def normal_product(x: Tensor, v: Tensor) -> Tensor:
-    r"""A positive multiple of :math:`X^\top(XV)`, XV rounded to bfloat16 and the result not.
+    r"""A positive multiple of :math:`X^\top(XV)`, with XV rounded to bfloat16 but not the result.
 
     Args:
         x: X, bfloat16, shape ``(*batch, m, n)``.
         v: V, float32 (rounded to bfloat16 first), shape ``(*batch, n, k)``.
 
     Returns:
-        Float32, shape ``(*batch, n, k)``; its memory lies in column order.
+        Float32, shape ``(*batch, n, k)``, stored in column order.
     """
     k, n = v.size(-1), v.size(-2)
     result = _flat(x, v, gram=False)[:, :k, :n].mT

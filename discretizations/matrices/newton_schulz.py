@@ -1,4 +1,4 @@
-r"""Newton–Schulz iteration of given odd quintics, in matrix products."""
+r"""Newton–Schulz iteration with given odd quintics, by matrix products."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_GRAM_ASPECT = 1.9  # from here on a pair of steps costs less on the Gram matrix: 10 + 4r against 4 + 8r products
-_SMALLEST_HALF_GRAM = 128  # rows from which on half precision allows it: rounding shifts eigenvalues of smaller Gram
-# matrices so far that the iteration can diverge (measured: norms up to 10⁷ at 16 rows, 1.018 from 96 rows on)
+# From this aspect ratio r on, a pair of steps costs less on the Gram matrix: 10 + 4r against 4 + 8r products.
+_GRAM_ASPECT = 1.9
+# Half precision needs this many rows: rounding shifts eigenvalues of smaller Gram matrices so far that the iteration
+# may diverge (measured: norms up to 10⁷ at 16 rows, 1.018 from 96 rows on).
+_SMALLEST_HALF_GRAM = 128
 
 
 def normalized(x: Tensor, scale: tuple[float, float, float]) -> Tensor:
-    r"""Matrices over :math:`\max(s\|X\|_F + \epsilon, \delta)`.
+    r"""Matrices divided by :math:`\max(s\|X\|_F + \epsilon, \delta)`.
 
     Args:
         x: Matrices, shape ``(*batch, m, n)``.
         scale: s, ε and δ.
     """
     safety, floor, smallest = scale
-    wide = torch.promote_types(x.dtype, torch.float32)  # in float16 norm and floor would under- or overflow
+    wide = torch.promote_types(x.dtype, torch.float32)  # in float16 the norm would overflow and the floor underflow
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
     scaled: Tensor = x / (safety * norm + floor).clamp(min=smallest)
     return scaled.to(x.dtype)
@@ -29,13 +31,13 @@ def normalized(x: Tensor, scale: tuple[float, float, float]) -> Tensor:
 def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, gram: bool = True) -> Tensor:
     r"""Odd quintic iteration on singular values, :math:`X \leftarrow p(A)X`, :math:`A = XX^\top`.
 
-    A tall matrix is worked on from the right. From an aspect of 1.9 on, two steps at a time work on the smaller Gram
-    matrix alone: the same polynomial with fewer operations; not for small matrices in half precision.
+    Tall matrices are multiplied from the right. From an aspect ratio of 1.9 on, two steps at a time work only on the
+    smaller Gram matrix: the same polynomial with fewer operations. Small matrices in half precision are excluded.
 
     Args:
         x: Matrices with singular values at most about 1, shape ``(*batch, m, n)``.
         coefficients: (a, b, c) of each step, p(A) = a + bA + cA².
-        gram: Whether elongated matrices take the Gram form.
+        gram: Whether elongated matrices use the Gram form.
 
     Returns:
         Shape and dtype of ``x``.
@@ -55,7 +57,7 @@ def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
 
 
 def gram_pairs(x: Tensor, steps: int) -> int:
-    """How many pairs of steps take the Gram form; the Gram matrix is taken anew for each, else bfloat16 overflows."""
+    """Number of step pairs in the Gram form; each recomputes the Gram matrix, as bfloat16 would overflow otherwise."""
     shorter, longer = min(x.shape[-2:]), max(x.shape[-2:])
     is_safe = shorter >= _SMALLEST_HALF_GRAM or x.dtype in (torch.float32, torch.float64)
     return steps // 2 if is_safe and longer >= _GRAM_ASPECT * shorter else 0
@@ -66,16 +68,16 @@ def _gram(y: Tensor) -> Tensor:
 
 
 def _polynomial(gram: Tensor, coefficients: tuple[float, float, float], *, identity: bool) -> Tensor:
-    """bA + cA², plus a on the diagonal where asked."""
+    """The polynomial bA + cA², optionally plus a on the diagonal."""
     a, b, c = coefficients
-    polynomial = _multiply_add(gram)(gram, gram, gram.mT, beta=b, alpha=c)  # symmetric; oneDNN is faster so
+    polynomial = _multiply_add(gram)(gram, gram, gram.mT, beta=b, alpha=c)  # A = Aᵀ: oneDNN is faster this way
     if identity:
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
     return polynomial
 
 
 def _apply(polynomial: Tensor, y: Tensor, a: float) -> Tensor:
-    """aY + pY, from the side of the shorter dimension."""
+    """Apply aY + pY from the side of the shorter dimension."""
     left, right = (polynomial, y) if y.size(-2) <= y.size(-1) else (y, polynomial)
     return _multiply_add(y)(y, left, right, beta=a)
 

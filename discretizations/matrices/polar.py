@@ -21,14 +21,14 @@ _POLAR_EXPRESS = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
 _FIXED_POINT = (1.875, -1.25, 0.375)  # Newton–Schulz of degree 5: the limit of the schedule
-_SAFETY = 1.01  # the iterate is treated as 1% larger than it is, against rounding up in bfloat16 (same source)
-# The same where the Gram form runs in half precision. Two steps are one matrix there, with 33 on the diagonal, that
-# must multiply a dominant direction by 2 or less. Rounding moves that direction beyond the 1.97 that two exact steps
-# leave at most (measured on 9000 dominated matrices: to 2.07); later steps diverge beyond 1.99 for 1% of safety (norms
-# of 10¹¹ on 12 of 1500 matrices 128 x 256), beyond 2.18 for 10%.
+_SAFETY = 1.01  # iterates are treated as 1% larger than they are, to allow for rounding up in bfloat16 (same source)
+# The same for the Gram form in half precision. There two steps form one matrix, with 33 on the diagonal, that must
+# multiply a dominant direction by at most 2. Two exact steps give at most 1.97, but rounding exceeds that (2.07,
+# measured on 9000 matrices with a dominant direction). Later steps diverge beyond 1.99 with a safety of 1% (norms of
+# 10¹¹ on 12 of 1500 matrices 128 x 256), and beyond 2.18 with 10%.
 _HALF_GRAM_SAFETY = 1.1
 PUBLISHED_FLOOR = 1e-8  # added to 1.01‖X‖_F by the published code
-_SMALLEST_NORM = 1e-18  # below it squares of float32 underflow; a matrix of such entries counts as zero
+_SMALLEST_NORM = 1e-18  # below it float32 squares underflow; a matrix of such entries counts as zero
 _CPU_MULTIPLIES_BFLOAT16 = HAS_VECTORS or HAS_MATRIX_UNITS
 
 
@@ -37,7 +37,7 @@ def polar_express_coefficients(steps: int, *, safety: float = _SAFETY) -> list[t
 
     Args:
         steps: Number of steps, at least 1.
-        safety: s ≥ 1, by which iterates may be larger than they are without rounding.
+        safety: s ≥ 1, the factor by which rounding may enlarge iterates.
 
     Raises:
         ValueError: if ``steps`` < 1.
@@ -57,7 +57,7 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
         X_0 = X / (1.01\|X\|_F + \epsilon), \qquad X_{j+1} = p_j(A_j)X_j, \quad A_j = X_jX_j^\top, \quad
         p_j(A) = a_j + b_jA + c_jA^2
 
-    Elongated matrices take the Gram form of :func:`newton_schulz`,
+    Elongated matrices use the Gram form of :func:`newton_schulz`,
     :math:`X_{j+2} = p_{j+1}(p_j(A_j)^2A_j)\,p_j(A_j)X_j`, in half precision with a safety factor of 1.1 instead of 1.01
     in the coefficients.
 
@@ -65,8 +65,8 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
         x: Matrices, shape ``(*batch, m, n)``.
         steps: Number of iterations.
         dtype: Floating type of the iteration; that of ``x`` by default.
-        floor: ε, by which the published code leaves tiny matrices smaller than polar factors are
-            (:data:`PUBLISHED_FLOOR`); with 0 the result does not depend on the scale of ``x``.
+        floor: ε. With the published value (:data:`PUBLISHED_FLOOR`) the results for tiny matrices are smaller than
+            their polar factors; with 0 the result does not depend on the scale of ``x``.
 
     Returns:
         Singular vectors of ``x`` with singular values near 1, shape and dtype of ``x``; 0 for x = 0.
@@ -89,10 +89,10 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
 
 
 def fast_dtype(x: Tensor) -> torch.dtype:
-    """Floating type in which Newton–Schulz is fastest where ``x`` lies without losing what optimizers need.
+    """The fastest dtype for Newton–Schulz on the device of ``x`` that is accurate enough for optimizers.
 
-    bfloat16 on GPUs and on CPUs with bfloat16 instructions, else float32 (a CPU without them multiplies bfloat16 ten
-    times slower than float32, measured); float64 stays float64.
+    It is bfloat16 on GPUs and on CPUs with bfloat16 instructions, else float32 (other CPUs multiply bfloat16 ten times
+    slower than float32, measured); float64 stays float64.
     """
     if x.dtype == torch.float64:
         return torch.float64
@@ -107,7 +107,7 @@ def exact_polar(x: Tensor) -> Tensor:
         x: Matrices, shape ``(*batch, m, n)``.
 
     Returns:
-        Shape and dtype of ``x`` (half precisions are worked in float32).
+        Shape and dtype of ``x`` (half precisions are computed in float32).
 
     Source: definition; Higham, *Functions of Matrices*, chapter 8.
     """

@@ -1,8 +1,8 @@
-"""Matrix products and orthonormal bases by the fastest float32 kernels where the matrices lie.
+"""Matrix products and orthonormal bases by the fastest float32 kernels of the device.
 
-On AMD's processors with AVX-512, torch's CPU products in float32 run in MKL, at half of what the machine can do, and
-LAPACK's QR at a fifth. oneDNN's products, which torch has for the linear layers of compiled models, reach it. Both
-multiply and add in float32 and differ by rounding alone. Elsewhere the functions are torch's own.
+On AMD processors with AVX-512, torch's float32 CPU products run in MKL at half of the machine's peak rate, and LAPACK's
+QR at a fifth. oneDNN's products, which torch uses for the linear layers of compiled models, reach the peak. Both
+multiply and add in float32 and differ only by rounding. Elsewhere the functions are torch's own.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SMALLEST = 2**22  # multiplications of a product from which on oneDNN's start pays (measured)
-_PANEL = 128  # columns that Householder's reflections are gathered for (measured best of 32 … 256)
-_SMALLEST_QR = 384  # columns from which on panels pay (measured)
+_SMALLEST = 2**22  # multiplications per product from which oneDNN's overhead pays off (measured)
+_PANEL = 128  # columns per panel of Householder reflections (measured best of 32 … 256)
+_SMALLEST_QR = 384  # columns from which panels pay off (measured)
 
 
 def _mkl_is_slow() -> bool:
-    """Whether MKL leaves the wide vector units of this processor unused, and oneDNN is there to use them."""
+    """Whether MKL leaves this processor's wide vector units unused and oneDNN is available to use them."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return (
         "AMD" in capabilities.get("cpu_name", "")
@@ -39,7 +39,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         b: B, shape ``(*batch, k, n)``.
 
     Returns:
-        AB, shape ``(*batch, m, n)``; its memory may lie in column order.
+        AB, shape ``(*batch, m, n)``, possibly stored in column order.
     """
     is_small = not torch.compiler.is_compiling() and a.size(-2) * a.size(-1) * b.size(-1) < _SMALLEST
     if is_small or not _prefers_onednn(a, b):
@@ -50,7 +50,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def orthonormal_columns(a: Tensor) -> Tensor:
-    r"""Q of A = QR by Householder's reflections, orthogonal even where A is singular.
+    r"""Q of A = QR by Householder's reflections, orthogonal even if A is singular.
 
     With oneDNN, reflections are gathered in panels, :math:`H_1\cdots H_k = I - VTV^\top`, and applied as products.
 
@@ -69,9 +69,9 @@ def orthonormal_columns(a: Tensor) -> Tensor:
         k = min(_PANEL, n - start)
         v, t = _reflections(a[:, :k])
         panels.append((v, t))
-        if start + k < n:  # R is not kept: the part below and right of the panel goes on
+        if start + k < n:  # R is not kept: only the part below and to the right of the panel is needed further on
             a = (a[:, k:] - product(v, t.mT @ product(v.mT, a)[:, k:]))[k:]
-    # Back through the panels, each of which acts on [[1, 0], [0, Q so far]].
+    # Go back through the panels; each acts on [[1, 0], [0, Q so far]].
     q = a.new_zeros(0, 0)
     for v, t in reversed(panels):
         k = v.size(1)
@@ -95,7 +95,7 @@ def _reflections(panel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _onednn_product(a: Tensor, b: Tensor) -> Tensor:
-    if _is_transposed(a) and a.numel() > 2 * b.numel():  # a is copied to row order, or b and the result are
+    if _is_transposed(a) and a.numel() > 2 * b.numel():  # either a is copied to row order, or b and the result are
         return _onednn_product(b.mT, a.mT).mT
     if not (b.is_contiguous() or _is_transposed(b)):
         b = b.contiguous()

@@ -1,4 +1,4 @@
-"""Random subspaces that are a function of a number: no generator, so nothing to save but the number."""
+"""Random subspaces as a function of a number: without a generator, only the number has to be saved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _GOLDEN, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF
 
 
 def random_subspace(w: Tensor, columns: int, number: Tensor) -> Tensor:
-    """Orthonormal columns of a uniformly random subspace, the same for every matrix with the same number and width.
+    """Orthonormal basis of a uniformly random subspace, the same for all matrices with equal number and width.
 
     Args:
         w: Matrices, shape ``(*batch, m, n)``; gives shape, dtype and device.
         columns: k.
-        number: Which subspace, whole numbers from 0, shape ``(*batch,)``.
+        number: Number of the subspace, from 0, shape ``(*batch,)``.
 
     Returns:
         Shape ``(*batch, n, k)``, dtype of ``w``.
@@ -38,10 +38,10 @@ def random_subspace(w: Tensor, columns: int, number: Tensor) -> Tensor:
 
 
 def _uniform(counter: Tensor) -> Tensor:
-    """Numbers in (0, 1], one a counter."""
+    """Numbers in (0, 1], one per counter."""
     x = counter * _GOLDEN
     x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND  # SplitMix64's last step changes only bits below those taken
+    x = (x ^ _shifted(x, 27)) * _SECOND  # SplitMix64's last step changes only bits below those used
     return (_shifted(x, 40) + 1).to(torch.float32) * 2.0**-24
 
 

@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 def inverse_root(matrix: Tensor, order: int, *, eps: float) -> Tensor:
     """(A + εI)^{−1/order} of a symmetric positive-semidefinite matrix, by its eigenvectors.
 
-    It has its derivatives, forward and backward, also where eigenvalues coincide and torch's ``eigh`` has none.
+    It is differentiable, forward and backward, even if eigenvalues coincide, where torch's ``eigh`` is not.
 
     Args:
         matrix: A, shape ``(*batch, n, n)``.
         order: 1, 2, 4, …
-        eps: ε > 0; rounding may leave eigenvalues slightly below zero, which count as zero.
+        eps: ε > 0; eigenvalues slightly below zero due to rounding count as zero.
 
     Source: Higham, *Functions of Matrices*, chapter 7; derivative: theorem 3.11 (Daleckii and Krein).
     """
@@ -26,13 +26,14 @@ def inverse_root(matrix: Tensor, order: int, *, eps: float) -> Tensor:
 
 
 def newton_inverse_root(matrix: Tensor, order: int, *, eps: float, steps: int = 30) -> Tensor:
-    r"""The same root by coupled Newton iteration: products only, so that no device waits.
+    r"""Inverse root by coupled Newton iteration, which uses products only and never syncs with the device.
 
     .. math:: T = \tfrac{(p+1)I - M_k}{p}, \qquad X_{k+1} = X_k T, \qquad M_{k+1} = T^p M_k
 
     from :math:`M_0 = zA`, :math:`X_0 = z^{1/p}I` with :math:`z = (1+p)/(2\|A\|_F)`. A step multiplies a small
-    eigenvalue of M by :math:`(1 + 1/p)^p`: 2.4 for p = 4, so that 30 steps reach conditions of :math:`10^{10}`. The
-    iteration diverges at negative eigenvalues, so the rounding of A is added to ε: four units of its norm.
+    eigenvalue of M by :math:`(1 + 1/p)^p`: 2.4 for p = 4, so 30 steps are enough for condition numbers of
+    :math:`10^{10}`. The iteration diverges at negative eigenvalues, so four units of rounding of the norm of A are
+    added to ε.
 
     Args:
         matrix: A without εI, shape ``(*batch, n, n)``.
@@ -44,7 +45,7 @@ def newton_inverse_root(matrix: Tensor, order: int, *, eps: float, steps: int = 
     Shampoo: Anil et al., arXiv:2002.09018.
     """
     identity = torch.eye(matrix.size(-1), dtype=matrix.dtype, device=matrix.device)
-    size = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=eps)  # by which squares neither overflow nor vanish
+    size = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=eps)  # scale at which squares stay in range
     matrix = matrix / size
     rounding = 4.0 * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(matrix, keepdim=True)
     shifted = matrix + (eps / size + rounding) * identity
@@ -55,7 +56,7 @@ def newton_inverse_root(matrix: Tensor, order: int, *, eps: float, steps: int = 
         root = root @ factor
         power = torch.linalg.matrix_power(factor, order)
         coupled = power @ coupled
-        coupled = 0.5 * (coupled + coupled.mT)  # rounding would grow in the other part
+        coupled = 0.5 * (coupled + coupled.mT)  # rounding would grow in the antisymmetric part
     symmetric: Tensor = 0.5 * size ** (-1.0 / order) * (root + root.mT)
     return symmetric
 

@@ -1,4 +1,4 @@
-r"""Sharp/flat splits that optimizers can afford: of matrices by singular value, of vectors by coordinate.
+r"""Sharp masks that optimizers can afford: matrices are split by singular value, vectors by coordinate.
 
 A split of matrices acts on the input side: :math:`Q = I - S^\top S` is n×n and is never formed for wide matrices.
 """
@@ -21,7 +21,7 @@ _GROW, _SHRINK = 1.05, 0.95  # per-step adaptation of thresholds, as published
 
 
 def published_rank(sharp_fraction: float, shorter: int) -> int:
-    """Sharp rank that the threshold mask aims at: k = min(⌊r·min(m,n)⌋ + 1, min(m,n) − 1).
+    """Target sharp rank of the threshold mask: k = min(⌊r·min(m,n)⌋ + 1, min(m,n) − 1).
 
     Args:
         sharp_fraction: r in [0, 1].
@@ -83,7 +83,7 @@ def adapt_threshold(rho: Tensor, mask: Tensor, *, rank: int, h: float = 1.0) -> 
 
 
 def mask_complement(mask: Tensor) -> Projector:
-    r"""X ↦ XQ with :math:`Q = I - S^\top S`; products run through the shorter side.
+    r"""X ↦ XQ with :math:`Q = I - S^\top S`; products go through the shorter side.
 
     Args:
         mask: S, shape ``(*batch, m, n)``.
@@ -119,7 +119,7 @@ def top_right_subspace(covector: Tensor, rank: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SubspaceComplement:
-    """X ↦ X − (XV)Vᵀ: the flat projector off orthonormal columns.
+    """The flat projector X ↦ X − (XV)Vᵀ off orthonormal columns.
 
     Args:
         basis: V, shape ``(*batch, n, k)``.
@@ -137,7 +137,7 @@ class SubspaceComplement:
 
 @dataclass(frozen=True)
 class GradedComplement:
-    r"""X ↦ XQ with :math:`Q = I - (\tilde M^\top\tilde M)^{1/2}/\sigma`: the flatter, the smaller the singular value.
+    r"""X ↦ XQ with :math:`Q = I - (\tilde M^\top\tilde M)^{1/2}/\sigma`: the smaller the singular value, the flatter.
 
     With the polar factor O of M̃ it is :math:`XQ = X - XO^\top\tilde M/\sigma`, and of O itself
     :math:`OQ = O - \tilde M/\sigma`, without a product.
@@ -145,7 +145,7 @@ class GradedComplement:
     Args:
         covector: M̃ or a multiple of it, shape ``(*batch, m, n)``.
         polar: O = msign(M̃), same shape.
-        size: σ, in the same multiple, shape ``(*batch, 1, 1)``.
+        size: σ, scaled by the same factor, shape ``(*batch, 1, 1)``.
     """
 
     covector: Tensor
@@ -166,7 +166,7 @@ def leading_direction(x: Tensor, direction: Tensor) -> Tensor:
 
     Args:
         x: X, shape ``(*batch, m, n)``.
-        direction: Unit vectors of the call before, shape ``(*batch, n)``; kept where X is zero.
+        direction: Unit vectors from the previous call, shape ``(*batch, n)``; returned unchanged if X is zero.
 
     Source: Golub and Van Loan, *Matrix Computations*, section 7.3.
     """
@@ -179,7 +179,7 @@ def leading_direction(x: Tensor, direction: Tensor) -> Tensor:
 
 
 class CoordinateThresholds(NamedTuple):
-    """hi and lo of the elementwise mask, in units of mean(v), each 0-dimensional or of the shape of a batch."""
+    """Thresholds hi and lo of the elementwise mask, in units of mean(v), 0-dimensional or of the batch shape."""
 
     hi: Tensor
     lo: Tensor
@@ -200,10 +200,10 @@ def coordinate_mask(
     Args:
         v: Second moment, any shape.
         thresholds: hi > lo > 0.
-        dim: Last dimensions, which belong to one parameter; those before are a batch. ``None`` is all of them, ``()``
-            makes each element a parameter.
-        mean: mean(v) where ``v`` is only a part of the parameter.
-        floor: ε in units of v, :data:`PUBLISHED_WIDTH_FLOOR` in the published code; with 0 the mask does not depend on
+        dim: Trailing dimensions that form one parameter; the others are a batch. ``None`` is all of them, ``()`` makes
+            each element a parameter.
+        mean: mean(v) if ``v`` is only a part of the parameter.
+        floor: ε in units of v; :data:`PUBLISHED_WIDTH_FLOOR` in the published code. With 0 the mask does not depend on
             the scale of v.
 
     Returns:
@@ -219,13 +219,13 @@ def coordinate_mask(
     p = v / mean.clamp(min=torch.finfo(v.dtype).tiny)
     if p.requires_grad:
         return ((p - lo) / (hi - lo)).clamp(0.0, 1.0)
-    return p.sub_(lo).div_(hi - lo).clamp_(0.0, 1.0)  # the same numbers without new memory
+    return p.sub_(lo).div_(hi - lo).clamp_(0.0, 1.0)  # the same result without allocating
 
 
 def passing_fractions(
     v: Tensor, thresholds: CoordinateThresholds, *, dim: tuple[int, ...] | None = None, mean: Tensor | None = None
 ) -> CoordinateThresholds:
-    """Fractions of the elements with v ≥ hi·mean(v) and v ≥ lo·mean(v); arguments as of :func:`coordinate_mask`."""
+    """Fractions of the elements with v ≥ hi·mean(v) and v ≥ lo·mean(v); arguments as for :func:`coordinate_mask`."""
     mean = _kept_mean(v, dim) if mean is None else mean
     hi, lo = (_mean((v >= _spread(level, dim) * mean).to(v.dtype), dim) for level in thresholds)
     return CoordinateThresholds(hi, lo)
@@ -234,9 +234,9 @@ def passing_fractions(
 def adapt_coordinate_thresholds(
     thresholds: CoordinateThresholds, passing: CoordinateThresholds, *, sharp_fraction: float, h: float = 1.0
 ) -> CoordinateThresholds:
-    """Next (hi, lo): each times 1.05ʰ if too many elements pass, else times 0.95ʰ; then lo ≤ 0.95·hi; no device sync.
+    """Next (hi, lo): each times 1.05ʰ if too many elements pass, else times 0.95ʰ; then lo ≤ 0.95·hi. No device sync.
 
-    Too many is a fraction above r for hi, above r + min(1 − r, 0.1) for lo.
+    Too many means a fraction above r for hi, and above r + min(1 − r, 0.1) for lo.
 
     Args:
         thresholds: hi and lo that the mask just used.
@@ -259,7 +259,7 @@ def _kept_mean(v: Tensor, dim: tuple[int, ...] | None) -> Tensor:
 
 
 def _mean(x: Tensor, dim: tuple[int, ...] | None, *, keepdim: bool = False) -> Tensor:
-    return x if dim == () else x.mean(dim, keepdim=keepdim)  # torch takes () for all dimensions
+    return x if dim == () else x.mean(dim, keepdim=keepdim)  # torch reads () as all dimensions
 
 
 def _spread(level: Tensor, dim: tuple[int, ...] | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Newton–Schulz in bfloat16 that computes half of each symmetric product, on CPUs with AVX-512 bfloat16 instructions.
+"""bfloat16 Newton–Schulz that computes only half of each symmetric product, on CPUs with AVX-512 bfloat16.
 
-Of a step's three products two are symmetric, and in the Gram form five of seven; no library has a symmetric product in
+Two of a step's three products are symmetric, and five of seven in the Gram form; no library has a symmetric product in
 bfloat16. The program is :mod:`discretizations.matrices.bfloat16_products`.
 """
 
@@ -18,7 +18,7 @@ from discretizations.matrices.newton_schulz import newton_schulz, normalized
 
 __all__ = ["is_supported", "operations", "symmetric_newton_schulz"]
 
-_SQUARES = 3  # square buffers of a matrix, as in the program
+_SQUARES = 3  # square buffers per matrix, as in the C++ program
 
 
 def symmetric_newton_schulz(
@@ -28,16 +28,16 @@ def symmetric_newton_schulz(
     scale: tuple[float, float, float],
     pairs: int,
 ) -> Tensor:
-    """Newton–Schulz of normalised matrices: :func:`discretizations.matrices.newton_schulz.newton_schulz`, faster.
+    """A faster :func:`discretizations.matrices.newton_schulz.newton_schulz` of normalised matrices.
 
-    Results do not depend on the number of threads, nor on what else is in the batch. Where no compiler builds the
-    program, it is that function.
+    Results depend neither on the number of threads nor on the other matrices of the batch. If no compiler builds the
+    program, that function is called.
 
     Args:
         x: Matrices, bfloat16, shape ``(*batch, m, n)``.
         coefficients: (a, b, c) of each step.
         scale: See :func:`discretizations.matrices.newton_schulz.normalized`.
-        pairs: How many pairs of steps work on the Gram matrix alone, the first ones.
+        pairs: Number of leading step pairs that work only on the Gram matrix.
 
     Returns:
         Shape and dtype of ``x``.
@@ -67,7 +67,7 @@ def _call(x: Tensor, scale: list[float], coefficients: list[float], pairs: int) 
 
 
 def operations(shape: Sequence[int], steps: int, pairs: int) -> int:
-    """Multiplications and additions of the products, those of padding included.
+    """Number of multiplications and additions in the products, including padding.
 
     Args:
         shape: ``(batch, m, n)``.
@@ -76,7 +76,7 @@ def operations(shape: Sequence[int], steps: int, pairs: int) -> int:
     """
     batch, m, n = shape
     side, wide = _padded(m, n)
-    half = side * (side + BLOCK // 2) // 2  # of blocks on the diagonal three quarters are computed
+    half = side * (side + BLOCK // 2) // 2  # three quarters of each diagonal block are computed
     pair = half * (wide + 4 * side) + side * side * (wide + side)
     step = half * (wide + side) + side * side * wide
     return 2 * batch * (pairs * pair + (steps - 2 * pairs) * step)

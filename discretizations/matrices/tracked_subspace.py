@@ -2,10 +2,10 @@ r"""The top right singular space of a matrix that changes slowly, followed by wa
 
 Each call makes one iteration :math:`Y = X^\top(XV)`, orthonormalises Y and solves the small eigenproblem of
 :math:`(XQ)^\top(XQ)` (Rayleigh–Ritz), so that the columns of the new V are ordered by singular value. Carrying a
-quarter more columns than the mask needs lets the last ones that count converge quickly.
+quarter more columns than the mask needs lets the last needed ones converge quickly.
 
-On the CPU the factorisations are LAPACK's. Elsewhere they are written in matrix products, because the library's check
-of their success would wait for the device.
+On the CPU the factorisations are LAPACK's. Elsewhere they use matrix products, because the library's check for success
+would sync with the device.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from discretizations.matrices.gram_products import normal_product, projected_gram, serves
 
 OVERSAMPLING = 1.25  # columns carried per column of the mask
-_SHIFT = 10.0  # of Cholesky QR's diagonal, in units of eps·columns: keeps a rank-deficient block factorisable
-_ROTATIONS = 3  # simultaneous Jacobi rotations a call; they converge quadratically near the last solution
+_SHIFT = 10.0  # added to Cholesky QR's diagonal, in units of eps·columns: keeps a rank-deficient block factorisable
+_ROTATIONS = 3  # simultaneous Jacobi sweeps per call; they converge quadratically near the last solution
 
 
 def tracked_rank(rank: int, shorter: int) -> int:
-    """Columns to carry for a mask of the given rank: a quarter more, at most min(m, n)."""
+    """Number of columns to carry for a mask of the given rank: a quarter more, at most min(m, n)."""
     return min(math.ceil(OVERSAMPLING * rank), shorter)
 
 
 def initial_subspace(w: Tensor, columns: int) -> Tensor:
-    """Orthonormal columns to start from, the same for every matrix of one width; no gradient is needed.
+    """Orthonormal start columns, the same for every matrix of one width; they need no gradient.
 
     Args:
         w: Matrices, shape ``(*batch, m, n)``; gives shape, dtype and device.
@@ -47,13 +47,13 @@ def track_subspace(x: Tensor, basis: Tensor) -> Tensor:
     """One step of block iteration with Rayleigh–Ritz.
 
     Args:
-        x: Matrices, shape ``(*batch, m, n)``. Products with half-precision ones are made in their type, all else in
+        x: Matrices, shape ``(*batch, m, n)``. Products with half-precision matrices use their dtype, everything else
             float32.
-        basis: V of the call before, shape ``(*batch, n, k)``.
+        basis: V from the previous call, shape ``(*batch, n, k)``.
 
     Returns:
-        The new V by descending singular value, shape and dtype of ``basis``. Where ``x`` is zero or not finite, the old
-        one.
+        The new V in order of descending singular value, shape and dtype of ``basis``; the old V if ``x`` is zero or not
+            finite.
 
     Source: subspace iteration with Rayleigh–Ritz, Golub and Van Loan, *Matrix Computations*, section 8.2.
     """
@@ -76,7 +76,7 @@ def track_subspace(x: Tensor, basis: Tensor) -> Tensor:
         image = _near_one((x @ columns.to(x.dtype)).to(wide))
         small = image.mT @ image
     if on_cpu:
-        # LAPACK's eigensolver raises for numbers that are not finite; the columns then are not finite either.
+        # LAPACK's eigensolver raises for non-finite numbers; the columns are non-finite then, too.
         small = torch.where(small.isfinite().all(dim=(-2, -1), keepdim=True), small, 0.0)
         rotated = columns @ torch.linalg.eigh(small).eigenvectors.flip(-1)
     else:
@@ -86,12 +86,12 @@ def track_subspace(x: Tensor, basis: Tensor) -> Tensor:
 
 
 def _near_one(x: Tensor) -> Tensor:
-    """x over its largest magnitude: squares of small or large gradients would under- or overflow."""
+    """x divided by its largest magnitude, so that squares neither underflow nor overflow."""
     return x / x.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def cholesky_orthonormalize(block: Tensor) -> Tensor:
-    """Orthonormal columns of the same nested spans, by Cholesky QR done three times; no device sync.
+    """Orthonormal columns with the same nested spans, by three rounds of Cholesky QR; no device sync.
 
     Args:
         block: Unit columns, shape ``(*batch, n, k)``.
@@ -109,7 +109,7 @@ def cholesky_orthonormalize(block: Tensor) -> Tensor:
 
 
 def sorted_eigenvectors(matrix: Tensor) -> Tensor:
-    r"""Approximate eigenvectors of a nearly diagonal symmetric matrix by descending eigenvalue; no device sync.
+    r"""Approximate eigenvectors of a nearly diagonal symmetric matrix, by descending eigenvalue, without device sync.
 
     Every pair is rotated at once by Jacobi's angle :math:`\tfrac12\arctan\frac{2t_{ij}}{t_{jj}-t_{ii}}`, and the
     product of the small rotations is made orthogonal by Newton–Schulz.

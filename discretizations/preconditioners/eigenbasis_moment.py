@@ -41,38 +41,37 @@ class EigenbasisMoment(CoordinateMoment):
         X' = Q_L^\top X Q_R, \qquad \dot V = (1-\theta_2)(G'^2 - V), \qquad
         \dot L = (1-\theta_2)(GG^\top - L), \quad \dot R = (1-\theta_2)(G^\top G - R)
 
-    Momentum is kept in the eigenbasis. Every ``frequency`` units of time one orthogonal iteration refreshes it:
-    momentum turns, V follows the order of the columns. The first gradient only sets the eigenbasis. L and R are kept
-    as lower triangles; the other entries have no meaning.
+    Momentum is kept in the eigenbasis. Every ``frequency`` units of time one orthogonal iteration refreshes the basis:
+    momentum is rotated, and V is permuted like the columns. The first gradient only sets the eigenbasis. L and R are
+    stored as lower triangles; their other entries have no meaning.
 
-    With ``divergence="kl"`` the factors fit the second moment by the Kullback–Leibler divergence: each takes in
-    gradients that the other one whitens, and its eigenvalues λ are averages in the kept basis,
+    With ``divergence="kl"`` the factors fit the second moment in the Kullback–Leibler divergence: each factor takes in
+    gradients whitened by the other one, and its eigenvalues λ are averages in the stored basis,
 
     .. math::
         \dot L = (1-\theta_2)\left(\tfrac1n G R^{-1} G^\top - L\right), \qquad
         \dot\lambda^L_i = (1-\theta_2)\left(\tfrac1n \textstyle\sum_j G'^2_{ij}/\lambda^R_j - \lambda^L_i\right)
 
     with :math:`R^{-1} = Q_R\,\mathrm{diag}(\lambda^R + \epsilon)^{-1}Q_R^\top`, and likewise for R. With
-    ``moment="kronecker"`` they make the metric as well, :math:`V_{ij} = \lambda^L_i\lambda^R_j`: KL-Shampoo. Else V is
-    averaged number by number: KL-SOAP. λ starts at the root mean square of the first gradient on both sides, so that
-    the metric follows the scale of f; the authors' code starts at 0.1.
+    ``moment="kronecker"`` they also define the metric, :math:`V_{ij} = \lambda^L_i\lambda^R_j` (KL-Shampoo). Otherwise
+    V is averaged entry by entry (KL-SOAP). λ starts at the root mean square of the first gradient on both sides, so
+    that the metric scales with f; the authors' code starts at 0.1.
 
     Args:
         beta2: θ₂ of V, L, R and λ.
         eps: ε.
-        frequency: f, between refreshes. Matrix number i of a batch is refreshed after the gradients t with
-            (t + i) mod f = 0, so that each step has its share of the work.
-        max_dim: A longer side is not rotated.
+        frequency: f, time between refreshes. Matrix number i of a batch is refreshed after the gradients t with (t + i)
+            mod f = 0, which spreads the work evenly over steps.
+        max_dim: Longest side that is rotated.
         divergence: ``"frobenius"`` for Shampoo's factors, or ``"kl"``.
         moment: ``"elementwise"`` for SOAP, or ``"kronecker"``.
         mask: Sharp coordinates in the eigenbasis; ``None`` for a base method.
 
     Raises:
-        ValueError: for a Kronecker moment of factors that are not fitted by the KL divergence, or a side that is not
-            rotated with it.
+        ValueError: for a Kronecker moment without the KL divergence, or with a side that is not rotated.
 
-    Source: Vyas et al., arXiv:2409.11321, Algorithm 3; start, bias correction, and the order of refresh and update are
-    those of the authors' code. Lin et al., arXiv:2509.03378 (KL).
+    Source: Vyas et al., arXiv:2409.11321, Algorithm 3; start, bias correction, and the order of refresh and update
+    follow the authors' code. Lin et al., arXiv:2509.03378 (KL).
     """
 
     name = "eigenbasis-moment"
@@ -88,7 +87,7 @@ class EigenbasisMoment(CoordinateMoment):
 
     def __post_init__(self) -> None:
         if self.moment == "kronecker" and self.divergence != "kl":
-            raise ValueError("moment = 'kronecker' is the metric of factors fitted with divergence = 'kl'; set both.")
+            raise ValueError("moment = 'kronecker' needs factors fitted with divergence = 'kl'; set both.")
 
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
         *leading, m, n = w.shape
@@ -120,7 +119,7 @@ class EigenbasisMoment(CoordinateMoment):
         return taken | {key: x @ x.mT for key, x in halves.items()}
 
     def _half(self, memory: Memory, g: Tensor, side: str) -> Tensor:
-        """X such that a side's factor takes in XXᵀ: G or Gᵀ, whitened by the other factor for the KL divergence."""
+        """The matrix X whose XXᵀ a side's factor takes in: G or Gᵀ, with KL divergence whitened by the other factor."""
         x, other = (g, "right") if side == "left" else (g.mT, "left")
         if self.divergence == "frobenius":
             return x
@@ -130,7 +129,7 @@ class EigenbasisMoment(CoordinateMoment):
         return whitened
 
     def observe(self, memory: Memory, g: Tensor, frame_g: Tensor, *, h: Any = 1.0) -> Memory:
-        # Averages of V and 1 are as for all; those of L and R take half of the symmetric product.
+        # V and the mass are averaged as usual; L and R compute only half of the symmetric product.
         factors = ("left", "right")
         moments = {key: value for key, value in memory.items() if key not in factors}
         return memory | super().observe(moments, g, frame_g, h=h) | self.observed_factors(memory, g, h=h)
@@ -138,14 +137,14 @@ class EigenbasisMoment(CoordinateMoment):
     def observed_factors(
         self, memory: Memory, g: Tensor, *, h: Any = 1.0, usable: Tensor | None = None, in_place: bool = False
     ) -> Memory:
-        """L and R with a gradient taken in.
+        """L and R after taking in a gradient.
 
         Args:
-            memory: Before the gradient.
+            memory: Memory before the gradient.
             g: Gradient, not in the frame.
             h: Step size, in units of time.
-            usable: 1 if they may change, else 0, 0-dimensional, in their floating type; ``None`` is 1.
-            in_place: Whether the tensors of ``memory`` are changed, the largest part of what a step changes.
+            usable: 0-dimensional, in the factors' dtype: 1 if they may change, else 0; ``None`` is 1.
+            in_place: Whether to change the tensors of ``memory``, which are the largest that a step changes.
         """
         rate = (1.0 - self.beta2) * h
         weight = rate if usable is None else rate * usable
@@ -170,7 +169,7 @@ class EigenbasisMoment(CoordinateMoment):
         if not count:
             return {}
         bases = first_eigenbases(g, both=count == 2)  # the shorter side is always within the limit
-        # In row order, as they are kept: products depend on strides in their last bits.
+        # In row order, as they are stored: the last bits of products depend on strides.
         return {key: basis.contiguous() for key, basis in zip(_BASES, bases, strict=True) if basis is not None}
 
     def raise_index(self, memory: Memory, covector: Tensor) -> Tensor:
@@ -197,11 +196,10 @@ class EigenbasisMoment(CoordinateMoment):
     def with_flat_decay(
         self, u: Tensor, flat: Projector, memory: Memory, shrinkage: Tensor, *, due: Sequence[int] | None
     ) -> Tensor:
-        """In an optimizer, flat directions decay beyond λ at refreshes only, ``frequency`` times as strongly.
+        """In an optimizer, the extra decay of flat directions acts only at refreshes, ``frequency`` times as strongly.
 
-        W in the frame is costly.
-        Where the mask stands still, the weights shrink over a period by the same factor as with decay at every step but
-        for (fηλ(χ−1))²: 10⁻⁵ at f = 10, ηλ = 3·10⁻⁴ and χ = 2.
+        Transforming W to the frame is costly. With a fixed mask, the weights shrink over a period by the same factor as
+        with decay at every step, up to (fηλ(χ−1))²: 10⁻⁵ at f = 10, ηλ = 3·10⁻⁴ and χ = 2.
         """
         if due is None or not isinstance(flat, CoordinateProjector):
             decayed: Tensor = super().with_flat_decay(u, flat, memory, shrinkage, due=due)
@@ -221,21 +219,21 @@ class EigenbasisMoment(CoordinateMoment):
     def jump(
         self, memory: Memory, m: Tensor, step: int, *, due: Sequence[int] = (0,), is_phase: bool = False
     ) -> tuple[Memory, Tensor]:
-        """Memory and momentum with new eigenbases; the moments are changed in place.
+        """Memory and momentum after a refresh of the eigenbases; the moments are changed in place.
 
-        A factor of t + 1 gradients m×n has rank (t + 1)·min(m, n) at most. While that is less than its side, rounding
-        would choose the rest of the new basis: such matrices keep the first one until their next turn.
+        A factor of t + 1 gradients m×n has rank at most (t + 1)·min(m, n). While that is less than its side, rounding
+        would determine the rest of the new basis, so such matrices keep the first basis until their next turn.
 
         Args:
             memory: Memory after a step.
-            m: Momentum after it.
+            m: Momentum after the step.
             step: t, gradients after the first one.
-            due: Places in the batch.
-            is_phase: Whether ``step`` is only the :meth:`phase`, in a compiled step.
+            due: Batch indices.
+            is_phase: Whether ``step`` is the :meth:`phase` instead of the step, as in compiled steps.
         """
         shorter, longer = sorted(m.shape[-2:])
         needed = -(-longer // max(1, shorter))
-        is_regular = step + 1 >= needed  # of a phase, the count is larger
+        is_regular = step + 1 >= needed  # for a phase, the true count is larger
         if not due or not (is_regular or is_phase):
             return memory, m
         if is_regular:
@@ -243,13 +241,13 @@ class EigenbasisMoment(CoordinateMoment):
             return memory | new, turned
         kept = {key: memory[key].clone() for key in ("v", *_VALUES) if key in memory}
         new, turned = self._refreshed(memory | kept, m.clone(), due)
-        # The mass of the average tells the count: it is 1 − θ₂ᵗ.
+        # The count follows from the mass of the average, 1 − θ₂ᵗ.
         regular = memory["v_mass"] >= 1.0 - self.beta2 ** (needed - 1.5)
         chosen = {key: torch.where(spread(regular, new[key]), new[key], memory[key]) for key in new}
         return memory | chosen, torch.where(spread(regular, m), turned, m)
 
     def _refreshed(self, memory: Memory, m: Tensor, due: Sequence[int]) -> tuple[Memory, Tensor]:
-        """Moments, changed in place, and new bases after one orthogonal iteration for the places ``due``."""
+        """Moments, changed in place, and new bases after one orthogonal iteration for the batch indices ``due``."""
         bases = {key: memory[key].clone() for key in _BASES if key in memory}
         moments = {key: memory[key] for key in ("v", *_VALUES) if key in memory}
         for i in due:
@@ -273,12 +271,12 @@ class EigenbasisMoment(CoordinateMoment):
         return changed, m
 
     def cost(self, rows: int, columns: int) -> float:
-        r"""Operations of a step for a matrix, a refresh counted by its share.
+        r"""Operations per step for a matrix, with the cost of a refresh spread over its period.
 
-        A rotated side s beside o: half of the factor's product, :math:`s^2o`, G there and U back, :math:`4s^2o`, and at
-        every f-th step :math:`LQ`, its QR and the rotation of M', :math:`2s^3 + 8s^3 + 4s^2o`. QR's operations count
-        threefold and the passes over m, v and G as 2000 a number: so long they took beside products (float32, one CPU
-        thread, sides of 512 and 1024).
+        A rotated side s with other side o needs half of the factor's product, :math:`s^2o`; the rotations of G and U,
+        :math:`4s^2o`; and at every f-th step :math:`LQ`, its QR and the rotation of M', :math:`2s^3 + 8s^3 + 4s^2o`.
+        QR's operations count threefold, and the passes over m, v and G count as 2000 operations per number. These
+        weights reflect measured times relative to products (float32, one CPU thread, sides of 512 and 1024).
         """
         total = _PASSES * rows * columns
         for side, other in ((rows, columns), (columns, rows)):
@@ -289,5 +287,5 @@ class EigenbasisMoment(CoordinateMoment):
 
 
 def single(x: Tensor, place: int, matrix: Tensor | None = None) -> Tensor:
-    """What belongs to one matrix of a batch, as a view; ``matrix`` tells whether there is a batch, by default ``x``."""
+    """View of one batch entry of ``x``; ``matrix`` (by default ``x``) shows whether there is a batch."""
     return x if (x if matrix is None else matrix).ndim == 2 else x[place]

@@ -22,7 +22,7 @@ RootMethod: TypeAlias = Literal["eigh", "newton"]
 _ROOTS = {"eigh": inverse_root, "newton": newton_inverse_root}
 _SIDES = ("left", "right")
 _KEPT = ("left_root", "right_root")
-_GRAFT_EPS = 1e-8  # ε of the grafted Adam step, torch's
+_GRAFT_EPS = 1e-8  # ε of the grafted Adam step, as in torch
 
 
 @PRECONDITIONERS.register(place=4)
@@ -30,21 +30,21 @@ _GRAFT_EPS = 1e-8  # ε of the grafted Adam step, torch's
 class KroneckerRoot(Preconditioner):
     r"""Shampoo's metric :math:`F = L^{1/4} \otimes R^{1/4}`: :math:`F^{-1}X = L^{-1/4} X R^{-1/4}`.
 
-    L and R are sums, or bias-corrected averages, of :math:`GG^\top` and :math:`G^\top G`, plus εI. Sharp are the top
-    eigenvectors of R.
+    L and R are sums, or bias-corrected averages, of :math:`GG^\top` and :math:`G^\top G`, plus εI. The sharp directions
+    are the top eigenvectors of R.
 
-    With ``frequency`` f > 1 roots and sharp directions are kept in the memory and computed anew every f units of time,
-    after the step; the first gradient only sets them. Grafting keeps this direction and gives it the Frobenius norm of
-    Adam's, :math:`\|X/(\sqrt{v/c} + 10^{-8})\|_F`, matrix by matrix.
+    With ``frequency`` f > 1 roots and sharp directions are stored in the memory and recomputed every f units of time,
+    after the step; the first gradient only sets them. Grafting rescales the direction, matrix by matrix, to the
+    Frobenius norm of Adam's, :math:`\|X/(\sqrt{v/c} + 10^{-8})\|_F`.
 
     Args:
-        beta2: θ₂ of the averages; ``None`` sums, as published first.
+        beta2: θ₂ of the averages; ``None`` uses sums, as first published.
         eps: ε > 0, added to the eigenvalues of both factors.
         sharp_fraction: r in [0, 1]; k = round(rn) columns are sharp.
         frequency: f; matrix number i of a batch is refreshed after the gradients t with (t + i) mod f = 0.
-        root: ``"eigh"``, or ``"newton"``, which needs products only
+        root: ``"eigh"``, or ``"newton"``, which uses products only
             (:func:`discretizations.matrices.roots.newton_inverse_root`).
-        grafts: Whether the direction gets the size of Adam's; it needs averages.
+        grafts: Whether the direction is rescaled to the norm of Adam's; needs averages.
 
     Raises:
         ValueError: for an ε that is not positive, or grafting with sums.
@@ -68,7 +68,7 @@ class KroneckerRoot(Preconditioner):
     def __post_init__(self) -> None:
         require_positive("eps", self.eps, "it keeps the roots of singular factors finite")
         if self.grafts and self.beta2 is None:
-            raise ValueError("grafts = True needs averages, as Adam's second moment is one; give beta2, such as 0.99.")
+            raise ValueError("grafts = True needs averages, such as Adam's second moment; give beta2, e.g. 0.99.")
 
     @property
     def is_linear(self) -> bool:
@@ -119,7 +119,7 @@ class KroneckerRoot(Preconditioner):
         return raised
 
     def roots(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """L^{-1/4} and R^{-1/4} that the memory keeps, or of its factors."""
+        """L^{-1/4} and R^{-1/4}, from the memory or computed from its factors."""
         if self.frequency > 1:
             return memory["left_root"], memory["right_root"]
         return self._root(self._factor(memory, "left")), self._root(self._factor(memory, "right"))
@@ -135,7 +135,7 @@ class KroneckerRoot(Preconditioner):
     def jump(
         self, memory: Memory, m: Tensor, step: int, *, due: Sequence[int] = (0,), is_phase: bool = False
     ) -> tuple[Memory, Tensor]:
-        """Memory with new roots of the factors of the matrices ``due``."""
+        """Memory with new roots for the matrices ``due``."""
         kept = {key: memory[key].clone() for key in (*_KEPT, "sharp") if key in memory}
         for i in due:
             one = {key: x if m.ndim == 2 else x[i] for key, x in memory.items()}
@@ -154,7 +154,7 @@ class KroneckerRoot(Preconditioner):
         return float(rows + columns) * rows * columns + roots / self.frequency
 
     def _kept(self, memory: Memory) -> Memory:
-        """Roots, and sharp directions if there are any, for the steps until the next refresh."""
+        """Roots, and sharp directions if any, to use until the next refresh."""
         roots: Memory = {f"{key}_root": self._root(self._factor(memory, key)) for key in _SIDES}
         return roots | {"sharp": self._sharp(memory)} if self.sharp_fraction else roots
 

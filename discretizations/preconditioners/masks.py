@@ -1,7 +1,7 @@
-"""Sharp masks: which directions count as sharp, by a preconditioner's own geometry, and how a mask adapts.
+"""Sharp masks choose the sharp directions in a preconditioner's geometry, and adapt over time.
 
-A mask is given what ranks the directions: the second moment for coordinates, the covector for singular directions. It
-answers with the flat projector x ↦ Qx and the memory it needs for the next step.
+A mask gets the quantity that ranks the directions: the second moment for coordinates, the covector for singular
+directions. It returns the flat projector x ↦ Qx and its memory for the next step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INITIAL_HI, INITIAL_LO = 1.0, 0.5  # thresholds of coordinates before the first 
 
 
 def wide_dtype(w: Tensor) -> torch.dtype:
-    """The floating type of sums and thresholds: that of ``w``, at least float32."""
+    """The dtype of sums and thresholds: that of ``w``, but at least float32."""
     return torch.promote_types(w.dtype, torch.float32)
 
 
@@ -58,12 +58,12 @@ class CoordinateProjector:
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateMask:
-    """LITE's soft mask of coordinates by second moment, with two thresholds that adapt to the wanted fraction.
+    """LITE's soft mask of coordinates by second moment, whose two thresholds adapt to a target fraction.
 
     Args:
         sharp_fraction: r in [0, 1], fraction of coordinates that count as sharp.
         floor: See :func:`discretizations.matrices.sharp_masks.coordinate_mask`.
-        all_flat_below: Sharp fraction below which every coordinate is flat and thresholds rest.
+        all_flat_below: Sharp fraction below which every coordinate is flat and thresholds stay fixed.
 
     Source: arXiv:2602.22681, AdamW-LITE.
     """
@@ -87,7 +87,7 @@ class CoordinateMask:
         if self.is_all_flat:
             return (lambda x: x), memory
         thresholds = CoordinateThresholds(memory["hi"], memory["lo"])
-        # All axes but the batch's; None for all of them, in which case reductions are faster.
+        # All axes except the batch axes; None stands for all axes, for which reductions are faster.
         dim = tuple(range(thresholds.hi.ndim - v.ndim, 0)) if thresholds.hi.ndim else None
         flatness = 1.0 - coordinate_mask(v, thresholds, dim=dim, floor=self.floor)
         passing = passing_fractions(v, thresholds, dim=dim)
@@ -104,7 +104,7 @@ class SingularMask(ABC):
 
     sharp_fraction: float
     applies_twice = False
-    masks_decay = True  # whether weight decay of flat directions is χ times that of sharp ones
+    masks_decay = True  # whether weight decay in flat directions is χ times that in sharp ones
     needs_polar = False  # whether the projector depends on the polar factor
     is_gradient = False  # whether msign(M̃)(P + χQ) is the gradient of a potential
 
@@ -118,7 +118,7 @@ class SingularMask(ABC):
         return {}
 
     def observed(self, memory: Memory, covector: Tensor) -> Memory:
-        """Memory that has seen a step's covector, also of a step in which no direction counts as flat."""
+        """Memory updated with a step's covector, even if no direction counts as flat in this step."""
         return memory
 
     @abstractmethod
@@ -128,7 +128,7 @@ class SingularMask(ABC):
         """The flat projector X ↦ XQ, and the memory after the step.
 
         Args:
-            memory: Before the step.
+            memory: Memory before the step.
             covector: M̃, shape ``(*batch, m, n)``.
             polar: msign(M̃).
             orthogonalize: X ↦ msign(X).
@@ -138,7 +138,7 @@ class SingularMask(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactSubspace(SingularMask):
-    """Sharp is the top-k right singular space of M̃, k = round(r·min(m, n)), by SVD.
+    """Mask whose sharp space is the top-k right singular space of M̃, k = round(r·min(m, n)), by SVD.
 
     Args:
         sharp_fraction: r in [0, 1].
@@ -155,7 +155,7 @@ class ExactSubspace(SingularMask):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedSubspace(SingularMask):
-    """Sharp is the same space, followed by one warm-started block iteration a step.
+    """Mask that tracks the top-k right singular space of M̃ with one warm-started block iteration per step.
 
     Args:
         sharp_fraction: r in [0, 1].
@@ -183,7 +183,7 @@ class TrackedSubspace(SingularMask):
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdMask(SingularMask):
-    """The published soft mask: singular values above ρ‖M̃‖, by a second Newton–Schulz; ρ adapts by 5% a step.
+    """The published soft mask: singular values above ρ‖M̃‖, by a second Newton–Schulz; ρ adapts by 5% per step.
 
     Args:
         sharp_fraction: r in [0, 1].
@@ -214,11 +214,11 @@ class ThresholdMask(SingularMask):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSubspace(SingularMask):
-    """Sharp is a random subspace of the same rank: the control for the choice of a subspace.
+    """Mask whose sharp space is a random subspace of the same rank, as a control experiment.
 
     Args:
         sharp_fraction: r in [0, 1].
-        is_redrawn: Whether every step draws another one, else it is fixed.
+        is_redrawn: Whether every step draws a new subspace; otherwise it is fixed.
     """
 
     sharp_fraction: float
@@ -241,18 +241,18 @@ class RandomSubspace(SingularMask):
 
 @dataclass(frozen=True, kw_only=True)
 class GradedMask(SingularMask):
-    r"""No threshold: along a singular direction the flat part is :math:`1 - \sigma_i/\sigma`.
+    r"""Mask without a threshold: along a singular direction the flat part is :math:`1 - \sigma_i/\sigma`.
 
     The direction is :math:`\chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma`, without a subspace or a second
     Newton–Schulz. With :math:`\sigma = \|\tilde M\|_F` it is the gradient of
     :math:`\chi\|\tilde M\|_* - (\chi-1)\|\tilde M\|_F`; with :math:`\sigma = \sigma_1`, from a warm-started power
-    iteration, it is no gradient. Weight decay meets no mask.
+    iteration, it is not a gradient. Weight decay ignores the mask.
 
     Args:
         by: ``"spectral"`` for σ₁, or ``"frobenius"``.
 
     Source: Contra-Muon of the public NanoGPT optimization records, msign minus a multiple of the momentum over its
-    operator norm; as a mask of LITE it is ours.
+    operator norm; its use as a mask of LITE is ours.
     """
 
     by: Literal["spectral", "frobenius"] = "spectral"
@@ -278,7 +278,7 @@ class GradedMask(SingularMask):
         memory = self.observed(memory, covector)
         tiny = torch.finfo(covector.dtype).tiny
         largest = covector.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=tiny)
-        x = covector / largest  # so that squares neither over- nor underflow
+        x = covector / largest  # so that squares neither overflow nor underflow
         if self.by == "spectral":
             x = x @ memory["leading"].to(x.dtype)[..., None]
         return GradedComplement(

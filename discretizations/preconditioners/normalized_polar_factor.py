@@ -1,4 +1,4 @@
-"""The polar factor with rows of equal average size: NorMuon."""
+"""The polar factor with rows normalised by their second moment: NorMuon."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class NormalizedPolarFactor(PolarFactor):
         O = \mathrm{msign}(\tilde M), \qquad \dot v_i = (1-\theta_2)(\tfrac1n\|O_{i\cdot}\|^2 - v_i), \qquad
         F^{-1}X = \rho\,\mathrm{diag}(\sqrt v + \epsilon)^{-1}\,\mathrm{msign}(X)
 
-    v takes in the step's own O before it is used. ρ gives :math:`F^{-1}\tilde M` the Frobenius norm of O. Rows are
-    scaled from the left and the mask acts from the right, so the two commute.
+    v takes in the O of the same step before it is used. ρ rescales :math:`F^{-1}\tilde M` to the Frobenius norm of O.
+    Row scaling acts from the left and the mask from the right, so the two commute.
 
     Args:
         beta2: θ₂ in [0, 1).
@@ -46,13 +46,13 @@ class NormalizedPolarFactor(PolarFactor):
     def __post_init__(self) -> None:
         if isinstance(self.mask, ThresholdMask):
             raise ValueError(
-                "the published soft mask works on a polar factor, which rows of equal size are not; take "
+                "the published soft mask needs a polar factor, which normalised rows are not; take "
                 "TrackedSubspace or ExactSubspace."
             )
 
     @property
     def degree(self) -> None:
-        """None: the rows' scales follow the momentum, so the direction is no gradient."""
+        """None, because the rows' scales depend on the momentum, so the direction is not a gradient."""
 
     @property
     def exact(self) -> NormalizedPolarFactor:
@@ -74,13 +74,13 @@ class NormalizedPolarFactor(PolarFactor):
         a, d = (self.polar(covector), None) if g is None else super().raise_two(memory, covector, g)
         squares = a.to(memory["rows"].dtype).square().mean(-1)
         memory = memory | {"rows": average_step(memory["rows"], squares, rate=1.0 - self.beta2, h=h)}
-        weights = self._weights(memory["rows"], a)  # one metric for both
+        weights = self._weights(memory["rows"], a)  # the same metric for both
         return a * weights, d if d is None else d * weights, memory
 
     def _weights(self, rows: Tensor, polar: Tensor) -> Tensor:
-        """What each row of a polar factor is multiplied by, shape ``(*batch, m, 1)``."""
+        """Factor for each row of a polar factor, shape ``(*batch, m, 1)``."""
         squares = polar.to(rows.dtype).square().sum(-1)
-        # Before the first step v is 0, and the limit of the flow is v of its first covector.
+        # Before the first step v is 0; the flow's limit is the v of its first covector.
         rows = torch.where(rows.amax(-1, keepdim=True) > 0.0, rows, squares / polar.size(-1))
         weights = (rows.sqrt() + self.eps).reciprocal()
         after = (squares * weights.square()).sum(-1, keepdim=True)

@@ -29,12 +29,12 @@ class PolarFactor(Preconditioner):
 
     Args:
         iteration: ``"polar-express"``, ``"svd"``, coefficients (a, b, c) of every Newton–Schulz step, as in
-            torch.optim.Muon, or a tuple of them, one a step, the last one for all further steps.
+            torch.optim.Muon, or a tuple of them, one per step, where the last one serves all further steps.
         steps: Number of steps.
-        dtype: Floating type of the iteration: ``"fastest"`` where the covector lies
-            (:func:`discretizations.matrices.polar.fast_dtype`), or one by name; by default that of the covector.
-        narrows: Whether covectors are rounded to that type before all else, masks included; if not, they keep theirs
-            unless it is narrower.
+        dtype: Dtype of the iteration: ``"fastest"`` on the covector's device
+            (:func:`discretizations.matrices.polar.fast_dtype`), or a name; by default that of the covector.
+        narrows: Whether covectors are rounded to that dtype before anything else, masks included. If not, they keep
+            their dtype unless it is narrower.
         floor: ε that Polar Express adds to the norm, or the smallest norm that other coefficients divide by.
         mask: Sharp singular directions; ``None`` for a base method.
 
@@ -58,13 +58,13 @@ class PolarFactor(Preconditioner):
 
     @property
     def degree(self) -> float | None:
-        """1 if polar factors are exact and the mask gives a gradient, such as that of the nuclear norm."""
+        """1 if polar factors are exact and the mask keeps the direction a gradient, e.g. of the nuclear norm."""
         is_gradient = self.mask is None or self.mask.is_gradient
         return 1.0 if self.iteration == "svd" and is_gradient else None
 
     @property
     def exact(self) -> PolarFactor:
-        """With polar factors by SVD and the exact form of the mask: polynomials are no gradients."""
+        """The same preconditioner with polar factors by SVD and an exact mask, since polynomials are not gradients."""
         return replace(self, iteration="svd", mask=self.mask and self.mask.exact)
 
     @property
@@ -82,7 +82,7 @@ class PolarFactor(Preconditioner):
         return self.polar(covector)
 
     def raise_two(self, memory: Memory, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        # One batch keeps the matrix units busier than two; our own program needs none, and is spared the copies.
+        # One batch keeps the matrix units busier than two; our own program needs no batch and avoids the copies.
         if first.ndim < 3 or self.iteration == "svd" or is_supported(first):
             return self.polar(first), self.polar(second)
         a, d = self.polar(torch.cat([first, second])).tensor_split(2)
@@ -93,7 +93,7 @@ class PolarFactor(Preconditioner):
         return x.to(iteration if self.narrows else torch.promote_types(x.dtype, iteration))
 
     def iteration_dtype(self, x: Tensor) -> torch.dtype:
-        """Floating type of the iteration on ``x``."""
+        """Dtype of the iteration on ``x``."""
         if self.iteration == "svd" or self.dtype is None:
             return x.dtype
         return fast_dtype(x) if self.dtype == "fastest" else self.dtype

@@ -17,7 +17,7 @@ from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateMoment(Preconditioner):
-    """What metrics from a second moment of coordinates have in common, in a frame or without one.
+    """Base class of metrics from a second moment of coordinates, with or without a frame.
 
     Args:
         beta2: θ₂ in [0, 1).
@@ -40,7 +40,7 @@ class CoordinateMoment(Preconditioner):
         return memory | {"v": memory["v"].clamp(min=0.0)} if "v" in memory else memory
 
     def second_moment(self, memory: Memory) -> Tensor:
-        """The second moment of every coordinate, without correction of its bias."""
+        """The second moment of every coordinate, without bias correction."""
         v: Tensor = memory["v"]
         return v
 
@@ -62,7 +62,7 @@ class SecondMoment(CoordinateMoment):
     Args:
         beta2: θ₂ in [0, 1).
         eps: ε.
-        corrects_bias: Whether v is divided by c = 1 − θ₂ᵗ: yes for Adam, no for RMSprop.
+        corrects_bias: Whether v is divided by c = 1 − θ₂ᵗ (true for Adam, false for RMSprop).
         eps_first: Whether ε is added before the correction, :math:`F = \mathrm{diag}((\sqrt v + \epsilon)/\sqrt c)`, as
             LITE's and SOAP's authors do, or after it, as torch does.
         mask: Sharp coordinates; ``None`` for a base method.
@@ -94,7 +94,7 @@ class SecondMoment(CoordinateMoment):
 
 
 def _root(v: Tensor) -> Tensor:
-    """√v, with the derivative 0 at v = 0, where autograd would have ∞·0."""
+    """√v with derivative 0 at v = 0, where autograd would compute ∞·0."""
     if not v.requires_grad:
         return v.sqrt()
     is_positive = v > 0
@@ -102,9 +102,9 @@ def _root(v: Tensor) -> Tensor:
 
 
 def diagonal_metric(memory: Memory, *, eps: float, eps_first: bool) -> Tensor:
-    """Diagonal of F from a memory with ``"v"`` and, if bias is corrected, ``"v_mass"``."""
+    """Diagonal of F from a memory with ``"v"`` and, with bias correction, ``"v_mass"``."""
     root = _root(memory["v"])
-    add, divide = (torch.add, torch.div) if root.requires_grad else (Tensor.add_, Tensor.div_)  # it is ours to change
+    add, divide = (torch.add, torch.div) if root.requires_grad else (Tensor.add_, Tensor.div_)  # root is a new tensor
     if "v_mass" not in memory:
         return add(root, eps)
     scale = spread(memory["v_mass"].sqrt(), root)

@@ -18,7 +18,7 @@ from riemannian_ode.preconditioner import Memory, Preconditioner, spread
 class Sign(Preconditioner):
     r"""The metric :math:`F = \mathrm{diag}(|x|)` at the covector x it raises: :math:`F^{-1}x = \mathrm{sign}(x)`.
 
-    It has no natural eigenbasis. Sharp are the coordinates of largest :math:`|x|`.
+    It has no natural eigenbasis. The sharp coordinates are those with the largest :math:`|x|`.
 
     Args:
         sharp_fraction: r in [0, 1]; k = round(rp) of the p coordinates are sharp, at least one if r > 0.
@@ -33,7 +33,7 @@ class Sign(Preconditioner):
 
     @property
     def degree(self) -> float:
-        """1: the potential is ‖m‖₁, flat coordinates counted χ-fold."""
+        """1, because the potential is ‖m‖₁ with flat coordinates weighted by χ."""
         return 1.0
 
     def initial(self, w: Tensor, *, batch: int = 0) -> Memory:
@@ -49,6 +49,6 @@ class Sign(Preconditioner):
             return lambda x: x, memory
         sizes = covector.abs().flatten(memory["threshold"].ndim)
         rank = max(1, round(self.sharp_fraction * sizes.size(-1)))
-        smallest = sizes.topk(rank).values[..., -1]  # of the sharp ones
+        smallest = sizes.topk(rank).values[..., -1]  # smallest magnitude of the sharp ones
         flatness = (covector.abs() < spread(smallest, covector)).to(covector.dtype)
         return CoordinateProjector(flatness), memory | {"threshold": smallest}

@@ -1,1 +1,1 @@
-"""Symbolic proofs: each function returns residuals that are zero where the claim is true."""
+"""Symbolic proofs; each function returns residuals that vanish if the claim is true."""

@@ -1,7 +1,7 @@
-r"""Symbolic proofs of the table: each row's formulas in the real update rule, against the optimizer's own recurrence.
+r"""Symbolic proofs that the update rule with a row's formulas equals the optimizer's recurrence.
 
-:func:`discretizations.update_rule.lite_step` itself runs on symbols. F⁻¹ is an undetermined function φ, so that nothing
-is assumed of the metric but what a row says. Each function returns residuals, zero where the statement is true.
+:func:`discretizations.update_rule.lite_step` itself runs on symbols. F⁻¹ is an undetermined function φ, so nothing is
+assumed about the metric beyond what a row says. Each function returns residuals that vanish if the statement is true.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PHI = sp.Function("phi")
 
 
 def row_residuals(row: Correspondence) -> list[Expr]:
-    """Momentum and w after a step of the row, minus those of the optimizer as its authors write it.
+    """Momentum and w after a step of the row, minus those of the optimizer as published.
 
     Args:
-        row: Of :data:`discretizations.known_optimizers.CORRESPONDENCES`.
+        row: A row of :data:`discretizations.known_optimizers.CORRESPONDENCES`.
     """
     published, kept = _RECURRENCES[row.key]
     buffer, w = published(_W, _BUFFER, _G)
@@ -49,10 +49,10 @@ def row_residuals(row: Correspondence) -> list[Expr]:
 
 
 def momentum_units() -> list[Expr]:
-    """Units of β, for a linear metric: an EMA with gain c and b beside it is the sum with β = b/c and η → cη.
+    """Units of β for a linear metric: an EMA with gain c and damping b equals the sum with β = b/c and η → cη.
 
-    With a Nesterov-corrected EMA, ν = (1 − θ)/θ, it is β = 1/θ + b/(1 − θ). The damping of the flow's second-order
-    form is the same in both units: γ = η(c + αb) of the EMA equals (cη)(1 + αβ).
+    With a Nesterov-corrected EMA, ν = (1 − θ)/θ, β = 1/θ + b/(1 − θ). The γ of the flow's second-order form is the same
+    in both units: γ = η(c + αb) of the EMA equals (cη)(1 + αβ).
 
     Returns:
         Residuals of w, of the momenta (EMA − c·sum), of γ, and of w in the Nesterov-corrected form.
@@ -143,7 +143,7 @@ def _normuon(w: Expr, buffer: Expr, g: Expr) -> tuple[Expr, Expr]:
     return buffer, w - _LR * _DECAY * w - _LR * _RMS_SCALE * _raised(buffer)
 
 
-# The optimizer as published or as torch runs it, and the row's momentum over the optimizer's buffer.
+# The optimizer as published or as in torch, and the ratio of the row's momentum to the optimizer's buffer.
 _RECURRENCES: dict[str, tuple[Recurrence, Expr]] = {
     "sgd": (_sgd, 1),
     "sgd-momentum": (_heavy_ball, 1),

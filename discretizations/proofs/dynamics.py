@@ -1,11 +1,11 @@
-r"""Symbolic proofs: each function returns residuals that SymPy has simplified, zero where the claim is true.
+r"""Symbolic proofs about the dynamics; each function returns simplified residuals that vanish if the claim is true.
 
-Two styles. ``*_from_definitions`` works with undetermined functions F_ij(w), f(w), η(t) of two variables and takes
-every derivative, Christoffel symbols included, from its definition. ``*_jets`` works at one point with the values and
-derivatives of F and f as free symbols; in the unknowns n = F⁻¹m and γ = F⁻¹g every identity is polynomial, so that an
-expansion decides it in any dimension.
+There are two styles. ``*_from_definitions`` works with undetermined functions F_ij(w), f(w), η(t) of two variables and
+takes every derivative, including Christoffel symbols, from its definition. ``*_jets`` works at one point with the
+values and derivatives of F and f as free symbols; in the unknowns n = F⁻¹m and γ = F⁻¹g every identity is polynomial,
+so expanding it proves it in any dimension.
 
-Source: the derivations of docs/theory, which these check.
+Source: the derivations of docs/theory, which these functions check.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def energy_identity_jets(p: int, *, correction: bool = True) -> Expr:
 
 
 def correction_power_jets(p: int) -> Expr:
-    """n·R − ½nᵀ(D_ẇF)n in dimension p: the correction's power is that of the turning metric (claim C13b).
+    """n·R − ½nᵀ(D_ẇF)n in dimension p: the power of R equals that of the metric's motion (claim C13b).
 
     Args:
         p: Dimension.
@@ -168,7 +168,7 @@ def correction_power_jets(p: int) -> Expr:
 
 
 def mode_equation() -> list[Expr]:
-    """Flow modes (claim C5): characteristic polynomial, discriminant, slow root and LITE's speed-up to first order.
+    """Residuals for flow modes (claim C5): characteristic polynomial, discriminant, slow root and LITE's speed-up.
 
     Returns:
         Residuals of the four statements.

@@ -1,4 +1,4 @@
-"""Symbolic proofs of the edge of stability and its central flow (claim C21): residuals vanish if it is true."""
+"""Symbolic proofs of the edge of stability and its central flow (claim C21): residuals vanish if the claim is true."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Expr = Any  # SymPy has no usable static types
 
 
 def period_two() -> list[Expr]:
-    r"""A mode oscillates with period 2 exactly where :math:`\eta a\lambda(\beta + \frac1{2-\alpha}) = 2`.
+    r"""A mode oscillates with period 2 exactly if :math:`\eta a\lambda(\beta + \frac1{2-\alpha}) = 2`.
 
     The update rule itself maps (x, μ) to (−x, −μ) with μ = −λx/(2 − α) before the step.
 
@@ -33,7 +33,7 @@ def period_two() -> list[Expr]:
 
 
 def averaged_motion() -> list[Expr]:
-    r"""Mean gradient over an oscillation, the shadow's motion, and the variance that holds the sharpness.
+    r"""Mean gradient over an oscillation, the shadow's motion, and the variance that keeps the sharpness constant.
 
     For f of third degree, two coordinates: the mean of ∇f over :math:`\bar w \pm xu` is
     :math:`\nabla f + \frac12x^2\nabla^3f(u, u)`. With :math:`\dot w = -\eta C[\nabla f + \frac12x^2\nabla S]` the

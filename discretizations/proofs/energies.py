@@ -1,9 +1,9 @@
 r"""Symbolic proofs about energies of flows with norms and with memory (claims C18 and C19).
 
-Each function returns residuals that SymPy has simplified, zero where the claim is true. Potentials and objectives are
-undetermined functions, differentiated from their definition.
+Each function returns simplified residuals that vanish if the claim is true. Potentials and objectives are undetermined
+functions, differentiated from their definitions.
 
-Source: the derivations of docs/theory, which these check.
+Source: the derivations of docs/theory, which these functions check.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sympy as sp
 
 Expr = Any  # SymPy has no usable static types
 
-_P = 2  # dimension: sums over coordinates have no other structure
+_P = 2  # dimension; sums over coordinates have no further structure
 _W, _M, _D = (sp.Matrix(sp.symbols(f"{name}0:{_P}")) for name in "wmd")
 _ALPHA, _GAIN, _DECAY, _T = sp.symbols("alpha c lambda t")
 
@@ -40,7 +40,7 @@ def norm_energy() -> list[Expr]:
 
 
 def decay_energy() -> list[Expr]:
-    """Ė of the energy with the conjugate ψ(−λw) of φ, which decay adds, minus the claim's; any φ, ψ, constant η.
+    """Ė of the energy with the conjugate ψ(−λw) of φ that decay adds, minus the claim's; any φ and ψ, constant η.
 
     Returns:
         The residual, dimension 2, with n = ∇ψ(y) and y = −λw: Ė = −η(α + ηλ)⟨m − n, ∇φ(m) − y⟩.
@@ -68,7 +68,7 @@ def norm_descent() -> list[Expr]:
 
 
 def memory_energy() -> list[Expr]:
-    """Ė of one coordinate with Adam's metric, both masses in motion, minus the claim's.
+    """Ė of one coordinate with Adam's metric and time-dependent masses, minus the claim's.
 
     Returns:
         The residual for E = cf + (η/2c₁)m²/F with F = √(v/c₂) + ε, and that of what −(η/2c₁)m²Ḟ/F² keeps below
@@ -106,7 +106,7 @@ def memory_energy() -> list[Expr]:
 
 
 def corrected_condition() -> list[Expr]:
-    """With both of Adam's corrections α₂ = 4α suffices at all times.
+    """With both of Adam's bias corrections, α₂ = 4α suffices at all times.
 
     With q = e^{−αt} in [0, 1], 2α(1 + 1/c₁) − α₂/c₂ = 2α[q + q² + q³(1 − q)]/(1 − q⁴), which is not negative.
     """

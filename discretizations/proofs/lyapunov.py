@@ -1,8 +1,8 @@
-r"""Symbolic proofs of the energies and Lyapunov functions: each function returns residuals, zero where they are right.
+r"""Symbolic proofs of energies and Lyapunov functions; each function returns residuals that vanish if they are right.
 
 Symbols stand for one coordinate of a common eigenbasis of A and B, or for vectors in an expression that is bilinear in
-them; both times an identity between numbers is the identity between vectors. Where convexity or a curvature bound
-enters, the inequality is replaced by its worst case, an equality.
+them; in both cases the identity between numbers implies the identity between vectors. Inequalities from convexity or
+curvature bounds are replaced by their worst case, an equality.
 
 Source: the derivations of docs/theory, claims C4, C8, C9, C15 and C16.
 """
@@ -53,7 +53,7 @@ def _flow_energies() -> _FlowEnergies:
 
 
 def convex_flow_bound() -> Expr:
-    """The bound on f(w_t) − f* that Ψ(t) ≤ Ψ(0) gives from rest (claim C8).
+    """The bound on f(w_t) − f* that follows from Ψ(t) ≤ Ψ(0), starting at rest (claim C8).
 
     Returns:
         An expression in t, alpha, eta, gap = f(w₀) − f* and distance = ‖w₀ − w*‖² in the norm of (AC)⁻¹.
@@ -61,7 +61,7 @@ def convex_flow_bound() -> Expr:
     (t, _, alpha, a, b, m, _, x, gap), _, weighted = _flow_energies()
     distance = sp.Symbol("distance", positive=True)
     start = weighted.subs({t: 0, m: 0}).subs(x, sp.sqrt(distance * a * (b + 1 / alpha)))
-    return sp.simplify(start / sp.diff(weighted, gap))  # the other parts of Ψ(t) are not negative
+    return sp.simplify(start / sp.diff(weighted, gap))  # the other parts of Ψ(t) are nonnegative
 
 
 def convex_flow() -> list[Expr]:
@@ -86,7 +86,7 @@ def convex_flow() -> list[Expr]:
 
 
 def _step() -> dict[str, Expr]:
-    """One step of the update rule in one coordinate, with what the certificates need."""
+    """One step of the update rule in one coordinate, with the quantities that the certificates need."""
     names = "kappa negative alpha beta c phi eta a m g"
     kappa, negative, alpha, beta, c, phi, eta, a, m, g = sp.symbols(names)
     new_m = (1 - alpha) * m + g
@@ -121,9 +121,9 @@ def certified_limit() -> Expr:
 
 
 def noise_part() -> Expr:
-    """What the form gains from white noise in g: its part that is quadratic in the noise (claim C9)."""
+    """The part of the form that is quadratic in white noise in g (claim C9)."""
     x = _step()
-    return sp.expand(_form(x)[1, 1] / 2 + (1 - x["c"] + x["beta"]))  # ⟨g, y − w⟩ has the exact gradient, not the noisy
+    return sp.expand(_form(x)[1, 1] / 2 + (1 - x["c"] + x["beta"]))  # ⟨g, y − w⟩ has the gradient without noise
 
 
 def _form(x: dict[str, Expr]) -> sp.Matrix:
@@ -177,7 +177,7 @@ def descent_certificate() -> list[Expr]:
 
 
 def convex_step_forms() -> tuple[sp.Matrix, sp.Matrix]:
-    """M and M₀, so that tM + M₀ bounds the change of Ψ, proved by :func:`convex_step` (claim C8).
+    """Matrices M and M₀ such that tM + M₀ bounds the change of Ψ, proved by :func:`convex_step` (claim C8).
 
     Returns:
         Matrices in kappa, alpha, beta, c, phi, and M₀ also in phi0.
@@ -219,7 +219,7 @@ def circle_threshold() -> list[Expr]:
     """Long cycles of the update rule begin where the certificate ends (claim C9).
 
     Returns:
-        The step along the circle with ĝ minus the turned point; and dĝ/dθ at θ = 0 plus iα/(1 + αβ), so that
+        The step along the circle with ĝ minus the rotated point; and dĝ/dθ at θ = 0 plus iα/(1 + αβ), so that
         Re ĝ − Im ĝ/tan(θ/2) tends to 2α/(1 + αβ).
     """
     theta, alpha, beta = sp.symbols("theta alpha beta", positive=True)
@@ -253,16 +253,16 @@ def exponential_rate_bound() -> Expr:
 
 
 def _decay_rates() -> tuple[Expr, Expr]:
-    """Of (η/2)‖m‖² and of f − f*."""
+    """Decay rates of (η/2)‖m‖² and of f − f*."""
     alpha, beta, eta, mu = sp.symbols("alpha beta eta mu")
     return 2 * alpha, 2 * mu * eta * beta
 
 
 def strongly_convex_conditions() -> tuple[Expr, Expr]:
-    """What must not be negative for Ė ≤ −rE in :func:`strongly_convex_flow`, in r, beta and gamma (claim C16).
+    """Expressions in r, beta and gamma that must be ≥ 0 for Ė ≤ −rE in :func:`strongly_convex_flow` (claim C16).
 
     Returns:
-        u = γ − rβ − rγ, and what the form's determinant is proportional to.
+        u = γ − rβ − rγ, and a quantity proportional to the form's determinant.
     """
     r, beta, gamma = sp.symbols("r beta gamma")
     least = (2 * gamma - r * (1 + 2 * beta + gamma)) / 2

@@ -1,7 +1,7 @@
-"""Symbolic proofs of the modified equation (claim C22). Residuals are zero where the statement is true.
+"""Symbolic proofs of the modified equation (claim C22). Residuals vanish if the statement is true.
 
-Two dimensions, an undetermined function f(w), symmetric A, and B = b₀I + b₁A, which is every B that commutes with a
-generic A. Derivatives are taken from their definitions; the schemes run their own step on symbols.
+Two dimensions, an undetermined function f(w), symmetric A, and B = b₀I + b₁A, the general form of a B that commutes
+with a generic A. Derivatives are taken from their definitions; the schemes' own steps run on symbols.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALPHA, _ETA, _H = sp.symbols("alpha eta h", positive=True)
 
 
 class _Point(NamedTuple):
-    """A point of phase space with the derivatives of f there."""
+    """A point of phase space and the derivatives of f at this point."""
 
     w: Any
     m: Any
@@ -34,7 +34,7 @@ class _Point(NamedTuple):
 
     @property
     def field(self) -> Expr:
-        """X₀, from the library's own formula."""
+        """X₀ from the library's formula."""
         return sp.Matrix([*flow_field(self.m, self.g, eta=_ETA, alpha=_ALPHA, raised=self.up, lagged=self.ahead)])
 
     def up(self, x: Expr) -> Expr:
@@ -44,7 +44,7 @@ class _Point(NamedTuple):
         return self.lagged * x
 
     def leading(self, scheme: str) -> Expr:
-        """X₁, from the library's own formula."""
+        """X₁ from the library's formula."""
         beyond = Kick(*(_symbolic(term) for term in kick_expansion(scheme)))
         return sp.Matrix(
             [
@@ -67,7 +67,7 @@ def leading_term_residuals(scheme: str) -> list[Expr]:
     """Terms of order 0, 1 and 2 in h of a step, minus those of the flow of X₀ + hX₁ over the time h.
 
     Args:
-        scheme: Of :data:`discretizations.schemes.ONE_GRADIENT_SCHEMES`.
+        scheme: A key of :data:`discretizations.schemes.ONE_GRADIENT_SCHEMES`.
     """
     point = _point()
     found = ONE_GRADIENT_SCHEMES[scheme]
@@ -107,7 +107,7 @@ def penalised_flow() -> list[Expr]:
 
 
 def mode_coefficients() -> list[Expr]:
-    r"""Trace and determinant of the modified field of a mode: what h adds to damping and stiffness.
+    r"""Trace and determinant of a mode's modified field, i.e. the damping and stiffness that h adds.
 
     To first order in h, :math:`s^2 + [\alpha + \beta\kappa + \frac h2(\alpha^2 + \beta^2\kappa^2)]s
     + (1 + \alpha\beta)\kappa[1 + \frac h2(\alpha + \beta\kappa)] = 0`.

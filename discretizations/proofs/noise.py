@@ -1,4 +1,4 @@
-r"""Symbolic proofs of stationary noise: each function returns residuals, zero where the closed forms are right.
+r"""Symbolic proofs about stationary noise; each function returns residuals that vanish if the closed forms are right.
 
 Source: the derivations of docs/theory, claims C10 and C20.
 """
@@ -13,7 +13,7 @@ Expr = Any  # SymPy has no usable static types
 
 
 def stationary_noise() -> list[Expr]:
-    """The closed form of the stationary covariance, of the loss floor and of its limits (claim C10).
+    """Closed forms of the stationary covariance, the loss floor and its limits (claim C10).
 
     Returns:
         Entries of S − MSMᵀ − bbᵀ; the floor at κ → 0 minus (1/α + β)/4; LITE's ratio of floors minus its speed-up (C5).
@@ -36,11 +36,11 @@ def stationary_noise() -> list[Expr]:
 
 
 def flow_noise() -> list[Expr]:
-    """Stationary covariance of the flow, and what the update rule's floor is beside the flow's (claim C20).
+    """Stationary covariance of the flow, and the update rule's floor relative to the flow's (claim C20).
 
     Returns:
-        Entries of JS + SJᵀ + bbᵀ; the floor; (1 − κ/κ*) rule/flow − 1 minus a fraction that is not negative for β ≥ 0;
-        the upper bound less that fraction, minus a square.
+        Entries of JS + SJᵀ + bbᵀ; the floor; (1 − κ/κ*) rule/flow − 1 minus a fraction that is nonnegative for β ≥ 0;
+            the upper bound minus that fraction, minus a square.
     """
     alpha, beta, kappa = sp.symbols("alpha beta kappa", positive=True)
     drift = sp.Matrix([[-beta * kappa, -1], [kappa, -alpha]])

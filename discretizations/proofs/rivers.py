@@ -1,9 +1,9 @@
-r"""Symbolic proofs of river valleys: each function returns residuals, zero where the statement is true (claim C11).
+r"""Symbolic proofs about river valleys (claim C11); each function returns residuals that vanish if it is true.
 
 Expansions are in ε, the inverse of the walls' curvature λ. Jets stand for the derivatives of floor, walls and metric at
-one point, so that they are arbitrary.
+one point, so these are arbitrary.
 
-Source: the derivations of docs/theory, claim C11, which these check.
+Source: the derivations of docs/theory, claim C11, which these functions check.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def straight_river() -> list[Expr]:
     Two flat and two sharp coordinates; h, Λ and both blocks of F are undetermined functions, F's of all coordinates.
 
     Returns:
-        On s = 0: ẇ_s; ṁ_s with m_s = 0, less ½ v_uᵀ(∂_sF_uu)n_u, which is what a block F_uu that depends on s leaves
-        over; ∂_u∂_sf; u̇ less that of RISHD on h; and ṁ_u less that of RISHD on h with the metric F_uu(u, 0).
+        On s = 0: ẇ_s; ṁ_s with m_s = 0, minus ½ v_uᵀ(∂_sF_uu)n_u, the contribution of a block F_uu that depends on s;
+            ∂_u∂_sf; u̇ minus that of RISHD on h; and ṁ_u minus that of RISHD on h with the metric F_uu(u, 0).
     """
     u, s, m_u, b = sp.symbols("u0:2"), sp.symbols("s0:2"), sp.Matrix(sp.symbols("m0:2")), sp.symbols("beta1:3")
     alpha, eta, chi = sp.symbols("alpha eta chi", positive=True)
@@ -41,7 +41,7 @@ def straight_river() -> list[Expr]:
     def flat(x: sp.Matrix) -> sp.Matrix:  # Q on s = 0: walls are steeper than the floor there
         return sp.diag(1, 1, 0, 0) * x
 
-    # Whole numbers for the flow's defaults, which are floats: the algebra is to be exact.
+    # Integers replace the flow's float defaults, so that the algebra is exact.
     v = -eta * lite_velocity(n, inverse * g, flat=flat, chi=chi, beta_sharp=b[0], beta_flat=b[1], chi_sharp=1)
     force = momentum_rate(m, g, alpha=alpha, gain=1, correction=_correction(metric, w, v, n))
 
@@ -61,11 +61,11 @@ def straight_river() -> list[Expr]:
 
 
 def graph_offset() -> list[Expr]:
-    """River beside the floor of h(u) + ½λ(s − c(u))², with x = λ(s − c) (claim C11b).
+    """Offset of the river from the floor of h(u) + ½λ(s − c(u))², with x = λ(s − c) (claim C11b).
 
     Returns:
-        The eigenvector condition det(∇f, ε∇²f∇f) = 0 less its form in docs/theory; its orders ε⁰ and ε¹ at
-        x = x₀ + εx₁; and, for several walls and floor directions, what is left of the sharp gradient at order ε⁰.
+        The eigenvector condition det(∇f, ε∇²f∇f) = 0 minus its form in docs/theory; its orders ε⁰ and ε¹ at x = x₀ +
+            εx₁; and, for several walls and floor directions, the remaining sharp gradient at order ε⁰.
     """
     x, eps, h1, h2, c1, c2 = sp.symbols("x epsilon h1 h2 c1 c2")
     u, s, lam = sp.symbols("u s lambda")
@@ -94,14 +94,14 @@ def graph_offset() -> list[Expr]:
 
 
 def normal_offset() -> list[Expr]:
-    r"""River beside the floor of h(u) + ½λn² in the normal coordinates of a plane curve (claim C11b).
+    r"""Offset of the river from the floor of h(u) + ½λn² in the normal coordinates of a plane curve (claim C11b).
 
     The curve has curvature k(u), arc length u and normal N; w = γ(u) + nN(u), J = 1 − kn, x = λn.
 
     Returns:
-        The Jacobian of (u, n) ↦ w times its inverse, less I; ∇f and ∇²f in the frame of tangent and normal, taken
-        from their definitions in the plane, less (h'/J, λn) and ((h'/J)'/J − kλn/J, kh'/J², λ); and the
-        orders ε⁰ and ε¹ of det(∇f, ε∇²f∇f) at n = −kh'²ε².
+        The Jacobian of (u, n) ↦ w times its inverse, minus I; ∇f and ∇²f in the frame of tangent and normal, taken from
+        their definitions in the plane, minus (h'/J, λn) and ((h'/J)'/J − kλn/J, kh'/J², λ); and the orders ε⁰ and ε¹ of
+        det(∇f, ε∇²f∇f) at n = −kh'²ε².
     """
     u, n, lam, eps = sp.symbols("u n lambda epsilon", positive=True)
     angle, h = sp.Function("phi")(u), sp.Function("h")(u)
@@ -132,7 +132,7 @@ def normal_offset() -> list[Expr]:
     series = sp.cancel(at_point.subs(n, -k0 * h1**2 * eps**2).subs(lam, 1 / eps))
     orders = [series.subs(eps, 0), sp.diff(series, eps).subs(eps, 0)]
     sine = sp.sin(angle)
-    circle = sine**2 + sp.cos(angle) ** 2 - 1  # what a polynomial in sine and cosine may be a multiple of
+    circle = sine**2 + sp.cos(angle) ** 2 - 1  # a polynomial in sine and cosine may be a multiple of this
     return [*(sp.rem(_is_zero(y), circle, sine) for y in residuals), *(_is_zero(y) for y in orders)]
 
 
@@ -150,7 +150,7 @@ def _correction(metric: sp.Matrix, at: tuple[Expr, ...], v: sp.Matrix, n: sp.Mat
 
 
 def _jet(function: Expr, values: tuple[Expr, ...], variable: Expr) -> list[tuple[Expr, Expr]]:
-    """Substitutions of a function's derivatives, the highest first."""
+    """Substitutions for a function's derivatives, the highest first."""
     return [(sp.diff(function, variable, k + 1), value) for k, value in reversed(list(enumerate(values)))]
 
 

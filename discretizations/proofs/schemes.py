@@ -1,6 +1,6 @@
-"""Symbolic proofs about discretisations of one mode. Residuals are zero where the statement is true.
+"""Symbolic proofs about discretisations of one mode. Residuals vanish if the statement is true.
 
-Source: the derivations of docs/guides/schemes, which these check.
+Source: the derivations of docs/guides/schemes, which these functions check.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _ALPHA, _BETA, _KAPPA, _Z = sp.symbols("alpha beta kappa z", positive=True)
 
 
 def step_polynomial_residual(scheme: str) -> Expr:
-    """Characteristic polynomial of a step, taken from the step itself, minus the closed form (up to a factor).
+    """Characteristic polynomial computed from the step itself, minus the closed form (up to a factor).
 
     The schemes with one gradient run their own :meth:`OneGradientScheme.advance` on symbols; the others are built from
-    the flow's matrix J by their definition.
+    the flow's matrix J according to their definitions.
 
     Args:
-        scheme: Any name but ``exponential-euler``.
+        scheme: Any name except ``exponential-euler``.
     """
     matrix = _one_gradient_matrix(ONE_GRADIENT_SCHEMES[scheme]) if scheme in ONE_GRADIENT_SCHEMES else _matrix(scheme)
     p2, p1, p0 = _polynomial(scheme)
@@ -32,7 +32,7 @@ def step_polynomial_residual(scheme: str) -> Expr:
 
 
 def equivalent_rule_residuals(scheme: str) -> list[Expr]:
-    """Step polynomial of a scheme with one gradient minus claim C6's at its equivalent rule, by coefficient.
+    """Step polynomial of a scheme with one gradient minus claim C6's for its equivalent rule, by coefficient.
 
     Args:
         scheme: Name of a scheme with one gradient.
@@ -61,7 +61,7 @@ def slow_rate_residual(scheme: str) -> Expr:
     """Derivative of the root z near 1 by κ at κ = 0, plus the closed form of :func:`scheme_modes.slow_rate`.
 
     Args:
-        scheme: Any name but ``exponential-euler``.
+        scheme: Any name except ``exponential-euler``.
     """
     p2, p1, p0 = _polynomial(scheme)
     polynomial = p2 * _Z**2 + p1 * _Z + p0

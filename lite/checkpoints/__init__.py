@@ -1,1 +1,1 @@
-"""Loading of checkpoints: parameters matched by name, state checked, old versions converted."""
+"""Loading of checkpoints: matches parameters by name, checks state, converts old versions."""

@@ -1,4 +1,4 @@
-"""What a checkpoint must have in common with the optimizer that loads it."""
+"""Checks that a checkpoint fits the optimizer that loads it."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def loadable_state(
     *,
     spare: Collection[str] = (),
 ) -> dict[str, Any]:
-    """A checkpoint in the order of this optimizer's parameters, all of its state tensors.
+    """A checkpoint in the order of this optimizer's parameters, with all state as tensors.
 
     Args:
-        state_dict: What an optimizer's ``state_dict`` gave.
+        state_dict: Result of an optimizer's ``state_dict``.
         groups: This optimizer's parameter groups.
         initial_state: (group, tensor like a parameter) ↦ its state before the first step.
-        check: Refuses settings of a group, beside which the group may have further keys.
-        held: Parameter ↦ keys of the state that this rank holds; ``None`` if it holds all of them.
-        spare: Keys of state that may be there without need, or with more columns: of a sharp fraction since lowered.
+        check: Refuses bad settings of a group; the group may have further keys.
+        held: Parameter ↦ keys of the state that this rank holds; ``None`` if it holds all keys.
+        spare: Keys of state that may be superfluous or have extra columns, if the sharp fraction was lowered since.
 
     Raises:
-        ValueError: for a checkpoint of another model, rule or grouping, for part of one, for settings that are unknown
-            or out of range, or for a damaged one, naming the first difference.
+        ValueError: for a checkpoint of another model, rule or grouping, a partial or damaged checkpoint, or settings
+            that are unknown or out of range, naming the first difference.
     """
     _check_form(state_dict)
     own_names = [parameter_names(group) for group in groups]
@@ -71,7 +71,7 @@ def loadable_state(
                     values.append(StateValue(label, key, value, is_mass(key)))
     check_values(values)
     if warning:
-        warnings.warn(warning, stacklevel=6)  # whoever calls load_state_dict
+        warnings.warn(warning, stacklevel=6)  # the caller of load_state_dict
     return {"state": states, "param_groups": saved_groups}
 
 
@@ -82,7 +82,7 @@ def _checked_settings(
     always, if_saved = ("rule", "mask", "layout", "blocks"), ("block_axis",)
     for key in (*always, *(key for key in if_saved if key in saved)):
         there, here = saved.get(key), own.get(key)
-        if isinstance(there, Tensor) or there != here:  # a tensor would compare number by number
+        if isinstance(there, Tensor) or there != here:  # a tensor would compare elementwise
             raise ValueError(
                 f"group {i} has {key} = {shown(there)} in the checkpoint but {shown(here)} here; load it into the "
                 "optimizer it was saved from."
@@ -98,12 +98,12 @@ def _checked_settings(
 def load_between_hooks(
     optimizer: Optimizer, state_dict: dict[str, Any], load: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Run the hooks of ``load_state_dict`` around all of an optimizer's loading, not around torch's part of it.
+    """Run the ``load_state_dict`` hooks around an optimizer's whole loading instead of around torch's part of it.
 
     Args:
-        optimizer: Has the hooks, which torch's function finds none of meanwhile.
-        state_dict: What is to be loaded; a hook before may change or replace it.
-        load: Loads what the hooks before give.
+        optimizer: Owner of the hooks, which are hidden from torch's function meanwhile.
+        state_dict: State to load; a pre-hook may change or replace it.
+        load: Loads the result of the pre-hooks.
     """
     before, after = optimizer._optimizer_load_state_dict_pre_hooks, optimizer._optimizer_load_state_dict_post_hooks
     state_dict = state_dict.copy()
@@ -122,7 +122,7 @@ def load_between_hooks(
 
 
 def _check_form(state_dict: Any) -> None:
-    """Refuse what no optimizer's ``state_dict`` gives."""
+    """Refuse structures that no optimizer's ``state_dict`` returns."""
     groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not isinstance(groups, list) or not isinstance(state_dict.get("state"), Mapping):
         raise ValueError("the checkpoint must have a dict 'state' and a list 'param_groups', as state_dict() gives.")
@@ -135,7 +135,7 @@ def _check_form(state_dict: Any) -> None:
                     f"group {i} of the checkpoint has {key} = {shown(lists.get(key))}; a list is expected."
                 )
         for index in lists["params"]:
-            if type(index) is not int and not isinstance(index, str):  # torch.distributed.checkpoint gives names
+            if type(index) is not int and not isinstance(index, str):  # torch.distributed.checkpoint uses names
                 raise ValueError(
                     f"group {i} of the checkpoint has params with {shown(index)}; plain whole numbers are expected, as "
                     "state_dict() gives. The checkpoint is damaged."

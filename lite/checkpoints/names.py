@@ -1,4 +1,4 @@
-"""Which parameter of a checkpoint is which of an optimizer: by name up to wrappers of the model, others by order."""
+"""Match a checkpoint's parameters with an optimizer's: by name, ignoring prefixes of wrappers, else by order."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 from lite.parameters.group_checks import short_text
 
-# Components that torch.compile, FSDP1 and activation checkpointing put into names.
+# Name components added by torch.compile, FSDP1 and activation checkpointing.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PARALLEL = "module"  # DataParallel and DistributedDataParallel
 
 
 class Matched(NamedTuple):
-    """Which parameter of a checkpoint is which.
+    """Result of matching a checkpoint's parameters with an optimizer's.
 
     Args:
-        groups: Of the checkpoint in the order of the optimizer's, with their parameters in its order and by its names.
-        by_order: (group, place) of the optimizer's parameters that have other names in the checkpoint.
-        warning: What to warn of if there are any, else an empty text.
+        groups: The checkpoint's groups in the optimizer's order, with parameters in its order and under its names.
+        by_order: (group, place) of the optimizer's parameters with different names in the checkpoint.
+        warning: Warning about them; empty if there are none.
     """
 
     groups: list[dict[str, Any]]
@@ -30,13 +30,13 @@ class Matched(NamedTuple):
 def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> Matched:
     """Match the parameters of a checkpoint with those of an optimizer.
 
-    Names are compared without what wrappers of the model add: ``_orig_mod.``, ``module.``, and any other prefix that
-    all names of one side have and those of the other lack. Names that both sides have match by name, what is left of a
-    group by order. A side without names, or with a name twice, matches by order.
+    Names are compared without prefixes that wrappers of the model add: ``_orig_mod.``, ``module.``, and any other
+    prefix that all names of one side have and the other side does not. Names on both sides match by name, the rest of a
+    group by order. If a side has no names or duplicate names, everything matches by order.
 
     Args:
-        saved: Groups of the checkpoint.
-        own: Groups of the optimizer.
+        saved: The checkpoint's groups.
+        own: The optimizer's groups.
 
     Raises:
         ValueError: if the parameters cannot be matched, naming them.
@@ -51,7 +51,7 @@ def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
     here, there = _aligned(_plain_names(own), _plain_names(saved))
     ours, theirs = _regrouped(here, own), _regrouped(there, saved)
     groups: list[dict[str, Any]] = []
-    pairs: list[tuple[int, int, str, str]] = []  # group, place, name there, name here
+    pairs: list[tuple[int, int, str, str]] = []  # group, place, name in the checkpoint, name here
     if len(set(here)) < len(here) or len(set(there)) < len(there):
         groups = _by_order(saved, own)
         pairs = [(i, k, theirs[i][k], name) for i, names in enumerate(ours) for k, name in enumerate(names)]
@@ -71,10 +71,10 @@ def matched_groups(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
 def _matching_groups(
     ours: list[list[str]], theirs: list[list[str]], saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]
 ) -> list[int]:
-    """Of each group, the one of the checkpoint with the same names; those that share none take what is left.
+    """For each group, the checkpoint's group with the same names; groups without common names get the remaining ones.
 
     Raises:
-        ValueError: naming a parameter that is in another group there.
+        ValueError: naming a parameter that is in another group in the checkpoint.
     """
     places = {name: j for j, names in enumerate(theirs) for name in names}
     free, found = set(range(len(theirs))), dict[int, int]()
@@ -125,7 +125,7 @@ def _unequal(
 
 
 def _reordered(saved: dict[str, Any], own: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
-    """A saved group whose parameters come in another order and have this optimizer's names."""
+    """A saved group with its parameters reordered and under this optimizer's names."""
     group = {key: value for key, value in saved.items() if key != "param_names" or "param_names" in own}
     group["params"] = [saved["params"][i] for i in order]
     if "steps" in saved:
@@ -146,9 +146,9 @@ def _plain_names(groups: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _aligned(first: list[str], second: list[str]) -> tuple[list[str], list[str]]:
-    """Both lists without the prefixes that wrappers of the model add to all names, or ``module`` around a part of it.
+    """Both lists of names without prefixes of model wrappers, or ``module`` around a part of the model.
 
-    A model may have a component ``module`` of its own: it is taken out only where that makes the names equal.
+    A model may itself have a component called ``module``; it is removed only where that makes the names equal.
     """
     plain = _without_prefixes(first, second)
     if set(plain[0]) == set(plain[1]):
@@ -166,7 +166,7 @@ def _without_parallel(name: str) -> str:
 
 
 def _without_prefixes(first: list[str], second: list[str]) -> tuple[list[str], list[str]]:
-    while first and second and set(first) != set(second):  # a prefix that both have
+    while first and second and set(first) != set(second):  # a common prefix
         prefix = first[0].partition(".")[0] + "."
         if not all(name.startswith(prefix) for name in [*first, *second]):
             break
@@ -176,7 +176,7 @@ def _without_prefixes(first: list[str], second: list[str]) -> tuple[list[str], l
 
 
 def _unwrapped(names: list[str], wanted: set[str]) -> list[str]:
-    """Names without the shortest prefix of all of them whose removal gives the most wanted names."""
+    """Names without their shortest common prefix whose removal gives the most wanted names."""
     best, prefix = names, ""
     for part in names[0].split(".")[:-1] if names else ():
         prefix += f"{part}."
@@ -194,7 +194,7 @@ def _regrouped(names: list[str], groups: Sequence[dict[str, Any]]) -> list[list[
 
 
 def _difference(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> str:
-    """Sentence on the names that only one side has, with a space in front."""
+    """Sentence about names that only one side has, with a leading space."""
     if not all("param_names" in group for group in (*saved, *own)):
         return ""
     ours, theirs = _aligned(_plain_names(own), _plain_names(saved))

@@ -1,4 +1,4 @@
-"""State of checkpoints of version 0.1.0, under the names and in the form that it has since."""
+"""Conversion of state from checkpoints of version 0.1.0 to today's names and form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemannian_ode.checks import is_number, shown
 
-_ADAMW = {"first_moment": "momentum", "second_moment": "v"}  # since then the names that all rules have
+_ADAMW = {"first_moment": "momentum", "second_moment": "v"}  # names that all rules use since then
 _SOAP = {"m": "momentum"}
 _MOMENTUM_MASS, _V_MASS = "momentum_mass", "v_mass"
 
@@ -18,16 +18,16 @@ _MOMENTUM_MASS, _V_MASS = "momentum_mass", "v_mass"
 def converted_state(
     state: Mapping[Any, Any], group: Mapping[str, Any], expected: Mapping[str, Tensor], *, gradients: int, name: str
 ) -> Mapping[Any, Any]:
-    """A parameter's state with today's keys.
+    """A parameter's state under today's keys.
 
-    Bias was corrected by powers, 1 − θᵗ with a count t. Now it is followed by averages of 1, the masses.
+    Version 0.1.0 corrected bias by powers 1 − θᵗ with a count t. Now averages of 1, the masses, do so.
 
     Args:
-        state: As it was saved.
+        state: The saved state.
         group: Settings of its group.
         expected: State before the first step, on the meta device, by today's keys.
-        gradients: How many gradients the parameter has had, for rules of matrices.
-        name: Of the parameter, for messages.
+        gradients: Number of gradients the parameter has had, for matrix rules.
+        name: Name of the parameter, for messages.
 
     Raises:
         ValueError: for a count that is not a whole number of steps.

@@ -1,4 +1,4 @@
-"""State tensors of a checkpoint: of the expected shape and kind, and with numbers that an optimizer can have."""
+"""Checks of a checkpoint's state tensors: shape, kind, and plausible numbers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class StateValue(NamedTuple):
     """A state tensor of a checkpoint.
 
     Args:
-        name: Of its parameter, for messages.
-        key: Of the state.
+        name: Name of its parameter, for messages.
+        key: Key of the state.
         value: The tensor.
-        is_mass: Whether it is the mass of an average, in [0, 1].
+        is_mass: Whether it is the mass of an average, which lies in [0, 1].
     """
 
     name: str
@@ -44,18 +44,18 @@ def is_spare(key: Any, spare: Collection[str]) -> bool:
 
 
 def loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | None, *, may_be_wider: bool) -> Tensor:
-    """A saved value as a tensor; plain numbers are taken for tensors without axes, as torch does.
+    """A saved value as a tensor; plain numbers count as 0-dimensional tensors, as in torch.
 
     Args:
         name: Name of the parameter.
         p: The parameter.
         key: Key of the state.
-        value: What was saved.
-        like: What is expected, on the meta device; ``None`` for state that is not needed here.
+        value: Saved value.
+        like: Expected tensor, on the meta device; ``None`` for state that is not needed here.
         may_be_wider: Whether it may have more columns than needed.
 
     Raises:
-        ValueError: if it is no dense tensor of real numbers of the expected shape.
+        ValueError: if it is not a dense real tensor of the expected shape.
     """
     here = None if like is None else tuple(like.shape)
     if like is not None and here == () and isinstance(value, Real) and not isinstance(value, bool):
@@ -82,10 +82,10 @@ def loadable_tensor(name: str, p: Tensor, key: str, value: Any, like: Tensor | N
 
 @torch.no_grad()
 def check_values(values: Sequence[StateValue]) -> None:
-    """Refuse numbers that are not finite, and masses outside [0, 1]; one device sync. Traced tensors have no values.
+    """Refuse non-finite numbers and masses outside [0, 1]. One device sync; traced tensors are skipped.
 
     Args:
-        values: All state tensors; of DTensors, this rank's part is looked at.
+        values: All state tensors; of DTensors, this rank's part is checked.
 
     Raises:
         ValueError: naming the first parameter and key.
@@ -120,7 +120,7 @@ def _bad_value(bad: StateValue, local: Tensor) -> str:
 def _tensor_of_number(name: str, key: str, value: Real, dtype: torch.dtype) -> Tensor:
     try:
         return torch.tensor(float(value), dtype=dtype)
-    except (OverflowError, RuntimeError):  # float's own, and torch's for a narrower type
+    except (OverflowError, RuntimeError):  # raised by float, and by torch for a narrower dtype
         raise ValueError(
             f"parameter {name} has {key} = {shown(value)} in the checkpoint, which is too large for {dtype}; the "
             "checkpoint is damaged."
@@ -128,7 +128,7 @@ def _tensor_of_number(name: str, key: str, value: Real, dtype: torch.dtype) -> T
 
 
 def _problem(value: Any, p: Tensor, *, whole_numbers: bool) -> str:
-    """What a saved value is, if it is no dense tensor of real numbers, else an empty text."""
+    """Description of a saved value that is not a dense real tensor; empty if it is one."""
     if not isinstance(value, Tensor):
         return shown(value)
     if value.layout != torch.strided:
@@ -141,7 +141,7 @@ def _problem(value: Any, p: Tensor, *, whole_numbers: bool) -> str:
 
 
 def _own_values(value: Tensor) -> Tensor | None:
-    """The numbers of a tensor that lie here; ``None`` for tensors of traces and others that have none."""
-    module = sys.modules.get("torch.distributed.tensor")  # takes half a second to load, and whoever has one has it
+    """The local part of a tensor; ``None`` for traced and other tensors without values."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and loaded if there are DTensors
     local = value.to_local() if module is not None and isinstance(value, module.DTensor) else value
     return local.detach() if type(local) in (Tensor, nn.Parameter) and not local.is_meta else None

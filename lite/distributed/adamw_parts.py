@@ -1,4 +1,4 @@
-"""AdamW-LITE on parts of tensors: everything is elementwise but the mask, which needs a mean and two fractions."""
+"""AdamW-LITE on parts of tensors: everything is elementwise except the mask, which needs a mean and two fractions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from riemannian_ode.preconditioner import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class CutMask(CoordinateMask):
-    """The mask of coordinates on a part of a tensor; its thresholds are adapted once all parts are counted.
+    """The coordinate mask on a part of a tensor; its thresholds adapt once all parts are counted.
 
     Args:
-        mean: mean(v) of the whole tensor; ``None`` if this part is the whole.
+        mean: mean(v) of the whole tensor; ``None`` if this part is the whole tensor.
     """
 
     mean: Tensor | None
@@ -35,10 +35,10 @@ class CutMask(CoordinateMask):
 
 
 class AdamWPart:
-    """One step of this rank's part of one parameter.
+    """One step for this rank's part of one parameter.
 
-    First come the moments; with the sum of :meth:`total` over ranks the caller sets ``mean``; then come
-    :meth:`position` and :meth:`counts`. So many parameters share two collectives.
+    First the moments are updated. The caller sums :meth:`total` over ranks and sets ``mean``; then :meth:`position` and
+    :meth:`counts` follow. In this way many parameters share two collectives.
 
     Args:
         parameter: The parameter.
@@ -48,7 +48,7 @@ class AdamWPart:
 
     Attributes:
         before: This rank's part of the state before the step.
-        after: The same after the step, but for the thresholds.
+        after: The same after the step, except for the thresholds.
     """
 
     def __init__(self, parameter: PlacedParameter, rule: UpdateRule, state: dict[str, Tensor], g: Tensor) -> None:
@@ -74,7 +74,7 @@ class AdamWPart:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the mask needs numbers of other ranks."""
+        """Whether the mask needs numbers from other ranks."""
         return self.has_mask and self.parameter.sharding.mesh.shards.size > 1
 
     @property
@@ -84,7 +84,7 @@ class AdamWPart:
 
     @property
     def share(self) -> float:
-        """What a sum over this rank's part counts in a sum over all ranks, of which some hold the same."""
+        """Weight of this rank's sum in a sum over all ranks, some of which hold the same part."""
         return 1.0 / self.parameter.sharding.mesh.replicas.size
 
     @property

@@ -1,4 +1,4 @@
-"""What ranks must agree on: at construction that they build the same optimizer, in a step which gradients there are."""
+"""Agreement between ranks: on the same optimizer at construction, and on the available gradients in a step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lite.execution.finiteness import NonFiniteError, nonfinite_message
 
 
 def check_same_construction(mesh: RankMesh, descriptions: list[str]) -> None:
-    """Compare what the ranks of a mesh have built; a collective, for construction only.
+    """Compare the optimizers that the ranks of a mesh have built; a collective, for construction only.
 
     Args:
         mesh: The ranks.
-        descriptions: One line for each parameter that they share, in order.
+        descriptions: One line per shared parameter, in order.
 
     Raises:
         ValueError: on every rank, naming the first difference.
@@ -43,11 +43,11 @@ def check_same_construction(mesh: RankMesh, descriptions: list[str]) -> None:
 
 
 def raise_together(mesh: RankMesh, error: Exception | None) -> None:
-    """Raise on every rank what some have found wrong; a collective.
+    """Raise on every rank an error that some ranks have found; a collective.
 
     Args:
         mesh: The ranks.
-        error: What is wrong on this rank.
+        error: Error on this rank, if any.
 
     Raises:
         Exception: the rank's own error, or else
@@ -68,14 +68,14 @@ class Verdict(NamedTuple):
 
     Args:
         usable: Whether all gradients on all ranks are finite; ``None`` if they are not checked.
-        moved: Whether each parameter moves, bool.
+        moved: Boolean tensor: whether each parameter moves.
     """
 
     usable: Tensor | None
     moved: Tensor
 
     def of(self, number: int) -> Tensor:
-        """Whether one parameter changes in this step."""
+        """Whether a given parameter changes in this step."""
         return self.moved[number] if self.usable is None else self.usable & self.moved[number]
 
 
@@ -84,8 +84,8 @@ class Outcome(NamedTuple):
 
     Args:
         moved: Whether each parameter had a gradient that counts.
-        error: What to raise for gradients that are not finite.
-        warnings: Sentences on gradients that only some ranks have, the first time for each.
+        error: Error to raise for non-finite gradients.
+        warnings: Sentences about gradients that only some ranks have, once per parameter.
     """
 
     moved: list[bool]
@@ -94,21 +94,21 @@ class Outcome(NamedTuple):
 
 
 class Agreement:
-    """Which gradients there are in a step: a few numbers a parameter, summed over ranks without waiting for them.
+    """Agreement on a step's gradients: a few numbers per parameter, summed over ranks without waiting.
 
-    Where parameters are cut, a missing gradient of a shard is one of zeros. Where ranks hold the same, a parameter
-    moves if all have its gradient: one that is missing on some was not synchronised, and no rank may move alone.
-    The host learns the outcome of a step at the start of the next, on all ranks at the same one.
+    For sharded parameters a missing gradient of a shard counts as zeros. For replicated parameters a parameter moves
+    only if all ranks have its gradient: a gradient missing on some ranks was not synchronised, and no rank may move
+    alone. The host learns the outcome of a step at the start of the next one, at the same step on all ranks.
 
     Args:
         mesh: The ranks.
-        parameters: All parameters of the optimizer; of those that another mesh holds, or only this rank, nothing but
-            whether they are finite is agreed on here.
-        watches: Whether gradients are looked at for numbers that are not finite.
-        warned: Names of parameters that a warning was given of; grows.
+        parameters: All parameters of the optimizer. For those held by another mesh, or only by this rank, ranks agree
+            only on whether their gradients are finite.
+        watches: Whether gradients are checked for non-finite numbers.
+        warned: Names of parameters with an earlier warning; grows.
 
     Attributes:
-        parameters: Those that the mesh holds, then (if it watches) the others: the order of all flags.
+        parameters: The mesh's parameters, then (if it watches) the others, in the order of all flags.
     """
 
     def __init__(self, mesh: RankMesh, parameters: list[PlacedParameter], *, watches: bool, warned: set[str]) -> None:
@@ -121,12 +121,12 @@ class Agreement:
         self._warned = warned
 
     def flags(self, finite: Tensor | None, present: Sequence[bool], device: torch.device) -> Tensor:
-        """This rank's part, uint8: for each parameter whether it is bad, then for each whether it is there.
+        """This rank's flags, uint8: whether each gradient is non-finite, then whether each gradient is present.
 
         Args:
             finite: Whether each gradient is finite.
             present: Whether each parameter has a gradient here.
-            device: Where to put it.
+            device: Device of the result.
         """
         if self._present[0] != tuple(present):  # kept, so that it is rarely copied to the device
             self._present = tuple(present), torch.tensor(present, dtype=torch.uint8).to(device)
@@ -134,7 +134,7 @@ class Agreement:
         return torch.cat([bad, self._present[1]])
 
     def reduced(self, flags: Tensor, sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Sum the ranks' :meth:`flags`, and numbers of one's own, in one collective.
+        """Sum the ranks' :meth:`flags`, and further numbers, in one collective.
 
         Args:
             flags: This rank's flags.
@@ -157,7 +157,7 @@ class Agreement:
         return torch.cat([flags.sum(0), flags[:, : len(self._names)].amax(1)])
 
     def verdict(self, record: Tensor, step: int) -> Verdict:
-        """Outcome of a step; the host can have it from :meth:`settle`."""
+        """Outcome of a step on the device; :meth:`settle` gives it to the host."""
         known, event = record, None
         if record.device.type == "cuda":
             known = record.to("cpu", non_blocking=True)
@@ -171,7 +171,7 @@ class Agreement:
         return Verdict(record[2 * n :].sum() == 0 if self._watches else None, torch.cat([moved, own]))
 
     def settle(self) -> Outcome | None:
-        """Outcome of the last step, once; waits for the device if it has not got there. ``None`` if nothing is new."""
+        """Outcome of the last step, returned once; waits for the device if necessary. ``None`` if nothing is new."""
         if self._pending is None:
             return None
         (step, record, event), self._pending = self._pending, None

@@ -1,4 +1,4 @@
-"""Which rank owns which matrix: balanced by cost, and computed alike on every rank without communication."""
+"""Division of matrices among ranks, balanced by cost and computed identically on every rank without communication."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lite.distributed.sharding import RankMesh, Sharding
 
 
 class Owner(NamedTuple):
-    """A rank that updates a parameter: all of it, or a range of its experts.
+    """A rank that updates a parameter or a range of its experts.
 
     Args:
-        rank: Its number in the parameter's mesh.
-        experts: First expert and the one after the last; ``None`` for a parameter that is no stack.
+        rank: The rank's number in the parameter's mesh.
+        experts: First expert and one past the last; ``None`` for a parameter that is not a stack.
     """
 
     rank: int
@@ -26,14 +26,14 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlacedParameter:
-    """A parameter of the optimizer and how it lies on ranks; AdamW's parameters are nothing more.
+    """A parameter of the optimizer and its sharding; for AdamW's parameters that is all.
 
     Args:
         p: The parameter.
         group: Number of its parameter group.
-        index: Its place in the group.
+        index: Its index in the group.
         name: Its name, for messages.
-        sharding: How it lies on ranks.
+        sharding: Its sharding.
     """
 
     p: Tensor
@@ -45,7 +45,7 @@ class PlacedParameter:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OwnedParameter(PlacedParameter):
-    """A parameter of the rule of matrices, and the ranks that update it.
+    """A parameter of the matrix rule, and the ranks that update it.
 
     Args:
         numbers: Running numbers of the matrices of every view.
@@ -62,11 +62,11 @@ class OwnedParameter(PlacedParameter):
 
     @property
     def own(self) -> Owner | None:
-        """What this rank owns of it; ``None`` if nothing."""
+        """The part that this rank owns; ``None`` if it owns nothing."""
         return next((owner for owner in self.owners if owner.rank == self.sharding.mesh.rank), None)
 
     def overlap(self, owner: Owner, shard: int) -> tuple[int, int]:
-        """What an owner has of a shard: start and length along the experts; all of the shard if it is no stack."""
+        """An owner's part of a shard: start and length along the experts; the whole shard if it is not a stack."""
         length = self.sharding.shard_shape(self.shape, shard)[0]
         if owner.experts is None:
             return 0, length
@@ -75,11 +75,11 @@ class OwnedParameter(PlacedParameter):
         return start, stop - start
 
     def overlap_shape(self, owner: Owner, shard: int) -> tuple[int, ...]:
-        """Shape of what an owner has of a shard."""
+        """Shape of an owner's part of a shard."""
         return (self.overlap(owner, shard)[1], *self.sharding.shard_shape(self.shape, shard)[1:])
 
     def owned_shape(self, owner: Owner) -> tuple[int, ...]:
-        """Shape of all that an owner has."""
+        """Shape of everything that an owner has."""
         return self.shape if owner.experts is None else (owner.experts[1] - owner.experts[0], *self.shape[1:])
 
     @property
@@ -92,12 +92,12 @@ class OwnedParameter(PlacedParameter):
 
 
 class WorkItem(NamedTuple):
-    """A parameter whose work is to be divided.
+    """A parameter whose work has to be divided.
 
     Args:
-        sharding: How it lies on ranks.
+        sharding: Its sharding.
         cost: Cost of all its matrices.
-        experts: How many experts it has; ``None`` for one that is no stack.
+        experts: Number of experts; ``None`` for a parameter that is not a stack.
     """
 
     sharding: Sharding
@@ -106,11 +106,11 @@ class WorkItem(NamedTuple):
 
 
 class Division:
-    """Gives parameters to owners among the ranks of their meshes; later ones are added to the loads of earlier ones.
+    """Assigns parameters to owners among the ranks of their meshes; loads accumulate over calls.
 
-    A stack of experts goes to all ranks in equal ranges, so that its state is a DTensor; where experts lie whole on
-    shards they stay there. Other parameters go, most costly first, to the rank with the least to do (at most 4/3 of
-    the shortest possible time; R. L. Graham, SIAM J. Appl. Math. 17, 1969).
+    A stack of experts is divided among all ranks in equal ranges, so that its state is a DTensor; experts that lie
+    whole on shards stay there. Other parameters go, most costly first, to the rank with the smallest load (at most 4/3
+    of the shortest possible time; R. L. Graham, SIAM J. Appl. Math. 17, 1969).
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Division:
         return owners
 
     def loads(self, mesh: RankMesh) -> list[float]:
-        """Cost of what each rank has."""
+        """Total cost assigned to each rank."""
         return self._loads.setdefault(mesh, [0.0] * mesh.size)
 
     def _ranges(self, item: WorkItem, experts: int) -> list[Owner]:

@@ -1,4 +1,4 @@
-"""Tensors of any shape and dtype between ranks, packed into bytes: one collective however many there are."""
+"""Exchange of tensors of any shape and dtype between ranks, packed into bytes for a single collective."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch import Tensor
 
 from lite.distributed.sharding import MeshAxis
 
-_ALIGNMENT = 16  # bytes: any dtype may start there
+_ALIGNMENT = 16  # bytes; any dtype may start at such an offset
 # torch 2.13 renamed it; the old name warns from then on.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class MessageSpec(NamedTuple):
-    """Shape and dtype of a message, a tensor that travels."""
+    """Shape and dtype of a message."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def bytes(self) -> int:
-        """Room that it takes."""
+        """Its size in bytes."""
         size = math.prod(self.shape) * self.dtype.itemsize
         return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 class Transfer:
-    """Tensors on their way; :meth:`wait` gives them, by rank of the sender."""
+    """Tensors in transfer; :meth:`wait` returns them by rank of the sender."""
 
     def __init__(self, work: Any, buffer: Tensor, specs: list[list[MessageSpec]], starts: list[int], sent: Any) -> None:
         self._work, self._buffer, self._specs, self._starts = work, buffer, specs, starts
-        self._sent = sent  # must live until the work is done
+        self._sent = sent  # must stay alive until the transfer is done
 
     def wait(self) -> list[list[Tensor]]:
-        """Views of what came, once it has come (on a GPU: kernels launched later see it)."""
+        """Views of the received data, once it has arrived (on a GPU, kernels launched later see it)."""
         if self._work is not None:
             self._work.wait()
             self._work = self._sent = None
@@ -54,8 +54,8 @@ def all_to_all(
     """Send each rank its own tensors; does not wait.
 
     Args:
-        sent: Tensors for each rank of the axis, each with the dtype to travel in.
-        received: What comes from each rank.
+        sent: Tensors for each rank of the axis, each with the dtype to send it in.
+        received: Messages expected from each rank.
         axis: The ranks.
         device: Where the tensors lie.
     """
@@ -73,9 +73,9 @@ def all_to_all(
 def all_gather(
     sent: Sequence[tuple[Tensor, torch.dtype]], received: list[list[MessageSpec]], axis: MeshAxis, device: torch.device
 ) -> Transfer:
-    """Send all ranks the same tensors; does not wait. Arguments as of :func:`all_to_all`.
+    """Send all ranks the same tensors; does not wait. Arguments as for :func:`all_to_all`.
 
-    Every rank's share is padded to the largest one: only then do all backends gather it along the fastest route.
+    Every rank's share is padded to the largest one, because only then do all backends use their fastest route.
     """
     share = max(sum(spec.bytes for spec in each) for each in received)
     specs = [MessageSpec(tuple(x.shape), dtype) for x, dtype in sent]

@@ -1,4 +1,4 @@
-"""The executor on several ranks: it divides the work on parameters among them, and makes steps there."""
+"""The executor for several ranks, which divides parameters among them and runs the steps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DistributedExecutor:
         self.add_parameters(work)
 
     def add_parameters(self, work: Workload) -> None:
-        self.settle(work)  # of what the step before was agreed on without them
+        self.settle(work)  # the previous step was agreed on without them
         new: list[dict[str, Any]] = []
         items: list[WorkItem] = []
         for number, group in enumerate(work.groups):

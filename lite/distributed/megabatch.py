@@ -1,4 +1,4 @@
-"""Matrices of one shape on their way through a step: shards to owners, the batched rule there, replies back."""
+"""A batch of equal matrices in a step: shards go to owners, owners run the batched rule, replies come back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lite.parameters.parameter_entries import TensorEntry, parameter_entries
 
 
 class Reply(NamedTuple):
-    """What an owner sends back for a shard: state of this name, or the direction or new values if it is ``None``."""
+    """An owner's reply for a shard: state of this name, or the direction or new values if the name is ``None``."""
 
     parameter: OwnedParameter
     owner: Owner
@@ -26,7 +26,7 @@ class Reply(NamedTuple):
 
 
 class NewState(NamedTuple):
-    """State of a batch after the step, not yet written; ``parameters`` are the parameters of its entries."""
+    """State of a batch after the step, not yet written; ``parameters`` belong to its entries."""
 
     batch: TensorBatch
     parameters: list[OwnedParameter]
@@ -34,17 +34,17 @@ class NewState(NamedTuple):
 
 
 class Megabatch:
-    """One step of parameters of one group, shape and mesh.
+    """One step for parameters of one group, shape and mesh.
 
-    :meth:`send`, :meth:`compute` and :meth:`collect` are called in this order. What is sent travels meanwhile, so
-    that the caller may compute another megabatch between them.
+    Call :meth:`send`, :meth:`compute` and :meth:`collect` in this order. Data travels asynchronously, so the caller may
+    compute another megabatch between the calls.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         group: Their parameter group.
         parameters: The parameters.
         state: Parameter ↦ its state.
-        steps: Gradients that each parameter of the group has had before.
+        steps: Number of earlier gradients of each parameter of the group.
     """
 
     def __init__(
@@ -76,22 +76,22 @@ class Megabatch:
     def send(
         self, gradients: dict[Tensor, Tensor], usable: Tensor | None
     ) -> list[tuple[OwnedParameter, Tensor, Tensor]]:
-        """Work on this rank's shards and send owners what they need.
+        """Process this rank's shards and send owners what they need.
 
         Args:
             gradients: Parameter ↦ this rank's part of its gradient.
-            usable: Whether they are finite; if not, zeros are worked on in their place: factorisations raise for
-                numbers that are not finite.
+            usable: Whether they are finite; if not, zeros replace them, because factorisations raise for non-finite
+                numbers.
 
         Returns:
-            State of shards, not yet written: parameter, tensor and its new value.
+            State of shards, not yet written: parameter, tensor and new value.
         """
         new_state = []
         for parameter in self.parameters:
             w, g = local_part(parameter.p), gradients[parameter.p]
             if w.ndim > 2:
-                w = w.contiguous()  # a convolution may lie in another memory format
-            if self._mesh.shards.size == 1:  # a whole matrix: only its owner works on it
+                w = w.contiguous()  # a convolution may have another memory format
+            if self._mesh.shards.size == 1:  # a whole matrix: only its owner processes it
                 if parameter.own is None:
                     continue
                 w, g = (x.narrow(0, *parameter.overlap(parameter.own, 0)) for x in (w, g))
@@ -181,7 +181,7 @@ class Megabatch:
             values = [value for parameter, _ in self._owned for value in self._replies[parameter].values()]
         else:
             values = [value for each in self._transfer.wait() for value in each]
-        self._replies, self._transfer = {}, None  # their memory is free once the shards have moved
+        self._replies, self._transfer = {}, None  # their memory can be freed once the shards have moved
         expected = self.expected(self._mesh.replicas.rank)
         return [
             Reply(parameter, owner, name, value)
@@ -189,14 +189,14 @@ class Megabatch:
         ]
 
     def expected(self, replica: int) -> list[tuple[OwnedParameter, Owner, str | None, MessageSpec]]:
-        """What :meth:`collect` gives on the rank with this one's shard in a replica, in the same order."""
+        """Result of :meth:`collect` on the rank with this rank's shard in another replica, in the same order."""
         columns = range(self._mesh.shards.size) if self._travels else [self._mesh.shards.rank]
         return [each for column in columns for each in self._coming(column, replica)]
 
     def _coming(
         self, column: int, replica: int | None = None
     ) -> Iterator[tuple[OwnedParameter, Owner, str | None, MessageSpec]]:
-        """What the rank with one shard sends back for this rank's shard; arguments as of :meth:`_owners`."""
+        """What the rank with one shard sends back for this rank's shard; arguments as for :meth:`_owners`."""
         for parameter, owner in self._owners(column, replica):
             shape = parameter.overlap_shape(owner, self._mesh.shards.rank)
             yield parameter, owner, None, MessageSpec(shape, self._reply_dtype)
@@ -204,7 +204,7 @@ class Megabatch:
                 yield parameter, owner, name, MessageSpec(shape, self._state[parameter.p][name].dtype)
 
     def _message_dtype(self, name: str, x: Tensor) -> torch.dtype:
-        """Floating type in which an input travels; state is never rounded."""
+        """Dtype in which an input travels; state is never rounded."""
         return x.dtype if name in self._travelling else self._sent_dtype or x.dtype
 
     def _owners(self, column: int, replica: int | None = None) -> Iterator[tuple[OwnedParameter, Owner]]:
@@ -221,10 +221,10 @@ class Megabatch:
                 part = parameter.overlap(own, self._mesh.shards.rank)
                 whole = self._mesh.shards.size == 1  # then the inputs are the owner's already
                 inputs = {name: x if whole else x.narrow(0, *part) for name, x in self._inputs[parameter].items()}
-                yield inputs | {name: inputs[name].clone() for name in self._travelling}  # compute() writes on it
+                yield inputs | {name: inputs[name].clone() for name in self._travelling}  # compute() writes to it
             return
         arrived = [iter(parts) for parts in self._transfer.wait()]
-        self._transfer = None  # its memory is free once the parts are together
+        self._transfer = None  # its memory can be freed once the parts are assembled
         for parameter, _ in self._owned:
             dim = parameter.sharding.dim
             assert dim is not None
@@ -235,7 +235,7 @@ class Megabatch:
 
 
 def _part(parameter: OwnedParameter, owner: Owner, column: int, value: Tensor) -> Tensor:
-    """Part of an owner's numbers that lies in a shard."""
+    """The part of an owner's numbers that belongs to a shard."""
     dim = parameter.sharding.dim
     assert dim is not None
     before = sum(parameter.overlap_shape(owner, earlier)[dim] for earlier in range(column))

@@ -1,4 +1,4 @@
-"""How parameters lie on ranks: whole on each (DDP), cut along one dimension (FSDP2), or both (HSDP)."""
+"""Sharding of parameters over ranks: replicated (DDP), cut along one dimension (FSDP2), or both (HSDP)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-# Dimensions of a parameter along which its shards are put together to whole matrices.
+# Dimensions of a parameter along which shards can be assembled to whole matrices.
 _CUTTABLE = {"matrix": (0, 1), "conv": (0, 1), "experts": (0, 1, 2)}
 
 
 class MeshAxis(NamedTuple):
-    """Ranks along one direction of a mesh; ``group`` is needed where there is more than one."""
+    """Ranks along one direction of a mesh; ``group`` is needed for more than one rank."""
 
     size: int = 1
     rank: int = 0
@@ -28,14 +28,14 @@ class MeshAxis(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RankMesh:
-    """Ranks that hold the same parameters: each of them one of ``shards``, in one of ``replicas``.
+    """Ranks that hold the same parameters; each holds one of ``shards`` in one of ``replicas``.
 
-    They are numbered shard first, so that replicas of one shard are neighbours.
+    Ranks are numbered shard by shard, so that replicas of one shard are neighbours.
 
     Args:
-        shards: Along it each rank has another part.
-        replicas: Along it each rank has the same.
-        group: All of them.
+        shards: Axis along which each rank has a different part.
+        replicas: Axis along which all ranks have the same part.
+        group: Process group of all its ranks.
         global_ranks: Global rank of every rank of the mesh, in this order.
     """
 
@@ -79,13 +79,13 @@ class RankMesh:
 
 
 class Sharding(NamedTuple):
-    """How one parameter lies on its mesh: cut along ``dim`` among the shards, or whole where ``dim`` is ``None``."""
+    """Sharding of one parameter on its mesh: cut along ``dim`` among the shards, or whole if ``dim`` is ``None``."""
 
     mesh: RankMesh
     dim: int | None
 
     def bounds(self, length: int, shard: int) -> tuple[int, int]:
-        """Part of a length that a shard has, as ``torch.chunk`` cuts: equal parts, the last ones shorter or empty."""
+        """A shard's range of a length, as cut by ``torch.chunk``: equal parts, the last ones shorter or empty."""
         part = math.ceil(length / self.mesh.shards.size)
         return min(shard * part, length), min((shard + 1) * part, length)
 
@@ -98,7 +98,7 @@ class Sharding(NamedTuple):
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor that lie on this rank, sharing its memory."""
+    """This rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -106,8 +106,8 @@ class Shardings:
     """Shardings of an optimizer's parameters; parameters on the same ranks share one :class:`RankMesh`.
 
     Args:
-        process_group: Ranks on each of which plain tensors are whole and alike (DDP); ``None``: each rank is alone
-            with its plain tensors.
+        process_group: Ranks with identical whole plain tensors (DDP); ``None`` if each rank's plain tensors are its
+            own.
     """
 
     def __init__(self, process_group: ProcessGroup | None) -> None:
@@ -116,7 +116,7 @@ class Shardings:
 
     @property
     def meshes(self) -> list[RankMesh]:
-        """Meshes of several ranks, in an order on which their ranks agree."""
+        """Meshes with several ranks, in an order that is the same on all ranks."""
         return sorted(
             (mesh for mesh in self._meshes.values() if mesh.size > 1), key=lambda mesh: sorted(mesh.global_ranks)
         )
@@ -130,7 +130,7 @@ class Shardings:
             group: Its parameter group.
 
         Raises:
-            ValueError: for shards whose matrices cannot be put together, naming it and the remedy.
+            ValueError: for shards that cannot be assembled to matrices, naming the parameter and the remedy.
         """
         if hasattr(p, "_fsdp_flattened"):
             raise ValueError(
@@ -144,7 +144,7 @@ class Shardings:
         shards = [i for i in axes if not isinstance(p.placements[i], Replicate)]
         if any(p.placements[i].is_partial() for i in axes):
             raise ValueError(_refusal(name, p, "holds a sum that is not yet reduced", "redistribute it to Shard(0)"))
-        if not is_matrix:  # updated number by number, so that any cut will do
+        if not is_matrix:  # updated elementwise, so any cut will do
             return Sharding(self._mesh(device_mesh, shards, axes), None)
         if len(shards) > 1:
             raise ValueError(
@@ -191,7 +191,7 @@ class Shardings:
             order = [*shards, *replicas, *(i for i in range(device_mesh.ndim) if i not in axes)]
             coordinate = device_mesh.get_coordinate()
             assert coordinate is not None, "a parameter lies on ranks that this one is not among"
-            # Only ranks that differ along `axes` count; along the others the mesh has a single one.
+            # Only ranks that differ along `axes` count; along the other axes the mesh has a single rank.
             ranks = tuple(device_mesh.mesh.permute(order).flatten().tolist())
             self._meshes[key] = RankMesh(
                 _axis(device_mesh, shards, coordinate),
@@ -210,7 +210,7 @@ def _axis(device_mesh: DeviceMesh, dims: list[int], coordinate: Sequence[int]) -
         rank = rank * device_mesh.size(i) + coordinate[i]
     return MeshAxis(
         math.prod(device_mesh.size(i) for i in dims), rank
-    )  # several or none: nothing is exchanged along it
+    )  # several or none: nothing is exchanged along this axis
 
 
 def _spanning(device_mesh: DeviceMesh, axes: list[int], ranks: tuple[int, ...]) -> ProcessGroup | None:

@@ -1,4 +1,4 @@
-"""Optimizer state on ranks: where each part of it lies, and how a saved one is cut to fit."""
+"""Placement of optimizer state on ranks, and cutting of saved state to fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lite.parameters.parameter_entries import TensorEntry, parameter_entries
 
 
 def initial_state(declaration: Declaration, group: dict[str, Any], parameter: PlacedParameter) -> dict[str, Tensor]:
-    """State of a parameter before its first step: what lies on this rank.
+    """This rank's part of a parameter's state before the first step.
 
-    AdamW's moments and the rule's ``sharded_state`` lie as a parameter's shards do. Other state of a matrix is a plain
-    tensor on its owner and nothing elsewhere; that of a stack of experts is a DTensor, cut along the experts.
+    AdamW's moments and the rule's ``sharded_state`` are sharded like the parameter. Other state of a matrix is a plain
+    tensor on its owner and absent elsewhere; other state of a stack of experts is a DTensor, cut along the experts.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         group: Group of the parameter.
         parameter: The parameter.
     """
@@ -49,15 +49,15 @@ def initial_state(declaration: Declaration, group: dict[str, Any], parameter: Pl
 def fitted_state(
     declaration: Declaration, group: dict[str, Any], parameter: PlacedParameter, saved: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """This rank's part of a saved state, copied, each tensor in the dtype that it was saved in.
+    """Copy of this rank's part of a saved state, each tensor in its saved dtype.
 
-    A collective of the ranks of saved DTensors that lie otherwise here, also on a rank that gets nothing of them.
+    A collective among the ranks of saved DTensors that are placed differently here, including ranks that get no part.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         group: Group of the parameter.
         parameter: The parameter.
-        saved: Its state, whole or as :func:`initial_state` lays it out (on these ranks or others).
+        saved: Its state, whole or placed as by :func:`initial_state` (on these ranks or others).
     """
     layout = initial_state(declaration, group, parameter)
     fitted = {name: _fitted(value, layout.get(name)) for name, value in saved.items()}
@@ -65,10 +65,10 @@ def fitted_state(
 
 
 class StateShapes:
-    """Shapes of the state of all matrices, also of those that other ranks own.
+    """Shapes of the state of all matrices, including those that other ranks own.
 
-    With them every rank refuses a setting that the state does not allow; otherwise only the owner would, and the other
-    ranks would wait for it. They are those of the settings at the time when state was made or loaded.
+    They let every rank refuse a setting that does not fit the state; otherwise only the owner would refuse, and the
+    other ranks would wait for it. The shapes follow the settings at the time when state was made or loaded.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class StateShapes:
         return parameter in self._kinds
 
     def note(self, work: Workload, parameter: OwnedParameter) -> None:
-        """Take in that the state of a matrix was made or loaded under the settings that its group has now."""
+        """Record that the state of a matrix was made or loaded under its group's current settings."""
         group = work.groups[parameter.group]
         like = torch.empty(parameter.shape, dtype=parameter.p.dtype, device="meta")
         state = work.declaration.parameter_state(group, like)
@@ -96,7 +96,7 @@ class StateShapes:
             )
 
     def check(self, work: Workload, parameters: Iterable[PlacedParameter]) -> None:
-        """Refuse settings of groups that the state of these parameters does not allow.
+        """Refuse settings of groups that do not fit the state of these parameters.
 
         Raises:
             ValueError: on every rank.
@@ -109,7 +109,7 @@ class StateShapes:
 
 
 def _on_owners(parameter: OwnedParameter, value: Tensor) -> Tensor:
-    """State of a range of experts as part of that of all; any other state as it is."""
+    """State of a range of experts as part of a DTensor of all experts; any other state unchanged."""
     mesh = parameter.sharding.mesh
     if parameter.own is None or parameter.own.experts is None or mesh.size == 1:
         return value

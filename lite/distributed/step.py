@@ -25,21 +25,21 @@ from lite.execution.finiteness import finite_per_tensor
 from lite.execution.rounding import rounded_stochastically
 from lite.parameters.parameter_entries import steps_so_far
 
-# Numbers of one rank's shards in one megabatch; above that, its buffers would count beside parameters and gradients.
+# Most numbers of one rank's shards in a megabatch; larger buffers would matter next to parameters and gradients.
 LARGEST_MEGABATCH = 2**27
 
 
 class Step:
-    """One step; :meth:`run` makes it.
+    """One step on several ranks; :meth:`run` executes it.
 
-    Nothing is written before it is known that all ranks' gradients are finite and there. Where ranks hold shards, that
-    is agreed on first. Where each holds everything (DDP), owners work at once and their flags travel with their
-    replies, so that there is a single collective.
+    Nothing is written before all ranks' gradients are known to be present and finite. Ranks with shards agree on that
+    first. If each rank holds everything (DDP), owners start at once and their flags travel with the replies, so there
+    is a single collective.
 
     Args:
-        work: The optimizer's; all state exists.
+        work: The optimizer's workload; all state exists.
         active: Parameters that take part, the same on all ranks.
-        agreements: The one of all ranks, then those of meshes among them.
+        agreements: The agreement of all ranks, then those of meshes among them.
         steps_made: Steps before this one.
     """
 
@@ -57,15 +57,15 @@ class Step:
         ]
         self._present = {parameter for parameter in active if parameter.p.grad is not None}
         self._flags = self._own_flags()
-        self._usable: Tensor | None = None  # on this rank at first, on all of them once that is agreed
+        self._usable: Tensor | None = None  # at first on this rank, after the agreement on all ranks
         if work.on_nonfinite != "ignore":
             self._usable = ~self._flags[: len(agreements[0].parameters)].any().bool()
-        self._changes: dict[PlacedParameter, Tensor] = {}  # whether each parameter changes, once that is agreed
+        self._changes: dict[PlacedParameter, Tensor] = {}  # whether each parameter changes, after the agreement
         self._waiting: list[Callable[[], None]] = []
         self._generators: dict[RankMesh, torch.Generator] = {}
 
     def run(self) -> None:
-        """Make the step."""
+        """Execute the step."""
         mesh = self._agreements[0].mesh
         if len(self._agreements) == 1 and mesh.replicas.size == mesh.size > 1:
             self._step_matrices(with_flags=True)
@@ -146,7 +146,7 @@ class Step:
             share = sum(parameter.p.numel() for parameter in each) / each[0].sharding.mesh.shards.size
             count = math.ceil(share / LARGEST_MEGABATCH)
             turns: Counter[int] = Counter()
-            for parameter in each:  # each owner's parameters are spread, so that every chunk keeps all of them busy
+            for parameter in each:  # each owner's parameters are spread, so that every chunk keeps all owners busy
                 owner = parameter.owners[0].rank
                 chunks[(*key, turns[owner] % max(1, count))].append(parameter)
                 turns[owner] += 1
@@ -157,7 +157,7 @@ class Step:
         return made
 
     def _through(self, megabatches: list[Megabatch], *, move: bool) -> list[Reply]:
-        """Take megabatches through the step, the numbers of one travelling while the next is worked on."""
+        """Run megabatches through the step; the data of one travels while the next is computed."""
         replies: list[Reply] = []
         if megabatches:
             self._send(megabatches[0])
@@ -185,7 +185,7 @@ class Step:
     def _gather(
         self, mesh: RankMesh, megabatches: list[Megabatch], replies: list[Reply], *, with_flags: bool
     ) -> list[Reply]:
-        """Replies of all replicas' owners for this rank's shards."""
+        """Replies from all replicas' owners for this rank's shards."""
         sent = [(reply.value, reply.value.dtype) for reply in replies]
         expected = [
             [each for megabatch in megabatches for each in megabatch.expected(i)] for i in range(mesh.replicas.size)
@@ -220,7 +220,7 @@ class Step:
             self._write_parameter(parameter, new)
 
     def _step_adamw(self) -> list[tuple[list[AdamWPart], Tensor, Any]]:
-        """Move AdamW's parameters; returns what is still being summed over ranks for the next step's masks."""
+        """Move AdamW's parameters; returns sums over ranks for the next step's masks that are still in progress."""
         cut: defaultdict[RankMesh, list[AdamWPart]] = defaultdict(list)
         for part in self._parts:
             group = self._work.groups[part.parameter.group]
@@ -273,7 +273,7 @@ class Step:
         self._write(parameter, w, value)
 
     def _generator(self, mesh: RankMesh, device: torch.device) -> torch.Generator:
-        """Random numbers that are the same wherever ranks hold the same numbers."""
+        """A generator with the same random numbers on ranks that hold the same data."""
         if mesh not in self._generators:
             self._generators[mesh] = torch.Generator(device)
             self._generators[mesh].manual_seed(self._steps_made * mesh.shards.size + mesh.shards.rank)
@@ -284,4 +284,4 @@ def _gradient(p: Tensor) -> Tensor:
     if p.grad is None:
         return torch.zeros_like(local_part(p))
     g = local_part(p.grad)
-    return g.contiguous() if g.ndim > 2 else g  # a convolution's gradient may come in another memory format
+    return g.contiguous() if g.ndim > 2 else g  # a convolution's gradient may have another memory format

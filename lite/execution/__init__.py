@@ -1,1 +1,1 @@
-"""How a step runs: batches of tensors, kernels, compilation, and gradients that are not finite."""
+"""Execution of steps: batches of tensors, kernels, compilation, and non-finite gradients."""

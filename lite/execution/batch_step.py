@@ -1,4 +1,4 @@
-"""What a step does with one batch of tensors, as it is or in a form that compiles."""
+"""One step for one batch of tensors, either plain or in a form that compiles."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Batches: TypeAlias = list[tuple[dict[str, Any], TensorBatch]]  # each with the s
 def traced_batch(
     declaration: Declaration, group: dict[str, Any], batch: TensorBatch
 ) -> tuple[dict[str, Any], TensorBatch]:
-    """Settings and batch in which only tensors change from step to step, see :meth:`Declaration.phase`.
+    """Settings and batch for compilation, in which only tensors change between steps; see :meth:`Declaration.phase`.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         group: The batch's parameter group.
-        batch: Of one step.
+        batch: The batch of one step.
     """
     first = batch.entries[0]
     settings = traced_settings(group, first.w.device)
@@ -36,20 +36,20 @@ def traced_batch(
     settings["count"] = as_tensor(first.step, first.w.device)
     phase = declaration.phase(group, first.step)
     entries = [entry._replace(step=phase, numbers=tuple(entry.numbers)) for entry in batch.entries]
-    return settings, TensorBatch(entries)  # torch.compile knows tuples better than ranges
+    return settings, TensorBatch(entries)  # torch.compile handles tuples better than ranges
 
 
 def step_batches(declaration: Declaration, batches: Batches, usable: Tensor | None) -> None:
     """Update parameters and state of all batches of a step in place.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         batches: Batches, each with the settings of its group.
         usable: Whether all gradients of the step are finite, 0-dimensional; ``None`` if they are not checked.
     """
     guards: dict[torch.device, Guard] = {}
     for group, batch in batches:
-        device = batch.entries[0].w.device  # parameters may lie on several
+        device = batch.entries[0].w.device  # parameters may be on several devices
         if device not in guards:
             guards[device] = Guard(None if usable is None else usable.to(device))
         _step_batch(declaration, group, batch, guards[device])
@@ -66,7 +66,7 @@ def _step_batch(declaration: Declaration, group: dict[str, Any], batch: TensorBa
     if rounds:
         w, g = w.float(), g.float()  # a rule that works in bfloat16 would round to nearest first
     if guard.usable is not None:
-        g = torch.where(guard.usable, g, 0.0)  # factorisations raise for numbers that are not finite
+        g = torch.where(guard.usable, g, 0.0)  # factorisations raise for non-finite numbers
     turn: dict[str, Any] = {"step": first.step, "numbers": batch.numbers}
     written: dict[str, Tensor] = {}  # in place
     if declared is None:
@@ -80,11 +80,11 @@ def _step_batch(declaration: Declaration, group: dict[str, Any], batch: TensorBa
     changed = {
         key: value.clone()
         if any(value is x for x in old)
-        else value  # else another key's old state may be overwritten first
+        else value  # otherwise another key's old state might be overwritten first
         for key, value in after.items()
         if value is not state[key]
     }
-    # Compiled, dynamo loses what is written into 0-dimensional float64 tensors one by one (seen in torch 2.13).
+    # When compiled, dynamo loses separate writes into 0-dimensional float64 tensors (seen in torch 2.13).
     if len(batch.entries) == 1 and not rounds and not torch.compiler.is_compiling():
         guard.overwrite_(w, new_w)
         for key, value in changed.items():
@@ -96,7 +96,7 @@ def _step_batch(declaration: Declaration, group: dict[str, Any], batch: TensorBa
 
 
 def _declared(declaration: Declaration, group: dict[str, Any], w: Tensor) -> tuple[UpdateRule, Any] | None:
-    """Update rule and η of a group's tensors; ``None`` for matrices with a ``matrix_update`` of their own."""
+    """Update rule and η for a group's tensors; ``None`` for matrices whose optimizer overrides ``matrix_update``."""
     if group["rule"] == "adamw":
         return declaration.adamw_rule(group), group["lr"]
     if type(declaration).matrix_update is not Declaration.matrix_update:

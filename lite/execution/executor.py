@@ -1,4 +1,4 @@
-"""What an optimizer asks of the code that runs its steps, on one process or several ranks."""
+"""The interface between an optimizer and the code that runs its steps, on one process or several ranks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lite.execution.tensor_batches import largest_batch
 class Workload:
     """An optimizer's declaration, groups and state, as an executor sees them.
 
-    It is made anew for every call, because torch replaces groups and state when an optimizer loads a checkpoint.
+    It is created for every call, because torch replaces groups and state when an optimizer loads a checkpoint.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         groups: Parameter groups.
         state: Parameter ↦ its state.
-        on_nonfinite: What happens if a gradient is not finite.
+        on_nonfinite: What to do if a gradient is not finite.
     """
 
     declaration: Declaration
@@ -43,18 +43,18 @@ class Workload:
         return initial_adamw_state(group, p) if group["rule"] == "adamw" else self.declaration.parameter_state(group, p)
 
     def largest_batch(self, w: Tensor, *, on_cpu: int | None) -> int:
-        """How many numbers a batch of tensors like ``w`` may hold.
+        """Most numbers in a batch of tensors like ``w``.
 
         Args:
             w: A tensor.
-            on_cpu: The limit on a CPU; ``None`` if it is that of other devices.
+            on_cpu: The limit on a CPU; ``None`` uses the limit of other devices.
         """
         if on_cpu is not None and w.device.type == "cpu":
             return on_cpu
         return largest_batch(sum(p.numel() for group in self.groups for p in group["params"]))
 
     def narrowest_squares(self) -> torch.dtype:
-        """Floating type in which squares of all gradients must stay finite, see :meth:`Declaration.squares_dtype`."""
+        """Dtype in which squares of all gradients must stay finite, see :meth:`Declaration.squares_dtype`."""
         for group in self.groups:
             for dtype in {p.dtype for p in group["params"]}:
                 wide = torch.promote_types(dtype, torch.float32)
@@ -66,10 +66,10 @@ class Workload:
 
 
 class Executor(Protocol):
-    """Runs the steps of one optimizer, which holds exactly one executor at a time.
+    """Runs the steps of one optimizer, which has exactly one executor at a time.
 
     Attributes:
-        is_divided: Whether several ranks share the work, so that each has a part of the state.
+        is_divided: Whether several ranks share the work, so that each holds a part of the state.
         steps_made: Number of steps so far.
     """
 
@@ -77,7 +77,7 @@ class Executor(Protocol):
     steps_made: int
 
     def step(self, work: Workload) -> None:
-        """Make one step with the current gradients; parameters without a gradient are skipped."""
+        """Run one step with the current gradients; parameters without a gradient are skipped."""
 
     def compile(self, **options: Any) -> None:
         """Compile the following steps.
@@ -90,8 +90,8 @@ class Executor(Protocol):
         """Raise for an earlier step whose gradients were not finite.
 
         Args:
-            work: The optimizer's.
-            wait: Wait for outcomes that the device does not know yet.
+            work: The optimizer's workload.
+            wait: Whether to wait for outcomes that the device has not computed yet.
 
         Raises:
             NonFiniteError: naming the step and the parameters.
@@ -101,21 +101,21 @@ class Executor(Protocol):
         """Wait for the outcome of earlier steps and count their gradients, without raising."""
 
     def add_parameters(self, work: Workload) -> None:
-        """Take in parameters that were added to the groups."""
+        """Register parameters that were added to the groups."""
 
     def init_state(self, work: Workload) -> None:
-        """Create the state of all parameters that have none."""
+        """Create missing state of parameters."""
 
     def held(self, work: Workload, p: Tensor) -> Collection[str] | None:
-        """Keys of the part of a parameter's state that is kept here; ``None`` if all of it is."""
+        """Keys of a parameter's state that are kept on this rank; ``None`` if all are."""
 
     def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what a function returns; if it raises on one rank, raise on all."""
 
     def load_state(self, work: Workload, saved: Mapping[Tensor, dict[str, Any]]) -> None:
-        """Replace the state of parameters by copies of what was saved; what earlier steps found no longer counts.
+        """Replace the state of parameters with copies of saved state; findings of earlier steps are dropped.
 
         Args:
-            work: The optimizer's, with the groups as loaded.
-            saved: Parameter ↦ its whole state, each tensor in the dtype that it was saved in.
+            work: The optimizer's workload, with the loaded groups.
+            saved: Parameter ↦ its whole state, each tensor in its saved dtype.
         """

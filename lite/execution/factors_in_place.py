@@ -1,4 +1,4 @@
-"""SOAP's preconditioner with Kronecker factors changed in place: they are the largest part of its memory."""
+"""SOAP's preconditioner with Kronecker factors updated in place, since they are the largest part of its memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FACTORS = ("left", "right")
 
 @dataclass(frozen=True, kw_only=True)
 class _InPlace(EigenbasisMoment):
-    """The same preconditioner, whose factors are changed in place.
+    """The preconditioner with in-place updates of its factors.
 
     Args:
-        guard: Keeps them as they are if the gradients are not finite.
+        guard: Keeps the factors unchanged if the gradients are not finite.
     """
 
     guard: Guard
@@ -32,11 +32,11 @@ class _InPlace(EigenbasisMoment):
 
 
 def with_factors_in_place(rule: UpdateRule, guard: Guard) -> UpdateRule | None:
-    """The same rule, which changes its factors in place where gradients are usable; ``None`` if it has no factors.
+    """The rule with in-place updates of its factors if gradients are usable; ``None`` if it has no factors.
 
     Args:
         rule: An update rule.
-        guard: Keeps them as they are if the gradients are not finite.
+        guard: Keeps the factors unchanged if the gradients are not finite.
     """
     preconditioner: Any = rule.preconditioner
     if type(preconditioner) is not EigenbasisMoment:

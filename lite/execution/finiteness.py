@@ -1,15 +1,15 @@
-r"""Gradients that are not finite: found without waiting for the device, and kept from the parameters.
+r"""Detection of non-finite gradients without waiting for the device, and protection of the parameters from them.
 
-A gradient counts as finite if every number computed from it will be. Rules sum its squares: in second moments, norms
-and Kronecker factors. With N entries per tensor, each of magnitude at most a, no sum of squares exceeds Na², so the
-condition is
+A gradient counts as finite if every number computed from it will be finite. Rules sum its squares in second moments,
+norms and Kronecker factors. With N entries per tensor, each of magnitude at most a, no sum of squares exceeds Na², so
+the condition is
 
 .. math:: a\sqrt N \le \tfrac12\sqrt{x_{\max}}
 
-with x_max the largest number of the floating type in which the rule computes squares. The factor ½ leaves room for
+with x_max the largest number of the dtype in which the rule computes squares. The factor ½ leaves room for
 rounding and for the gradient that Nesterov's correction adds to the momentum. In float32, entries may be as large as
-9·10¹⁸/√N. The largest entry costs no more than a test for NaN, where the exact norm would take two to three times
-longer in bfloat16 and a collective for shards.
+9·10¹⁸/√N. Finding the largest entry costs no more than a test for NaN; the exact norm would take two to three times
+longer in bfloat16, and a collective for shards.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from lite.parameters.group_checks import parameter_names, sparse_message
 
 OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 ON_NONFINITE: tuple[OnNonfinite, ...] = ("raise", "skip", "ignore")
-_LARGE = 2**12  # numbers from which on a tensor is worth calls of its own on a CPU
-_MOST_PENDING = 4  # steps whose outcome may be unread before the device is waited for
+_LARGE = 2**12  # numbers from which a tensor is worth separate calls on a CPU
+_MOST_PENDING = 4  # most steps with unread outcomes before the host waits for the device
 
 
 class NonFiniteError(RuntimeError):
@@ -35,11 +35,11 @@ class NonFiniteError(RuntimeError):
 
 
 def largest_magnitude(entries: int, dtype: torch.dtype) -> float:
-    """Largest magnitude of a gradient's entries whose squares can be summed, see this module's condition.
+    """Largest magnitude of a gradient's entries for which squares can be summed, see this module's condition.
 
     Args:
         entries: N, of the largest tensor.
-        dtype: Floating type in which squares are computed.
+        dtype: Dtype in which squares are computed.
     """
     return 0.5 * math.sqrt(torch.finfo(dtype).max / max(1, entries))
 
@@ -47,12 +47,12 @@ def largest_magnitude(entries: int, dtype: torch.dtype) -> float:
 def finite_per_tensor(
     gradients: list[Tensor], *, entries: int | None = None, squares: torch.dtype | None = None
 ) -> Tensor:
-    """Whether each tensor is finite and sums of its squares will be, on the device of the first; no device sync.
+    """Whether each tensor and sums of its squares are finite, on the device of the first tensor; no device sync.
 
     Args:
         gradients: Dense tensors of any shape, dtype and device.
-        entries: N, of the largest tensor; needed if these are shards.
-        squares: Floating type in which squares are computed; by default the narrowest of the gradients', at least
+        entries: N of the largest tensor; needed if these are shards.
+        squares: Dtype in which squares are computed; by default the narrowest of the gradients' dtypes, but at least
             float32.
     """
     device = gradients[0].device
@@ -68,8 +68,8 @@ def finite_per_tensor(
 
 
 def largest_magnitudes(tensors: list[Tensor]) -> list[Tensor]:
-    """Largest magnitude of each tensor, which is not empty, NaN where there is one; each on its device."""
-    # A CPU takes twenty times longer for the norm than for both extremes, but one call does for many small tensors.
+    """Largest magnitude of each (nonempty) tensor, NaN if it contains NaN; each on its device."""
+    # On a CPU the norm takes twenty times longer than both extremes, but one call handles many small tensors.
     apart = [x.device.type == "cpu" and x.numel() >= _LARGE for x in tensors]
     together = [x for x, is_apart in zip(tensors, apart, strict=True) if not is_apart]
     norms = iter(torch._foreach_norm(together, torch.inf) if together else ())
@@ -82,7 +82,7 @@ def _largest_magnitude(x: Tensor) -> Tensor:
 
 
 class Guard:
-    """Keeps tensors as they are in a step whose gradients are not finite, without a device sync.
+    """Keeps tensors unchanged in a step with non-finite gradients, without a device sync.
 
     Args:
         usable: Whether the gradients are finite, 0-dimensional, on the tensors' device; ``None`` if nobody has checked.
@@ -93,7 +93,7 @@ class Guard:
         self._weights: dict[torch.dtype, Tensor] = {}
 
     def chosen(self, new: Tensor, old: Tensor) -> Tensor:
-        """The new tensor if gradients are usable, else the old one; both must be finite."""
+        """The new tensor if gradients are usable, else the old tensor; both must be finite."""
         if self.usable is None:
             return new
         if (weight := self._lerp_weight(new, old)) is not None:
@@ -101,14 +101,14 @@ class Guard:
         return torch.where(self.usable, new, old)
 
     def overwrite_(self, old: Tensor, new: Tensor) -> None:
-        """Write :meth:`chosen` into the old tensor, in one pass over memory where that is possible."""
+        """Write :meth:`chosen` into the old tensor, in one pass over memory if possible."""
         if (weight := self._lerp_weight(new, old)) is not None:
             old.lerp_(new, weight)
         else:
             old.copy_(self.chosen(new, old))
 
     def weight(self, dtype: torch.dtype) -> Tensor | None:
-        """1 if gradients are usable, else 0, in a floating type; ``None`` if nobody has checked."""
+        """1 if gradients are usable, else 0, in a given dtype; ``None`` if checking is off."""
         if self.usable is not None and dtype not in self._weights:
             self._weights[dtype] = self.usable.to(dtype)
         return self._weights.get(dtype)
@@ -132,7 +132,7 @@ class _Pending(NamedTuple):
 
 
 class FinitenessWatch:
-    """Reads whether earlier steps' gradients were finite, once the device has got there."""
+    """Reads whether earlier steps' gradients were finite once the device knows."""
 
     def __init__(self) -> None:
         self._pending: deque[_Pending] = deque()
@@ -141,13 +141,13 @@ class FinitenessWatch:
     def note(
         self, step: int, names: list[str], flags: Tensor, *, raises: bool, undo: Callable[[], None] | None
     ) -> None:
-        """Remember a step's flags; on a GPU they are copied without waiting.
+        """Record a step's flags; on a GPU they are copied without waiting.
 
         Args:
             step: Number of the step.
             names: Names of the parameters.
             flags: Whether each gradient is finite.
-            raises: Whether :meth:`check` raises for a gradient that is not.
+            raises: Whether :meth:`check` raises for a non-finite gradient.
             undo: Called by :meth:`settle` if the step was skipped.
         """
         event = None
@@ -163,10 +163,10 @@ class FinitenessWatch:
         self._pending.append(_Pending(step, names, flags, event, raises, undo))
 
     def settle(self, *, wait: bool = True) -> None:
-        """Take in the outcome of earlier steps, without raising.
+        """Process the outcome of earlier steps without raising.
 
         Args:
-            wait: Wait for outcomes that are not known yet.
+            wait: Whether to wait for outcomes that are not known yet.
         """
         while self._pending:
             oldest = self._pending[0]
@@ -187,7 +187,7 @@ class FinitenessWatch:
         """Raise for an earlier step whose outcome is known.
 
         Args:
-            wait: Wait for outcomes that are not known yet.
+            wait: Whether to wait for outcomes that are not known yet.
 
         Raises:
             NonFiniteError: naming the step and the parameters.
@@ -199,7 +199,7 @@ class FinitenessWatch:
 
 
 def check_finite_gradients(named_parameters: Iterable[tuple[str, Tensor]], *, step: int | None = None) -> None:
-    """Stop if a gradient is not finite or its squares overflow; one device sync while all is well.
+    """Raise if a gradient is not finite or its squares overflow; one device sync while all is well.
 
     Args:
         named_parameters: ``model.named_parameters()``.
@@ -218,11 +218,11 @@ def check_finite_gradients(named_parameters: Iterable[tuple[str, Tensor]], *, st
 
 
 def nonfinite_message(bad: list[str], when: str) -> str:
-    """What a :class:`NonFiniteError` says.
+    """The text of a :class:`NonFiniteError`.
 
     Args:
         bad: Names of the parameters.
-        when: Step and place, with a space in front, or nothing.
+        when: Step and place, with a leading space, or empty.
     """
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     return (
@@ -244,11 +244,11 @@ def usable_gradients(
 
     Args:
         groups: Parameter groups.
-        on_nonfinite: What a gradient that is not finite does; for ``"raise"`` the watch is told which one it was.
-        watch: Of the optimizer.
+        on_nonfinite: What to do with a non-finite gradient; for ``"raise"`` the watch records which gradient it was.
+        watch: The optimizer's watch.
         step: Number of the step.
         squares: See :func:`finite_per_tensor`.
-        undo: What the watch calls once it knows that the step was skipped.
+        undo: Called by the watch once it knows that the step was skipped.
 
     Raises:
         ValueError: for a sparse gradient.

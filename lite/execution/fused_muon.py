@@ -1,10 +1,9 @@
-"""The elementwise formulas of Muon-LITE on CPUs, each in one pass over memory and in place.
+"""Muon-LITE's elementwise formulas on CPUs, each in place and in one pass over memory.
 
-They are those of :mod:`riemannian_ode.flow`, which :func:`lite.declaration.rule_update` runs one by one: each would
-read and write every number again, and a batch would be gathered into new memory first. The program is C++
-(``fused_muon.cpp``), built when first needed, in about a second; without a compiler, on other devices and in compiled
-steps the formulas themselves are used. The operators are known to torch, so that fake tensors and dispatch modes see
-them.
+They are the formulas of :mod:`riemannian_ode.flow`. :func:`lite.declaration.rule_update` runs these one by one, which
+reads and writes every number each time and first gathers a batch into new memory. The C++ program (``fused_muon.cpp``)
+is built in about a second when first needed; without a compiler, on other devices and in compiled steps the plain
+formulas are used. The operators are registered with torch, so that fake tensors and dispatch modes see them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def is_supported(tensors: Sequence[Tensor]) -> bool:
-    """Whether the operators of this module take such tensors: on a CPU, rows in one piece, and not in compiled steps.
+    """Whether the operators of this module accept these tensors: on a CPU, with contiguous rows, not in compiled steps.
 
     Args:
         tensors: Matrices.
@@ -46,7 +45,7 @@ def covectors(
     usable: Tensor | None,
     both: bool,
 ) -> Tensor:
-    r"""Nesterov momentum M̃ of several matrices, and their gradients, as batches; the momentum is changed in place.
+    r"""Nesterov momentum M̃ of several matrices and their gradients as batches; the momentum is updated in place.
 
     It is :func:`riemannian_ode.flow.momentum_step`, :math:`M \leftarrow M + (1-\theta)(g - M)`, then
     :func:`riemannian_ode.flow.lookahead`, :math:`\tilde M = M + \nu g`.
@@ -56,13 +55,14 @@ def covectors(
         g: Gradients.
         rate: 1 − θ.
         nesterov: ν.
-        usable: Whether the gradients are finite, 0-dimensional; else M stays and g counts as zero. ``None`` is yes.
-        both: Whether the gradients are returned, too.
+        usable: Whether the gradients are finite, 0-dimensional; if not, M is unchanged and g counts as zero. ``None``
+            means yes.
+        both: Whether to return the gradients, too.
 
     Returns:
-        M̃, and g behind it, bfloat16, shape ``(1 or 2, count, m, n)``.
+        M̃, followed by g if requested, bfloat16, shape ``(1 or 2, count, m, n)``.
     """
-    torch.autograd.graph.increment_version(momentum)  # as torch's own operators in place do
+    torch.autograd.graph.increment_version(momentum)  # as torch's in-place operators do
     result: Tensor = torch.ops.lite.muon_covectors(list(momentum), list(g), usable, rate, nesterov, both)
     return result
 
@@ -78,7 +78,7 @@ def split_direction_(
     chi_sharp: float,
     decay: float,
 ) -> Tensor:
-    r"""LITE's direction before its projection; ``a`` is changed in place.
+    r"""LITE's direction before the projection; ``a`` is changed in place.
 
     The direction of :func:`riemannian_ode.flow.lite_velocity` is :math:`s + Qe` with
     :math:`s = \chi_s(a + \beta_1 d + c)` and :math:`e = (\chi-\chi_s)(a+c) + (\chi\beta_2-\chi_s\beta_1)d`.
@@ -86,7 +86,7 @@ def split_direction_(
     Args:
         a: Preconditioned momentum, bfloat16, contiguous, shape ``(count, m, n)``; becomes s + e.
         d: Preconditioned gradient, shape and dtype of ``a``.
-        w: Matrices W whose decay is c.
+        w: Matrices W that decay by c.
         chi: χ.
         beta_sharp: β₁.
         beta_flat: β₂.
@@ -107,9 +107,9 @@ def move_(w: Sequence[Tensor], u: Tensor, *, size: float, decay: float, usable: 
     Args:
         w: Matrices of one shape and dtype.
         u: Directions, bfloat16, contiguous, shape ``(count, m, n)``.
-        size: η beside the scale of U.
+        size: η times the scale of U.
         decay: η·λ.
-        usable: Whether anything may change, 0-dimensional; ``None`` is yes.
+        usable: Whether anything may change, 0-dimensional; ``None`` means yes.
     """
     torch.autograd.graph.increment_version(w)
     torch.ops.lite.muon_move(list(w), u, usable, size, decay)
@@ -166,7 +166,7 @@ define_operator(
 
 
 def _matrices(tensors: list[Tensor]) -> tuple[Any, Any, int]:
-    """Pointers, row strides and floating type."""
+    """Pointers, row strides and dtype."""
     count = len(tensors)
     pointers = (ctypes.c_void_p * count)(*(x.data_ptr() for x in tensors))
     strides = (ctypes.c_int64 * count)(*(x.stride(0) for x in tensors))

@@ -1,6 +1,6 @@
 """The stages of a Muon step on a CPU with bfloat16 products, in few passes over memory.
 
-They are other implementations of :func:`riemannian_ode.stages.take_in`, of the velocity in
+They are alternative implementations of :func:`riemannian_ode.stages.take_in`, of the velocity in
 :func:`riemannian_ode.stages.direct`, and of :func:`riemannian_ode.stages.move`.
 """
 
@@ -25,22 +25,22 @@ from riemannian_ode.flow import lite_velocity
 from riemannian_ode.preconditioner import Memory
 from riemannian_ode.stages import TakenIn
 
-LARGEST_BATCH = 2**22  # numbers: temporaries are few, and each thread has matrices of its own (measured)
+LARGEST_BATCH = 2**22  # numbers: few temporaries are needed, and each thread gets its own matrices (measured)
 
 
 def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, guard: Guard) -> bool:
-    """One step of a batch, changed in place with its state.
+    """One step for a batch, which is changed in place together with its state.
 
     Args:
         rule: The update rule.
         eta: η.
         batch: Parameters, gradients and state.
-        guard: Keeps everything as it is if the gradients are not finite.
+        guard: Keeps everything unchanged if the gradients are not finite.
 
     Returns:
-        Whether the step was made; if not, the rule or the tensors are not supported, and nothing has changed.
+        Whether the step was run; if not, the rule or the tensors are not supported, and nothing has changed.
     """
-    if type(rule.preconditioner) is not PolarFactor:  # the usual case of other rules, told at once
+    if type(rule.preconditioner) is not PolarFactor:  # quick exit for other rules
         return False
     entries = batch.entries
     w = batch.matrices([entry.w for entry in entries])
@@ -54,10 +54,10 @@ def step_batch_(rule: UpdateRule, eta: Any, batch: TensorBatch, guard: Guard) ->
 
 
 def largest_cpu_batch(declaration: Declaration, groups: Iterable[dict[str, Any]], w: Tensor) -> int | None:
-    """How many numbers a batch may hold on a CPU; ``None`` if the rule sets no limit of its own.
+    """Most numbers in a batch on a CPU; ``None`` if the rule sets no limit.
 
     Args:
-        declaration: What the optimizer declares of its matrices.
+        declaration: The optimizer's declaration of its matrices.
         groups: All parameter groups; batches are larger only if the steps of all matrices are fused.
         w: A tensor of the batch.
     """
@@ -72,17 +72,17 @@ def largest_cpu_batch(declaration: Declaration, groups: Iterable[dict[str, Any]]
 def is_supported(
     rule: UpdateRule, eta: Any, w: Sequence[Tensor], g: Sequence[Tensor], momentum: Sequence[Tensor]
 ) -> bool:
-    """Whether :func:`fused_step_` takes these matrices and settings.
+    """Whether :func:`fused_step_` supports these matrices and settings.
 
     Args:
         rule: The update rule; its coefficients must be plain numbers.
-        eta: η, likewise.
+        eta: η, also a plain number.
         w: Parameters, matrices of one shape and dtype.
         g: Gradients.
         momentum: M.
     """
     polar = rule.preconditioner
-    if type(polar) is not PolarFactor:  # a subclass may have formulas of its own
+    if type(polar) is not PolarFactor:  # a subclass may use other formulas
         return False
     if rule.is_cautious or rule.keeps_norm or rule.ratio is not None:
         return False
@@ -106,21 +106,21 @@ def fused_step_(
     eta: float,
     guard: Guard,
 ) -> None:
-    """One step for matrices of equal shape, changed in place with their state.
+    """One step for matrices of equal shape, which are changed in place together with their state.
 
     Args:
         rule: The update rule.
         w: Parameters, each ``(m, n)``.
         g: Gradients.
         momentum: M.
-        memory: The preconditioner's memory, by key one tensor of each matrix.
+        memory: The preconditioner's memory: by key, one tensor per matrix.
         eta: η.
-        guard: Keeps everything as it is if the gradients are not finite.
+        guard: Keeps everything unchanged if the gradients are not finite.
     """
     usable, both = guard.usable, rule.is_damped
     taken = fused_muon.covectors(momentum, g, rate=rule.alpha, nesterov=rule.nesterov, usable=usable, both=both)
     covector, gradient = taken[0], taken[1] if both else taken[0]
-    polar: Any = rule.preconditioner  # without a mask it has no use for what a mask has left
+    polar: Any = rule.preconditioner  # without a mask, memory left by a mask is not used
     before = {key: torch.stack(tensors) for key, tensors in memory.items()} if polar.mask is not None else {}
     velocity = _Velocity(w if rule.splits_decay else None, rule.decay, damps_inside=rule.damps_inside)
     raising = rule if rule.damps_inside else _raising(rule, taken)
@@ -134,12 +134,12 @@ def fused_step_(
 
 @dataclass(frozen=True)
 class _Velocity:
-    """:func:`riemannian_ode.flow.lite_velocity` of a batch, in place, with the decay of its parameters.
+    """In-place :func:`riemannian_ode.flow.lite_velocity` of a batch, with the decay of its parameters.
 
     Args:
-        w: Parameters whose decay meets the mask; ``None`` if it does not.
+        w: Parameters if the mask acts on their decay; ``None`` if it does not.
         decay: λ, in the units of the direction.
-        damps_inside: Whether the gradient comes with the covectors, before the map, where nothing decays.
+        damps_inside: Whether the gradient is added to the covectors before the map, where nothing decays.
     """
 
     w: Sequence[Tensor] | None
@@ -150,7 +150,7 @@ class _Velocity:
         self, a: Tensor, d: Tensor | None, *, flat: Any, decay: Any = None, twice: bool = False, **rates: float
     ) -> Tensor:
         settings: dict[str, Any] = {"chi": 1.0, "chi_sharp": 1.0} | rates
-        if not isinstance(flat, SubspaceComplement):  # decay meets no other mask
+        if not isinstance(flat, SubspaceComplement):  # no other mask acts on decay
             u: Tensor = lite_velocity(a, d, flat=flat, **settings)
             return u
         w = None if self.damps_inside and d is not None else self.w
@@ -161,10 +161,10 @@ class _Velocity:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfBoth(PolarFactor):
-    """The polar factor that takes covectors and gradients as the one batch that they are.
+    """The polar factor of covectors and gradients that are already stored as one batch.
 
     Args:
-        both: Covectors, and gradients behind them, shape ``(2, count, m, n)``.
+        both: Covectors, followed by gradients, shape ``(2, count, m, n)``.
     """
 
     both: Tensor

@@ -1,4 +1,4 @@
-"""Steps on one process: batches, plain or compiled, and a watch for gradients that are not finite."""
+"""Steps on one process: plain or compiled batches, and a watch for non-finite gradients."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lite.execution.fused_step import largest_cpu_batch
 from lite.execution.tensor_batches import tensor_batches
 from lite.parameters.parameter_entries import TensorEntry, count_gradients, matrix_entries, row_ordered_copies
 
-_MOST_GRAPHS = 64  # of one optimizer; SOAP has one more than steps between refreshes
+_MOST_GRAPHS = 64  # graphs per optimizer; SOAP has one more than steps between refreshes
 
 
 class LocalExecutor:
     """The :class:`lite.execution.executor.Executor` of one process.
 
     Args:
-        steps_made: Steps before.
+        steps_made: Number of earlier steps.
     """
 
     is_divided = False
@@ -43,7 +43,7 @@ class LocalExecutor:
             torch._foreach_copy_(list(copies), list(copies.values()))
 
     def compile(self, **options: Any) -> None:
-        known = inspect.signature(torch.compile).parameters  # early torch has no limits here
+        known = inspect.signature(torch.compile).parameters  # early torch versions have no such limits
         own = {"dynamic": False, "recompile_limit": _MOST_GRAPHS, "isolate_recompiles": True}
         options = {name: value for name, value in own.items() if name in known} | options
         self._compiled = torch.compile(step_batches, **options)
@@ -55,14 +55,14 @@ class LocalExecutor:
         self._watch.settle()
 
     def add_parameters(self, work: Workload) -> None:
-        """Nothing is kept of parameters."""
+        """Nothing to do: the executor keeps no record of parameters."""
 
     def init_state(self, work: Workload) -> None:
         for group in work.groups:
             _init_group(work, group, group["params"])
 
     def held(self, work: Workload, p: Tensor) -> None:
-        """All state is here."""
+        """``None``: all state is on this process."""
 
     def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return find()
@@ -70,14 +70,14 @@ class LocalExecutor:
     def load_state(self, work: Workload, saved: Mapping[Tensor, dict[str, Any]]) -> None:
         for p, state in saved.items():
             work.state[p] = {key: x.to(p.device, copy=True) if isinstance(x, Tensor) else x for key, x in state.items()}
-        self._watch = FinitenessWatch()  # what steps since then have found is undone
+        self._watch = FinitenessWatch()  # drops what later steps have found
 
-    @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would take for constants
+    @_disable_dynamo  # bookkeeping in plain numbers, which a compiled step would treat as constants
     def _prepared(self, work: Workload, *, traced: bool) -> tuple[Batches, Tensor | None, dict[Tensor, Tensor]]:
-        """What a step works on: batches with their settings, whether gradients are usable, and copies to write back.
+        """Input of a step: batches with their settings, whether gradients are usable, and copies to write back.
 
         Args:
-            work: The optimizer's.
+            work: The optimizer's workload.
             traced: Whether the step is compiled.
         """
         declaration, groups = work.declaration, work.groups
@@ -113,7 +113,7 @@ def _init_group(work: Workload, group: dict[str, Any], params: list[Tensor]) -> 
 
 
 def _entries(work: Workload, group: dict[str, Any], copies: dict[Tensor, Tensor]) -> list[TensorEntry]:
-    """What a step works on: whole tensors for AdamW, else matrices. Missing state is created."""
+    """Entries of a step: whole tensors for AdamW, else matrices. Missing state is created."""
     _init_group(work, group, [p for p in group["params"] if p.grad is not None])
     if group["rule"] == "adamw":
         return [TensorEntry(p, {"g": p.grad}, work.state[p]) for p in group["params"] if p.grad is not None]

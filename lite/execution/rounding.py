@@ -1,4 +1,4 @@
-"""Rounding to bfloat16 without bias."""
+"""Unbiased stochastic rounding to bfloat16."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def rounded_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Bfloat16 numbers near ``x``, rounded up or down at random so that the mean is exact.
+    r"""Round ``x`` to bfloat16 up or down at random, so that the mean is exact.
 
-    A float32 lies between two neighbours in bfloat16; it goes up with the probability of its distance from the lower
-    one. Small updates of large weights then arrive on average, where rounding to nearest would lose them.
+    A float32 lies between two neighbouring bfloat16 numbers; the probability of rounding up is its distance from the
+    lower one. Small updates of large weights then survive on average, whereas rounding to nearest would lose them.
 
     Args:
         x: float32 or wider (rounded to float32 first), any shape.
-        generator: Where random numbers come from; by default the device's generator.
+        generator: Source of random numbers; by default the device's generator.
 
     Source: Zamirai et al., arXiv:2010.06192.
     """

@@ -1,4 +1,4 @@
-"""Tensors of equal shape gathered into batches, and the results written back."""
+"""Gather tensors of equal shape into batches, and write the results back."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from lite.parameters.parameter_entries import TensorEntry
 
-_LARGEST_SHARE = 1 / 40  # of all an optimizer's numbers in one batch: about ten temporaries of it stay below a tenth of
+_LARGEST_SHARE = 1 / 40  # share of an optimizer's numbers per batch: about ten temporaries of it stay below a tenth of
 # parameters, gradients and momentum together
-_SMALLEST_BATCH = 2**21  # numbers; below that a kernel's launch costs more than its work
+_SMALLEST_BATCH = 2**21  # numbers below which launching a kernel costs more than its work
 
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """Entries of one shape, dtype and device; a single tensor stays without a batch axis (bits, claim C12)."""
+    """Entries of one shape, dtype and device; a single tensor gets no batch axis (for equal bits, claim C12)."""
 
     entries: list[TensorEntry]
-    _is_plain: bool = field(init=False)  # no entry is a stack of experts
+    _is_plain: bool = field(init=False)  # whether no entry is a stack of experts
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_is_plain", all(entry.stack is None for entry in self.entries))
 
     @property
     def dims(self) -> int:
-        """Dimensions of one tensor of the batch: those before are the batch axis, if any."""
+        """Number of dimensions of one tensor of the batch; any axis before them is the batch axis."""
         return len(self.entries[0].shape)
 
     @property
@@ -38,17 +38,17 @@ class TensorBatch:
 
     @property
     def w(self) -> Tensor:
-        """Parameters, with a batch axis in front unless there is a single one."""
+        """Parameters, with a leading batch axis unless there is only one."""
         return self._gathered([entry.w for entry in self.entries])
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What the rule reads beside them, each tensor of the shape of :attr:`w`."""
+        """Other inputs of the rule, each tensor of the shape of :attr:`w`."""
         return {key: self._gathered([entry.inputs[key] for entry in self.entries]) for key in self.entries[0].inputs}
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """State, each tensor with the batch axis of :attr:`w` in front."""
+        """State; each tensor starts with the batch axis of :attr:`w`."""
         if len(self.entries) == 1:
             return self.entries[0].state
         return {key: self._gathered([entry.state[key] for entry in self.entries]) for key in self.entries[0].state}
@@ -59,18 +59,18 @@ class TensorBatch:
         return [number for entry in self.entries for number in entry.numbers]
 
     def matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """One tensor of each entry, cut into those of its matrices."""
+        """One tensor of each entry, cut into its matrices."""
         if self._is_plain:
             return list(tensors)
         return [y for x, entry in zip(tensors, self.entries, strict=True) for y in (x if entry.stack else [x])]
 
     def write(self, w: Tensor, state: dict[str, Tensor]) -> None:
-        """Copy new parameters and state to where they came from."""
+        """Copy new parameters and state back to the entries."""
         self._scatter([entry.w for entry in self.entries], w)
         self.write_state(state)
 
     def write_state(self, state: dict[str, Tensor]) -> None:
-        """The same for state alone."""
+        """Copy only the new state back to the entries."""
         for key, value in state.items():
             self._scatter([entry.state[key] for entry in self.entries], value)
 
@@ -93,7 +93,7 @@ class TensorBatch:
 
 
 def largest_batch(total: int) -> int:
-    """How many numbers a batch may hold where all parameters of an optimizer have ``total``."""
+    """Most numbers in a batch if all parameters of an optimizer have ``total``."""
     return max(_SMALLEST_BATCH, int(_LARGEST_SHARE * total))
 
 
@@ -102,7 +102,7 @@ def tensor_batches(entries: list[TensorEntry], largest: Callable[[Tensor], int])
 
     Args:
         entries: All tensors of a group.
-        largest: How many numbers a batch may hold, from the ``w`` of an entry; a single entry may have more.
+        largest: Entry's ``w`` ↦ most numbers in a batch; a single entry may have more.
     """
     alike: defaultdict[tuple[object, ...], list[TensorEntry]] = defaultdict(list)
     for entry in entries:

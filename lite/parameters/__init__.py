@@ -1,1 +1,1 @@
-"""Parameter groups: which rule each parameter runs, its settings, and the matrices that it is viewed as."""
+"""Parameter groups: each parameter's rule, settings and matrix views."""

@@ -1,4 +1,4 @@
-"""Weight decay and the norm of weights: what the settings ``decay`` and ``norm`` of a group mean."""
+"""Weight decay and norm of weights: the group settings ``decay`` and ``norm``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NORMS: tuple[Norm, ...] = ("free", "constant")
 
 
 def decay_rate(group: Mapping[str, Any]) -> Any:
-    """λ beside the group's ``lr``: ``weight_decay``, over the schedule's peak if decay is independent of it.
+    """Factor λ of the group's ``lr``: ``weight_decay``, for independent decay divided by the schedule's peak.
 
     Args:
-        group: A parameter group. ``initial_lr``, which schedulers leave there, is the peak; without it, ``lr`` itself.
+        group: A parameter group. The peak is ``initial_lr``, which schedulers store there, or else ``lr`` itself.
     """
     decay = group["weight_decay"]
     if group["decay"] != "independent" or (not isinstance(decay, Tensor) and decay == 0.0):
@@ -28,11 +28,11 @@ def decay_rate(group: Mapping[str, Any]) -> Any:
 
 
 def check_decay(group: Mapping[str, Any], *, is_matrix: bool) -> None:
-    """Refuse combinations of decay and norm that mean nothing.
+    """Refuse incompatible combinations of decay and norm.
 
     Args:
         group: A parameter group.
-        is_matrix: Whether its parameters are matrices of the optimizer's rule.
+        is_matrix: Whether its parameters use the optimizer's matrix rule.
 
     Raises:
         ValueError: naming argument, value and remedy.
@@ -41,13 +41,11 @@ def check_decay(group: Mapping[str, Any], *, is_matrix: bool) -> None:
     require_choice("norm", group["norm"], NORMS)
     decay, peak = group["weight_decay"], group.get("initial_lr", group["lr"])
     if group["decay"] == "cautious" and is_matrix and not isinstance(decay, Tensor) and decay == 0:
-        raise ValueError(
-            "decay = 'cautious' has nothing to do with weight_decay = 0; set weight_decay, or leave it out."
-        )
+        raise ValueError("decay = 'cautious' has no effect with weight_decay = 0; set weight_decay, or leave it out.")
     if group["decay"] == "independent" and not isinstance(peak, Tensor) and peak == 0:
         raise ValueError(
-            "decay = 'independent' divides by the peak of the learning rate, which lr = 0 is not; set lr to the peak "
-            "and let a scheduler lower it."
+            "decay = 'independent' divides by the peak of the learning rate, so lr = 0 is not allowed; set lr to the "
+            "peak and let a scheduler lower it."
         )
     if group["norm"] == "constant" and is_matrix and (isinstance(decay, Tensor) or decay != 0):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a parameter group may hold, refused early and plainly."""
+"""Checks of a parameter group's settings and parameters, made early and with plain errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lite.parameters.matrix_view import check_layout
 from lite.parameters.tensor_settings import TENSOR_SETTINGS
 from riemannian_ode.checks import is_number, require_choice, shown
 
-# What schedulers leave in groups: ours and all of torch's; OneCycleLR, CyclicLR and SWALR add the last ones.
-_OUR_SCHEDULE = {"initial_lr": 0.0, "peak_chi": 1.0, "peak_beta_flat": -1.0}  # with their lower ends
+# Keys that our and torch's schedulers store in groups; OneCycleLR, CyclicLR and SWALR add the last ones.
+_OUR_SCHEDULE = {"initial_lr": 0.0, "peak_chi": 1.0, "peak_beta_flat": -1.0}  # with their lower bounds
 _SCHEDULE_KEYS = (*_OUR_SCHEDULE, "is_scheduled", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
-_TORCH_KEYS = ("params", "param_names", "differentiable")  # the last one after an optimizer was copied or unpickled
-LARGEST_COUNT = 2**53  # beyond, not every whole number has a float64
+_TORCH_KEYS = ("params", "param_names", "differentiable")  # the last key comes with copying or unpickling an optimizer
+LARGEST_COUNT = 2**53  # beyond this, not every integer has a float64
 
 
 def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], tags: Collection[Any] = ()) -> None:
@@ -27,9 +27,9 @@ def check_group(group: Mapping[str, Any], *, rule: str, known: Collection[str], 
 
     Args:
         group: A group of an optimizer, with its defaults filled in.
-        rule: The optimizer's rule of matrices.
+        rule: The optimizer's matrix rule.
         known: Settings that groups may have.
-        tags: Further keys that the group may have and nobody looks at.
+        tags: Further keys that the group may have; they are ignored.
 
     Raises:
         ValueError: naming argument, value and remedy.
@@ -96,7 +96,7 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
         value = float(group[name]) if is_setting_number(group[name]) else None
     except OverflowError:
         value = math.inf
-    except (TypeError, ValueError, RuntimeError):  # the last one for a tensor of several numbers
+    except (TypeError, ValueError, RuntimeError):  # the last exception is for a tensor of several numbers
         value = None
     if value is None:
         raise ValueError(f"{name} = {shown(group[name])} must be a number: {remedy}.")
@@ -106,18 +106,18 @@ def require_range(group: Mapping[str, Any], name: str, lower: float, upper: floa
 
 
 def is_setting_number(value: Any) -> bool:
-    """Whether a value may stand for a number: no boolean, and no text, which ``float`` would read."""
+    """Whether a value may stand for a number; booleans are excluded, and strings, which ``float`` would parse."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.dtype != torch.bool and not (value.is_complex() or value.is_meta)
     return is_number(value) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def require_whole(group: Mapping[str, Any], name: str, lower: int, wanted: str) -> None:
-    """Refuse a hyperparameter that is no whole number from ``lower`` on.
+    """Refuse a hyperparameter that is not a whole number of at least ``lower``.
 
     Args:
         group: A parameter group.
-        name: Of the hyperparameter.
+        name: Name of the hyperparameter.
         lower: Smallest value.
         wanted: What it must be, for the message.
 
@@ -130,7 +130,7 @@ def require_whole(group: Mapping[str, Any], name: str, lower: int, wanted: str) 
 
 
 def require_flag(settings: Mapping[str, Any], name: str) -> None:
-    """Refuse a switch that is neither True nor False; other values would count as one of them.
+    """Refuse a switch that is neither True nor False; other values would silently count as one of them.
 
     Raises:
         ValueError: naming argument, value and remedy.
@@ -152,15 +152,15 @@ def require_betas(group: Mapping[str, Any], name: str) -> None:
 
 
 def parameter_names(group: Mapping[str, Any]) -> list[Any]:
-    """Names of a group's parameters, or their numbers where they came without."""
+    """Names of a group's parameters, or their numbers if they have no names."""
     return list(group.get("param_names", range(len(group["params"]))))
 
 
 def sparse_message(name: Any) -> str:
-    """What is said of a sparse gradient."""
+    """The error message for a sparse gradient."""
     return f"the gradient of {name} is sparse; dense ones are needed (nn.Embedding(sparse=False))."
 
 
 def short_text(text: str) -> str:
-    """A text cut to a length that fits in a message."""
+    """A text shortened to fit in a message."""
     return text if len(text) <= 120 else text[:117] + "..."

@@ -1,4 +1,4 @@
-"""From a model to parameter groups, by module type: which rule, χ and sharp fraction each parameter gets."""
+"""Parameter groups of a model, by module type: each parameter's rule, χ and sharp fraction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lite.parameters.module_kinds import KINDS, MATRIX_KINDS, Kind, Placement, placements
 from lite.parameters.parametrized import stored_weights
 
-# χ of the published LLaMA runs: embeddings 4, norms 4, output head 1; matrices take the optimizer's own.
+# χ of the published LLaMA runs: embeddings 4, norms 4, output head 1; matrices use the optimizer's value.
 PUBLISHED_CHI: dict[Kind, float] = {
     "adapter": 1.0,
     "router": 1.0,
@@ -22,8 +22,8 @@ PUBLISHED_CHI: dict[Kind, float] = {
     "norm": 4.0,
     "other": 1.0,
 }
-# r of the same runs: 0.1 everywhere but in the head (all sharp). Routers, adapters and matrices of no known kind run
-# the plain matrix rule, which the published code tells by r ≤ 1e−6; biases run plain AdamW (r = 1, no flat part).
+# r of the same runs: 0.1 everywhere except in the head (all sharp). Routers, adapters and matrices of unknown kind run
+# the plain matrix rule, which r ≤ 1e−6 selects in the published code; biases run plain AdamW (r = 1, no flat part).
 PUBLISHED_SHARP_FRACTION: dict[Kind, float] = {
     "adapter": 0.0,
     "router": 0.0,
@@ -69,38 +69,38 @@ def param_groups(
                                       :mod:`lite.parameters.named_parameters`: no LITE
     ====================  ==========  ==========================================================================
 
-    A matrix of one row or column goes to AdamW because its polar factor is only the row over its norm: there are no
-    directions to balance. Fused projections are cut into their parts where the module's class tells how they lie:
+    A matrix with a single row or column goes to AdamW, because its polar factor is just the row over its norm, with no
+    directions to balance. Fused projections are cut into their parts if the module's class determines the layout:
     ``nn.MultiheadAttention``, timm's ``qkv``, transformers' GPT-2, Phi-3 and multi-query Falcon attention, gated MLPs
     of Phi-3 and GLM, and the gate and up projections of expert stacks. GPT-NeoX, Bloom and Falcon interleave their
-    heads: such weights stay whole, unless ``split_heads=True`` makes every head's query, key and value a matrix.
+    heads; such weights stay whole unless ``split_heads=True`` makes every head's query, key and value a matrix.
 
     Args:
         model: Any module.
-        head: Output head; by default what ``get_output_embeddings()`` of the model, or of a module in it, gives
+        head: Output head; by default the result of ``get_output_embeddings()`` of the model or a module in it
             (transformers). A classifier's last layer is a ``matrix`` unless it is given here.
-        chi: χ for every kind (a number) or for some kinds (a mapping); else the published values.
-        sharp_fraction: r for some kinds; else the published values (matrices take the optimizer's own).
-        settings: Any settings of groups by kind, e.g. ``{"norm": {"weight_decay": 0.0}}``; they come last.
-        kinds: Kinds by module type, module or full parameter name, in place of those above. A type or module speaks for
-            every parameter in it, the innermost one decides, and a name goes before both.
+        chi: χ for every kind (a number) or for some kinds (a mapping); other kinds get the published values.
+        sharp_fraction: r for some kinds; other kinds get the published values (matrices use the optimizer's value).
+        settings: Any settings of groups by kind, e.g. ``{"norm": {"weight_decay": 0.0}}``; they take precedence.
+        kinds: Kinds by module type, module or full parameter name, which override those above. A type or module applies
+            to every parameter in it, the innermost one wins, and a name takes precedence over both.
         split_fused: Whether fused projections are cut into their parts.
-        split_heads: Whether every head of an attention projection is a matrix of its own, in the output projection its
-            columns; beside the fused ones above, for all attention with ``q_proj``, ``k_proj``, ``v_proj``, an output
-            projection and ``head_dim`` (Llama, Qwen, Gemma, …).
+        split_heads: Whether every head of an attention projection is a separate matrix (columns in the output
+            projection). It applies to the fused projections above and to all attention with ``q_proj``, ``k_proj``,
+            ``v_proj``, an output projection and ``head_dim`` (Llama, Qwen, Gemma, …).
         matrix_rule: Rule of matrices: ``"muon"`` for MuonLITE, ``"soap"`` for SOAPLITE, or the
             :attr:`~lite.LITEOptimizer.rule` of another optimizer.
-        other_rule: Rule of all other parameters: ``"adamw"``, or that of an optimizer that takes any shape.
-        show: Print the groups as a table, with a star at what was decided by shape alone.
+        other_rule: Rule of all other parameters: ``"adamw"``, or that of an optimizer that accepts any shape.
+        show: Whether to print the groups as a table, with a star at kinds decided by shape alone.
 
     Returns:
-        Groups in the order of the table, empty ones left out; parameters come with their names. Groups of matrices have
+        Nonempty groups in the order of the table; parameters come with their names. Groups of matrices have
         ``layout``, ``blocks`` and ``block_axis`` (:mod:`lite.parameters.matrix_view`) where these differ from the
         optimizers' defaults ``"matrix"``, ``None`` and −2.
 
     Raises:
-        ValueError: if the model has no trainable parameter, a kind is unknown, the head has no weight of the model, or
-            an override does not fit.
+        ValueError: if the model has no trainable parameter, a kind is unknown, the head's weight is not in the model,
+            or an override does not fit.
 
     Source: settings of arXiv:2602.22681 (LLaMA); the grouping by type is ours.
     """
@@ -123,7 +123,7 @@ def param_groups(
     )
     members: dict[Placement, list[tuple[str, Tensor]]] = {}
     by_shape: defaultdict[Kind, list[str]] = defaultdict(list)
-    for name, p in model.named_parameters():  # each shared parameter comes once
+    for name, p in model.named_parameters():  # each shared parameter appears once
         if p.requires_grad:
             placement = placed[p]
             if not placement.is_known:
@@ -153,9 +153,9 @@ def print_groups(groups: Iterable[Mapping[str, Any]], *, by_shape: Mapping[Kind,
     """Print parameter groups as a table: kind, layout, rule, χ, r, weight decay, number of tensors and of parameters.
 
     Args:
-        groups: What :func:`param_groups` gives, or an optimizer's ``param_groups``. A dash is the optimizer's default.
-        by_shape: Kind ↦ names of parameters whose kind was decided by their shape alone, by default. They are marked
-            with a star in the table and listed below it.
+        groups: Result of :func:`param_groups`, or an optimizer's ``param_groups``. A dash is the optimizer's default.
+        by_shape: Kind ↦ names of parameters whose kind was decided by shape alone. The table marks them with a star and
+            lists them below.
     """
     from rich.console import Console
     from rich.table import Table
@@ -199,7 +199,7 @@ def _layout_text(group: Mapping[str, Any]) -> str:
 def _view_settings(placement: Placement) -> dict[str, Any]:
     settings: dict[str, Any] = {} if placement.layout == "matrix" else {"layout": placement.layout}
     if placement.blocks is not None:
-        # Of a rule that takes any shape, "matrix" is not the default.
+        # For a rule that accepts any shape, "matrix" is not the default.
         settings |= {"layout": placement.layout, "blocks": placement.blocks, "block_axis": placement.block_axis}
     return settings
 
@@ -207,13 +207,14 @@ def _view_settings(placement: Placement) -> dict[str, Any]:
 def _check_head(model: nn.Module, head: nn.Module | None) -> None:
     if head is not None and not {*stored_weights(head)} & {*model.parameters()}:
         raise ValueError(
-            f"head is a {type(head).__name__} whose weight is no parameter of the model; give the layer that has it, "
+            f"head is a {type(head).__name__} whose weight is not a parameter of the model; give the layer that has "
+            f"it, "
             "e.g. model.classifier[-1], or name the parameter in kinds."
         )
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
-    for module in model.modules():  # wrappers such as DistributedDataParallel hold the model inside
+    for module in model.modules():  # wrappers such as DistributedDataParallel contain the model
         find = getattr(module, "get_output_embeddings", None)
         head = find() if callable(find) else None
         if isinstance(head, nn.Module):

@@ -1,7 +1,7 @@
-r"""The matrices inside a parameter, as views that share its memory.
+r"""Matrix views of a parameter, which share its memory.
 
 A matrix rule (Muon, SOAP) works on matrices; a parameter may be a convolution's kernel, a stack of experts, or several
-projections side by side. Three plain settings of a parameter group say how to see it, so that they can be saved with
+projections side by side. Three plain settings of a parameter group define the view, so that they can be saved with
 ``state_dict`` and loaded with ``torch.load(weights_only=True)``:
 
 ==============  =====================================  ================================
@@ -79,9 +79,9 @@ def check_layout(
 def matrix_views(
     tensor: Tensor, *, layout: Layout = "matrix", blocks: Sequence[int] | None = None, block_axis: int = -2
 ) -> list[Tensor]:
-    """Matrices of a parameter, sharing its memory: writing into them writes the parameter.
+    """Matrix views of a parameter; writing to them writes to the parameter.
 
-    The order is that of ``blocks``. Gradients and optimizer state are cut in the same way.
+    They come in the order of ``blocks``. Gradients and optimizer state are cut in the same way.
 
     Args:
         tensor: A parameter, or a tensor of its shape.
@@ -96,7 +96,7 @@ def matrix_views(
         ValueError: if the settings do not fit, or the memory format of a convolution allows no matrix view.
     """
     if layout == "matrix" and blocks is None and tensor.ndim == 2:
-        return [tensor]  # nearly all parameters, several times a step each
+        return [tensor]  # quick path for nearly all parameters, used several times per step
     check_layout(tensor.shape, layout=layout, blocks=blocks, block_axis=block_axis)
     matrix = _flattened(tensor, layout) if layout in ("conv", "row") else tensor
     return [matrix] if blocks is None else list(torch.split(matrix, list(blocks), dim=block_axis))

@@ -1,8 +1,8 @@
-"""What a parameter is, by the type of the module that owns it: its kind and how it is seen as matrices.
+"""Kinds and matrix views of parameters, determined by the type of the owning module.
 
-transformers' classes are recognised without importing transformers: by the qualified name of a class among a module's
-base classes, or by the attributes that its experts and routers share (``num_experts``). Parameter names are never
-searched for words; exact attributes count in classes known to have them and in :mod:`lite.parameters.named_parameters`.
+transformers' classes are recognised without importing transformers: by the qualified names of a module's base classes,
+or by an attribute that its experts and routers share (``num_experts``). Parameter names are never searched for words;
+exact attribute names matter only in known classes and in :mod:`lite.parameters.named_parameters`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MATRIX_KINDS: tuple[Kind, ...] = KINDS[:6]
 
 _LINEAR = (nn.Linear, nn.MultiheadAttention)
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-# transformers' norms and routers are classes of their own (LlamaRMSNorm, Qwen2MoeTopKRouter, …), told by the class.
+# transformers' norms and routers (LlamaRMSNorm, Qwen2MoeTopKRouter, …) are recognised by their class names.
 _NORM_CLASS = re.compile(r"Norm(Gated|PerHead|[123]d)?$")
 _LORA_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 _ROUTER_CLASS = re.compile(r"Router$")
@@ -47,8 +47,8 @@ _ROUTER_CLASS = re.compile(r"Router$")
 class Placement(NamedTuple):
     """Kind of a parameter; for a matrix kind also layout and blocks, see :mod:`lite.parameters.matrix_view`.
 
-    ``has_decay`` is whether its group has the optimizer's weight decay, ``is_known`` whether module type, name or user
-    decided the kind, not shape alone.
+    ``has_decay`` says whether its group has the optimizer's weight decay, and ``is_known`` whether module type, name or
+    user decided the kind, as opposed to shape alone.
     """
 
     kind: Kind
@@ -71,7 +71,7 @@ def placements(
 
     Args:
         model: Any module.
-        head: Output head; its weight counts as such wherever else it is used.
+        head: Output head; its weight counts as the head even if it is used elsewhere.
         overrides: Kinds that replace those by type, see :func:`lite.param_groups`.
         split_fused: Whether fused projections are cut into their parts.
         split_heads: Whether attention projections are cut into their heads.
@@ -101,7 +101,7 @@ def placements(
             placement = cuts.get(p) or _placement(owner, name, p, is_router=owner in routers)
             if p in adapters:
                 placement = _matrix("adapter", "matrix", p.shape) if p.ndim == 2 else Placement("other")
-            # A parameter that modules share counts as what the more specific of them says: embedding before matrix.
+            # A shared parameter gets the more specific kind of its modules: embedding before matrix.
             if p not in placed or placement.kind == "embedding":
                 placed[p] = placement
     if head is not None:
@@ -130,7 +130,7 @@ def _placement(module: nn.Module, local: str, p: Tensor, *, is_router: bool) -> 
 
 
 def _vectors(module: nn.Module, local: str, p: Tensor) -> Placement | None:
-    """Placement of what is known to hold no matrices, whatever its shape."""
+    """Placement of modules that are known to hold no matrices, whatever their shapes."""
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return Placement("embedding")
     if isinstance(module, _NORMS) or _has_class(module, _NORM_CLASS):
@@ -141,26 +141,26 @@ def _vectors(module: nn.Module, local: str, p: Tensor) -> Placement | None:
 
 
 def _is_expert_bias(module: nn.Module, p: Tensor) -> bool:
-    """Whether a 2-D parameter has a vector of every expert, beside the stacks of their matrices."""
+    """Whether a 2-D parameter has one vector per expert, next to the experts' stacks of matrices."""
     owned = module.parameters(recurse=False)
     return p.ndim == 2 and p.shape[0] == getattr(module, "num_experts", None) and any(q.ndim == 3 for q in owned)
 
 
 def _matrix(kind: Kind, layout: Layout, shape: tuple[int, ...]) -> Placement:
-    # The polar factor of one row is the row over its norm: no matrix structure to use, so AdamW takes it.
+    # The polar factor of one row is the row over its norm; it has no matrix structure, so AdamW takes it.
     return Placement(kind, layout) if min(shape) > 1 else Placement("other")
 
 
 def _convolution(p: Tensor, groups: int) -> Placement:
-    """A kernel flattened to out × rest; each group of a grouped one is a matrix of its own."""
+    """A kernel flattened to out × rest; each group of a grouped convolution is a separate matrix."""
     rows = p.shape[0] // groups
-    if min(rows, p.shape[1:].numel()) <= 1:  # by shape: indexing a DTensor would talk to other ranks
+    if min(rows, p.shape[1:].numel()) <= 1:  # by shape: indexing a DTensor would communicate with other ranks
         return Placement("other")
     return Placement("conv", "conv", (rows,) * groups if groups > 1 else None)
 
 
 def _adapters(module: nn.Module) -> Iterator[Tensor]:
-    """Low-rank factors beside the weight of one of peft's layers: LoRA, DoRA and its kin."""
+    """Low-rank factors in one of peft's layers: LoRA, DoRA and similar adapters."""
     if any(c.__module__.partition(".")[0] == "peft" for c in type(module).__mro__):
         for name in _LORA_FACTORS:
             factors = getattr(module, name, None)
@@ -169,7 +169,7 @@ def _adapters(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _linear_routers(module: nn.Module) -> Iterator[nn.Module]:
-    """Linear layers that score experts: children of a module with ``num_experts``, of as many outputs."""
+    """Linear layers that score experts: children of a module with ``num_experts`` that have as many outputs."""
     experts = getattr(module, "num_experts", None)
     if isinstance(experts, int):
         for child in module.children():
@@ -184,7 +184,7 @@ def _override(
 ) -> None:
     wanted: dict[Tensor, Kind] = {}
     used = set()
-    for module in model.modules():  # parents first, so that the innermost module has the last word
+    for module in model.modules():  # parents first, so that the innermost module decides
         keys: list[Any] = [*reversed(type(module).__mro__), module]
         for key in keys:
             if key in overrides:
@@ -199,12 +199,12 @@ def _override(
     for key in overrides:
         if key not in used:
             known = key if isinstance(key, str) else getattr(key, "__name__", type(key).__name__)
-            raise ValueError(f"kinds names {known!r}, which is no parameter, module or module type of this model.")
+            raise ValueError(f"kinds names {known!r}, which is not a parameter, module or module type of this model.")
     placed.update((p, _as_kind(kind, p, placed[p])) for p, kind in wanted.items())
 
 
 def _as_kind(kind: Kind, p: Tensor, before: Placement) -> Placement:
-    """The kind that the user asks for; where a module's vectors cannot be matrices, they stay what they are."""
+    """The kind requested by the user; a module's vectors that cannot be matrices keep their own kind."""
     if kind not in MATRIX_KINDS:
         return Placement(kind)
     if before.kind in MATRIX_KINDS and (kind == before.kind or kind not in ("conv", "experts")):

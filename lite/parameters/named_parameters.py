@@ -1,8 +1,8 @@
-"""Parameters of common libraries that are tables or coefficients, whatever their shape, by their attribute's name.
+"""Parameters of common libraries that are tables or coefficients, recognised by attribute name.
 
-They are looked up, added or exponentiated; no input is multiplied by them as by a matrix. A polar factor has no meaning
+They are looked up, added or exponentiated, never multiplied with an input like a matrix. A polar factor is meaningless
 for them, so they run plain AdamW. They have no weight decay: zero is not neutral for the logarithm of a decay rate, and
-training code of Mamba and of Swin leaves it out.
+the training code of Mamba and Swin omits it.
 
 ================================  ====================================================================
 attribute                         where
@@ -24,7 +24,7 @@ from __future__ import annotations
 from torch import nn
 
 _STATE_SPACE = "A_log"
-_BESIDE_STATE_SPACE = frozenset({"D", "dt_bias"})  # too short to be told alone
+_BESIDE_STATE_SPACE = frozenset({"D", "dt_bias"})  # too short to identify on their own
 _NAMES = frozenset(
     {
         _STATE_SPACE,
@@ -69,7 +69,7 @@ _NAMES = frozenset(
 
 
 def is_table(module: nn.Module, name: str) -> bool:
-    """Whether a module's own parameter is one of this module's table.
+    """Whether a parameter of a module is in this file's table.
 
     Args:
         module: Owner of the parameter.

@@ -1,4 +1,4 @@
-"""From a parameter, or a part of it, to the matrices of a batch: views of values and state by one set of settings."""
+"""Entries of a batch: matrix views of a parameter's values and state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class TensorEntry(NamedTuple):
     """A tensor, one matrix view of it, or one stack of experts.
 
     Args:
-        w: View of the parameter, or of what else the result goes to, of any shape; a stack of experts is ``(E, m, n)``.
-        inputs: What the rule reads beside it, each of the shape of ``w``: its gradient ``g``.
+        w: View of the parameter, or of another destination of the result, of any shape; a stack of experts is ``(E, m,
+            n)``.
+        inputs: Other inputs of the rule, each of the shape of ``w``: the gradient ``g``.
         state: State tensors, or views of them, to be overwritten.
-        step: How many gradients it has had before.
-        numbers: Running numbers of its matrices, see :func:`matrix_numbers`; empty where the rule is elementwise.
-        stack: E where ``w`` is a stack of experts, else ``None``.
+        step: Number of earlier gradients.
+        numbers: Running numbers of its matrices, see :func:`matrix_numbers`; empty for an elementwise rule.
+        stack: E if ``w`` is a stack of experts, else ``None``.
     """
 
     w: Tensor
@@ -40,11 +41,12 @@ class TensorEntry(NamedTuple):
 def matrix_numbers(names: Sequence[Any], views: Sequence[Sequence[Tensor]]) -> list[list[range]]:
     """Running numbers of a group's matrices: consecutive within each shape, in the order of the names.
 
-    They depend on the model alone, not on batches, gradients or ranks, so that work which matrices do in turn (a
-    refresh of a basis) is divided in the same way everywhere. A shape starts with the number of matrices before it.
+    They depend only on the model, not on batches, gradients or ranks, so that work which matrices do in turn
+    (refreshing a basis) is scheduled in the same way everywhere. The numbers of a shape start at the number of matrices
+    before it.
 
     Args:
-        names: Of the group's parameters, or what else orders them.
+        names: Names of the group's parameters, or other sort keys.
         views: Matrix views of each, of shape ``(m, n)`` or ``(E, m, n)``.
 
     Returns:
@@ -75,13 +77,13 @@ def state_key(name: str, view: int, count: int) -> str:
 
 
 def steps_so_far(group: dict[str, Any]) -> list[int]:
-    """Gradients that each parameter has had: a group's plain numbers, since reading a tensor would wait for it."""
+    """Number of gradients of each parameter, as plain numbers, since reading a tensor would sync with the device."""
     steps: list[int] = group.get("steps", [])
     return steps + [0] * (len(group["params"]) - len(steps))
 
 
 def count_gradients(group: dict[str, Any], present: list[bool], *, by: int = 1) -> None:
-    """Add to :func:`steps_so_far` of the parameters that had a gradient; ``by=-1`` takes a skipped step back."""
+    """Increase :func:`steps_so_far` for the parameters that had a gradient; ``by=-1`` undoes a skipped step."""
     group["steps"] = [step + by * had for step, had in zip(steps_so_far(group), present, strict=True)]
 
 
@@ -100,10 +102,10 @@ def parameter_entries(
     Args:
         elementwise: Keys of the state that have the parameter's shape.
         group: Its parameter group.
-        w: The parameter, or another tensor of its shape, or (experts) that of a part of the stack.
-        inputs: What the rule reads beside it, by name, each of the shape of ``w``.
+        w: The parameter, or another tensor of its shape, or (for experts) of the shape of a part of the stack.
+        inputs: Other inputs of the rule by name, each of the shape of ``w``.
         state: The parameter's state.
-        step: How many gradients it has had before.
+        step: Number of earlier gradients.
         numbers: Running numbers of the matrices of every view.
     """
     views = group_views(group, w)
@@ -125,15 +127,15 @@ def parameter_entries(
 
 
 def row_ordered(tensor: Tensor) -> Tensor:
-    """A tensor whose matrices are contiguous views of it; its values matter only where it is contiguous itself."""
+    """A tensor whose matrices are contiguous views; its values matter only if it is contiguous itself."""
     return tensor if tensor.is_contiguous() else torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def row_ordered_copies(group: dict[str, Any]) -> dict[Tensor, Tensor]:
     """Copies of a group's matrix parameters that are not contiguous, such as convolutions in ``channels_last``.
 
-    A step works on the copy and writes it back, with the bits that a contiguous parameter would get: kernels depend on
-    strides, and a convolution in another memory format has no matrix view at all.
+    A step updates the copy and writes it back, with the same bits as for a contiguous parameter. Results of kernels
+    depend on strides, and a convolution in another memory format has no matrix view at all.
 
     Args:
         group: A parameter group.
@@ -154,16 +156,16 @@ def matrix_entries(
     Args:
         elementwise: Keys of the state that have the parameter's shape.
         group: Their group.
-        state: Of each parameter with a gradient.
+        state: State of each parameter with a gradient.
         copies: :func:`row_ordered_copies`.
     """
-    # Also of parameters without gradient.
+    # This includes parameters without gradient.
     views = [group_views(group, copies[p] if p in copies else row_ordered(p)) for p in group["params"]]
     every = matrix_numbers(parameter_names(group), views)
     entries = []
     for p, step, numbers in zip(group["params"], steps_so_far(group), every, strict=True):
         if p.grad is not None:
-            # That of a convolution may come in another memory format than the parameter.
+            # A convolution's gradient may have another memory format than the parameter.
             in_order = p.ndim > 2 or p in copies or group["layout"] == "row"
             g = p.grad.contiguous() if in_order else p.grad
             w = copies.get(p, p)

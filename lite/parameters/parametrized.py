@@ -1,6 +1,6 @@
-"""Parameters that a weight is made of: ``torch.nn.utils.parametrizations``, and the older functions of torch.
+"""Parameters behind parametrized weights: ``torch.nn.utils.parametrizations`` and torch's older functions.
 
-What a parametrized weight is made of counts as the weight: it is trained in its place.
+The parameters that a parametrized weight is computed from count as the weight, since they are trained in its place.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-# Parameters that weight_norm, spectral_norm and prune of torch.nn.utils put in place of a weight.
+# Parameters with which weight_norm, spectral_norm and prune of torch.nn.utils replace a weight.
 WEIGHT_PARTS = {"weight_g": "weight", "weight_v": "weight", "weight_orig": "weight"}
 
 
 def parametrizations(module: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
-    """Parametrized attributes of a module: name, and the module that makes it.
+    """Parametrized attributes of a module: name, and the module that computes it.
 
     Args:
         module: Any module.
@@ -28,7 +28,7 @@ def parametrizations(module: nn.Module) -> Iterator[tuple[str, ParametrizationLi
 
 
 def stored_weights(module: nn.Module, name: str = "weight") -> list[Tensor]:
-    """Parameters that a module's weight is, or is made of where it is parametrized; the one of its shape last.
+    """Parameters that make up a module's weight (the weight itself if not parametrized); the one of its shape last.
 
     Args:
         module: Any module.
@@ -43,7 +43,7 @@ def stored_weights(module: nn.Module, name: str = "weight") -> list[Tensor]:
 
 
 def stored_weight(module: nn.Module, name: str = "weight") -> Tensor | None:
-    """The parameter of the shape of a module's weight, if there is one.
+    """The parameter with the shape of a module's weight, if there is one.
 
     Args:
         module: Any module.

@@ -1,4 +1,4 @@
-"""How query, key, value, gate and up projections lie in the weights of known modules.
+"""Positions of query, key, value, gate and up projections in the weights of known modules.
 
 A weight is described along its output axis (its input axis for the output projection of attention) by its parts in
 order, each with its heads. From this follow the blocks of a parameter group (:mod:`lite.parameters.module_kinds`) and
@@ -17,10 +17,10 @@ from lite.parameters.parametrized import stored_weight
 
 Role: TypeAlias = Literal["query", "key", "value", "output", "gate", "up"]
 
-# Before transformers 5.1 nothing on an experts module says that gate and up lie one after the other.
+# Before transformers 5.1 an experts module does not say that gate and up are concatenated.
 _GATE_THEN_UP = ("MixtralExperts", "Qwen2MoeExperts", "Qwen3MoeExperts")
 _GATED_MLPS = ("Phi3MLP", "GlmMLP", "Glm4MLP")
-# Classes of timm whose ``qkv`` has three parts of ``num_heads`` heads; others of its attentions interleave them.
+# Classes of timm whose ``qkv`` has three parts of ``num_heads`` heads; its other attention classes interleave them.
 _TIMM_MODULES = ("timm.layers.attention", "timm.models.vision_transformer", "timm.models.swin_transformer")
 _TIMM_CLASSES = ("Attention", "WindowAttention")
 
@@ -29,8 +29,8 @@ class Part(NamedTuple):
     """Neighbouring rows (or columns) of a weight with one role.
 
     Args:
-        role: What they compute.
-        heads: How many heads they have; 1 if they have none.
+        role: What the rows compute.
+        heads: Number of heads; 1 if there are none.
         size: Rows of one head.
     """
 
@@ -44,10 +44,10 @@ class Projection(NamedTuple):
 
     Args:
         weight: Parameter.
-        parts: Along ``axis``; their sizes add up to its length.
-        axis: −2 or −1 of the weight.
+        parts: Parts along ``axis``; their sizes add up to its length.
+        axis: Axis −2 or −1 of the weight.
         bias: Bias along the same axis, if there is one.
-        layout: How the weight is seen as matrices, see :mod:`lite.parameters.matrix_view`.
+        layout: Matrix view of the weight, see :mod:`lite.parameters.matrix_view`.
     """
 
     weight: Tensor
@@ -57,13 +57,13 @@ class Projection(NamedTuple):
     layout: Layout = "matrix"
 
     def blocks(self, *, by_head: bool = False) -> tuple[int, ...] | None:
-        """Sizes of the matrices in the weight; ``None`` if it is one.
+        """Sizes of the matrices in the weight; ``None`` if the weight is a single matrix.
 
-        Parts of one role that lie apart, as where heads are interleaved, are no matrix without a copy: such a weight is
-        cut by head or not at all.
+        Parts of one role that are not adjacent, as with interleaved heads, cannot form a matrix without a copy. Such a
+        weight is cut by head or not at all.
 
         Args:
-            by_head: Whether every head is a matrix of its own.
+            by_head: Whether every head is a separate matrix.
         """
         if by_head:
             sizes = tuple(part.size for part in self.parts for _ in range(part.heads))
@@ -78,7 +78,7 @@ def projections(module: Any) -> Iterator[Projection]:
     """Projections that a module owns or, for attention, that its linear layers own.
 
     Args:
-        module: Any module; of an unknown type nothing comes.
+        module: Any module; an unknown type gives nothing.
     """
     for each in _candidates(module):
         length = sum(part.heads * part.size for part in each.parts)
@@ -129,7 +129,7 @@ def _of_linear(linear: Any, parts: tuple[Part, ...], *, axis: int = -2) -> Itera
 
 
 def _gpt2(module: Any) -> Iterator[Projection]:
-    """Conv1D has (in, out): query, key and value, or key and value of cross-attention."""
+    """GPT-2's Conv1D of shape (in, out): query, key and value, or key and value of cross-attention."""
     heads, size = module.num_heads, module.head_dim
     parts = _three(heads, size)
     weight = stored_weight(module.c_attn, "weight")
@@ -168,9 +168,9 @@ def _experts(module: Any) -> Iterator[Projection]:
 
 
 def _separate(module: Any) -> Iterator[Projection]:
-    """Llama's attention and all like it: linear layers ``q_proj``, ``k_proj``, ``v_proj`` and an output projection.
+    """Attention like Llama's: linear layers ``q_proj``, ``k_proj``, ``v_proj`` and an output projection.
 
-    Latent attention has other layers, and gated attention twice as many query rows; of these nothing comes.
+    Latent attention (other layers) and gated attention (twice as many query rows) give nothing.
     """
     size = getattr(module, "head_dim", None)
     output = getattr(module, "o_proj", None) or getattr(module, "out_proj", None)
@@ -196,6 +196,6 @@ def is_transformers(module: nn.Module, *names: str) -> bool:
 
     Args:
         module: Any module.
-        names: Of classes.
+        names: Names of classes.
     """
     return any(c.__name__ in names and c.__module__.partition(".")[0] == "transformers" for c in type(module).__mro__)

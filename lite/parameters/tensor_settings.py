@@ -1,7 +1,7 @@
-"""Hyperparameters as 0-dimensional tensors: they may change while a compiled or captured step stays what it is.
+"""Hyperparameters as 0-dimensional tensors, which can change without recompiling or recapturing a step.
 
 As for torch's optimizers, a plain number is a constant of a compiled step and a tensor is one of its inputs. The value
-of a tensor is never read, since that would wait for the device: it counts as one that acts.
+of a tensor is never read, since that would wait for the device; a tensor always counts as having an effect.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _NOT_TRACED = ("params", "param_names", "steps")
 
 
 def acts(value: Any, neutral: float) -> bool:
-    """Whether a coefficient differs from the value with which it does nothing; a tensor counts as one that does.
+    """Whether a coefficient differs from its neutral value; a tensor always counts as different.
 
     Args:
         value: A number or a 0-dimensional tensor.
-        neutral: A number.
+        neutral: Value without effect.
     """
     return isinstance(value, Tensor) or bool(value != neutral)
 
 
 def set_number(group: dict[str, Any], name: str, value: float) -> None:
-    """Set a hyperparameter of a group; a tensor is overwritten where it lies, since compiled steps read it there."""
+    """Set a hyperparameter of a group; a tensor is overwritten in place, since compiled steps read that tensor."""
     if isinstance(group[name], Tensor):
         group[name].fill_(value)
     else:
@@ -35,11 +35,11 @@ def set_number(group: dict[str, Any], name: str, value: float) -> None:
 
 
 def own_tensors(group: dict[str, Any], *, capturable: bool) -> None:
-    """Give a new group tensors of its own: several groups may have come with one, and schedulers change each.
+    """Give a new group its own tensors: several groups may share one, but schedulers change each group's.
 
     Args:
         group: A parameter group with all of its settings, changed in place.
-        capturable: Whether numbers that act become tensors on the device of its parameters.
+        capturable: Whether numbers with an effect become tensors on the device of its parameters.
     """
     for name in acting_settings(group):
         if isinstance(group[name], Tensor):
@@ -49,10 +49,10 @@ def own_tensors(group: dict[str, Any], *, capturable: bool) -> None:
 
 
 def keep_tensors(own: Mapping[str, Any], loaded: dict[str, Any]) -> None:
-    """Keep what is a tensor and what a number in a group through the loading of another one's values.
+    """Keep tensors tensors and numbers numbers in a group when values of another group are loaded.
 
     Args:
-        own: The group before.
+        own: The group before loading.
         loaded: The group with loaded values, changed in place.
     """
     for name in TENSOR_SETTINGS:
@@ -65,28 +65,28 @@ def keep_tensors(own: Mapping[str, Any], loaded: dict[str, Any]) -> None:
 
 
 def traced_settings(group: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Settings of a group for a step that is compiled: tensors for what may change from step to step.
+    """Settings of a group for a compiled step, with tensors for settings that may change between steps.
 
-    What does nothing now (χ = 1, β₂ = β₁, no decay) stays a number, so that the compiled step leaves out its work as
-    the plain one does.
+    Settings without effect (χ = 1, β₂ = β₁, no decay) stay numbers, so that the compiled step skips their work like the
+    plain step.
 
     Args:
         group: A parameter group.
-        device: Where its tensors lie.
+        device: Device of its tensors.
     """
     settings = {name: value for name, value in group.items() if name not in _NOT_TRACED}
     return settings | {name: as_tensor(group[name], device) for name in acting_settings(group)}
 
 
 def acting_settings(group: Mapping[str, Any]) -> list[str]:
-    """The learning rate, and those of :data:`TENSOR_SETTINGS` beside it that do something in a group."""
+    """The learning rate, and those of the other :data:`TENSOR_SETTINGS` that have an effect in a group."""
     neutral = {"weight_decay": 0.0, "chi": 1.0, "beta_flat": group["beta_sharp"]}
     return ["lr", *(name for name, value in neutral.items() if acts(group[name], value))]
 
 
 def as_tensor(value: Any, device: torch.device) -> Tensor:
-    """A number as a tensor on a device, without waiting for it; a tensor as it is."""
+    """A number as a tensor on a device, without waiting for the device; a tensor is returned unchanged."""
     if isinstance(value, Tensor):
         return value
-    wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no double
+    wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no double precision
     return torch.full((), value, dtype=wide, device=device)

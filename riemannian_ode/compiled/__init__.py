@@ -1,6 +1,6 @@
 """Steps of explicit schemes compiled into one kernel, for long runs and large ensembles.
 
-A step is traced as it stands in Python. With few coordinates, on the CPU, the trace becomes a C++ loop over steps and
+The Python code of a step is traced. With few coordinates, on the CPU, the trace becomes a C++ loop over steps and
 members (:mod:`riemannian_ode.compiled.native`); on the GPU, or with many coordinates, several steps in a row become one
 kernel of torch's Inductor (:mod:`riemannian_ode.compiled.inductor`).
 """

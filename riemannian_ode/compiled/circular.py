@@ -1,4 +1,4 @@
-"""Sine and cosine of one argument as a function that compilers make vector code of.
+"""Sine and cosine of one argument, as C++ code that compilers can vectorise.
 
 C++ has no such function: a library's sine and cosine reduce the same argument twice, and each evaluates the polynomials
 of both.
@@ -6,14 +6,14 @@ of both.
 
 from __future__ import annotations
 
-# |x| up to which the reduction below is meant; beyond, the C library's functions take over, one number at a time.
+# The reduction below holds up to this |x|; beyond it, the C library's functions handle one number at a time.
 FAR = "0x1p30"
 
 # Errors are below 0.8 units in the last place (measured against mpmath); x = ±0, subnormals, infinities and NaN give
-# what they should.
+# the standard results.
 #
 # Reduction (W. J. Cody and W. Waite, Software Manual for the Elementary Functions, 1980): x = qπ/2 + r + e with π/2 in
-# three parts of 53 bits. With a fused multiply-add x − qP1 is exact, and so is the tail pe of qP2. No double is nearer
+# three parts of 53 bits. With a fused multiply-add x − qP1 is exact, and so is the tail pe of qP2. No double is closer
 # to a multiple of π/2 than 2^-61, so r + e is good to 2^-70 relative.
 # Polynomials on |r| ≤ π/4: k_sin.c and k_cos.c of fdlibm 5.3 (Sun Microsystems, 1993, freely distributable), evaluated
 # with fused multiply-adds. The lowest two bits of q are those of q + 1.5·2^52.

@@ -1,4 +1,4 @@
-"""A system's coefficients as inputs of compiled steps."""
+"""A system's coefficients as inputs to compiled steps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from riemannian_ode.dynamics import RISHD
 
 
 class CoefficientInputs:
-    """Constants once, functions of time at every time that the steps ask for.
+    """Inputs of compiled steps: constants once, functions of time at every time that the steps need.
 
-    Neutral numbers (0 and 1) stay constants of the trace: the formulas leave their terms out.
+    The neutral numbers 0 and 1 stay constants in the trace, because the formulas omit their terms.
 
     Args:
         system: The dynamics.
@@ -32,11 +32,11 @@ class CoefficientInputs:
         self.times: dict[tuple[str, float], None] = {}
 
     def at_times(self, t: float) -> list[Any]:
-        """Values of the functions of time that steps beginning at time t need."""
+        """Values that steps beginning at time t need from the functions of time."""
         return [self.functions[name](t + offset) for name, offset in self.times]
 
     def recording(self, t: float) -> RISHD:
-        """The system in time since t, which notes every time that it is asked for."""
+        """The system in time since t; it records every time at which a coefficient is requested."""
         self.times = {}
 
         def record(name: str, offset: float) -> Any:

@@ -1,4 +1,4 @@
-"""The C++ compiler of the machine."""
+"""The C++ compiler of this machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _FLAGS = ("-std=c++17", "-fPIC", "-shared")
 
 
 class BuildError(RuntimeError):
-    """The compiler is missing or refused the program; the message has its first complaint."""
+    """The compiler is missing or rejected the program; the message has its first error."""
 
 
 def shared_library(source: str, choices: Sequence[Sequence[str]]) -> ctypes.CDLL:
-    """A C++ program, built by ``$CXX``, g++, clang++ or c++ and loaded.
+    """Build a C++ program with ``$CXX``, g++, clang++ or c++, and load it as a shared library.
 
     Args:
         source: The program.
-        choices: Flags, the first ones first: a compiler may not know all of them.
+        choices: Lists of flags, tried in order, since a compiler may not know all of them.
 
     Raises:
         BuildError: if no compiler builds it.
@@ -30,7 +30,7 @@ def shared_library(source: str, choices: Sequence[Sequence[str]]) -> ctypes.CDLL
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         raise BuildError("no C++ compiler was found")
-    with tempfile.TemporaryDirectory() as folder:  # a loaded library needs its file no more
+    with tempfile.TemporaryDirectory() as folder:  # once loaded, the library no longer needs its file
         file, library = Path(folder) / "program.cpp", Path(folder) / "program.so"
         file.write_text(source, encoding="utf-8")
         for flags in choices:

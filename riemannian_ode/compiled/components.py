@@ -1,9 +1,9 @@
-"""One array element per coordinate: numpy's indexing for the formulas, whole ensembles inside the elements.
+"""Arrays with one element per coordinate: formulas index them as in numpy, and each element holds a whole ensemble.
 
 The formulas of this package index, sum and concatenate over the p coordinates. Compilers fuse elementwise work far
-better than that. A :class:`ComponentArray` of shape ``(p,)`` holds in each element a torch tensor over the ensemble, or
-an :class:`~riemannian_ode.compiled.expressions.Expression`, so that a formula run on it leaves nothing but elementwise
-operations behind.
+better than these operations. A :class:`ComponentArray` of shape ``(p,)`` holds in each element a torch tensor over the
+ensemble, or an :class:`~riemannian_ode.compiled.expressions.Expression`, so that a formula run on it produces
+elementwise operations only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from riemannian_ode.compiled.expressions import Expression
 
 _OPERATORS: dict[
     str, Callable[..., Any]
-] = {  # numpy's ufuncs whose torch functions do not take Python numbers on both sides
+] = {  # numpy ufuncs whose torch counterparts do not accept Python numbers on both sides
     "add": lambda x, y: x + y,
     "subtract": lambda x, y: x - y,
     "multiply": lambda x, y: x * y,
@@ -36,10 +36,10 @@ _OPERATORS: dict[
 
 
 class ComponentArray(np.ndarray):
-    """numpy array of dtype object whose elements are numbers, expressions, or torch tensors of the ensemble's shape.
+    """Object array whose elements are numbers, expressions, or torch tensors of the ensemble's shape.
 
-    Elementwise functions, comparisons, ``where``, sums, matrix products and everything that moves elements about work;
-    other numpy functions raise ``TypeError``.
+    Elementwise functions, comparisons, ``where``, sums, matrix products and everything that only rearranges elements
+    work; other numpy functions raise ``TypeError``.
     """
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
@@ -78,7 +78,7 @@ def assemble(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
         like: Tensor of the result's shape ``(p, *ensemble)``, dtype and device.
 
     Raises:
-        ValueError: for an array of another shape, which means that something was not one number a coordinate.
+        ValueError: for an array of another shape: the formulas did not give one number per coordinate.
     """
     if array.shape != like.shape[:1]:
         raise ValueError(f"the formulas gave shape {array.shape} for {like.shape[0]} coordinates")
@@ -128,7 +128,7 @@ def _matmul(x: np.ndarray, y: np.ndarray) -> Any:
 
 def _filled(shape: tuple[int, ...], elements: Sequence[Any]) -> np.ndarray:
     array = np.empty(len(elements), dtype=object)
-    for i, element in enumerate(elements):  # a slice assignment would ask tensors for their numbers
+    for i, element in enumerate(elements):  # a slice assignment would convert tensors to numbers
         array[i] = element
     return array.reshape(shape)
 

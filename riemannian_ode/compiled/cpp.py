@@ -1,7 +1,7 @@
-"""A traced step as a C++ loop over steps and members, and the compiler that builds it.
+"""A traced step as a C++ loop over steps and members.
 
-Sums, products, quotients and roots are rounded one by one, as numpy's are, so that members equal the same members alone
-to the last bit where no other functions are used but sine and cosine in float64.
+Sums, products, quotients and roots are rounded one by one, as in numpy. If sine and cosine in float64 are the only
+other functions, a member of an ensemble equals the same member run alone to the last bit.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from riemannian_ode.compiled.expressions import Program
 from riemannian_ode.compiled.normals import NORMALS
 
 SUFFIXES = {np.dtype(np.float64): "", np.dtype(np.float32): "f"}
-# No reordering, no assumption that numbers are finite: only what lets a loop with sqrt and ?: become vector code.
+# No reordering and no assumption of finite numbers: only flags that let a loop with sqrt and ?: be vectorised.
 # Fused products would break the error terms of circular.py.
 _FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 # sincos has no vector version. Compilers other than GCC on x86-64 may not know all of these.
 _SEPARATE = tuple(f"-fno-builtin-{name}" for name in ("sin", "cos", "sinf", "cosf"))
 _EXTRAS = ((*_SEPARATE, "-march=native", "-mprefer-vector-width=512"), (*_SEPARATE, "-march=native"), ())
-# Functions that libmvec has on x86-64, by glibc's version.
+# Functions in libmvec on x86-64, by glibc version.
 _LIBMVEC = {
     (2, 22): {"sin", "cos", "exp", "log", "pow"},
     (2, 35): {"tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp2"}
@@ -38,18 +38,18 @@ StepFunction: TypeAlias = Callable[[Any, Any, list[Any], Any], tuple[Any, Any]]
 def loop_source(
     step: StepFunction, p: int, dtype: np.dtype[Any], of_members: Sequence[bool], lanes: int, *, normals: int = 0
 ) -> str:
-    """The C++ program of a step, traced: ``advance`` makes any number of them, members in blocks.
+    """C++ source of a traced step: ``advance`` takes any number of steps, with members in blocks.
 
     Args:
         step: ``(w, m, inputs, normals)`` ↦ (w, m) on component arrays of shape ``(p,)``.
         p: Coordinates.
         dtype: A key of :data:`SUFFIXES`.
-        of_members: For each input whether it has a value a member.
-        lanes: Members a block.
-        normals: Normal numbers that a step takes of each member.
+        of_members: For each input, whether it has one value per member.
+        lanes: Members per block.
+        normals: Normal numbers per member and step.
 
     Raises:
-        TypeError: for a step that is not made of elementwise operations.
+        TypeError: for a step with operations that are not elementwise.
     """
     program = Program(SUFFIXES[dtype])
     loads = [program.variable(f"y[{j}][i]") for j in range(2 * p)]
@@ -118,7 +118,7 @@ extern "C" void advance(const T* before, T* after, const T* const* inputs, const
 
 
 def _vector_functions(used: set[str]) -> str:
-    """Declarations that tell GCC of the vector versions of library functions."""
+    """Declarations that tell GCC about the vector versions of library functions."""
     libc, version = platform.libc_ver()
     if libc != "glibc" or platform.machine() != "x86_64":
         return ""

@@ -1,8 +1,8 @@
-"""Formulas on unknown numbers, written down as the C++ statements that compute them.
+"""Symbolic numbers that record formulas as C++ statements.
 
 An :class:`Expression` stands for one number. numpy's operators and elementwise functions act on it; each use adds a
 statement to its :class:`Program`. As elements of a :class:`~riemannian_ode.compiled.components.ComponentArray`
-expressions pass through the formulas of this package and leave their program behind.
+they pass through the formulas of this package and record their program.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-# numpy's name to C++; {0} and {1} are variables or literals of type T. A NaN stays one, as it does in numpy.
+# numpy's name to C++; {0} and {1} are variables or literals of type T. NaN propagates, as in numpy.
 _NUMBERS = {
     "add": "{0} + {1}",
     "subtract": "{0} - {1}",
@@ -43,7 +43,7 @@ _TRUTHS = {
     "logical_not": "!{0}",
 }
 _OF_TRUTHS = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "invert": "logical_not"}
-# numpy's name to that of the C library.
+# numpy name to C library name.
 _LIBRARY = {
     **{name: name for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan")},
     **{name: name for name in ("sinh", "cosh", "tanh", "cbrt", "hypot", "floor", "ceil", "trunc")},
@@ -51,22 +51,22 @@ _LIBRARY = {
     "power": "pow",
 }
 _CIRCULAR = {"sin": "sine", "cos": "cosine"}  # in double: one function has both
-_LARGEST_PRODUCT = 16  # exponents up to which a power is written as products
+_LARGEST_PRODUCT = 16  # largest exponent written as products
 
 
 class UntraceableError(TypeError):
-    """Something that has no place in a program of elementwise operations."""
+    """An operation that cannot be part of an elementwise program."""
 
 
 class Program:
     """Statements in order, each a constant of type T or bool.
 
     Args:
-        suffix: Of the C library's functions for T: ``""`` for double, ``"f"`` for float.
+        suffix: Suffix of the C library's functions for T: ``""`` for double, ``"f"`` for float.
 
     Attributes:
-        statements: The program.
-        library: Functions of the C library in it.
+        statements: The statements.
+        library: C library functions that they use.
         angles: Variables whose sine or cosine is taken together (:mod:`riemannian_ode.compiled.circular`).
     """
 
@@ -78,17 +78,17 @@ class Program:
         self._known: dict[str, Expression] = {}
 
     def variable(self, code: str, *, is_truth: bool = False) -> Expression:
-        """A constant that holds ``code``; the same one for the same code."""
+        """Name of a constant that holds ``code``; the same name for the same code."""
         if code not in self._known:
             self._known[code] = Expression(self, f"x{len(self.statements)}", is_truth)
             self.statements.append(f"const {'bool' if is_truth else 'T'} {self._known[code].name} = {code};")
         return self._known[code]
 
     def apply(self, function: str, *arguments: Any) -> Expression:
-        """The numpy function of that name.
+        """Apply the numpy function of that name.
 
         Raises:
-            UntraceableError: for one that C++ has no counterpart of here.
+            UntraceableError: for a function without a C++ counterpart here.
         """
         truths = [x.is_truth for x in arguments if isinstance(x, Expression)]
         if all(truths):
@@ -152,12 +152,12 @@ class Program:
 
 
 class Expression(NDArrayOperatorsMixin):
-    """A number that the program knows by a name, or a truth value.
+    """A number or truth value that the program refers to by name.
 
     Args:
-        program: Gets the statements of what is done with it.
-        name: Of its variable.
-        is_truth: Whether it is one.
+        program: Program that receives the statements for operations on it.
+        name: Name of its variable.
+        is_truth: Whether it is a truth value.
     """
 
     def __init__(self, program: Program, name: str, is_truth: bool) -> None:
@@ -165,8 +165,8 @@ class Expression(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         if method != "__call__" or options or any(isinstance(x, np.ndarray) for x in inputs):
-            return NotImplemented  # component arrays do it element by element
+            return NotImplemented  # component arrays apply it element by element
         return self.program.apply(ufunc.__name__, *inputs)
 
     def __bool__(self) -> bool:
-        raise UntraceableError("the course of a compiled formula cannot depend on its numbers")
+        raise UntraceableError("the control flow of a compiled formula cannot depend on its numbers")

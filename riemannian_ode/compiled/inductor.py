@@ -1,4 +1,4 @@
-"""A traced chunk of a few steps as one kernel of torch's Inductor, for GPUs and for many coordinates."""
+"""A few unrolled steps compiled into one kernel by torch's Inductor, for GPUs and for many coordinates."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from riemannian_ode.compiled.components import assemble, components, scalar
 from riemannian_ode.integrators import OneStepIntegrator, PhaseState
 
 TensorLayout: TypeAlias = Literal["components", "tensors"]
-_OPERATION_BUDGET = 1000  # operations a chunk: compile time grows with them, 12 to 22 s there (measured, two cores)
-_MAX_STEPS = 8  # steps a chunk: at eight the call costs less than the steps even for a single member (measured)
-_MANY_MEMBERS = 10_000  # half as many steps then cost 2% more at 10⁵ members and compile in half the time (measured)
+_OPERATION_BUDGET = 1000  # operations per chunk; compiling this many takes 12 to 22 s (measured, two cores)
+_MAX_STEPS = 8  # steps per chunk: with eight, the call costs less than the steps even for a single member (measured)
+_MANY_MEMBERS = 10_000  # half as many steps cost 2% more at 10⁵ members and compile in half the time (measured)
 
 
 class InductorChunk:
-    """Several steps in a row, unrolled.
+    """Several consecutive steps, unrolled and compiled.
 
     Args:
         scheme: The scheme.
-        coefficients: Of the system.
+        coefficients: Coefficients of the system.
         start: An example of the states, numpy or torch.
         h: Step.
-        t: A time at which functions of time may be asked.
-        steps: Steps a chunk; ``None`` chooses by the number of operations.
-        layout: ``"components"`` runs the formulas on a tensor per coordinate, ``"tensors"`` on ``(*ensemble, p)``.
+        t: A time at which functions of time may be called.
+        steps: Steps per chunk; ``None`` chooses by the number of operations.
+        layout: ``"components"`` runs the formulas on one tensor per coordinate, ``"tensors"`` on ``(*ensemble, p)``.
 
     Raises:
-        Exception: whatever formulas raise that cannot be traced.
+        Exception: whatever formulas that cannot be traced raise.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class InductorChunk:
         """Compile; takes seconds.
 
         Raises:
-            Exception: whatever the compiler's tool chain comes up with.
+            Exception: whatever the compiler's tool chain raises.
         """
         self._compiled: Any = torch._inductor.compile(self._graph, self._inputs(t, *self.enter(self.start)))
 
     def enter(self, state: PhaseState) -> tuple[Tensor, Tensor]:
-        """A state's arrays as tensors of the layout."""
+        """Convert a state's arrays to tensors in the chunk's layout."""
         w, m = (torch.tensor(x) if self._is_numpy else x.detach() for x in state)
         if self.layout == "components":
             return w.movedim(-1, 0).contiguous(), m.movedim(-1, 0).contiguous()
@@ -79,16 +79,16 @@ class InductorChunk:
         return PhaseState(w.numpy(), m.numpy()) if self._is_numpy else PhaseState(w, m)
 
     def reach(self, wanted: int) -> int:
-        """How many of the wanted steps a call makes; 0 if a chunk is longer."""
+        """How many of the wanted steps one call takes; 0 if a chunk is longer."""
         return self.steps if wanted >= self.steps else 0
 
     def advance(self, t0: float, k: int, inner: Sequence[Tensor], steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """w and m after the chunk that begins with step k, and the sum of all their numbers."""
+        """w and m after the chunk that begins at step k, and the sum of all their entries."""
         after: tuple[Tensor, Tensor, Tensor] = self._compiled(*self._inputs(t0 + k * self.h, *inner[:2]))
         return after
 
     def is_finite(self, inner: Sequence[Tensor]) -> bool:
-        """Whether every number of a state that :meth:`advance` gave is finite."""
+        """Whether every number of a state returned by :meth:`advance` is finite."""
         return math.isfinite(float(inner[2]))
 
     def _inputs(self, t: float, w: Tensor, m: Tensor) -> list[Any]:
@@ -100,7 +100,7 @@ class InductorChunk:
         tensors = [torch.as_tensor(value, dtype=reference.dtype, device=reference.device) for value in values]
         if self.layout == "tensors":
             return tensors
-        return [x[..., 0].contiguous() if x.ndim else x for x in tensors]  # (*ensemble, 1) for formulas of arrays
+        return [x[..., 0].contiguous() if x.ndim else x for x in tensors]  # (*ensemble, 1) for array formulas
 
     def _trace(self, t: float, steps: int) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx

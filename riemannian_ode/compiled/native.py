@@ -1,8 +1,8 @@
-"""Any number of steps in one call of a C++ loop, on the CPU.
+"""A C++ loop on the CPU that takes any number of steps in one call.
 
-Blocks of members stay in the cache for as many steps as asked for, their coordinates in vector registers where the
-compiler finds vector instructions; sine and cosine are this package's own in float64, exponential and the like the
-vector functions of glibc's libmvec.
+Blocks of members stay in the cache for all steps of a call, and their coordinates stay in vector registers where the
+compiler vectorises. In float64, sine and cosine are this package's own; the exponential and similar functions come from
+glibc's libmvec.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from riemannian_ode.compiled.cpp import SUFFIXES, built, loop_source
 from riemannian_ode.integrators import OneStepIntegrator, PhaseState
 from riemannian_ode.noise import GradientNoise
 
-_LANES = 32  # members of a block: four vectors of eight doubles (16 to 64 are as fast, measured)
-_PARALLEL = 50_000  # members times steps above which threads pay for being woken, some 30 µs
-_TABLE = 1 << 22  # numbers that a table of time-dependent coefficients may hold
+_LANES = 32  # members per block: four vectors of eight doubles (16 to 64 are equally fast, measured)
+_PARALLEL = 50_000  # members times steps above which threads are worth waking, which takes some 30 µs
+_TABLE = 1 << 22  # most numbers in a table of time-dependent coefficients
 
 
 class NativeLoop:
-    """A step in a loop.
+    """A scheme's step compiled into a C++ loop.
 
     Args:
         scheme: The scheme.
-        coefficients: Of the system.
+        coefficients: Coefficients of the system.
         start: An example of the states, numpy or torch on the CPU, in float64 or float32.
         h: Step.
-        t: A time at which functions of time may be asked.
-        steps: Most steps a call; ``None`` is any number.
-        noise: Noise in the gradient, with a factor that is constant.
+        t: A time at which functions of time may be called.
+        steps: Most steps per call; ``None`` is any number.
+        noise: Noise in the gradient, with a constant factor.
 
     Raises:
-        TypeError: for other arrays, or a step that is not made of elementwise operations.
-        Exception: whatever formulas raise that cannot be traced.
+        TypeError: for other arrays, or a step with operations that are not elementwise.
+        Exception: whatever formulas that cannot be traced raise.
     """
 
     layout = "loop"
@@ -98,7 +98,7 @@ class NativeLoop:
         self._advance = built(self._source)
 
     def enter(self, state: PhaseState) -> np.ndarray:
-        """A state as the loop takes it: a row a coordinate, padded by copies of the last member."""
+        """Convert a state to the loop's layout: one row per coordinate, padded with copies of the last member."""
         p = self.shape[-1]
         rows = np.empty((2 * p, self.padded), self.dtype)
         for half, x in zip((rows[:p], rows[p:]), state, strict=True):
@@ -113,7 +113,7 @@ class NativeLoop:
         return PhaseState(*(torch.from_numpy(x) if self._is_torch else x for x in parts))
 
     def reach(self, wanted: int) -> int:
-        """How many of the wanted steps a call makes."""
+        """How many of the wanted steps one call takes."""
         return wanted if self.steps is None else min(wanted, self.steps)
 
     def advance(self, t0: float, k: int, rows: np.ndarray, steps: int) -> np.ndarray:
@@ -154,7 +154,7 @@ class NativeLoop:
         return bool(np.isfinite(rows.sum())) or bool(np.isfinite(rows).all())
 
     def _column(self, value: Any) -> np.ndarray:
-        """A coefficient as one number, or as one a member, padded."""
+        """A coefficient as one number, or as one number per member, padded."""
         column = np.ravel(np.asarray(self._numpy(value), self.dtype))
         return column if column.size == 1 else np.pad(column, (0, self.padded - self.members), mode="edge")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Philox 4×64-10 with the constants of Salmon, Moraes, Dror and Shaw, SC '11; numpy's generator draws the same words.
+# Philox 4×64-10 with the constants of Salmon, Moraes, Dror and Shaw, SC '11; numpy's generator yields the same words.
 # Multipliers and Weyl constants: their table 2 and Random123's philox.h.
 NORMALS = """
 struct Draws { uint64_t key[2], first_member, first_step; };

@@ -1,4 +1,4 @@
-"""Steps of an explicit scheme, compiled: what to make once and use for many runs."""
+"""Compiled steps of an explicit scheme, made once and reused for many runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from riemannian_ode.noise import GradientNoise
 from riemannian_ode.user_functions import check_user_functions
 
 Layout: TypeAlias = Literal["loop", "components", "tensors"]
-MAX_COMPONENTS = 16  # coordinates up to which one array element a coordinate pays
-_FAR_OUT = 1e3  # growth within the compared steps beyond which compiled and plain numbers are not compared
-_COMPARED = 3  # steps of a loop: enough to see that it goes on from where it was
-_SECONDS_A_PAIR = 0.1  # between states shown to the driver, for its progress bar and for Ctrl-C
-_FIRST_CALL = 2_000_000  # members times steps of a first call: some 10 ms
+MAX_COMPONENTS = 16  # coordinates up to which one array element per coordinate pays off
+_FAR_OUT = 1e3  # compiled and plain numbers are not compared beyond this growth within the compared steps
+_COMPARED = 3  # steps of a loop: enough to see that it continues correctly
+_SECONDS_A_PAIR = 0.1  # seconds between states returned to the driver, for its progress bar and for Ctrl-C
+_FIRST_CALL = 2_000_000  # members times steps of the first call: some 10 ms
 
 
 class CompileError(ValueError):
@@ -35,9 +35,9 @@ class CompileError(ValueError):
 class CompiledSteps:
     """A scheme's steps of size h on one system, compiled for ensembles of one shape.
 
-    ``simulate(..., compile=True)`` makes one for a single run; make it yourself to compile once for many runs. What it
-    computes is compared with the uncompiled steps, so that a formula which cannot be traced faithfully is an error and
-    not a wrong number.
+    ``simulate(..., compile=True)`` makes one for a single run; make it yourself to compile once for many runs. Its
+    results are compared with the uncompiled steps, so that a formula that is not traced correctly raises an error
+    instead of giving wrong numbers.
 
     Args:
         system: The dynamics.
@@ -45,13 +45,13 @@ class CompiledSteps:
         integrator: An explicit one-step scheme, or the name of one.
         h: Step size, in units of time.
         t: A time at which the comparison is made (from ``w0``, at rest).
-        steps: Most steps a call of the kernel makes; ``None`` is any number for a loop, and chosen by the number of
-            operations for a chunk of torch's Inductor.
+        steps: Most steps per call of the kernel. ``None`` allows any number for a loop; for a chunk of torch's Inductor
+            the number of operations decides.
         noise: Noise in the gradient with a constant factor; needs the loop in C++.
 
     Attributes:
-        layout: What it became: ``"loop"`` in C++ (on the CPU, up to 16 coordinates), or a chunk of unrolled steps
-            compiled by Inductor on ``"components"`` (one tensor a coordinate) or ``"tensors"``.
+        layout: Which kernel was built: ``"loop"`` in C++ (on the CPU, up to 16 coordinates), or a chunk of unrolled
+            steps compiled by Inductor on ``"components"`` (one tensor per coordinate) or ``"tensors"``.
 
     Raises:
         ValueError: for a start that does not fit the system.
@@ -87,12 +87,12 @@ class CompiledSteps:
                 f"{type(noise.factor).__name__} and w0 has {w0.shape[-1]}: leave compile=False."
             )
         self.start = PhaseState(w0, namespace(w0).zeros_like(w0))
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # an unstable member is no warning here
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # an unstable member needs no warning here
             check_user_functions(self.system, self.start, t, scheme=scheme)
             self.kernel = self._traced(t, steps)
             try:
                 self.kernel.build(t)
-            except Exception as error:  # whatever a compiler's tool chain comes up with
+            except Exception as error:  # a compiler's tool chain may raise anything
                 raise CompileError(
                     f"compiling {self.scheme.name!r} failed ({_first_line(error)}); a C++ compiler (g++ or clang) must "
                     "be installed, or leave compile=False."
@@ -133,7 +133,7 @@ class CompiledSteps:
         return next(self.scheme.noisy_states(self.system, state, self.noise, t0=t0, h=self.h, first=k, steps=k + 1))
 
     def _traced(self, t: float, steps: int | None) -> Any:
-        """The first kernel that the scheme's formulas can be traced for."""
+        """The first kind of kernel for which the scheme's formulas can be traced."""
         layouts: tuple[Layout, ...] = ("loop", "components", "tensors") if self.noise is None else ("loop",)
         reasons = []
         for layout in layouts[2 if self.start.w.shape[-1] > MAX_COMPONENTS else 0 :]:
@@ -145,8 +145,8 @@ class CompiledSteps:
             except Exception as error:  # user formulas may raise anything
                 reasons.append(f"{layout}: {type(error).__name__}: {_first_line(error)}")
         raise CompileError(
-            f"{self.scheme.name!r} on this system cannot be traced for compile=True ({'; '.join(reasons)}). Formulas "
-            "must be array operations whose course does not depend on the numbers; or leave compile=False."
+            f"{self.scheme.name!r} on this system cannot be traced for compile=True ({'; '.join(reasons)}). Write "
+            f"formulas as array operations that do not branch on values, or leave compile=False."
         )
 
     def _verify(self, t: float) -> None:
@@ -157,7 +157,7 @@ class CompiledSteps:
             state = self.single(t, k, state)
         x, y, start = (np.concatenate([to_numpy(s.w), to_numpy(s.m)], axis=-1) for s in (after, state, self.start))
         scale = np.abs(y).max(-1, keepdims=True, initial=0.0)
-        # Members that an unstable learning rate throws far out magnify rounding without bound.
+        # Members that diverge under an unstable learning rate amplify rounding without bound.
         comparable = scale <= _FAR_OUT * (1.0 + np.abs(start).max(-1, keepdims=True))
         tolerance = float(np.finfo(y.dtype).eps) ** 0.6 * (1.0 + scale)  # rounding, amplified by a few steps
         if x.shape != y.shape or np.any(comparable & ~(np.abs(x - y) <= tolerance)):
@@ -170,21 +170,21 @@ class CompiledSteps:
 def compiled_states(
     compiled: CompiledSteps, state: PhaseState, *, t0: float, first: int, stops: Callable[[int], int]
 ) -> Iterator[tuple[int, PhaseState]]:
-    """Pairs (k, state at t0 + kh): at every stop, now and then in between, and where a member is lost.
+    """Pairs (k, state at t0 + kh): at every stop, occasionally in between, and where a member is lost.
 
-    A call in which a member becomes non-finite is made again with half its steps, down to one (plain where the kernel's
-    chunk is longer), so that the loss gets its exact time.
+    If a member becomes non-finite during a call, the call is repeated with half the steps, down to one (uncompiled if
+    the kernel's chunk is longer). This gives the exact time of the loss.
 
     Args:
         compiled: The compiled steps.
         state: State after step ``first``.
         t0: Start time.
-        first: Number of steps already made.
-        stops: k ↦ the next step > k that must be among the pairs; k itself ends the run.
+        first: Number of steps already taken.
+        stops: k ↦ the next step > k that must be among the pairs; returning k ends the run.
     """
     kernel, k, lost = compiled.kernel, first, _lost(state)
     inner, shown = kernel.enter(state), time.monotonic()
-    limit = max(kernel.steps or 1, _FIRST_CALL // (1 + lost.size))  # steps a call
+    limit = max(kernel.steps or 1, _FIRST_CALL // (1 + lost.size))  # steps per call
     while (stop := stops(k)) > k:
         while k < stop:
             steps, begun = kernel.reach(min(stop - k, limit)), time.monotonic()

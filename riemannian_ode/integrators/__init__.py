@@ -1,7 +1,7 @@
-"""Integrators by name, each declaring its order and structure.
+"""Integrators by name; each declares its order and structure.
 
-Every module here whose name has no leading underscore may register integrators (``@INTEGRATORS.register()``); they are
-imported when :data:`INTEGRATORS` is first read.
+Every module here whose name has no leading underscore may register integrators (``@INTEGRATORS.register()``). The
+modules are imported when :data:`INTEGRATORS` is first read.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def integrator(name: str, **settings: Any) -> Integrator:
     """The integrator called ``name``.
 
     Args:
-        name: Of :data:`INTEGRATORS`.
-        settings: What its class takes, such as ``rtol``; the defaults otherwise.
+        name: A key of :data:`INTEGRATORS`.
+        settings: Arguments of its class, such as ``rtol``.
 
     Raises:
-        ValueError: for an unknown name, listing those that exist.
+        ValueError: for an unknown name, listing the known ones.
         TypeError: for a setting that the integrator does not have.
     """
     require_choice("integrator", name, INTEGRATORS)
-    build: Any = INTEGRATORS[name]  # every class has settings of its own
+    build: Any = INTEGRATORS[name]  # each class has its own settings
     scheme: Integrator = build(**settings)
     return scheme
 

@@ -1,7 +1,7 @@
 r"""Derivatives of the solution of an implicit step, by the implicit function theorem.
 
 With :math:`r(y, \theta) = 0` solved for y, :math:`dy = -J^{-1}\,\partial_\theta r\,d\theta`, :math:`J = \partial_y r`:
-one linear solve with :math:`J^\top` a step, however many iterations Newton's method took.
+one linear solve with :math:`J^\top` per step, however many iterations Newton's method took.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from riemannian_ode.arrays import like, to_numpy
 from riemannian_ode.integrators.base import PhaseState
 
-_DIRECT_SIZE = 48  # unknowns of a member up to which Jᵀ is built and factorised
-_ACCURACY = 1e-12  # of GMRES beyond that, relative
+_DIRECT_SIZE = 48  # unknowns per member up to which Jᵀ is built and factorised
+_ACCURACY = 1e-12  # relative tolerance of GMRES beyond that
 
 
 def attached(residual: Callable[[PhaseState], PhaseState], solution: PhaseState) -> PhaseState:
-    """The solution, differentiable in everything that its equations depend on.
+    """The solution, differentiable with respect to everything that its equations depend on.
 
     Args:
         residual: State ↦ residual, zero at the solution.
         solution: Tensors of shape ``(*ensemble, p)``, without a graph.
 
     Returns:
-        The same numbers; the solution itself where the residual requires no gradients.
+        The same numbers, with a graph if the residual requires gradients.
     """
     value = residual(solution)
     if not (value.w.requires_grad or value.m.requires_grad):
@@ -87,7 +87,7 @@ def _by_gmres(transposed: Callable[[Tensor], Tensor], right: Tensor, sound: Tens
     operator = scipy.sparse.linalg.LinearOperator((right.numel(),) * 2, matvec=product, dtype=np.float64)
     accuracy, b = max(_ACCURACY, 8.0 * torch.finfo(right.dtype).eps), to_numpy(right).ravel()
     answer, failed = scipy.sparse.linalg.gmres(operator, b, rtol=accuracy, restart=100, maxiter=20)
-    if failed:  # stiff equations
+    if failed:  # stiff equations: GMRES may not converge
         return _direct(transposed, right, sound)
     solution: Tensor = like(answer.reshape(right.shape), right)
     return solution

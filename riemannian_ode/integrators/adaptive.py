@@ -1,4 +1,4 @@
-"""SciPy's adaptive integrators as schemes of this package: oracles, and workhorses where accuracy is wanted."""
+"""SciPy's adaptive integrators as schemes of this package, for reference solutions and high accuracy."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _DEFAULT = Tolerances(1e-10, 1e-12)
 class SciPyAdaptive(Integrator):
     """An adaptive SciPy solver behind the integrator protocol; the whole ensemble shares its steps.
 
-    Where the solver cannot go on with an ensemble, the member whose state changes fastest becomes NaN and is named by
-    ``simulate``, and the solver starts again with the others.
+    If the solver cannot continue with an ensemble, the member whose state changes fastest becomes NaN, ``simulate``
+    reports it, and the solver restarts with the others.
 
     Args:
         rtol: Relative tolerance of a step; by default 1e-10 in float64, and 64 units of rounding (7.6e−6) in float32.
         atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
-        max_steps: Most steps between two outputs; a flow that is stiff for the scheme ends there with status
+        max_steps: Most steps between two outputs. A flow that is stiff for the scheme ends there with status
             ``"step-limit"`` instead of hanging.
 
     Raises:
         ValueError: for a tolerance or a limit that is not positive, and (from ``simulate``) for an ``rtol`` that the
-            state's type does not resolve.
+            state's dtype does not resolve.
 
     Source: ``scipy.integrate``.
     """
@@ -116,12 +116,12 @@ class _SharedSteps(MemberStates):
 
     def _start_solver(self, t: float, y: np.ndarray) -> None:
         scheme, end = self.scheme, self.t0 + self.h * self.steps
-        start: Any = scheme.solver  # SciPy types OdeSolver itself, whose signature its subclasses extend
+        start: Any = scheme.solver  # SciPy annotates OdeSolver itself; subclasses extend its signature
         limits = {**self.tolerances._asdict(), "max_step": scheme.max_step}
         self.solver = start(self._rates, t, y, t_bound=end, **limits)
 
     def _step(self) -> None:
-        """One step of the solver; where it fails, its fastest member is given up."""
+        """One step of the solver; if it fails, the fastest member is given up."""
         solver, t, y = self.solver, self.solver.t, self.solver.y.copy()
         self.dense = None
         problem = solver.step()
@@ -141,7 +141,7 @@ class _SharedSteps(MemberStates):
 
     def _rates(self, t: float, y: np.ndarray) -> np.ndarray:
         rates = self.system.rates(t, *self._split(y))
-        if any(map(tracks, rates)):  # only now: at the start nothing asked for gradients
+        if any(map(tracks, rates)):  # checked here, because nothing required gradients at the start
             raise ValueError(
                 f"from t = {t:g} on the flow requires gradients, but {self.scheme.name!r} has none: it is SciPy's; "
                 "take another integrator, or call simulate under torch.no_grad()."
@@ -149,7 +149,7 @@ class _SharedSteps(MemberStates):
         y_dot = self._joined(rates)
         if not self.alive.all():
             for rows in self._rows(y_dot):
-                rows[~self.alive] = 0.0  # lost members rest where they were
+                rows[~self.alive] = 0.0  # lost members stay where they were
         return y_dot
 
     def _joined(self, parts: Sequence[Any]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The integrator protocol: what a scheme declares, and how the driver asks it for the next state."""
+"""The integrator protocol: what a scheme declares, and how the driver gets the next state from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Stochastic: TypeAlias = Literal["ito", "stratonovich", "additive"]
 class PhaseState(NamedTuple):
     """Position and momentum, each of shape ``(*ensemble, p)``.
 
-    With a preconditioner that remembers gradients, ``m`` holds momentum and memory, shape ``(*ensemble, q)``.
+    If the preconditioner has memory, ``m`` holds momentum and memory, shape ``(*ensemble, q)``.
     """
 
     w: Array
@@ -31,7 +31,7 @@ class PhaseState(NamedTuple):
 
 
 class IntegratorError(RuntimeError):
-    """A scheme could not go on (step size underflow, a solver that did not converge); the message says where."""
+    """A scheme could not continue (step size underflow, a solver that did not converge); the message says where."""
 
 
 class StepLimitError(IntegratorError):
@@ -39,7 +39,7 @@ class StepLimitError(IntegratorError):
 
 
 class Losses:
-    """Members that a scheme gave up while it went on with the others.
+    """Members that a scheme gave up while it continued with the others.
 
     Args:
         ensemble: Shape of the ensemble.
@@ -47,7 +47,7 @@ class Losses:
     Attributes:
         causes: Why each member was given up, ``"step-limit"`` or ``"integrator-failed"``; empty for the others. Shape
             ``(*ensemble,)``.
-        messages: What the scheme said of the first one, by cause.
+        messages: The scheme's message about the first lost member, by cause.
     """
 
     def __init__(self, ensemble: tuple[int, ...]) -> None:
@@ -55,22 +55,22 @@ class Losses:
         self.messages: dict[str, str] = {}
 
     def add(self, members: np.ndarray, cause: Literal["step-limit", "integrator-failed"], message: str) -> None:
-        """Give members up.
+        """Mark members as given up.
 
         Args:
-            members: Which, shape ``(*ensemble,)``.
-            cause: Why.
-            message: In words, with the time.
+            members: True for the members to give up, shape ``(*ensemble,)``.
+            cause: Reason, a key of the messages.
+            message: Text with the time.
         """
         self.causes[members & (self.causes == "")] = cause
         self.messages.setdefault(cause, message)
 
 
 class MemberStates(Iterator[PhaseState]):
-    """States of a scheme that gives up members one by one; those are NaN from there on.
+    """States of a scheme that gives up members one by one; a lost member is NaN from then on.
 
     Attributes:
-        losses: Which, and why.
+        losses: The members lost, and why.
     """
 
     losses: Losses
@@ -84,15 +84,15 @@ class Integrator(ABC):
         order: Global order of convergence in the step size.
         structure: What the scheme preserves, e.g. ``{"optimizer"}`` (h = 1 is an update rule),
             ``{"conformal-symplectic"}``. Also ``"exact-linear"``, ``"variable-order"``, and ``"shared-steps"``: one
-            step size for all members, so that an ensemble equals its members' runs to the tolerance only.
-        implicit: Whether a step solves equations.
+                step size for all members, so that an ensemble equals its members' runs only to the tolerance.
+        implicit: Whether each step solves a system of equations.
         adaptive: Whether the scheme chooses its own steps; ``h`` is then the spacing of its output.
         differentiable: Whether torch's autograd can record its steps.
-        handles_memory: Whether it integrates a preconditioner's memory with position and momentum: it needs no more of
-            the flow than its rates.
-        stochastic: What a scheme converges to where the noise is multiplicative, or ``"additive"`` if it takes additive
-            noise only; ``None`` if it takes none.
-        strong_order: Order of paths, in the mean square, under additive noise. Under multiplicative noise it is 1/2.
+        handles_memory: Whether it integrates a preconditioner's memory along with position and momentum, i.e. it needs
+            only the rates of the flow.
+        stochastic: Calculus in which the scheme converges under multiplicative noise, or ``"additive"`` if it accepts
+            additive noise only; ``None`` if it accepts no noise.
+        strong_order: Mean-square order of paths under additive noise. Under multiplicative noise it is 1/2.
         weak_order: Order of expectations, under additive noise.
     """
 
@@ -119,14 +119,14 @@ class Integrator(ABC):
             t0: Start time.
             h: Step size, in units of time.
             steps: Number of the last step.
-            first: Steps that were done before (a resumed run).
+            first: Steps already done (in a resumed run).
 
         Raises:
             IntegratorError: if the scheme cannot go on.
         """
 
     def partial_step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
-        """State at t + h by a run of its own from the state at t: for places inside a step."""
+        """State at t + h, from a separate run that starts at t; used for places inside a step."""
         return next(iter(self.states(system, state, t0=t, h=h, steps=1)))
 
 
@@ -136,14 +136,14 @@ INTEGRATORS: Registry[type[Integrator]] = Registry(
 
 
 class OneStepIntegrator(Integrator):
-    """A scheme that is one function of the state: write :meth:`step` and declare the order.
+    """A scheme whose step depends on the current state only: implement :meth:`step` and declare the order.
 
     A scheme with ``stochastic`` set also takes steps with noise. By default such a step is :meth:`step` with the
     gradient g + σΔB/h throughout.
 
     Attributes:
-        normals: Normal numbers that a step with noise takes of each Brownian motion.
-        noise_place: Where in the step, from 0 to 1, it takes a σ that varies in time.
+        normals: Normal numbers per Brownian motion that a step with noise uses.
+        noise_place: Place in the step, from 0 to 1, at which a time-dependent σ is evaluated.
     """
 
     normals: ClassVar[int] = 1
@@ -190,11 +190,11 @@ class OneStepIntegrator(Integrator):
         Args:
             system: The dynamics.
             state: State at t0 + first·h.
-            noise: σ; step k takes the normal numbers of its number k.
+            noise: σ; step k uses the normal numbers with index k.
             t0: Start time.
             h: Step size, in units of time.
             steps: Number of the last step.
-            first: Steps that were done before (a resumed run).
+            first: Steps already done (in a resumed run).
         """
         fixed = noise.for_arrays(state.w)
         count = self.normals * fixed.columns(t0, state.w)
@@ -227,9 +227,9 @@ def is_tracked(state: PhaseState) -> bool:
 
 
 def without_lost_members(step: Callable[[PhaseState], PhaseState], state: PhaseState, new: PhaseState) -> PhaseState:
-    """The state after a step, with lost members out of the graph: their zero gradients times ∞ would be NaN.
+    """The state after a step with lost members removed from the graph, where their zero gradients times ∞ would be NaN.
 
-    They make the step again from where a sound member is, and are NaN after it.
+    Lost members repeat the step from a sound member's state and are NaN after it.
     """
     if math.isfinite(float(new.w.detach().sum() + new.m.detach().sum())):
         return new
@@ -242,11 +242,11 @@ def without_lost_members(step: Callable[[PhaseState], PhaseState], state: PhaseS
 
 
 def with_stand_ins(state: PhaseState, sound: Array) -> PhaseState:
-    """The state with the first sound member's numbers, without a graph, in the place of lost members.
+    """The state with lost members replaced by a copy, without a graph, of the first sound member.
 
     Args:
         state: Tensors of shape ``(*ensemble, p)``.
-        sound: Which members are sound, shape ``(*ensemble,)``; at least one.
+        sound: True for sound members, shape ``(*ensemble,)``; at least one.
     """
     first = int(sound.reshape(-1).nonzero()[0])
     rows = (part.detach().reshape(-1, part.shape[-1])[first] for part in state)
@@ -256,7 +256,7 @@ def with_stand_ins(state: PhaseState, sound: Array) -> PhaseState:
 def states_with_jumps(
     scheme: Integrator, system: RISHD, state: PhaseState, *, t0: float, h: float, steps: int, first: int
 ) -> Iterator[PhaseState]:
-    """States of a flow whose memory changes between steps: frames jump, masks adapt; every step starts anew.
+    """States of a flow whose memory changes between steps (frames jump, masks adapt); every step restarts the scheme.
 
     Args:
         scheme: A scheme that handles memory.
@@ -265,7 +265,7 @@ def states_with_jumps(
         t0: Start time.
         h: Step size.
         steps: Number of the last step.
-        first: Steps that were done before.
+        first: Steps already done.
     """
     memory = system.memory
     assert memory is not None

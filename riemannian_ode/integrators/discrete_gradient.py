@@ -1,7 +1,8 @@
-r"""A discrete-gradient scheme: the energy identity holds for every step, whatever its size.
+r"""A discrete-gradient scheme, which satisfies the energy identity at every step size.
 
 With :math:`E = cf + \tfrac\eta2 m^\top F^{-1}m` the flow is :math:`\dot y = (J - S)\nabla E`, S positive semidefinite.
-A discrete gradient :math:`\bar\nabla E(y, y')` in its place, with :math:`\bar\nabla E\cdot(y'-y) = E(y') - E(y)`, gives
+Replacing ∇E with a discrete gradient :math:`\bar\nabla E(y, y')` that satisfies
+:math:`\bar\nabla E\cdot(y'-y) = E(y') - E(y)` gives
 
 .. math:: E(y') - E(y) = -h\,\bar\nabla E^\top S\,\bar\nabla E \le 0.
 
@@ -33,11 +34,11 @@ class DiscreteGradient(ImplicitScheme):
         w' = w - h(\bar\nabla_m E + \tfrac{\eta\beta}{c} F^{-1}\,\bar\nabla_w E), \qquad
         m' = m + h(\bar\nabla_w E - \tfrac{\alpha}{\eta}\bar F\,\bar\nabla_m E), \qquad \bar F = F((w+w')/2)
 
-    For a constant metric with any β ≥ 0, or a state-dependent one with β = 0; constant coefficients with c, η > 0, of
-    which α alone may vary in time, and no split.
+    It accepts a constant metric with any β ≥ 0, or a state-dependent one with β = 0. Coefficients must be constant with
+    c, η > 0; only α may vary in time. There must be no split.
 
     Raises (in ``step``):
-        ValueError: where the identity has no discrete form here: β ≠ 0 with F(w), a split, η(t), c = 0, η = 0, or a
+        ValueError: if the identity has no discrete form here: β ≠ 0 with F(w), a split, η(t), c = 0, η = 0, or a
             history metric.
     """
 
@@ -46,13 +47,13 @@ class DiscreteGradient(ImplicitScheme):
     structure = frozenset({"energy-identity"})
 
     def __init__(self, *, tolerance: float = 1e-12) -> None:
-        # The residual holds a difference of energies over the step's length: its last digits are rounding.
+        # The residual contains a difference of energies over the step's length; its last digits are rounding.
         super().__init__(tolerance=tolerance)
 
     def step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
         self._check(system)
         eta, gain, beta = (system.at(name, t) for name in ("eta", "gain", "nesterov"))
-        alpha = system.at("alpha", t + h / 2)  # the identity holds for any α; order 2 needs the middle's
+        alpha = system.at("alpha", t + h / 2)  # the identity holds for any α; order 2 needs α at the midpoint
         before = total_energy(system, t, *state)
 
         def residual(new: PhaseState) -> PhaseState:
@@ -67,7 +68,7 @@ class DiscreteGradient(ImplicitScheme):
                 velocity = velocity - (eta * beta / gain) * system.metric.raise_index(middle, along_w)
             return PhaseState(new.w - state.w - h * velocity, new.m - state.m - h * force)
 
-        # At a step of no length the quotient in ∇̄E is 0/0 and its differences are noise: start a little ahead.
+        # At a step of length zero the quotient in ∇̄E is 0/0 and its differences are noise: start a little ahead.
         guess = advance(state, [PhaseState(*system.rates(t, *state))], (0.1,), h)
         if system.metric.variation != "constant":
             return self.solved(Equations(residual), guess, t)
@@ -80,11 +81,11 @@ class DiscreteGradient(ImplicitScheme):
     def _discrete_gradient(
         system: RISHD, t: float, state: PhaseState, new: PhaseState, before: Array
     ) -> tuple[Array, Array]:
-        """∇E at the middle, corrected along the step so that its product with the step is E(y') − E(y)."""
+        """∇E at the midpoint, corrected along the step so that its product with the step is E(y') − E(y)."""
         along_w, along_m, correction = _middle_gradient(system, t, state, new)
         step_w, step_m = new.w - state.w, new.m - state.m
         missing = total_energy(system, t, *new) - before - inner(along_w, step_w) - inner(along_m, step_m)
-        # With F constant the middle is exact in m (the energy is quadratic there): only w is corrected.
+        # With F constant the midpoint is exact in m (the energy is quadratic there): only w is corrected.
         length = inner(step_w, step_w)
         if correction is not None:
             length = length + inner(step_m, step_m)
@@ -96,7 +97,8 @@ class DiscreteGradient(ImplicitScheme):
         has_damping = not (isinstance(system.nesterov, float) and system.nesterov == 0.0)
         if system.metric.variation == "history" or system.is_split or varying:
             raise ValueError(
-                f"{self.name} keeps the energy identity of a metric F(w) with constant coefficients and no split; take "
+                f"{self.name} preserves the energy identity for a metric F(w), constant coefficients and no split; "
+                f"take "
                 "'implicit-midpoint' or 'strang' instead."
             )
         zero = [name for name in ("eta", "gain") if (to_numpy(getattr(system, name)) == 0).any()]
@@ -113,7 +115,7 @@ class DiscreteGradient(ImplicitScheme):
 
 
 class _ConstantMetricStep:
-    """The equations of a step at one new state, with F constant: the midpoint rule's, and the share of the step.
+    """Equations of a step with F constant: those of the midpoint rule, plus the correction along the step.
 
     Args:
         system: The dynamics.
@@ -134,7 +136,7 @@ class _ConstantMetricStep:
         self.works = [inner(x, y) for x, y in zip(self.along, self.step, strict=True)]
         self.share = _over_length(self.energies[1] - before - sum(self.works), self.length)
         self.bend = hessian_product(system.objective, self.middle)
-        # ∂/∂w' of what the middle's gradient misses: it vanishes for a quadratic.
+        # ∂/∂w' of what the midpoint's gradient misses; it vanishes for a quadratic.
         self.slope = self.gain * (system.objective.gradient(new.w) - 0.5 * self.bend(self.step.w)) - self.along[0]
 
     def derivative(self, change: PhaseState) -> PhaseState:
@@ -145,7 +147,7 @@ class _ConstantMetricStep:
         return self._less_rates(change, 0.5 * change.m, along_w)
 
     def terms(self) -> PhaseState:
-        """What a difference of energies over the step's length leaves of rounding, in units of it."""
+        """Rounding error of a difference of energies over the step's length, in units of rounding."""
         size = sum(abs(x) for x in (*self.energies, *self.works))
         noise = self._less_rates(PhaseState(0.0, 0.0), 0.0 * self.step.m, _over_length(size, self.length) * self.step.w)
         return PhaseState(abs(noise.w), abs(noise.m))
@@ -156,7 +158,7 @@ class _ConstantMetricStep:
 
 
 def _middle_gradient(system: RISHD, t: float, state: PhaseState, new: PhaseState) -> tuple[Array, Array, Array | None]:
-    """∇E at the middle of a step in w and in m, and what F(w) adds to the former (``None`` for a constant metric)."""
+    """∇E at the midpoint of a step in w and in m, and the part that F(w) adds in w (``None`` for a constant metric)."""
     w, m = 0.5 * (state.w + new.w), 0.5 * (state.m + new.m)
     along_m = system.at("eta", t) * system.metric.raise_index(w, m)
     along_w = system.at("gain", t) * system.objective.gradient(w)
@@ -165,9 +167,9 @@ def _middle_gradient(system: RISHD, t: float, state: PhaseState, new: PhaseState
 
 
 def _over_length(x: Array, length: Array) -> Array:
-    """x over the squared length of the step, shape ``(*ensemble, 1)``; 0 where it has none.
+    """x over the squared length of the step, shape ``(*ensemble, 1)``; 0 for a step of length zero.
 
-    For a step of no length the middle's gradient is the discrete gradient.
+    For a step of length zero the midpoint's gradient is the discrete gradient.
     """
     moved, xp = length > 0, namespace(length)
     return xp.where(moved, x / xp.where(moved, length, 1.0), 0.0)[..., None]

@@ -1,4 +1,4 @@
-"""An adaptive Runge–Kutta scheme that gives every ensemble member a step size of its own."""
+"""An adaptive Runge–Kutta scheme that gives every ensemble member its own step size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from riemannian_ode.integrators.step_control import (
 )
 
 # Dormand and Prince's pair 5(4) (Hairer, Nørsett, Wanner, Solving ODEs I, table II.5.2). The last row is the
-# fifth-order solution itself, so that its slope is the next step's first.
+# fifth-order solution itself, so its slope is the next step's first.
 DORMAND_PRINCE = ButcherTableau(
     stages=(
         (),
@@ -44,7 +44,7 @@ DORMAND_PRINCE = ButcherTableau(
     ),
     weights=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
 )
-# Weights of the fifth order less those of the fourth.
+# Weights of order five minus those of order four.
 ERROR_WEIGHTS = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0  # step-size controller (Solving ODEs I, II.4)
 _EXPONENT = -1 / 5
@@ -53,21 +53,21 @@ _DEFAULT = Tolerances(1e-8, 1e-10)
 
 @INTEGRATORS.register(place=120)
 class EnsembleDormandPrince(Integrator):
-    """Dormand–Prince 5(4) with a step size per member: stiff members do not slow the error control of the others.
+    """Dormand–Prince 5(4) with one step size per member, so that stiff members do not slow down the others.
 
-    A member whose step underflows, whose state is not finite or whose steps are used up becomes NaN and is named by
-    ``simulate``; the others go on. With time-dependent coefficients of an ensemble, their functions must take an array
-    of times, one a member.
+    A member whose step underflows, whose state is not finite or whose steps are used up becomes NaN and is reported by
+    ``simulate``; the others continue. Functions of time-dependent coefficients must accept an array of times, one per
+    member.
 
     Args:
         rtol: Relative tolerance of a step; by default 1e-8 in float64, and 64 units of rounding (7.6e−6) in float32.
         atol: Absolute tolerance of a step; by default a hundredth of that.
         max_step: Longest step, in units of time.
-        max_steps: Most steps that a member tries between two outputs; see :class:`SciPyAdaptive`.
+        max_steps: Most steps tried per member between two outputs; see :class:`SciPyAdaptive`.
 
     Raises:
         ValueError: for a tolerance or a limit that is not positive, and (from ``simulate``) for an ``rtol`` that the
-            state's type does not resolve.
+            state's dtype does not resolve.
 
     Source: Dormand and Prince (1980); Hairer, Nørsett, Wanner, *Solving ODEs I*, II.5.
     """
@@ -127,7 +127,7 @@ class _Members(MemberStates):
             raise StopIteration
         self.k += 1
         target = self.t0 + self.k * self.h
-        taken = 0  # by every member that is still on its way: they all try a step each time
+        taken = 0  # counted alike for all unfinished members: each of them tries a step every time
         while (active := self.alive & (self.time < target)).any():
             if taken == self.scheme.max_steps:
                 self._give_up(active, target)
@@ -138,23 +138,23 @@ class _Members(MemberStates):
         return self.state
 
     def _try_step(self, active: np.ndarray, target: float) -> None:
-        """One step of every active member, kept where its error is within the tolerance."""
+        """Try one step of every active member; keep it where the error is within the tolerance."""
         step = np.where(active, np.minimum(self.size, target - self.time), 0.0)
         new, slope, error = self._attempt(step)
         accepted = active & (error <= 1.0)
         if is_tracked(new) and not accepted.all():
             # Rejected attempts may have overflowed: their zero gradients times ∞ would be NaN.
             new, slope, _ = self._attempt(np.where(accepted, step, 0.0), sheltered=True)
-        # A first non-finite attempt may only mean that the step was too long: shrink it until it underflows.
+        # A non-finite attempt may just mean that the step was too long: shrink it until it underflows.
         dead = active & ~accepted & (step < self.underflow)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             factor = np.clip(_SAFETY * np.where(error > 0, error, 1e-12) ** _EXPONENT, _SHRINK, _GROW)
         factor = np.where(np.isfinite(error), factor, _SHRINK)
-        # A step cut short by the output time says little about the next one: never shrink the size for it.
+        # A step cut short by the output time says little about the next one: never shrink the step size for it.
         grown = np.where(accepted, np.maximum(self.size, step * factor), step * np.minimum(factor, 1.0))
         grown = np.where(accepted & (factor < 1.0), step * factor, grown)
         self.size = np.where(active, np.minimum(grown, self.scheme.max_step), self.size)
-        # Land exactly on the output time: rounding must not leave a sliver of a step.
+        # Land exactly on the output time: rounding must not leave a tiny step.
         reached = accepted & (step >= target - self.time)
         self.time = np.where(reached, target, self.time + np.where(accepted, step, 0.0))
         self.state = _where(accepted, new, self.state)
@@ -162,11 +162,11 @@ class _Members(MemberStates):
         self._lose(dead)
 
     def _attempt(self, step: np.ndarray, *, sheltered: bool = False) -> tuple[PhaseState, PhaseState, np.ndarray]:
-        """New state, its slope, and the error over the tolerance, one per member.
+        """New state, its slope, and each member's error relative to the tolerance.
 
         Args:
             step: Length of each member's step.
-            sheltered: Whether lost members take a sound one's numbers.
+            sheltered: Whether lost members use a sound member's numbers.
         """
         length = like(step[..., None], self.state.w)
         state, slope = self.state, self.slope
@@ -191,7 +191,7 @@ class _Members(MemberStates):
         return PhaseState(*self.system.rates(_times(self.system, self.time), *state))
 
     def _give_up(self, members: np.ndarray, target: float) -> None:
-        """End members whose steps are used up; an error if nothing else goes on.
+        """End members whose steps are used up; raise an error if no other member is left.
 
         Raises:
             StepLimitError: if no other member is left.
@@ -217,14 +217,14 @@ def _where(members: np.ndarray, yes: PhaseState, no: PhaseState) -> PhaseState:
 
 
 def _times(system: RISHD, time: np.ndarray) -> Any:
-    """The members' times where a coefficient varies in time, else one number: nothing depends on it."""
+    """The members' times if a coefficient varies in time, else one number, on which nothing depends."""
     if time.ndim and any(isinstance(getattr(system, name), TimeDependent) for name in COEFFICIENTS):
         return time
     return float(time.flat[0])
 
 
 def _check_times(system: RISHD, ensemble: tuple[int, ...], t0: float, h: float) -> None:
-    """Refuse coefficients that do not take the members' times, or mix them up.
+    """Refuse coefficients that do not accept an array of times, or that mix up its entries.
 
     Raises:
         ValueError: naming the coefficient.
@@ -240,7 +240,7 @@ def _check_times(system: RISHD, ensemble: tuple[int, ...], t0: float, h: float) 
             found = np.broadcast_to(to_numpy(at_times(times)), (*ensemble, 1))[last]
         except Exception as problem:
             raise ValueError(
-                f"{name} does not take an array of times, one a member ({problem}); write it with numpy, e.g. np.where "
+                f"{name} does not take an array of times, one per member ({problem}); write it in numpy, e.g. np.where "
                 "for a step, or with torch.as_tensor(t) if it requires gradients; or take another integrator."
             ) from None
         if not np.allclose(found, wanted, rtol=1e-6, atol=0.0, equal_nan=True):

@@ -1,4 +1,4 @@
-"""Explicit and semi-implicit Euler. The latter, at h = 1, is the algorithm that optimizers run."""
+"""Explicit and semi-implicit Euler. The latter, with h = 1, is what optimizers run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, Phas
 
 @INTEGRATORS.register(place=10)
 class ExplicitEuler(OneStepIntegrator):
-    r"""Both halves at the old state, :math:`w' = w - h\eta u(w, m)`, :math:`m' = m + h(-\alpha m + cg + R)`.
+    r"""Both updates use the old state, :math:`w' = w - h\eta u(w, m)`, :math:`m' = m + h(-\alpha m + cg + R)`.
 
-    With noise it is the scheme of Euler and Maruyama.
+    With noise it is the Euler–Maruyama scheme.
 
     Source: textbook scheme of order 1.
     """
@@ -38,8 +38,8 @@ class SemiImplicitEuler(OneStepIntegrator):
 
     .. math:: m_k = m_{k-1} + h(-\alpha m_{k-1} + c\,g_k + R_k), \qquad w_{k+1} = w_k - h\eta\, u(m_k, g_k)
 
-    At h = 1 with R off it is LITE's Algorithm 1, to the last bit (claim C12). One gradient a step. With noise it is a
-    scheme of Euler–Maruyama type, and at h = 1 the optimizer with noisy gradients.
+    At h = 1 with R off it is LITE's Algorithm 1, to the last bit (claim C12). It uses one gradient per step. With noise
+    it is a scheme of Euler–Maruyama type, and at h = 1 the optimizer with noisy gradients.
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
@@ -69,7 +69,7 @@ class PositionFirstEuler(OneStepIntegrator):
 
     .. math:: w_{k+1} = w_k - h\eta\, u(m_k, g_k), \qquad m_{k+1} = m_k + h(-\alpha m_k + c\,g_{k+1} + R)
 
-    The adjoint order of :class:`SemiImplicitEuler`; two gradients a step as written here, where β ≠ 0.
+    The adjoint of :class:`SemiImplicitEuler`. As written here it uses two gradients per step if β ≠ 0.
 
     Source: the other symplectic Euler scheme; Hairer, Lubich, Wanner, *Geometric Numerical Integration*, VI.3.
     """

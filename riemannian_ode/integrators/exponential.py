@@ -1,4 +1,4 @@
-"""An exponential integrator: exact wherever the flow is linear."""
+"""An exponential integrator, exact for linear flows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ExponentialEuler(OneStepIntegrator):
     r"""Exponential Rosenbrock–Euler, :math:`y' = y + h\,\varphi_1(hJ)f(y)`, :math:`\varphi_1(z) = (e^z - 1)/z`.
 
     J is the Jacobian of the right-hand side at y, from the objective's Hessian; order 2, and exact for quadratics with
-    a constant metric, at any step. Coefficients are taken at t + h/2. The derivatives of a split that is no
-    :class:`ConstantSplit` are central differences (about 10 digits).
+    a constant metric, at any step. Coefficients are evaluated at t + h/2. If the split is not a :class:`ConstantSplit`,
+    its derivatives are central differences (about 10 digits).
 
     Raises (in ``step``):
         ValueError: for an objective without Hessian, or a metric that varies.
@@ -40,7 +40,7 @@ class ExponentialEuler(OneStepIntegrator):
         middle, matrix = t + h / 2, hessian(state.w)
         jacobian = rates_jacobian(system, middle, *state, hessian=lambda v: matvec(matrix, v), central=True)
         rate = namespace(state.w).concat(system.rates(middle, *state), axis=-1)
-        # exp of [[hJ, h f], [0, 0]] has φ₁(hJ)·h f in its last column: no division by a singular J.
+        # exp of [[hJ, h f], [0, 0]] has φ₁(hJ)·h f in its last column, which avoids dividing by a singular J.
         xp = namespace(rate)
         upper = h * xp.concat([jacobian, rate[..., None]], axis=-1)
         increment = _exponential(xp.concat([upper, xp.zeros_like(upper[..., :1, :])], axis=-2))[..., :-1, -1]
@@ -49,7 +49,7 @@ class ExponentialEuler(OneStepIntegrator):
 
 
 def _exponential(matrices: Array) -> Array:
-    """Matrix exponentials: SciPy's, and torch's where their derivatives are asked for."""
+    """Matrix exponentials, by SciPy, or by torch if derivatives are needed."""
     if tracks(matrices):
         return namespace(matrices).linalg.matrix_exp(matrices)
     return like(scipy.linalg.expm(to_numpy(matrices)), matrices)

@@ -16,7 +16,8 @@ from riemannian_ode.integrators.newton import Equations, solve
 class ImplicitScheme(OneStepIntegrator):
     """Base of schemes that solve equations by Newton's method.
 
-    A member of an ensemble whose equations are not solved becomes NaN and is named by ``simulate``; the others go on.
+    If the equations of an ensemble member are not solved, it becomes NaN and ``simulate`` reports it; the others
+    continue.
 
     Args:
         tolerance: Largest error of the solution accepted, relative to 1 + the state's largest entry.
@@ -27,7 +28,7 @@ class ImplicitScheme(OneStepIntegrator):
     """
 
     implicit = True
-    _losses: Losses | None = None  # of a run of its own; without it a failure is an error
+    _losses: Losses | None = None  # losses of one run; without them a failure is an error
 
     def __init__(self, *, tolerance: float = 1e-13) -> None:
         require_positive("tolerance", tolerance)
@@ -46,7 +47,7 @@ class ImplicitScheme(OneStepIntegrator):
 
         Args:
             equations: Residual and derivative.
-            guess: Where Newton's method starts.
+            guess: Start of Newton's method.
             t: Time, for messages.
         """
         where = f"{self.name} at t = {t:.6g}"
@@ -78,7 +79,7 @@ class ImplicitScheme(OneStepIntegrator):
 def less_rates(
     derivative: Callable[[Array, Array], tuple[Array, Array]], h: float
 ) -> Callable[[PhaseState], PhaseState]:
-    """δ ↦ δ − h × the derivative of the rates along δ."""
+    """δ ↦ δ − h times the derivative of the rates along δ."""
 
     def product(change: PhaseState) -> PhaseState:
         w_dot, m_dot = derivative(*change)
@@ -88,7 +89,7 @@ def less_rates(
 
 
 class _Solved(MemberStates):
-    """A run's states, and the members whose equations were not solved."""
+    """States of a run, and the members whose equations were not solved."""
 
     def __init__(self, states: Iterator[PhaseState], losses: Losses) -> None:
         self.states, self.losses = states, losses
@@ -99,7 +100,7 @@ class _Solved(MemberStates):
 
 @INTEGRATORS.register(place=60)
 class ImplicitEuler(ImplicitScheme):
-    r"""The whole right-hand side at the new state, :math:`y' = y + hf(t+h, y')`; stiff walls are damped at any h.
+    r"""Right-hand side at the new state, :math:`y' = y + hf(t+h, y')`; stiff walls are damped at any h.
 
     Source: Hairer and Wanner, *Solving ODEs II*, IV.3.
     """
@@ -121,7 +122,7 @@ class ImplicitEuler(ImplicitScheme):
 
 @INTEGRATORS.register(place=70)
 class ImplicitMidpoint(ImplicitScheme):
-    r"""The right-hand side at the middle, :math:`y' = y + hf(t + h/2, (y+y')/2)`: symmetric, symplectic at α = β = 0.
+    r"""Right-hand side at the midpoint, :math:`y' = y + hf(t + h/2, (y+y')/2)`: symmetric, symplectic at α = β = 0.
 
     Source: Hairer, Lubich, Wanner, *Geometric Numerical Integration*, II.1 and VI.4.
     """

@@ -1,7 +1,7 @@
-r"""The UBU splitting: momentum, its damping and the noise are solved exactly, the gradient is a kick in the middle.
+r"""The UBU splitting: momentum, damping and noise are solved exactly, and the gradient is a kick in the middle.
 
 Source: Zapatero, PhD thesis, Universidad de Valladolid (2017); Sanz-Serna and Zygalakis, JMLR 22 (2021), no. 242. The
-part of Hessian damping is ours.
+treatment of Hessian damping is ours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from riemannian_ode.integrators.base import INTEGRATORS, OneStepIntegrator, Phas
 from riemannian_ode.noise import GradientNoise
 from riemannian_ode.split import ConstantSplit
 
-# ατ below which the closed forms lose digits to cancellation; the Taylor polynomials have them all there.
+# Below this ατ the closed forms lose digits to cancellation, and the Taylor polynomials are exact to rounding.
 _SMALL, _SMALL_OF_FLOAT32 = 0.05, 0.5
 _PHI = tuple((-1) ** k / math.factorial(k + 1) for k in range(9))
 _MEAN = tuple((-1) ** k / math.factorial(k + 2) for k in range(9))
@@ -27,19 +27,19 @@ _SPREAD = (1 / 12, -1 / 12, 17 / 360, -7 / 360, 43 / 6720, -107 / 60480, 769 / 1
 
 @INTEGRATORS.register(place=95)
 class UBU(OneStepIntegrator):
-    r"""Half of U, B, half of U; order 2, one gradient a step at β = 0, else two.
+    r"""Half of U, B, half of U; order 2, with one gradient per step at β = 0, else two.
 
     .. math::
         U:\ \mathrm dw = -\eta Am\,\mathrm dt - \eta A\beta\sigma\,\mathrm dB,\ \
         \mathrm dm = -\alpha m\,\mathrm dt + c\sigma\,\mathrm dB, \qquad
         B:\ \dot w = -\eta A\beta g,\ \ \dot m = cg
 
-    U is linear and is solved exactly, its Gaussian integrals included: m is an Ornstein–Uhlenbeck process, and w the
-    integral of one. B is a kick at β = 0, else a step of the explicit midpoint rule. Coefficients are taken at the
+    U is linear and is solved exactly, including its Gaussian integrals: m is an Ornstein–Uhlenbeck process, and w is
+    its integral. B is a kick at β = 0, else a step of the explicit midpoint rule. Coefficients are evaluated at the
     middle of each part. The strong order is 2 at β = 0.
 
     Raises (in ``step``):
-        ValueError: for a metric that varies, or a split that is no :class:`ConstantSplit`.
+        ValueError: for a metric that varies, or a split that is not a :class:`ConstantSplit`.
     """
 
     name = "ubu"
@@ -80,7 +80,7 @@ def _check(system: RISHD) -> None:
 
 
 def _kick(system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
-    """B over h, coefficients at t."""
+    """Advance B by h, with coefficients at t."""
     (w, m), eta = state, system.at("eta", t)
     still = 0.0 * m
     g = system.objective.gradient(w)
@@ -93,7 +93,7 @@ def _kick(system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:
 def _glide(
     system: RISHD, t: float, state: PhaseState, tau: float, white: tuple[Array, ...] | None = None
 ) -> PhaseState:
-    r"""U over τ, coefficients at t.
+    r"""Advance U by τ, with coefficients at t.
 
     With :math:`\varphi(s) = (1 - e^{-\alpha s})/\alpha`, :math:`I = \int\mathrm dB` and
     :math:`J = \int\varphi(\tau - s)\,\mathrm dB_s`, the position moves by :math:`-\eta A[\varphi(\tau)m + c\sigma J +
@@ -101,7 +101,7 @@ def _glide(
 
     Args:
         system: The dynamics.
-        t: Time at which coefficients are taken.
+        t: Time at which coefficients are evaluated.
         state: State before.
         tau: τ.
         white: σξ₁ and σξ₂, with independent normal ξ; ``None`` without noise.

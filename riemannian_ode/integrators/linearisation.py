@@ -1,8 +1,7 @@
-r"""The derivative of a flow's right-hand side, with the objective's own curvature.
+r"""Derivative of a flow's right-hand side, using the objective's Hessian where possible.
 
-Differences of gradients lose a flat direction beside a steep one: their error is :math:`10^{-8}` of the largest
-curvature. Here the Hessian enters by its products with vectors, and differences are left to what the metric and the
-split add, if they move.
+Differences of gradients have an error of :math:`10^{-8}` of the largest curvature, which hides flat directions. Here
+the Hessian enters through its products with vectors; only the parts that a moving metric or split adds use differences.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ def linearised(
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
     r"""The linear map (δw, δm) ↦ derivative of (ẇ, ṁ) along it, all of shape ``(*ensemble, p)``.
 
-    With :math:`\delta g = \nabla^2f\,\delta w` it is exact for a constant metric without a split that moves; else a
-    difference quotient along (δw, δm, δg).
+    With :math:`\delta g = \nabla^2f\,\delta w` it is exact for a constant metric without a moving split; otherwise it
+    is a difference quotient along (δw, δm, δg).
 
     Args:
         system: The dynamics.
@@ -35,7 +34,7 @@ def linearised(
         w: Position.
         m: Momentum.
         hessian: v ↦ ∇²f(w)v; by default :func:`hessian_product`.
-        central: Whether differences are central (ten digits) and not forward (seven, at half the cost).
+        central: Whether differences are central (ten digits) or forward (seven, at half the cost).
     """
     product = hessian_product(system.objective, w) if hessian is None else hessian
     if system.metric.variation == "constant" and (system.flat is None or isinstance(system.flat, ConstantSplit)):
@@ -74,7 +73,7 @@ def unit_like(x: Array, j: int) -> Array:
 
 
 def hessian_product(objective: Objective, w: Array) -> Product:
-    """v ↦ ∇²f(w)v: the objective's ``hvp``, else torch's derivative of its gradient, else a forward difference.
+    """v ↦ ∇²f(w)v by the objective's ``hvp``, else torch's derivative of its gradient, else a forward difference.
 
     Args:
         objective: f.
@@ -96,7 +95,7 @@ def hessian_product(objective: Objective, w: Array) -> Product:
 
 
 def _autograd_product(objective: Objective, w: Array) -> Product | None:
-    """The product by a backward pass (∇²f is symmetric); ``None`` where the gradient keeps no graph."""
+    """The product by a backward pass (∇²f is symmetric); ``None`` if the gradient has no graph."""
     import torch
 
     with torch.enable_grad():
@@ -111,7 +110,7 @@ def _autograd_product(objective: Objective, w: Array) -> Product | None:
 
 
 def difference_step(epsilon: float, *parts: tuple[Array, Array]) -> Array:
-    """Length, shape ``(*ensemble, 1)``, by which no part of the state moves more than ε(1 + its largest entry).
+    """Step length, shape ``(*ensemble, 1)``, that moves no part of the state by more than ε(1 + its largest entry).
 
     Args:
         epsilon: ε.

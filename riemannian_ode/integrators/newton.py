@@ -12,23 +12,23 @@ from riemannian_ode.arrays import is_torch, like, matvec, to_numpy
 from riemannian_ode.integrators.base import IntegratorError, Losses, PhaseState
 from riemannian_ode.integrators.linearisation import difference_step
 
-_DIRECT_SIZE = 48  # unknowns of a member up to which the Jacobian is built column by column and factorised
-_EXACT_SIZE, _ENTRIES = 512, 2**22  # the same for a known derivative, and entries of all members' Jacobians
-_ROUNDING = 8.0  # units of rounding that a correction may have, whatever accuracy was asked for
-_POOREST = 1e-3  # relative error that rounding may leave at most
+_DIRECT_SIZE = 48  # unknowns per member up to which the Jacobian is built column by column and factorised
+_EXACT_SIZE, _ENTRIES = 512, 2**22  # the same for a known derivative, and most entries of all members' Jacobians
+_ROUNDING = 8.0  # units of rounding always allowed in a correction, whatever the requested accuracy
+_POOREST = 1e-3  # largest relative error that rounding may leave
 _LARGEST_ITERATION_COUNT = 30
-_LEAST_PROGRESS = 0.9  # share of a member's linear equations that GMRES may leave
-_HALVINGS = 8  # of a Newton step that overshoots, at most
+_LEAST_PROGRESS = 0.9  # unfinished GMRES is accepted below this relative residual
+_HALVINGS = 8  # most halvings of a Newton step that overshoots
 
 
 class Equations(NamedTuple):
-    """What an implicit step solves.
+    """Equations of an implicit step.
 
     Args:
         residual: State ↦ residual, both of shape ``(*ensemble, p)`` twice.
-        derivative: State ↦ (δ ↦ derivative of the residual along δ); forward differences where it is ``None``.
-        terms: State ↦ absolute size of terms that cancel in the residual beyond those of Jy; ``None`` where J y has
-            them all.
+        derivative: State ↦ (δ ↦ derivative of the residual along δ); ``None`` uses forward differences.
+        terms: State ↦ absolute size of terms that cancel in the residual beyond those of Jy; ``None`` if there are
+            none.
     """
 
     residual: Callable[[PhaseState], PhaseState]
@@ -41,28 +41,30 @@ def solve(
 ) -> PhaseState:
     r"""Find the state at which a residual vanishes, member by member.
 
-    The Jacobian J is built once at the guess and kept while it works (simplified Newton), then renewed. Up to 48
-    unknowns a member it is factorised, and a member's iterates are those that it has alone; beyond that each correction
-    is one GMRES solve for all members. A known derivative is factorised up to 512 unknowns a member, as long as all
-    Jacobians together have at most 4 million entries. Members that are not finite at the guess stay as they are.
+    The Jacobian J is built once at the guess, kept while it works (simplified Newton), and then rebuilt. Up to 48
+    unknowns per member it is factorised, and a member's iterates do not depend on the other members. Beyond that, each
+    correction is one GMRES solve for all members. A known derivative is factorised up to 512 unknowns per member, as
+    long as all Jacobians together have at most 4 million entries. Members that are not finite at the guess stay as they
+    are.
 
-    A correction within the rounding of its own equations is accepted, whatever the tolerance (not with GMRES):
+    A correction within the rounding error of its equations is accepted, whatever the tolerance (not with GMRES):
 
     .. math:: |\delta y| \le 8\varepsilon\,|J^{-1}|\left(|J||y| + |y_0| + |\mathrm{terms}|\right)
 
     Args:
-        equations: What is solved.
-        guess: y₀, where to start.
-        tolerance: Largest error accepted, as the corrections' decay foretells it, relative to 1 + the largest entry of
-            the member's state; at least eight units of the state's rounding (10⁻⁶ in float32).
+        equations: Equations to solve.
+        guess: y₀, the start.
+        tolerance: Largest error accepted, as predicted from the decay of the corrections, relative to 1 + the largest
+            entry of the member's state; at least eight units of the state's rounding (10⁻⁶ in float32).
         where: Scheme and time, for the error.
-        losses: Gets the members that do not converge; their states become NaN.
+        losses: Receives the members that do not converge; their states become NaN.
 
     Returns:
-        The state. Where torch records gradients, it is differentiable in all that the residual depends on.
+        The state. If torch records gradients, it is differentiable with respect to everything that the residual depends
+            on.
 
     Raises:
-        IntegratorError: if some member does not converge and there is no ``losses``, naming the worst one and its
+        IntegratorError: if a member does not converge and ``losses`` is ``None``, naming the worst member and its
             correction.
 
     Source: Hairer and Wanner, *Solving ODEs II*, IV.8; Higham, *Accuracy and Stability of Numerical Algorithms*, 7.2.
@@ -93,9 +95,9 @@ def _iterate(
         size_limit = _EXACT_SIZE
     corrector = (_Factorised if y.shape[1] <= size_limit else _Krylov)(packed, y)
     failed = np.zeros(members, dtype=bool)
-    last = np.zeros(members)  # so that every Jacobian is built at first
+    last = np.zeros(members)  # so that every Jacobian is built in the first iteration
     for _ in range(_LARGEST_ITERATION_COUNT):
-        # A kept Jacobian that stops paying is renewed.
+        # A kept Jacobian that no longer converges well is rebuilt.
         correction = np.where(active[:, None], corrector.correct(y, value, renew=active & (last == 0.0)), 0.0)
         size = _relative(correction, y)
         slow = active & (last > 0.0) & (size > 0.3 * last) & ~corrector.is_rounding(correction, y)
@@ -103,7 +105,7 @@ def _iterate(
             renewed = corrector.correct(y, value, renew=slow)
             correction = np.where(slow[:, None], renewed, correction)
             size = _relative(correction, y)
-        # What remains after this correction, if corrections go on to shrink as they did (Solving ODEs II, IV.8).
+        # Error left after this correction if corrections keep shrinking at this rate (Solving ODEs II, IV.8).
         shrink = np.where(last > 0.0, np.minimum(size / np.where(last > 0.0, last, 1.0), 0.5), 0.5)
         last = np.where(active, size, last)
         hopeless = active & ~np.isfinite(size)
@@ -125,7 +127,7 @@ def _iterate(
 
 
 class _Packed:
-    """Equations for one row a member, w beside m, in numpy."""
+    """Equations with one numpy row per member, w followed by m."""
 
     def __init__(self, equations: Equations, guess: PhaseState) -> None:
         self.equations, self.like, self.shape = equations, guess, tuple(guess.w.shape)
@@ -142,7 +144,7 @@ class _Packed:
         return self.pack(self.equations.residual(self.unpack(y)))
 
     def product(self, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
-        """x ↦ J(y)x, ``None`` where the derivative is not known."""
+        """x ↦ J(y)x, or ``None`` if the derivative is not known."""
         if self.equations.derivative is None:
             return None
         along = self.equations.derivative(self.unpack(y))
@@ -153,7 +155,7 @@ class _Packed:
 
 
 def _complaint(where: str, corrections: np.ndarray, tolerance: float) -> str:
-    """That Newton's method did not converge, with the worst member and its last correction."""
+    """Message that Newton's method did not converge, with the worst member and its last correction."""
     member = tuple(int(i) for i in np.unravel_index(int(corrections.argmax()), corrections.shape))
     return (
         f"{where}: Newton's method did not converge{f' for member {member}' if member else ''} (last correction "
@@ -162,7 +164,7 @@ def _complaint(where: str, corrections: np.ndarray, tolerance: float) -> str:
 
 
 def _relative(correction: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Largest entry of each member's correction over 1 + that of the member; infinite where it is not finite."""
+    """Largest entry of each member's correction, relative to 1 + that of its state; infinite if not finite."""
     size = np.abs(correction).max(axis=1) / (1.0 + np.abs(y).max(axis=1))
     return np.asarray(np.where(np.isfinite(size), size, np.inf))
 
@@ -189,7 +191,7 @@ def _descend(
 
 
 class _Factorised:
-    """J⁻¹ × residual with the Jacobian of each member as it was when it was last renewed."""
+    """J⁻¹ × residual with each member's most recently built Jacobian."""
 
     def __init__(self, packed: _Packed, start: np.ndarray) -> None:
         self.packed, self.start = packed, np.abs(start)
@@ -203,7 +205,7 @@ class _Factorised:
         return np.asarray(matvec(self.inverse, value))
 
     def is_rounding(self, correction: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Whether a member's correction is within what rounding makes of its equations."""
+        """Whether a member's correction is within the rounding error of its equations."""
         terms = matvec(np.abs(self.jacobian), np.abs(y)) + self.start + self.packed.terms(y)
         noise = _ROUNDING * np.finfo(y.dtype).eps * matvec(np.abs(self.inverse), terms)
         largest = _POOREST * (1.0 + np.abs(y).max(axis=1, keepdims=True))
@@ -221,8 +223,8 @@ class _Krylov:
         if not self.at.size or renew.any():
             self.at, self.there = y, value
             self.slope = self.packed.product(y) or self._differenced
-        # Every member's equations are scaled to a right-hand side of length 1, so that none drowns the others'; those
-        # without finite numbers, or without a residual, are left out.
+        # Every member's equations are scaled to a right-hand side of length 1, so that no member dominates. Members
+        # with non-finite numbers or a zero residual are left out.
         norm = np.linalg.norm(value, axis=1, keepdims=True)
         sound = np.isfinite(norm) & (norm > 0.0) & np.isfinite(np.abs(self.at).max(axis=1, keepdims=True))
 
@@ -234,7 +236,7 @@ class _Krylov:
         right = np.where(sound, value / np.where(sound, norm, 1.0), 0.0)
         solution, unfinished = scipy.sparse.linalg.gmres(operator, right.ravel(), rtol=1e-4, restart=40, maxiter=5)
         is_solved = np.isfinite(norm)
-        if unfinished:  # a correction is small, too, where GMRES gets nowhere
+        if unfinished:  # without progress the correction is small, too: check the residual
             left = right - operator.matvec(solution).reshape(y.shape)
             is_solved &= np.linalg.norm(left, axis=1, keepdims=True) < _LEAST_PROGRESS
         return np.asarray(np.where(is_solved, solution.reshape(y.shape) * norm, np.nan), dtype=y.dtype)
@@ -244,7 +246,7 @@ class _Krylov:
         return np.asarray((self.packed.evaluate(self.at + step * direction) - self.there) / step)
 
     def is_rounding(self, correction: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Never: no bound of the inverse is known."""
+        """Always false, since no bound on the inverse is known."""
         return np.zeros(len(y), dtype=bool)
 
 
@@ -254,7 +256,7 @@ def _difference(y: np.ndarray) -> float:
 
 
 def _inverted(matrices: np.ndarray) -> np.ndarray:
-    """Inverses, NaN where there is none."""
+    """Inverses; NaN for singular matrices."""
     try:
         return np.asarray(np.linalg.inv(matrices))
     except np.linalg.LinAlgError:
@@ -264,7 +266,7 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
 
 
 def _jacobian(packed: _Packed, y: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Shape ``(members, size, size)``, a column at a time for all members; forward differences if need be."""
+    """Jacobians, shape ``(members, size, size)``, column by column; forward differences if no derivative is known."""
     size, product = y.shape[1], packed.product(y)
     jacobian = np.empty((len(y), size, size))
     steps = _difference(y) * (1.0 + np.abs(y))

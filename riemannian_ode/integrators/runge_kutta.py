@@ -1,4 +1,4 @@
-"""Explicit Runge–Kutta schemes of fixed step: coefficients in, scheme out."""
+"""Explicit Runge–Kutta schemes with fixed steps, defined by their coefficients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ButcherTableau:
     r"""Coefficients of an explicit Runge–Kutta scheme, :math:`k_i = f(t + c_ih, y + h\sum_{j<i}a_{ij}k_j)`.
 
     Args:
-        stages: Rows a_i1 … a_i,i−1, the first one empty.
+        stages: Rows a_i1 … a_i,i−1; the first row is empty.
         weights: b_i; y' = y + h Σ b_i k_i. The nodes c_i are the row sums of ``stages``.
 
     Raises:
@@ -44,13 +44,13 @@ class ButcherTableau:
     def order_conditions(self, highest: int = 5, weights: tuple[float, ...] | None = None) -> dict[int, float]:
         r"""Largest violation of the order conditions of each order; a scheme has order q if all up to q vanish.
 
-        A rooted tree τ with branches τ₁ … τ_k asks for :math:`\sum_i b_i\Phi_i(\tau) = 1/\gamma(\tau)` with
+        A rooted tree τ with branches τ₁ … τ_k gives the condition :math:`\sum_i b_i\Phi_i(\tau) = 1/\gamma(\tau)` with
         :math:`\Phi_i(\tau) = \prod_j\sum_l a_{il}\Phi_l(\tau_j)` and
         :math:`\gamma(\tau) = |\tau|\prod_j\gamma(\tau_j)`.
 
         Args:
             highest: Order of the last conditions.
-            weights: Other weights for the same stages (of an embedded scheme).
+            weights: Other weights for the same stages (those of an embedded scheme).
 
         Source: Hairer, Nørsett, Wanner, *Solving ODEs I*, II.2, theorem 2.13.
         """
@@ -75,13 +75,13 @@ class ButcherTableau:
 
 
 def rooted_trees(order: int) -> list[Tree]:
-    """Rooted trees with that many vertices, each the sorted tuple of its branches: 1, 1, 2, 4, 9, 20, … of them.
+    """All rooted trees with ``order`` vertices (1, 1, 2, 4, 9, 20, …), each the sorted tuple of its branches.
 
     Source: definition; Hairer, Nørsett, Wanner, *Solving ODEs I*, II.2, table 2.1.
     """
     if order == 1:
         return [()]
-    # Every tree comes from one with a vertex less by growing a leaf somewhere.
+    # Every tree is a tree with one vertex fewer plus a leaf.
     return sorted({grown for tree in rooted_trees(order - 1) for grown in _with_a_leaf_more(tree)})
 
 
@@ -123,9 +123,9 @@ def advance(state: PhaseState, slopes: Sequence[PhaseState], coefficients: tuple
 
 @INTEGRATORS.register(place=40)
 class Heun(ExplicitRungeKutta):
-    """Heun's scheme of order 2, two gradients a step (Hairer, Nørsett, Wanner, *Solving ODEs I*, table II.1.1).
+    """Heun's scheme of order 2, two gradients per step (Hairer, Nørsett, Wanner, *Solving ODEs I*, table II.1.1).
 
-    With noise it is the stochastic scheme of Heun. Both stages see the same ΔB, so it converges to Stratonovich's
+    With noise it is the stochastic Heun scheme. Both stages use the same ΔB, so it converges to the Stratonovich
     solution. Its weak order is 2 under additive noise because Σb_i c_i² = 1/2, which no scheme of order 3 or more has.
 
     Source (noise): Rümelin, SIAM J. Numer. Anal. 19 (1982); Kloeden and Platen, *Numerical Solution of Stochastic
@@ -141,7 +141,7 @@ class Heun(ExplicitRungeKutta):
 
 @INTEGRATORS.register(place=50)
 class RungeKutta4(ExplicitRungeKutta):
-    """The classical scheme of order 4, four gradients a step (Kutta 1901; *Solving ODEs I*, table II.1.2)."""
+    """The classical scheme of order 4, four gradients per step (Kutta 1901; *Solving ODEs I*, table II.1.2)."""
 
     name = "rk4"
     order = 4

@@ -1,6 +1,6 @@
-r"""Splitting schemes: the damping :math:`\dot m = -\alpha m` is solved exactly, the rest symmetrically.
+r"""Splitting schemes that solve the damping :math:`\dot m = -\alpha m` exactly and the rest symmetrically.
 
-At β = 0 what is left is Hamiltonian, and the step contracts phase volume by exactly :math:`e^{-\alpha h d}`: its
+At β = 0 the rest is Hamiltonian, and the step contracts phase volume by exactly :math:`e^{-\alpha h d}`: its
 Jacobian obeys :math:`M^\top J M = e^{-\alpha h} J` (conformal symplecticity).
 
 Source: McLachlan and Perlmutter, *Conformal Hamiltonian systems*, J. Geom. Phys. 39 (2001); Hairer, Lubich, Wanner,
@@ -25,7 +25,7 @@ from riemannian_ode.integrators.implicit import ImplicitScheme
 class StrangSplitting(ImplicitScheme):
     r"""Half the damping, the undamped flow, half the damping; order 2.
 
-    The undamped flow is the leapfrog scheme where β = 0 and the metric is constant (one gradient a step at its middle
+    The undamped flow uses the leapfrog scheme if β = 0 and the metric is constant (one gradient per step, at the middle
     position), else the implicit midpoint rule.
     """
 
@@ -71,10 +71,10 @@ class StrangSplitting4(StrangSplitting):
 
 def _damped(system: RISHD, t: float, m: Array, h: float) -> Array:
     alpha: Any = system.at("alpha", t)
-    # numpy's exponential for a number too: the C library's may differ from an ensemble's in the last bit.
+    # numpy's exponential for scalars too: the C library's may differ from an ensemble's in the last bit.
     return (float(np.exp(-alpha * h)) if isinstance(alpha, float) else namespace(m).exp(-alpha * h)) * m
 
 
 def _is_separable(system: RISHD) -> bool:
-    """Whether positions and momenta take turns: β = 0, F constant, and the split (if any) does not move with w."""
+    """Whether positions and momenta can be updated in turn: β = 0, F constant, and any split independent of w."""
     return not system.is_damped and system.metric.variation == "constant" and system.flat is None

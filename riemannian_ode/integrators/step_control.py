@@ -10,8 +10,8 @@ from riemannian_ode.arrays import to_numpy
 from riemannian_ode.checks import require_positive
 from riemannian_ode.flow import Array
 
-MAX_STEPS = 100_000  # between two outputs: half a minute of a small problem's steps
-_RESOLVED = 64.0  # units of rounding of the state's type that a step's error must exceed to be seen
+MAX_STEPS = 100_000  # steps between two outputs: about half a minute for a small problem
+_RESOLVED = 64.0  # a step's error is visible above this many units of rounding of the state's dtype
 
 
 class Tolerances(NamedTuple):
@@ -22,20 +22,20 @@ class Tolerances(NamedTuple):
 
 
 def tolerances(rtol: float | None, atol: float | None, w: Array, *, default: Tolerances) -> Tolerances:
-    """The tolerances for a state's type: rates in float32 have errors that no step size makes smaller.
+    """The tolerances for a state's dtype: rates in float32 have errors that no step size reduces.
 
     Args:
-        rtol: As the user gave it; ``None`` is the default, raised to 64 units of the type's rounding.
-        atol: The same; its default grows as that of ``rtol`` does.
+        rtol: The user's value; ``None`` is the default, raised to 64 units of the dtype's rounding.
+        atol: Likewise; its default grows with that of ``rtol``.
         w: The state.
-        default: In float64.
+        default: Default tolerances in float64.
 
     Raises:
-        ValueError: for an ``rtol`` below the type's rounding.
+        ValueError: for an ``rtol`` below the dtype's rounding.
     """
     kind = to_numpy(w).dtype
     rounding = float(np.finfo(kind).eps)
-    if rtol is not None and rtol < rounding and kind != np.float64:  # float64 is left to the scheme, as ever
+    if rtol is not None and rtol < rounding and kind != np.float64:  # in float64 the scheme itself checks
         raise ValueError(
             f"rtol = {rtol:g} is below the resolution of {kind} ({rounding:.2g}): start from float64, or leave rtol "
             f"out for {_RESOLVED * rounding:.2g}."
@@ -60,7 +60,7 @@ def check_step_control(rtol: float | None, atol: float | None, max_step: float, 
 
 
 def step_limit_message(name: str, steps: int, *, target: float, at: float) -> str:
-    """What a scheme says that used up its steps before an output time."""
+    """Message of a scheme that used up its steps before an output time."""
     return (
         f"{name} took {steps} steps without reaching t = {target:.6g} (it is at t = {at:.6g}); the flow is stiff for "
         "it: take 'radau' or 'lsoda', a looser rtol, or raise max_steps"

@@ -1,6 +1,6 @@
-"""The registry of claims: it drives the command line, the tests and the report.
+"""The registry of claims, used by the command line, the tests and the report.
 
-Every module here may register claims (:func:`register_claim`); they are imported when :data:`CLAIMS` is first read.
+Every module here may register claims (:func:`register_claim`); modules are imported when :data:`CLAIMS` is first read.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from riemannian_ode.checks import require_choice
 from rishd.claims.claim import CLAIMS, Claim, ClaimResult, claim_keys, register_claim
 from rishd.claims.evidence import Bound, Evidence, Hypothesis, Identity, Measurement, Panel, Proof, Verdict, verdict
 
-INSTANCES = 1200  # of the full trial: at least 1000 are left where a tenth of them misses a hypothesis
+INSTANCES = 1200  # of the full trial; at least 1000 remain if a tenth of them misses a hypothesis
 QUICK_INSTANCES = 24
 
 
 def validate(
     keys: Sequence[str] | None = None, *, seed: int = 0, instances: int = INSTANCES, jobs: int = 1
 ) -> Iterator[ClaimResult]:
-    """Results of the claims, as they are done: in order with one job, else the longest start first.
+    """Yield the results of claims as they finish; in order with one job, otherwise the longest claims start first.
 
     Args:
-        keys: Which claims, by key or number (C11 is C11a, C11b, …); all by default.
+        keys: Claims to validate, by key or number (C11 is C11a, C11b, …); all by default.
         seed: Random seed of the instances.
         instances: Random instances per numerical part.
         jobs: Processes, through joblib; −1 is one per CPU core.
 
     Raises:
-        ValueError: for an unknown claim, listing those that exist, fewer than one instance, a negative seed, or 0 jobs.
+        ValueError: for an unknown claim (listing the known ones), fewer than one instance, a negative seed, or 0 jobs.
     """
     chosen = list(CLAIMS) if keys is None else list(claim_keys(keys, CLAIMS))
     for key in chosen:
@@ -50,7 +50,7 @@ def _results(keys: Sequence[str], *, seed: int, instances: int, jobs: int) -> It
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    # Loky replaces workers that have grown; it warns as if something were wrong, and no claim is lost.
+    # Loky replaces workers whose memory has grown. Its warning sounds alarming, but no claim is lost.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
     left = sorted(keys, key=lambda key: -CLAIMS[key].seconds)
     run = delayed(_run)
@@ -59,16 +59,16 @@ def _results(keys: Sequence[str], *, seed: int, instances: int, jobs: int) -> It
         for result in together(run(key, seed, instances) for key in tuple(left)):
             left.remove(result.key)
             yield result
-    except TerminatedWorkerError:  # one process died (out of memory, killed) and took the others' claims with it
+    except TerminatedWorkerError:  # one process died (out of memory, killed), and the others' claims were lost with it
         for key in left:
-            try:  # two jobs, so that the claim still runs in a process of its own
+            try:  # two jobs, so that the claim still runs in a separate process
                 yield from Parallel(n_jobs=2)([run(key, seed, instances)])
             except TerminatedWorkerError:
                 yield CLAIMS[key].failed("its process was killed or crashed", seed=seed)
 
 
 def _run(key: str, seed: int, instances: int) -> ClaimResult:
-    """One claim in a process of its own, with one thread: the claims share the cores."""
+    """Run one claim in its process with a single thread, since claims share the cores."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Claim C19b: the energy that a refresh of SOAP's eigenbasis can add."""
+"""Claim C19b: the energy that refreshing SOAP's eigenbasis can add."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _FREQUENCY, _STEPS, _MATRICES = 10, 200, 24  # of the real optimizer
 
 @register_claim("C19b", "energy of a refresh of the basis", seconds=4)
 def basis_refresh(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""What a refresh of SOAP's eigenbasis adds to the energy: at most the square of a norm that knows the turn.
+    r"""A refresh of SOAP's eigenbasis multiplies the energy by at most a norm squared, which depends on the rotation.
 
-    Statement: let the refresh turn the frame by the orthogonal K, with D the diagonal metric that stays with the
+    Statement: let the refresh rotate the frame by the orthogonal K, with D the diagonal metric that stays with the
     columns, and :math:`\kappa = \max D/\min D`. The energy :math:`\frac12 m^\top F^{-1}m` is multiplied by at most
 
     .. math::
@@ -42,17 +42,17 @@ def basis_refresh(rng: np.random.Generator, instances: int) -> Sequence[Evidence
        \lVert D^{-1/2}KD^{1/2}\rVert^2
        \le \min\left\{\kappa,\ \left(1 + \sqrt\kappa\,\lVert K - I\rVert\right)^2\right\},
 
-    and a turn by :math:`\theta` in a plane by :math:`\sigma^2` with
+    and for a rotation by :math:`\theta` in a plane by :math:`\sigma^2` with
     :math:`\sigma - 1/\sigma = \lvert\sin\theta\rvert(\sqrt\kappa - 1/\sqrt\kappa)`.
 
-    Hypotheses: D positive; momentum turns with the frame, D follows the order of the columns (SOAP).
+    Hypotheses: D positive; momentum rotates with the frame, D is permuted like the columns (SOAP).
 
     Proof: docs/theory, claim C19; symbolic in a plane.
 
-    Check: energies by the code before and after a turn of both bases of 3×2 matrices, worst momentum by an adversary;
-    refreshes of SOAP itself on rippled quadratics of 8×6 matrices.
+    Check: energies by the code before and after a rotation of both bases of 3×2 matrices, with an adversary choosing
+    the worst momentum; refreshes of SOAP itself on rippled quadratics of 8×6 matrices.
 
-    Sharpness: the worst momentum attains the norm; turns by :math:`\pi/2` attain κ.
+    Sharpness: the worst momentum attains the norm; rotations by :math:`\pi/2` attain κ.
 
     Source: derived in docs/theory; the refresh is that of Vyas et al., arXiv:2409.11321.
     """
@@ -68,7 +68,7 @@ def basis_refresh(rng: np.random.Generator, instances: int) -> Sequence[Evidence
 
 
 def _energy(m: np.ndarray, v: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """½‖m‖² in F⁻¹ by the code, for momenta out of the frame."""
+    """Energy ½‖m‖² in F⁻¹ by the code, for momenta outside the frame."""
     n, shape = len(m), v.shape[1:]
     zero = {key: np.zeros((n, side, side)) for key, side in (("left", shape[0]), ("right", shape[1]))}
     memory = {"v": v, "v_mass": np.ones(n), "left_basis": left, "right_basis": right, **zero}
@@ -78,7 +78,7 @@ def _energy(m: np.ndarray, v: np.ndarray, left: np.ndarray, right: np.ndarray) -
 
 
 def _turns(x: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turns of both bases, and K = L ⊗ R."""
+    """Rotations of both bases, and K = L ⊗ R."""
     n = len(x["size"])
     left, right = (rotations(x["size"][:, None] * x[key].reshape(n, -1), s) for key, s in (("left", 3), ("right", 2)))
     both = np.einsum("nij,nkl->nikjl", np.swapaxes(left, -1, -2), np.swapaxes(right, -1, -2))
@@ -151,13 +151,13 @@ def _stretch_of_quarter_turn(kappa: np.ndarray) -> np.ndarray:
 
 
 def _refreshes(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Energy after a refresh over that before, for runs of SOAP, and the bound that knows the turn.
+    """Energy after a refresh over the energy before, for runs of SOAP, and the bound that depends on the rotation.
 
     Returns:
         Both of shape ``(refreshes, matrices)``.
     """
     objective = MatrixRipples.random(rng, _MATRICES, (8, 6))
-    soap = EigenbasisMoment(beta2=0.95, eps=_EPS, frequency=_STEPS + 1)  # refreshed here instead
+    soap = EigenbasisMoment(beta2=0.95, eps=_EPS, frequency=_STEPS + 1)  # the refresh is done here instead
     rule = UpdateRule(preconditioner=soap, alpha=0.1, gain=0.1, corrects_momentum=True)
     state = rule.start(torch.as_tensor(2.0 * rng.normal(size=(_MATRICES, 8, 6))), batch=1)
     ratios, bounds = [], []
@@ -184,7 +184,7 @@ def _largest_growth(before: dict[str, Any], after: dict[str, Any], metrics: list
 
 
 def _panel() -> Panel:
-    """Largest factor of the energy in a plane over the angle, and its bounds."""
+    """Plot of the largest factor of the energy in a plane against the angle, and its bounds."""
     theta, kappa = np.linspace(0.0, np.pi / 2.0, 91), 10.0
     half = 0.5 * np.sin(theta) * (kappa**0.5 - kappa**-0.5)
     exact = (half + np.sqrt(half**2 + 1.0)) ** 2

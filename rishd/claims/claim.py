@@ -1,11 +1,10 @@
-r"""What a claim is: a statement, and a function that gathers evidence on it.
+r"""Claims: a statement, and a function that gathers evidence for it.
 
-The statement stands in the docstring of the function, in reStructuredText. After a first line that says what it is come
-sections, each beginning with its heading: *Statement*, *Hypotheses*, *Proof*, *Check*, *Source*; *Sharpness* where a
-bound is proved (which instances attain it, or that none is known); and *Finding* where something unexpected came out (a
-published statement that fails, a better constant). Formulas are written as
-``:math:`\dot w = -\eta F^{-1}(m + \beta g)``` within a line, or as a block ``.. math::`` of their own; the docs and the
-report typeset them. Plain Unicode such as β ≥ 0 is shown as it stands.
+The statement is in the docstring of the function, in reStructuredText. After a summary line come sections, each
+starting with its heading: *Statement*, *Hypotheses*, *Proof*, *Check*, *Source*. Proved bounds also have *Sharpness*
+(which instances attain the bound, or that none is known), and unexpected results have *Finding* (a published statement
+that fails, a better constant). Formulas are written as ``:math:`\dot w = -\eta F^{-1}(m + \beta g)``` within a line, or
+as a separate block ``.. math::``; the docs and the report typeset them. Plain Unicode such as β ≥ 0 is shown unchanged.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ _HEADING = re.compile(r"^(Statement|Hypotheses|Proof|Check|Sharpness|Finding|Sou
 
 
 def claim_keys(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Keys of claims by key or by number, in the order of those that are known: C8 is C8 and C8b, C8b itself alone.
+    """Keys of claims given by key or number, in registry order: C8 means C8 and C8b, C8b only itself.
 
     Args:
         names: Keys and numbers.
-        known: Keys that there are.
+        known: All known keys.
 
     Returns:
-        The keys; a name that is unknown stays, at the end.
+        The keys; unknown names come last.
     """
     ordered, wanted = tuple(known), tuple(names)
     found = {
@@ -62,14 +61,14 @@ class ClaimResult:
 
     Args:
         key: C1, C2, …
-        title: A few words.
+        title: Short title.
         verdict: See :func:`rishd.claims.evidence.verdict`.
         expected: The verdict that the registry expects.
-        evidence: What was proved and tried.
-        panels: What illustrates it.
+        evidence: Proofs and trials.
+        panels: Data of illustrations.
         seconds: Wall-clock time.
         seed: Random seed of the instances.
-        error: Message of an error, with the instances' seed; empty otherwise.
+        error: Error message with the instances' seed; empty if there was no error.
     """
 
     key: str
@@ -89,21 +88,21 @@ class ClaimResult:
 
     @property
     def instances(self) -> int:
-        """Fewest random instances behind any identity or bound (behind a measurement if there is none), else 0."""
-        special = Constant | Attained  # a few chosen instances
+        """Smallest number of random instances behind any identity or bound (else behind any measurement, else 0)."""
+        special = Constant | Attained  # a few hand-picked instances
         trials = [p for p in self.evidence if isinstance(p, Identity | Bound) and not isinstance(p, special)]
         measured = [part for part in self.evidence if isinstance(part, Measurement)]
         return min((part.values.size for part in trials or measured), default=0)
 
     @property
     def tightest_bound(self) -> Bound | None:
-        """The bound that trials come closest to; those that an adversary attacked go before the others."""
+        """The bound that trials come closest to; bounds attacked by an adversary take precedence."""
         bounds = [part for part in self.evidence if isinstance(part, Bound) and part.values.size]
         return max(bounds, key=lambda part: (part.adversary is not None, part.worst), default=None)
 
     @property
     def closest_identity(self) -> Identity | None:
-        """The identity whose residuals are nearest to its tolerance, or farthest beyond it."""
+        """The identity whose residuals come closest to its tolerance, or exceed it most."""
         identities = [p for p in self.evidence if isinstance(p, Identity) and p.values.size]
         return max(identities, key=lambda part: part.strain, default=None)
 
@@ -128,10 +127,10 @@ class Claim:
 
     Args:
         key: C1, C2, …
-        title: A few words.
-        gather: ``(rng, instances)`` ↦ evidence and panels; its docstring has the statement, see this module.
-        expected: The verdict that is known to be right.
-        seconds: About how long 1200 instances take on one core: what takes long starts first.
+        title: Short title.
+        gather: ``(rng, instances)`` ↦ evidence and panels; its docstring has the statement, see the module docstring.
+        expected: The known correct verdict.
+        seconds: Approximate time of 1200 instances on one core; long claims start first.
     """
 
     key: str
@@ -142,12 +141,12 @@ class Claim:
 
     @property
     def sections(self) -> dict[str, str]:
-        """Sections of its function's docstring by heading, in reStructuredText; its first line is under ""."""
+        """Sections of the function's docstring by heading, in reStructuredText; the key "" has the summary line."""
         parts = _HEADING.split(inspect.getdoc(self.gather) or "")
         return {"": parts[0].strip()} | {key: text.strip() for key, text in zip(parts[1::2], parts[2::2], strict=True)}
 
     def run(self, *, seed: int, instances: int) -> ClaimResult:
-        """Gather evidence; an error becomes the verdict "error", so that other claims go on."""
+        """Gather evidence; an exception becomes the verdict "error", so that other claims still run."""
         start = time.perf_counter()
         evidence: tuple[Evidence, ...] = ()
         panels: tuple[Panel, ...] = ()
@@ -158,13 +157,13 @@ class Claim:
             panels = tuple(part for part in parts if isinstance(part, Panel))
             evidence = tuple(part for part in parts if not isinstance(part, Panel))
             outcome = verdict(evidence)
-        except Exception as problem:  # a claim that breaks must not take the others with it
+        except Exception as problem:  # a failing claim must not stop the others
             outcome, error = "error", f"{type(problem).__name__}: {problem} (seed {seed})"
         seconds = time.perf_counter() - start
         return ClaimResult(self.key, self.title, outcome, self.expected, evidence, panels, seconds, seed, error)
 
     def failed(self, message: str, *, seed: int) -> ClaimResult:
-        """The result of a claim that could not be tried at all.
+        """The result of a claim that could not be run.
 
         Args:
             message: What happened.
@@ -179,7 +178,7 @@ CLAIMS: Registry[Claim] = Registry("claim", "rishd.claims")
 def register_claim(
     key: str, title: str, *, expected: Verdict = "proved", seconds: float = 1.0
 ) -> Callable[[Gather], Gather]:
-    """Decorator that enters a function that gathers evidence into :data:`CLAIMS`, in the order of the numbers.
+    """Decorator that registers a function that gathers evidence in :data:`CLAIMS`, ordered by number.
 
     Args:
         key: C and a number, with a letter for a part: C8, C11a.
@@ -188,7 +187,7 @@ def register_claim(
         seconds: See :class:`Claim`.
 
     Raises:
-        ValueError: for a key of another form, or one that is taken.
+        ValueError: for a malformed or duplicate key.
     """
     number = re.fullmatch(r"C([0-9]+)[a-z]?", key)
     if number is None:

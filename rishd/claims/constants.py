@@ -1,4 +1,4 @@
-"""Proved bounds in the code: shipped numbers against the proofs' own, and instances that attain the bounds."""
+"""Checks of proved bounds in the code: numbers in the code against the proofs', and instances that attain bounds."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from riemannian_ode.rates import convex_value_bound, polyak_lojasiewicz_rate, st
 from rishd.claims.evidence import Attained, Constant, Evidence
 from rishd.claims.instances import RippledQuadratic
 
-_MEMBERS = 16  # chosen instances are few: closed forms need no more
+_MEMBERS = 16  # closed forms need only a few hand-picked instances
 _ROUNDING = "rounding"
 
 
 def evaluated(expression: Any, **values: Array) -> np.ndarray:
-    """A SymPy expression or matrix at numbers, by the names of its symbols.
+    """Evaluate a SymPy expression or matrix at numbers given by symbol name.
 
     Args:
-        expression: From a proof.
-        values: Arrays of one shape ``(n,)``; a symbol that is missing here is an error.
+        expression: Expression from a proof.
+        values: Arrays of equal shape ``(n,)``; a missing symbol is an error.
 
     Returns:
-        Shape ``(n,)``, of a matrix ``(n, rows, columns)``.
+        Shape ``(n,)``, or ``(n, rows, columns)`` for a matrix.
     """
     names = sorted(symbol.name for symbol in expression.free_symbols)
     function = sp.lambdify(names, expression, "numpy")
@@ -45,7 +45,7 @@ def evaluated(expression: Any, **values: Array) -> np.ndarray:
 
 
 def energy_bound(rng: np.random.Generator) -> list[Evidence]:
-    """Of C3: the energy and its loss as the code has them; quadratics spend all of the energy they start with."""
+    """For C3: energy and dissipation in the code; quadratics dissipate all of their initial energy."""
     settings: dict[str, Any] = {"alpha": rng.uniform(0.1, 1.5, _MEMBERS), "beta": rng.uniform(0.0, 1.0, _MEMBERS)}
     metric = np.exp(rng.uniform(-0.7, 0.7, (_MEMBERS, 2)))
     eta = rng.uniform(0.2, 1.0, _MEMBERS)
@@ -79,7 +79,7 @@ def energy_bound(rng: np.random.Generator) -> list[Evidence]:
 
 
 def split_bound(rng: np.random.Generator) -> list[Evidence]:
-    """Of C4: the parts of the loss as the code has them; flat quadratics without damping of the momentum attain it."""
+    """For C4: parts of the dissipation in the code; flat quadratics without momentum damping attain the bound."""
     chi, beta = rng.uniform(1.0, 6.0, _MEMBERS), rng.uniform(0.1, 2.0, _MEMBERS)
     beta_flat = beta + rng.uniform(0.0, 3.0, _MEMBERS)
     eta, alpha = rng.uniform(0.1, 0.5, _MEMBERS), rng.uniform(0.1, 1.5, _MEMBERS)
@@ -117,7 +117,7 @@ def split_bound(rng: np.random.Generator) -> list[Evidence]:
 
 
 def convex_flow_bound(rng: np.random.Generator) -> list[Evidence]:
-    """Of C8: the code's bound on f − f* against that of the Lyapunov function."""
+    """For C8: the code's bound on f − f* against the bound from the Lyapunov function."""
     t, distance, gap = (rng.uniform(0.0, high, _MEMBERS) for high in (30.0, 5.0, 5.0))
     settings = {
         "distance": distance,
@@ -137,7 +137,7 @@ def convex_flow_bound(rng: np.random.Generator) -> list[Evidence]:
 
 
 def convex_step_offset(rng: np.random.Generator) -> list[Evidence]:
-    """Of C8b: the code's n₀ against the least one for which tM + M₀ is negative semidefinite for t ≥ n₀ + 1."""
+    """For C8b: the code's n₀ against the smallest for which tM + M₀ is negative semidefinite for all t ≥ n₀ + 1."""
     alpha, beta = rng.uniform(0.02, 0.9, _MEMBERS), rng.uniform(-0.4, 4.0, _MEMBERS)
     certificate = lookahead_certificate(alpha, beta)
     kappa = rng.uniform(0.1, 0.9, _MEMBERS) * certificate.limit
@@ -148,7 +148,7 @@ def convex_step_offset(rng: np.random.Generator) -> list[Evidence]:
     slope = evaluated(rest, **values, phi0=np.ones(_MEMBERS)) - at_zero
     parts = zip(evaluated(falling, **values), at_zero, slope, certificate.weight, alpha, strict=True)
     least = np.array([_least_offset(*part) for part in parts])
-    excess = (shipped - least) / np.maximum(least, 1.0)  # steps below one do not matter
+    excess = (shipped - least) / np.maximum(least, 1.0)  # fractions of a step do not matter
     return [
         Constant(
             "how far n₀ in the code lies below the least that the proof allows",
@@ -177,7 +177,7 @@ def _least_offset(falling: np.ndarray, at_zero: np.ndarray, slope: np.ndarray, w
 
 
 def descent_constants(rng: np.random.Generator) -> list[Evidence]:
-    """Of C9: form, limits and noise of the code against the proof's; quadratics attain the decrease and the noise."""
+    """For C9: form, limits and noise in the code against the proof; quadratics attain the decrease and the noise."""
     n = _MEMBERS
     alpha, beta = rng.uniform(0.02, 0.98, n), rng.uniform(-0.45, 5.0, n)
     share = np.exp(rng.uniform(-5.0, 5.0, n))
@@ -242,7 +242,7 @@ def _quadratic_steps(
 
 
 def exponential_constants(rng: np.random.Generator) -> list[Evidence]:
-    """Of C15: the code's ρ against the proof's; f = (μ/2)‖w‖²_F with μηβ = α decays at exactly ρ."""
+    """For C15: the code's ρ against the proof's; f = (μ/2)‖w‖²_F with μηβ = α decays at exactly ρ."""
     mu, alpha, eta = (rng.uniform(0.1, 2.0, _MEMBERS) for _ in range(3))
     beta = rng.uniform(0.0, 3.0, _MEMBERS)
     rate = polyak_lojasiewicz_rate(mu, alpha=alpha, eta=eta, beta=beta)
@@ -265,7 +265,7 @@ def exponential_constants(rng: np.random.Generator) -> list[Evidence]:
 
 
 def strongly_convex_constants(rng: np.random.Generator, gamma: Literal["one", "corrected"]) -> list[Evidence]:
-    """Of C16a and C16d: at the code's r the first of the proof's conditions is an equality."""
+    """For C16a and C16d: at the code's r the first of the proof's conditions is an equality."""
     b, mu = rng.uniform(0.0, 2.9 if gamma == "one" else 10.0, _MEMBERS), rng.uniform(0.1, 4.0, _MEMBERS)
     r = strongly_convex_rate(mu, b / np.sqrt(mu), gamma=gamma) / np.sqrt(mu)
     weight = np.ones(_MEMBERS) if gamma == "one" else 1.0 + b
@@ -284,7 +284,7 @@ def _quadratic_flow(rng: np.random.Generator, metric: np.ndarray, *, diagonal: b
 
 
 def _spent(system: RISHD, w: np.ndarray, m: np.ndarray, part: Callable[[Dissipation], Array]) -> np.ndarray:
-    """∫₀^∞ of a part of the dissipation along a linear flow: yᵀXy with AᵀX + XA = −Q, no integrator."""
+    """∫₀^∞ of a part of the dissipation along a linear flow, as yᵀXy with AᵀX + XA = −Q, without an integrator."""
     n, p = w.shape
     units = np.eye(2 * p)
 

@@ -1,4 +1,4 @@
-"""Random convex objectives with a known minimiser and known curvature bounds: what rates are tried on."""
+"""Random convex objectives with a known minimiser and known curvature bounds, for testing convergence rates."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy.special import expit
 from rishd.claims.trial import Box, Parameters, Range
 
 PROFILES = ("quadratic", "pseudo-Huber", "log cosh", "tilted logistic", "Huber")
-SMOOTH_PROFILES = 4  # all but the last have every derivative, as high-order integrators want
-_TILT = 1.0  # of the logistic profile: its two sides then have slopes 1.08 and −2.92 far out
+SMOOTH_PROFILES = 4  # all but the last are smooth, as high-order integrators need
+_TILT = 1.0  # tilt of the logistic profile, whose sides then have slopes 1.08 and −2.92 far out
 
 
 @dataclass(frozen=True)
 class ConvexRidges:
-    r"""A convex objective per member, with minimiser 0 and least value 0.
+    r"""A convex objective per member, with minimiser 0 and minimum 0.
 
     .. math:: f(w) = \tfrac{\mu}{2}\|w\|^2 + \sum_j c_j\,\delta_j^2\,\psi(x_j^\top w/\delta_j), \qquad
         0 \le \psi'' \le 1
@@ -51,7 +51,7 @@ class ConvexRidges:
 
     @property
     def curvature_bound(self) -> np.ndarray:
-        """The matrix μI + Σ c_j x_jx_jᵀ that no Hessian exceeds, shape ``(n, p, p)``."""
+        """The matrix μI + Σ c_j x_jx_jᵀ, an upper bound of all Hessians, shape ``(n, p, p)``."""
         outer = np.einsum("nj,njp,njq->npq", self.weights, self.ridges, self.ridges)
         return np.asarray(outer + self.strength[:, None, None] * np.eye(self.ridges.shape[-1]))
 
@@ -61,7 +61,7 @@ class ConvexRidges:
         return np.asarray(np.linalg.eigvalsh(self.curvature_bound)[:, -1])
 
     def is_convex_at(self, w: np.ndarray) -> np.ndarray:
-        r"""What convexity with strength μ gives the proofs, at given points and the minimiser 0.
+        r"""Whether the inequalities that the proofs use (convexity with strength μ) hold at given points.
 
         .. math:: \langle\nabla f(w), w\rangle \ge f(w) + \tfrac\mu2\|w\|^2, \qquad f(w) \ge \tfrac\mu2\|w\|^2
 
@@ -80,7 +80,7 @@ class ConvexRidges:
         return np.asarray(np.einsum("...np,njp->...nj", w, self.ridges) / self.widths)
 
     def _profile(self, r: np.ndarray, derivative: int) -> np.ndarray:
-        """ψ(r) or ψ′(r), member by member its own profile."""
+        """ψ(r) or ψ′(r), with each member's own profile."""
         out = np.empty_like(r)
         for index, profile in enumerate((_quadratic, _pseudo_huber, _log_cosh, _tilted_logistic, _huber)):
             members = self.profile == index
@@ -95,7 +95,7 @@ def ridge_box(p: int, ridges: int, *, profiles: int, strength: tuple[float, floa
     Args:
         p: Dimension.
         ridges: J.
-        profiles: How many of :data:`PROFILES` take part.
+        profiles: Number of :data:`PROFILES` to use.
         strength: Range of μ; ``None`` is μ = 0.
     """
     box = {
@@ -123,7 +123,7 @@ def convex_ridges(parameters: Parameters, p: int) -> ConvexRidges:
 
 
 def example_ridges(profile: int, strength: float) -> dict[str, np.ndarray]:
-    """Parameters of one plane objective for illustrations: a steep and a shallow ridge, from (2, −3).
+    """Parameters of a two-dimensional example for illustrations: a steep and a shallow ridge, start (2, −3).
 
     Args:
         profile: Index into :data:`PROFILES`.
@@ -152,20 +152,20 @@ def _log_cosh(r: np.ndarray, derivative: int) -> np.ndarray:
     if derivative:
         return np.asarray(np.tanh(r))
     size = np.abs(r)
-    # log cosh = log(1 + 2 sinh²(r/2)) keeps its digits near 0, and the other form does not overflow far out.
+    # log cosh = log(1 + 2 sinh²(r/2)) is accurate near 0; the other form does not overflow far out.
     near = np.log1p(2.0 * np.sinh(0.5 * np.minimum(size, 1.0)) ** 2)
     return np.asarray(np.where(size < 1.0, near, size + np.log1p(np.exp(-2.0 * size)) - np.log(2.0)))
 
 
 def _tilted_logistic(r: np.ndarray, derivative: int) -> np.ndarray:
     share = expit(_TILT)
-    bent = share * np.expm1(np.minimum(r, 1.0))  # σ(τ)(e^r − 1): both formulas below keep their digits near 0
+    bent = share * np.expm1(np.minimum(r, 1.0))  # σ(τ)(e^r − 1): both formulas below are accurate near 0
     if derivative:
         near = share * (1.0 - share) * np.expm1(np.minimum(r, 1.0)) / (1.0 + bent)
         return np.asarray(4.0 * np.where(r < 1.0, near, expit(r + _TILT) - share))
     far = np.logaddexp(0.0, r + _TILT) - np.logaddexp(0.0, _TILT)
     whole = np.where(r < 1.0, np.log1p(bent), far) - share * r
-    # Where the linear terms cancel: Taylor's series, whose next term is 1e−12 of the first.
+    # Where the linear terms cancel, use the Taylor series; its next term is 1e−12 of the first.
     slope = share * (1.0 - share)
     series = slope * r**2 * (0.5 + (1.0 - 2.0 * share) * r / 6.0 + (1.0 - 6.0 * slope) * r**2 / 24.0)
     return np.asarray(4.0 * np.where(np.abs(r) < 1e-4, series, whole))

@@ -1,4 +1,4 @@
-"""Claim C8: explicit rates on convex objectives, of the flow and of the update rule."""
+"""Claim C8: explicit convergence rates of the flow and of the update rule on convex objectives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _P, _RIDGES = 3, 3
 _PHASES = ((0.5, 64), (4.5, 128), (55.0, 256))
 _STEPS = 300
 _EXAMPLE_ETA = 0.02
-_EXAMPLES = (("base", 1.0, 0.0), ("LITE, χ = 4, β₂ = 4", 4.0, 3.0))  # of the panels: name, χ, β₂ − β₁
+_EXAMPLES = (("base", 1.0, 0.0), ("LITE, χ = 4, β₂ = 4", 4.0, 3.0))  # curves in the panels: name, χ, β₂ − β₁
 _FLOW_BOX: Box = {
     **ridge_box(_P, _RIDGES, profiles=SMOOTH_PROFILES),
     **geometry_box(_P),
@@ -49,7 +49,7 @@ def convex_flow_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
 
     .. math:: V = \frac{1}{2}\lVert z - w_*\rVert^2_{(AC)^{-1}} + \frac{\eta}{\alpha}(f - f_*)
 
-    :math:`\int_0^\infty \eta(f - f_*)\,dt \le V(0)`, and from rest
+    it holds that :math:`\int_0^\infty \eta(f - f_*)\,dt \le V(0)`, and from rest
 
     .. math:: f(w_t) - f_* \le \frac{\frac{1}{2\eta}D_0^2 + \frac{3}{2\alpha}(f(w_0) - f_*)}{t + \frac{3}{2\alpha}} .
 
@@ -60,11 +60,11 @@ def convex_flow_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
 
     Check: convex ridge functions of four profiles, by DOP853; the largest ratio over all save times.
 
-    Sharpness: no instance is known that attains the bound at :math:`t > 0`, see the finding; the code's bound is
+    Sharpness: no instance is known that attains the bound at :math:`t > 0` (see the finding); the code's bound is
     compared with the proof's.
 
-    Finding: for large :math:`t` the best adversary found reaches about half of the bound. For gradient flow the factor
-    2 is not needed; whether RISHD needs it is open (docs/theory).
+    Finding: for large :math:`t` the best adversary reaches about half of the bound. Gradient flow does not need the
+    factor 2; whether RISHD needs it is open (docs/theory).
 
     Source: derived in docs/theory.
     """
@@ -92,13 +92,14 @@ def convex_update_rate(rng: np.random.Generator, instances: int) -> Sequence[Evi
     :math:`B` constant and commuting, :math:`\beta > -\frac{1}{2 - \alpha}` and :math:`\kappa = \eta\lambda_{\max}(A)L`
     strictly below the certificate's limit in each block; :math:`0 < \alpha < 1`, :math:`m_{-1} = 0`.
 
-    Proof: docs/theory, claim C8; symbolic: the change of the Lyapunov function is the quadratic form that is checked.
+    Proof: docs/theory, claim C8; symbolic: the change of the Lyapunov function equals the quadratic form that is
+    checked.
 
-    Check: convex ridge functions of five profiles (Huber's among them) with coupled blocks, learning rates up to 105%
-    of the certified one; the largest ratio over 300 steps.
+    Check: convex ridge functions of five profiles (including Huber's) with coupled blocks, and learning rates up to
+    105% of the certified one; the largest ratio over 300 steps.
 
     Sharpness: no instance is known that attains the bound at :math:`K > 0`; the code's :math:`n_0` is compared with the
-    least one that the proof allows.
+    smallest that the proof allows.
 
     Source: derived in docs/theory.
     """
@@ -151,7 +152,7 @@ def _update_bounds(parameters: Parameters) -> dict[str, Inequality]:
     strength = geometry.largest_a * _curvature(objective, geometry)
     eta = parameters["share"] * (certificate.limit / strength).min(-1)
     below = (eta[:, None] * strength < certificate.limit).all(-1)
-    # Where κ is too large the formula does not exist; those instances are not applicable.
+    # If κ is too large the formula does not exist; such instances are not applicable.
     kappa = np.where(below[:, None], eta[:, None] * strength, 0.5 * certificate.limit)
     offset = convex_offset(kappa, alpha[:, None], geometry.damping, certificate).max(-1)
     gaps, convex = _gaps(objective, geometry, certificate, alpha=alpha, eta=eta, start=w)
@@ -181,7 +182,7 @@ def _gaps(
     eta: np.ndarray,
     start: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """f(w_K + cηAm_{K−1}) − f* for K = 1, 2, …, shape ``(steps, n)``, and whether f looked convex all along."""
+    """f(w_K + cηAm_{K−1}) − f* for K = 1, 2, …, shape ``(steps, n)``, and whether f looked convex throughout."""
     ahead = eta[:, None, None] * geometry.matrix(geometry.spread(certificate.lookahead) * geometry.a)
     gaps, convex = [], np.ones(len(start), dtype=bool)
     for step in geometry.run(objective, start, alpha=alpha, eta=eta, steps=_STEPS):
@@ -191,7 +192,7 @@ def _gaps(
 
 
 def _example(chi: float, beta_gap: float) -> dict[str, np.ndarray]:
-    """One instance for the panels: a steep and two shallow ridges, the split along them."""
+    """The example for the panels: one steep and two shallow ridges, with the split along them."""
     return {
         "directions": np.array([[1.0, 0.1, 0.0, 0.1, 1.0, 0.0, 0.0, 0.2, 1.0]]),
         "weights": np.array([[2.0, 0.1, 0.05]]),

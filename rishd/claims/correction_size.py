@@ -1,4 +1,4 @@
-"""Claims C13 and C13b: how large the Riemannian correction R is along optimizers' flows, and what it depends on."""
+"""Claims C13 and C13b: the size of the Riemannian correction R along optimizers' flows, and what it depends on."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from rishd.studies.correction import CorrectionRuns, correction_runs
 _METRICS = ("Adam", "Muon", "SOAP")
 _EPSILON = 0.1
 _RATES, _CURVATURES = (1e-2, 3e-3), (0.3, 3.0)
-_GROUP, _STEPS = 40, 5  # of the scaling: instances that share a landscape, and their steps
-_EXPONENTS = {"Adam": 3, "Muon": 3, "SOAP": 3, "Adam, √v + ε": 2}  # of 1/ε in R's size
-_STRONG = 1000.0  # ε beside which gradients of size 1 hardly move the metric
+_GROUP, _STEPS = 40, 5  # of the scaling check: instances that share a landscape, and their steps
+_EXPONENTS = {"Adam": 3, "Muon": 3, "SOAP": 3, "Adam, √v + ε": 2}  # powers of 1/ε in R's size
+_STRONG = 1000.0  # ε so large that gradients of size 1 hardly change the metric
 
 
 @register_claim("C13", "size of the correction R", expected="measured", seconds=12)
 def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""How large R is beside the other forces on the momentum, and what dropping it changes.
+    r"""The size of R relative to the other forces on the momentum, and the effect of dropping it.
 
-    Statement: none but numbers: :math:`\lVert R\rVert/\lVert-\alpha m + g\rVert`,
+    Statement: measurements only: :math:`\lVert R\rVert/\lVert-\alpha m + g\rVert`,
     :math:`\lVert R\rVert/\lVert g\rVert`, and the distance of flows with and without :math:`R`, for the metrics of
     Adam, Muon and SOAP as functions of the position.
 
     Hypotheses: :math:`F(w)` is the optimizer's metric with :math:`\nabla f(w)` in place of its averages, regularised by
     :math:`\epsilon`; :math:`\alpha = 0.1`, :math:`\beta = 1`.
 
-    Proof: none; C2 has R's exact part in the energy, C13b what its size depends on.
+    Proof: none; C2 gives R's exact part in the energy, and C13b shows what its size depends on.
 
-    Check: the study `rishd study correction`, which varies learning rate and curvature systematically: here random
-    starts at two learning rates and two curvatures, an instance being a pair of whole runs of the update rule.
+    Check: random starts at two learning rates and two curvatures; an instance is a pair of complete runs of the update
+    rule. The study `rishd study correction` varies learning rate and curvature systematically.
 
-    Finding: :math:`R` is not small: at these learning rates about a fifth of the gradient, and more than half of what
-    else drives the momentum.
+    Finding: :math:`R` is not small. At these learning rates it is about a fifth of the gradient, and more than half of
+    the other forces on the momentum.
 
     Source: measured here; arXiv:2602.22681 sets R = 0.
     """
@@ -81,7 +81,7 @@ def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
 @register_claim("C13b", "what the size of R depends on", seconds=8)
 def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""What R's size depends on: two numbers, and the regularisation to the third or the second power.
+    r"""The size of R depends on two numbers, and falls with the third or second power of the regularisation.
 
     Statement: with :math:`n = F^{-1}m`,
 
@@ -89,17 +89,16 @@ def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     For a metric of :math:`\nabla f(w)` and :math:`\epsilon` that is homogeneous of degree one in both,
     :math:`f(w) \to ab^2f(w/b)` (:math:`af` on quadratics), :math:`w \to bw`, :math:`\epsilon \to ab\epsilon`,
-    :math:`\eta \to b\eta` leave the flow in units of :math:`w`, and
-    :math:`\lVert R\rVert/\lVert-\alpha m + g\rVert`, as they are. As
-    :math:`\epsilon \to \infty`, that share falls as :math:`\epsilon^{-3}` for metrics that depend on
-    :math:`\epsilon^2`, as Adam's :math:`\sqrt{v + \epsilon^2}`, Muon's and SOAP's here, and as :math:`\epsilon^{-2}`
-    for Adam's own :math:`\sqrt v + \epsilon`.
+    :math:`\eta \to b\eta` do not change the flow in units of :math:`w`, nor
+    :math:`\lVert R\rVert/\lVert-\alpha m + g\rVert`. As :math:`\epsilon \to \infty`, this ratio falls as
+    :math:`\epsilon^{-3}` for metrics that depend on :math:`\epsilon^2`, like Adam's :math:`\sqrt{v + \epsilon^2}`,
+    Muon's and SOAP's here, and as :math:`\epsilon^{-2}` for Adam's original :math:`\sqrt v + \epsilon`.
 
     Hypotheses: :math:`F` positive definite and differentiable; for the scaling, metrics of the gradient as in C13.
 
     Proof: docs/theory, claim C13; symbolic: the first identity in dimension 3, any metric, by jets.
 
-    Check: pairs of runs on random scales, five steps; shares at ε = 1000 and 10000.
+    Check: pairs of five-step runs on random scales; ratios at ε = 1000 and 10000.
 
     Source: derived in docs/theory.
     """
@@ -133,7 +132,7 @@ def _shares(values: np.ndarray) -> np.ndarray:
 
 
 def _scaling(rng: np.random.Generator, name: str, n: int) -> np.ndarray:
-    """Differences of shares and distances between a run and the same on another scale."""
+    """Differences of ratios and distances between a run and the same run on another scale."""
     a, b = np.exp(rng.uniform(-2.0, 2.0, 2))
     curvature, epsilon, eta = rng.uniform(0.3, 3.0), rng.uniform(0.05, 0.5), rng.uniform(0.025, 0.035)
     starts = rng.normal(size=(n, 6))
@@ -158,7 +157,7 @@ def _typical(runs: CorrectionRuns) -> np.ndarray:
 
 
 def _panel(rng: np.random.Generator) -> Panel:
-    """Median share over ε."""
+    """Plot of the median ratio over ε."""
     epsilon = np.geomspace(1e-2, 1e2, 7)
     starts = rng.normal(size=(8, 6))
     curves = [

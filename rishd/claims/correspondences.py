@@ -1,4 +1,4 @@
-"""Claims C17a to C17p: the rows of the correspondence table, known optimizers as the update rule with a metric."""
+"""Claims C17a to C17p: each row of the correspondence table is a known optimizer."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from rishd.claims.published_optimizers import (
 from rishd.claims.trial import Box, Range, draw
 
 STEPS = 100
-TOLERANCE = 1e-12  # of the path's largest parameter
+TOLERANCE = 1e-12  # tolerance relative to the path's largest parameter
 _SIZE = 12  # coordinates of a vector
-_GROUP, _MATRICES = 16, 4  # instances that share hyperparameters, of vectors and of matrices
-_MANY = 1000  # from here on each instance of a matrix is run, below one in eight: 100 steps take 50 ms
-_MOVED = 1e-2  # of the largest parameter: a path that moves less proves little
+_GROUP, _MATRICES = 16, 4  # instances that share hyperparameters, for vectors and for matrices
+_MANY = 1000  # with this many instances all matrix instances are run, with fewer one in eight: 100 steps take 50 ms
+_MOVED = 1e-2  # relative to the largest parameter: a path that moves less proves little
 
 Settings: TypeAlias = Mapping[str, Any]
 Paths: TypeAlias = Callable[[Settings, Sequence[Tensor], Sequence[Gradient]], Tensor]
@@ -43,14 +43,14 @@ Paths: TypeAlias = Callable[[Settings, Sequence[Tensor], Sequence[Gradient]], Te
 
 @dataclass(frozen=True)
 class _Peer:
-    """What a row is compared with.
+    """The reference implementation of a row.
 
     Args:
         paths: Settings of the row, starts and gradients ↦ paths, shape ``(steps, n, *shape)``.
         box: Ranges of the hyperparameters; ``frequency`` is rounded down.
         matrix: Whether the parameters are matrices.
-        determined: Largest |n₁ − n₂| at which the first gradient determines the eigenbases; ``None`` where that does
-            not matter.
+        determined: Largest |n₁ − n₂| at which the first gradient determines the eigenbases; ``None`` if that does not
+            matter.
     """
 
     paths: Paths
@@ -59,7 +59,7 @@ class _Peer:
     determined: int | None = None
 
     def shape(self, rng: np.random.Generator, index: int) -> tuple[int, ...]:
-        """Of the parameters of group ``index``; of every eighth one the first gradient may leave eigenbases open."""
+        """Shape of the parameters of group ``index``; in every eighth the first gradient may leave eigenbases open."""
         if not self.matrix:
             return (_SIZE,)
         rows = int(rng.integers(2, 6))
@@ -70,7 +70,7 @@ class _Peer:
         return rows, max(2, rows + int(rng.integers(-self.determined, self.determined + 1)))
 
     def hypotheses(self, shape: tuple[int, ...], n: int) -> dict[str, np.ndarray]:
-        """What is asked of n instances of a shape, beside a path that moves."""
+        """Hypotheses on n instances of a shape, in addition to a path that moves."""
         if self.determined is None:
             return {}
         return {"first gradient determines the eigenbases": np.full(n, abs(shape[0] - shape[-1]) <= self.determined)}
@@ -80,7 +80,7 @@ def row_claim(key: str) -> Gather:
     """The claim of one row.
 
     Args:
-        key: Of :data:`discretizations.known_optimizers.CORRESPONDENCES`.
+        key: A key of :data:`discretizations.known_optimizers.CORRESPONDENCES`.
     """
     row, peer = CORRESPONDENCES[key], _PEERS[key]
 
@@ -134,7 +134,7 @@ class _Comparison(NamedTuple):
 
 
 def _compare(row: Correspondence, peer: _Peer, rng: np.random.Generator, index: int, n: int) -> _Comparison:
-    """n runs with the same hyperparameters and shapes."""
+    """Compare n runs with equal hyperparameters and shapes."""
     settings: dict[str, Any] = {name: float(value[0]) for name, value in draw(peer.box, rng, 1).items()}
     if "frequency" in settings:
         settings["frequency"] = int(settings["frequency"])
@@ -152,7 +152,7 @@ def _compare(row: Correspondence, peer: _Peer, rng: np.random.Generator, index: 
 
 
 def _gradient(rng: np.random.Generator, shape: tuple[int, ...]) -> Gradient:
-    """∇f of ½‖A vec(w)‖² + Σ log cosh w: nonquadratic, smooth, of full rank."""
+    """∇f of ½‖A vec(w)‖² + Σ log cosh w, which is nonquadratic, smooth and of full rank."""
     size = int(np.prod(shape))
     matrix = torch.as_tensor(rng.normal(size=(size, size)) / size**0.5)
     gram = matrix.T @ matrix
@@ -166,7 +166,7 @@ def rule_path(rule: KnownOptimizer, start: Tensor, gradient: Gradient, steps: in
         rule: A row with hyperparameters.
         start: Parameters.
         gradient: Parameters ↦ g.
-        steps: Number of steps; a first gradient that makes none (SOAP's) is not counted.
+        steps: Number of steps; a first gradient that makes no step (SOAP) is not counted.
     """
     state = rule.start(start)
     path: list[Tensor] = []
@@ -260,7 +260,8 @@ _PEERS: dict[str, _Peer] = {
     "lion": _Peer(_one_by_one(lion_path), {"lr": Range(1e-3, 1e-2, log=True), "weight_decay": _DECAY, **_BETAS}),
     "normuon": _Peer(
         _one_by_one(normuon_path, coefficients=TORCH_COEFFICIENTS),
-        # Smaller rates than Muon's: near the minimum the polynomial's path is chaotic, and rounding here is not shared.
+        # Smaller rates than Muon's: near the minimum the polynomial's path is chaotic, and the two codes round
+        # differently.
         {"lr": Range(3e-3, 8e-3, log=True), "mu": _MU, "beta2": _BETAS["beta2"], "weight_decay": _DECAY},
         matrix=True,
     ),
@@ -270,7 +271,7 @@ _PEERS: dict[str, _Peer] = {
 
 
 def _panel(row: Correspondence, deviations: np.ndarray) -> Panel:
-    """Median and largest deviation of the instances over the steps."""
+    """Plot of the instances' median and largest deviation over the steps."""
     steps, least = np.arange(1, len(deviations) + 1), np.finfo(np.float64).eps / 8.0
     curves = (
         Curve("largest", steps, np.maximum(deviations.max(1), least)),

@@ -1,4 +1,4 @@
-"""Claim C18c: what Muon-LITE's negative damping of sharp directions spends in a real training."""
+"""Claim C18c: energy spent by Muon-LITE's negative damping of sharp directions in real training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from toy_landscapes import BigramModel, TinyTransformer
 
 _STEPS, _BATCH, _RATE = 200, 16, 3e-3
 _WIDTH, _VOCABULARY = 24, 32
-_FULL = 100  # instances from which on there are several trainings
+_FULL = 100  # instances from which there are several trainings
 
 
 class Spent(NamedTuple):
-    """Shares of αφ(m), the energy that momentum loses in a unit of time, a row a step and a column a matrix.
+    """Shares of αφ(m), the energy that momentum loses per unit time; one row per step and one column per matrix.
 
     Args:
-        limit: c|β₁|‖g‖_(k), the most that damping may spend where β₂ ≥ 0.
-        sharp: What β₁ does spend.
-        damping: What all damping spends, flat directions included; negative where it takes energy.
-        lookahead: What look-ahead spends, likewise.
+        limit: c|β₁|‖g‖_(k), the most that damping can spend if β₂ ≥ 0.
+        sharp: Energy actually spent by β₁.
+        damping: Energy spent by all damping, including flat directions; negative if damping removes energy.
+        lookahead: Energy spent by look-ahead.
     """
 
     limit: np.ndarray
@@ -41,9 +41,9 @@ class Spent(NamedTuple):
 
 @register_claim("C18c", "what β₁ = −0.25 spends in training", expected="measured", seconds=12)
 def damping_spent(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""How much of the energy that momentum loses is spent by negative damping, in a training by Muon-LITE.
+    r"""The share of the momentum's energy loss that negative damping spends in training with Muon-LITE.
 
-    Statement: none but numbers. By C18 the energy falls, whatever the sharp damping does, where
+    Statement: measurements only. By C18 the energy falls, whatever the sharp damping does, if
     :math:`\alpha\varphi(m) \ge c\lvert\beta_1\rvert\lVert g\rVert_{(k)}`.
 
     Hypotheses: a one-block transformer of width 24 on a Markov chain, trained by `lite.MuonLITE` as published
@@ -52,7 +52,7 @@ def damping_spent(rng: np.random.Generator, instances: int) -> Sequence[Evidence
 
     Proof: none.
 
-    Check: every step and matrix of one to four trainings, momentum and gradient as the optimizer has them.
+    Check: every step and matrix of one to four trainings, with the optimizer's momentum and gradient.
 
     Source: measured here; the condition is derived in docs/theory, claim C18.
     """
@@ -108,7 +108,7 @@ def _matrices(optimizer: MuonLITE) -> list[tuple[dict[str, float], Tensor]]:
 
 
 def _spent(group: dict[str, float], w: Tensor, m: Tensor) -> tuple[float, float, float, float]:
-    """The shares of :class:`Spent` for one matrix; α = c, so that both drop out."""
+    """The shares of :class:`Spent` for one matrix; α = c, so both drop out."""
     g, theta = w.grad, group["momentum"]
     if g is None:
         raise RuntimeError("the parameter has no gradient")
@@ -118,7 +118,7 @@ def _spent(group: dict[str, float], w: Tensor, m: Tensor) -> tuple[float, float,
     d, own = exact_polar(g), top_right_subspace(m, rank)
 
     def work(direction: Tensor, basis: Tensor) -> tuple[float, float]:
-        """⟨g, ·⟩ of a direction's sharp and flat part."""
+        """⟨g, ·⟩ with a direction's sharp and flat part."""
         part = float((g * ((direction @ basis) @ basis.mT)).sum())
         return part, float((g * direction).sum()) - part
 

@@ -1,4 +1,4 @@
-"""Claim C9: energies that the update rule never increases, and how much of their caution is needed."""
+"""Claim C9: energies that the update rule never increases, and how tight they are."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from rishd.claims.trial import Box, Inequality, Parameters, Range, draw, try_bou
 from rishd.claims.valleys import VALLEY_BOX, bounded_valleys
 
 _STEPS = 120
-_NOISY_STEP = 4  # where the noise's effect is averaged: the momentum is in motion there
+_NOISY_STEP = 4  # step at which the noise's effect is averaged, with nonzero momentum
 _SHARED: Box = {
     "momentum": Range(-1.0, 1.0),
     "alpha": Range(0.02, 1.0, log=True),
-    "balance": Range(0.05, 20.0, log=True),  # t of the coupling
+    "balance": Range(0.05, 20.0, log=True),  # values of t in the coupling
     "share": Range(0.1, 1.05),  # of the largest certified learning rate; beyond 1 the claim is not applicable
     "noise": Range(0.01, 1.0, log=True),
 }
@@ -71,7 +71,8 @@ class Problem:
 def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""Energies that never increase along the update rule, on nonconvex objectives with coupled blocks.
 
-    Statement: if :math:`\nabla^2f \preceq L_sP + L_fQ` and in each block :math:`\kappa = \eta\lambda_{\max}(A)L` obeys
+    Statement: if :math:`\nabla^2f \preceq L_sP + L_fQ` and in each block :math:`\kappa = \eta\lambda_{\max}(A)L`
+    satisfies
 
     .. math:: \kappa \le \frac{2\alpha}{1 + \alpha\beta},
 
@@ -88,23 +89,23 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
     to the expected change.
 
     Hypotheses: :math:`A`, :math:`B`, :math:`P` constant and commuting; :math:`0 < \alpha \le 1`,
-    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment between iterates, and with lookahead on
-    those from :math:`w_k` to :math:`w_k + c\,\eta Am_{k-1}` and to :math:`w_{k+1} + c\,\eta Am_k`.
+    :math:`\beta > -\frac{1}{2 - \alpha}`; the curvature bounds on every segment between iterates, and with lookahead
+    also on those from :math:`w_k` to :math:`w_k + c\,\eta Am_{k-1}` and to :math:`w_{k+1} + c\,\eta Am_k`.
 
     Proof: docs/theory, claim C9; symbolic: the change of the energy, the determinant and the sign of the form that
     bounds it.
 
     Check: meandering river valleys (p = 2) and rippled quadratics (p = 4) whose curvature bounds hold everywhere, with
     the coupling :math:`L_s = \lambda_{\max}(H_{ss}) + t\lVert H_{sf}\rVert`,
-    :math:`L_f = \lambda_{\max}(H_{ff}) + \lVert H_{sf}\rVert/t`, from random momenta, learning rates up to 105% of the
-    certified one. The guaranteed decrease, step by step and in total, over the actual one; the effect of noise by
+    :math:`L_f = \lambda_{\max}(H_{ff}) + \lVert H_{sf}\rVert/t`, with random momenta and learning rates up to 105% of
+    the certified one. The ratio of guaranteed to actual decrease, step by step and in total; the effect of noise by
     summing over all signs of Rademacher noise.
 
     Sharpness: without lookahead, quadratics with :math:`\nabla^2f = L_sP + L_fQ` attain the decrease and the noise, and
     C9b shows that no larger :math:`\kappa` can be certified. With lookahead no instance is known that attains them.
 
     Finding: the weight :math:`1 - \alpha` of the momentum certifies more than the :math:`(1 - \alpha)^2` that the
-    energy of C2 suggests, and without a bound on the negative curvature nothing certifies more than it (C9b).
+    energy of C2 suggests. Without a bound on the negative curvature no weight certifies more (C9b).
 
     Source: derived in docs/theory.
     """
@@ -157,7 +158,7 @@ def _valley(parameters: Parameters) -> Problem:
 
 def _rippled(parameters: Parameters) -> Problem:
     geometry = split_geometry(parameters, sharp_rank=2)
-    # The steep axes lie near the sharp subspace, not in it: the blocks are coupled.
+    # The steep axes lie near the sharp subspace, but not in it, so the blocks are coupled.
     axes = geometry.basis @ rotations(parameters["axes"], _RIPPLE_P)
     matrix = from_spectrum(axes, np.sort(parameters["spectrum"])[:, ::-1])
     objective = RippledQuadratic(matrix, parameters["ripple"])
@@ -201,7 +202,7 @@ def _trial(problem: Problem, certificate: Certificate, parameters: Parameters) -
 
 
 class _Energy:
-    """f(w + cηAm) + (ηφ/2)mᵀAm, its guaranteed decrease, and what noise adds to it."""
+    """The energy f(w + cηAm) + (ηφ/2)mᵀAm, its guaranteed decrease, and the effect of noise on it."""
 
     def __init__(self, problem: Problem, certificate: Certificate, alpha: np.ndarray, eta: np.ndarray) -> None:
         geometry = problem.geometry
@@ -225,7 +226,7 @@ class _Energy:
         return np.asarray(self.problem.objective.value(w + matvec(self.ahead, m)) + kinetic)
 
     def promise(self, step: Step) -> np.ndarray:
-        """Decrease that the form guarantees."""
+        """The decrease that the form guarantees."""
         geometry = self.problem.geometry
         transposed = np.swapaxes(geometry.basis, -1, -2)
         m, g = matvec(transposed, step.m), matvec(transposed, step.g)
@@ -233,7 +234,7 @@ class _Energy:
         return np.asarray(-self.eta * (geometry.a * form).sum(-1))
 
     def noise(self, step: Step, sigma: np.ndarray, hypotheses: Mapping[str, np.ndarray]) -> Inequality:
-        """Mean of the energy's change over all signs of the noise, beyond the promise, against its bound."""
+        """Mean change of the energy over all signs of the noise, beyond the guaranteed decrease, and its bound."""
         geometry = self.problem.geometry
         p = step.w.shape[-1]
         change = np.zeros(len(sigma))
@@ -246,7 +247,7 @@ class _Energy:
 
 
 def _worst_eigenvalue(alpha: np.ndarray, beta: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Largest eigenvalue of the form at the limit with and without lookahead; not positive if E falls."""
+    """Largest eigenvalue of the form at the limit, with and without lookahead; nonpositive if E falls."""
     limit, ahead = descent_limit(alpha, beta), lookahead_certificate(alpha, beta, share)
     forms = (
         descent_form(limit, alpha, beta, lookahead=0.0, weight=1.0 - alpha),
@@ -258,7 +259,7 @@ def _worst_eigenvalue(alpha: np.ndarray, beta: np.ndarray, share: np.ndarray) ->
 
 
 def _falls_beyond(alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """Whether E fails to rise on λw²/2 slightly beyond its limit, from the state that the form says is worst."""
+    """Whether E fails to rise on λw²/2 slightly beyond its limit, from the form's worst state."""
     kappa, weight = 1.001 * descent_limit(alpha, beta), 1.0 - alpha
     values, vectors = np.linalg.eigh(descent_form(kappa, alpha, beta, lookahead=0.0, weight=weight))
     # In (w, μ) with μ = ηam and g = κw/(ηa), the energy is (κw² + φμ²)/(2ηa).
@@ -286,7 +287,7 @@ def _first_rise(problem: Problem, parameters: Parameters) -> np.ndarray:
         run = problem.geometry.run(
             problem.objective, parameters["start"], alpha=alpha, eta=factor * certified, steps=_STEPS
         )
-        with np.errstate(over="ignore", invalid="ignore"):  # far beyond the limit some members diverge: that is a rise
+        with np.errstate(over="ignore", invalid="ignore"):  # members that diverge far beyond the limit count as rising
             for step in run:
                 before, after = energy(step.w, step.m), energy(step.new_w, step.new_m)
                 rose |= ~(after <= before + 1e-12 * np.abs(before))

@@ -1,4 +1,4 @@
-"""Claims C21, C21b and C21c: the edge of stability of the update rule, its central flow, and where that fails."""
+"""Claims C21, C21b and C21c: the update rule's edge of stability, its central flow, and where that flow fails."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from rishd.claims.edge_problems import (
 from rishd.claims.evidence import Bound, Curve, Evidence, Hypothesis, Identity, Measurement, Panel, Proof
 from rishd.claims.instances import from_spectrum, random_bases
 
-_FULL = 100  # instances from which on all trainings run
-_QUICK = SETTINGS[:4]  # the valley, and momentum on the tanh network
-_SLOW = 3.0 + 1e-9  # ρ up to which C21b speaks, and rounding
+_FULL = 100  # instances from which all trainings run
+_QUICK = SETTINGS[:4]  # used for few instances: the valley, and momentum on the tanh network
+_SLOW = 3.0 + 1e-9  # largest ρ of C21b, plus rounding
 _P = 4
 
 
 @register_claim("C21", "edge of stability of the update rule", seconds=6)
 def edge_of_stability(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Where the update rule starts to oscillate, how the average moves then, and how large the oscillation is.
+    r"""The point where the update rule starts to oscillate, the motion of the average, and the oscillation's size.
 
-    Statement: an oscillation of period 2 exists exactly where :math:`\eta D^{1/2}HD^{1/2}` has the eigenvalue 2, with
+    Statement: an oscillation of period 2 exists exactly if :math:`\eta D^{1/2}HD^{1/2}` has the eigenvalue 2, with
 
     .. math:: D = A\left(B + \tfrac1{2-\alpha}\right) .
 
     Let :math:`S = \lambda_{\max}(D^{1/2}HD^{1/2})` with the vector u, :math:`u^\top D^{-1}u = 1`. With
     :math:`w_k = \bar w + (-1)^kxu` the mean gradient is :math:`\nabla f + \frac12x^2\nabla S`, exactly if f is a
-    polynomial of degree 4. The shadow of C7 moves by :math:`-\eta C` times it, :math:`C = A(B + \frac1\alpha)`, and the
-    variance that holds :math:`\eta S = 2` is
+    polynomial of degree 4. The shadow of C7 moves by :math:`-\eta C` times this gradient,
+    :math:`C = A(B + \frac1\alpha)`, and the variance that keeps :math:`\eta S = 2` is
 
     .. math::
 
        x^2 = \max\left(0,\ -2\,\frac{\langle\nabla S, C\nabla f\rangle}
        {\langle\nabla S, C\nabla S\rangle}\right) .
 
-    Several critical directions have a covariance X that solves a semidefinite complementarity problem.
+    With several critical directions, the covariance X solves a semidefinite complementarity problem.
 
     Hypotheses: :math:`A` and :math:`B` symmetric, constant, commuting, :math:`A` and :math:`D` positive definite;
     averages change slowly. For :math:`\beta < -\alpha/(2 - \alpha)^2` a mode loses stability in another way (C6).
@@ -79,33 +79,34 @@ def edge_of_stability(rng: np.random.Generator, instances: int) -> Sequence[Evid
 
 @register_claim("C21b", "central flow against training", expected="holds", seconds=60)
 def central_flow_of_training(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""The central flow follows the averages of training at the edge of stability.
+    r"""At the edge of stability, the central flow follows the averages of training.
 
-    Statement: with the clocks of the average and of the oscillation in the ratio
+    Statement: if the clocks of the average and of the oscillation have the ratio
 
     .. math:: \rho = \frac{1/\alpha + \beta}{1/(2-\alpha) + \beta} \le 3 ,
 
-    the variance of the oscillation is the central flow's up to a factor of 2. Where plain gradient flow leaves the
-    edge, :math:`\eta S > 2.35`, the averaged iterate's sharpness is at most half as far from 2, and its loss is nearer
-    to the central flow's.
+    the variance of the oscillation equals the central flow's up to a factor of 2. If plain gradient flow leaves the
+    edge, :math:`\eta S > 2.35`, the averaged iterate's sharpness is at most half as far from 2, and its loss is closer
+    to the central flow's than to gradient flow's.
 
-    Hypotheses: full batch; constant A and B; :math:`\beta \ge 0`; a trace of noise; training does not diverge; the flow
-    starts when training is at the edge: here after a quarter of the run.
+    Hypotheses: full batch; constant A and B; :math:`\beta \ge 0`; a small amount of noise; training does not diverge;
+    the flow starts when training is at the edge, here after a quarter of the run.
 
     Proof: none; see C21 for the flow.
 
     Check: a valley, a tanh and a softplus network, and a tiny transformer, each trained by momentum, Nesterov's method
-    and LITE (constant split). Sharpness at the start and the networks' weights are drawn anew. Averages over the second
-    half of the flow's time. An instance is a run: there are twelve, and four with fewer than 100 instances
-    (`--quick`). The factors 2, ½ and 1 are conventions, fixed before the first run with drawn starts; no error bound
-    is known that would give them.
+    and LITE (constant split), with random initial sharpness and network weights. Averages are over the second half of
+    the flow's time. An instance is a run: there are twelve, or four with fewer than 100 instances (`--quick`). The
+    factors 2, ½ and 1 are conventions, fixed before the first run with random starts; no known error bound implies
+    them.
 
-    Finding: of 72 runs (seeds 21 to 26) one diverged, LITE on the tanh network, and one never reached the edge. In the
-    other 70 the variance is 0.76 to 1.46 times the flow's, in 62 of them to a quarter. In the 52 where gradient flow
-    leaves the edge, :math:`\eta S` is at most 0.18 times as far from 2 as gradient flow's (0.30 at most), and the loss
-    0.93 times as far from the central flow as from gradient flow, in the median 0.08 times. Both conditions are needed:
-    at :math:`\rho = 5.7` (momentum 0.7) the variance is 0.6 to 2.4 times the flow's, depending on the start, and a flow
-    that starts on the way to the edge may go elsewhere: its loss was up to 4.8 times as far off as gradient flow's.
+    Finding: of 72 runs (seeds 21 to 26) one diverged (LITE on the tanh network) and one never reached the edge. In the
+    other 70 the variance is 0.76 to 1.46 times the flow's; in 62 of them it agrees within a quarter. In the 52 runs
+    where gradient flow leaves the edge, :math:`\eta S` is at most 0.18 times as far from 2 as gradient flow's (it is
+    off by at most 0.30), and the loss is at most 0.93 times as far from the central flow as from gradient flow, with a
+    median of 0.08. Both conditions are needed: at :math:`\rho = 5.7` (momentum 0.7) the variance is 0.6 to 2.4 times
+    the flow's, depending on the start, and a flow that starts before the edge may go elsewhere: its loss was up to 4.8
+    times as far off as gradient flow's.
 
     Source: derived in docs/theory; tried here.
     """
@@ -145,30 +146,31 @@ def central_flow_of_training(rng: np.random.Generator, instances: int) -> Sequen
 
 @register_claim("C21c", "where the central flow fails", expected="measured", seconds=15)
 def central_flow_limits(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""How far from its hypotheses the central flow breaks down.
+    r"""Measurements of where the central flow breaks down as its hypotheses are violated.
 
     Statement: measured: the variance of the oscillation over the central flow's, on the valley of C21b, against the
     ratio of the clocks of the average and of the oscillation,
 
     .. math:: \rho = \frac{1/\alpha + \beta}{1/(2-\alpha) + \beta} ,
 
-    once for momentum with several :math:`\alpha`, once at :math:`\alpha = 0.1` with several :math:`\beta`. It is 1 for
+    once for momentum with several :math:`\alpha`, once at :math:`\alpha = 0.1` with several :math:`\beta`. ρ is 1 for
     gradient descent and 19 for momentum 0.9 without Hessian damping.
 
-    Hypotheses: those of C21b, but for the one that is broken.
+    Hypotheses: those of C21b, except for the violated one.
 
     Proof: none.
 
     Check: means over the second half of full-batch runs against the central flow; the same run without any noise; for
-    negative damping, the turn of the unstable mode a step, over π, which is 1 for period 2.
+    negative damping, the unstable mode's rotation per step over π, which is 1 for period 2.
 
-    Finding: :math:`\rho` decides, whether it comes from momentum or from little Hessian damping. Up to 3 the variance
-    is the flow's to about a third; at 6 it is twice as large; at 10 many times; at 19 training diverges at the edge.
-    Hessian damping of 20 makes momentum 0.9 as tame as gradient descent. Without noise the oscillation has nothing to
-    grow from, and the sharpness passes 2. With :math:`\beta < -\alpha/(2-\alpha)^2` the unstable mode turns by less
-    than π a step: no oscillation of period 2, and `CentralFlow` refuses.
+    Finding: :math:`\rho` decides, no matter whether it comes from momentum or from weak Hessian damping. Up to 3 the
+    variance agrees with the flow's within about a third; at 6 it is twice as large; at 10 many times; at 19 training
+    diverges at the edge. Hessian damping of 20 makes momentum 0.9 as stable as gradient descent. Without noise the
+    oscillation has nothing to grow from, and the sharpness exceeds 2. With :math:`\beta < -\alpha/(2-\alpha)^2` the
+    unstable mode rotates by less than π per step: there is no oscillation of period 2, and `CentralFlow` raises an
+    error.
 
-    Source: tried here.
+    Source: measured here.
     """
     landscape, start = PROBLEMS["valley"]()
     is_full = instances >= _FULL
@@ -225,7 +227,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _whole_steps(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of the step's nearest eigenvalue from −1 at the edge, and whether it is stable a percent beyond."""
+    """Distance of the step's closest eigenvalue from −1 at the edge, and whether the step is stable 1% beyond it."""
     basis = random_bases(rng, n, _P)
     alpha = rng.uniform(0.02, 1.0, n)
     inverse_metric = from_spectrum(basis, np.exp(rng.uniform(-1.0, 1.0, (n, _P))))
@@ -256,7 +258,7 @@ def _complementarity(rng: np.random.Generator) -> float:
     matrix = flat @ flat.T
     offset = rng.normal(size=(k, k))
     offset = offset + offset.T
-    if np.linalg.eigvalsh(matrix)[-k * (k + 1) // 2] < 1e-3:  # p vectors may not determine X
+    if np.linalg.eigvalsh(matrix)[-k * (k + 1) // 2] < 1e-3:  # p vectors may not determine X uniquely
         return 0.0
     x = complementary(matrix, offset)
     slack = (matrix @ x.ravel()).reshape(k, k) + offset
@@ -266,7 +268,7 @@ def _complementarity(rng: np.random.Generator) -> float:
 
 
 def _edges_panel() -> Panel:
-    """Largest stable κ of a mode against β: the edge of period 2, and the spectral radius just inside it."""
+    """Plot of a mode's largest stable κ against β: the edge of period 2, and the spectral radius just inside it."""
     beta = np.geomspace(0.05, 30.0, 80)
     curves = []
     for alpha in (0.05, 0.3):

@@ -1,4 +1,4 @@
-"""Full-batch training at the edge of stability, for claim C21: four problems, three methods, and their flows."""
+"""Full-batch training at the edge of stability for claim C21: four problems, three methods, and their flows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from discretizations.central_flow import CentralFlow, CentralPath
 from discretizations.constant_rule import ConstantRule, split_rule
 from toy_landscapes import BigramModel, Quadratic, StraightValley, TinyTransformer, TwoLayerNetwork
 
-_FILTER = 8  # times that (1, 2, 1)/4 is applied: what oscillates with period 2 is gone, what is slow stays
-_POINTS = 10  # at which the averages' sharpness is taken
-_START = 4  # the flow starts after this part of a run: the way into the edge is no part of the claim
+_FILTER = 8  # times that the filter (1, 2, 1)/4 is applied: it removes period-2 oscillation and keeps slow motion
+_POINTS = 10  # number of times at which the averages' sharpness is evaluated
+_START = 4  # the flow starts after this fraction of a run, since the claim does not cover the approach to the edge
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Setting:
         problem: Key of :data:`PROBLEMS`.
         method: Key of :func:`coefficients`.
         alpha: α.
-        steps: Of the update rule.
-        h: Step of the flow.
-        jitter: Standard deviation of noise on the gradient, without which an oscillation has nothing to grow from.
+        steps: Steps of the update rule.
+        h: Step size of the flow.
+        jitter: Standard deviation of gradient noise, which an oscillation needs in order to grow.
         sharpness: ηS at the start, which sets η.
-        own: χ, β₁ and β₂ in place of the method's.
+        own: χ, β₁ and β₂ instead of the method's.
     """
 
     problem: str
@@ -43,20 +43,20 @@ class Setting:
 
     @property
     def clock_ratio(self) -> float:
-        """ρ of the block with less damping, where it is larger."""
+        """ρ of the block with less damping, which has the larger ρ."""
         _, *dampings = self.own or coefficients(self.method, self.alpha)
         return clock_ratio(self.alpha, min(dampings))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Averages over the second half of the time that the flows run, of training, the central flow and gradient flow.
+    """Averages of training, the central flow and gradient flow over the second half of the flows' time.
 
     Args:
-        setting: What was run.
-        loss: Mean loss at the averaged iterate, of the training, the central flow and gradient flow.
-        sharpness: Mean ηS, the same.
-        variance: Mean variance of the oscillation in the norm of D⁻¹, of the training and the central flow.
+        setting: The setting.
+        loss: Mean loss of training (at the averaged iterate), the central flow and gradient flow.
+        sharpness: Mean ηS of the same three.
+        variance: Mean variance of the oscillation in the norm of D⁻¹, in training and in the central flow.
         path: The central flow.
         plain: Gradient flow.
         averaged: Loss at the averaged iterate, at the times of ``path``.
@@ -74,24 +74,24 @@ class Comparison:
 
     @property
     def variance_ratio(self) -> float:
-        """The oscillation's mean variance over the central flow's; 0 if that has none."""
+        """The oscillation's mean variance over the central flow's; 0 if the flow does not oscillate."""
         return self.variance[0] / self.variance[1] if self.variance[1] else 0.0
 
     @property
     def gap_ratio(self) -> float:
-        """Distance of the loss to the central flow's, over that to gradient flow's."""
+        """Distance of the loss to the central flow's, relative to its distance to gradient flow's."""
         own, central, plain = self.loss
         return abs(central - own) / abs(plain - own)
 
 
 def coefficients(method: str, alpha: float) -> tuple[float, float, float]:
-    """χ, β₁ and β₂ of a method, theory's units."""
+    """χ, β₁ and β₂ of a method, in the theory's units."""
     nesterov = 1.0 / (1.0 - alpha)
     return {"momentum": (1.0, 0.0, 0.0), "Nesterov": (1.0, nesterov, nesterov), "LITE": (2.0, 1.0, 5.0)}[method]
 
 
 def clock_ratio(alpha: float, beta: float) -> float:
-    """ρ, the clock of the average over that of the oscillation."""
+    """ρ, the ratio of the clocks of the average and of the oscillation."""
     return (1.0 / alpha + beta) / (1.0 / (2.0 - alpha) + beta)
 
 
@@ -125,7 +125,7 @@ def _transformer() -> tuple[Any, np.ndarray]:
     landscape = TinyTransformer.on_bigrams(model, sequences=8, length=4, width=4, hidden=4, seed=0)
     w = landscape.initial(1)
     for name in ("embedding.weight", "position.weight"):
-        w[landscape.layout[name].coordinates] *= 3.0  # RMSNorm is gentle where its input is large
+        w[landscape.layout[name].coordinates] *= 3.0  # RMSNorm is well behaved for large inputs
     rule = split_rule(eta=0.36, alpha=0.5, sharp=np.zeros((landscape.dimension, 0)))
     m = np.zeros_like(w)
     for _ in range(260):
@@ -158,20 +158,20 @@ SETTINGS = (
 def compare_at_drawn_start(
     landscape: Any, start: np.ndarray, setting: Setting, rng: np.random.Generator
 ) -> Comparison | None:
-    """:func:`compare` with a sharpness and weights of a two-layer network that nobody has chosen."""
+    """:func:`compare` with random initial sharpness and random weights of a two-layer network."""
     sharpness, seed = float(rng.uniform(1.6, 1.9)), int(rng.integers(1000))
     start = landscape.initial(seed) if isinstance(landscape, TwoLayerNetwork) else start
     return compare(landscape, start, replace(setting, sharpness=sharpness), rng)
 
 
 def compare(landscape: Any, start: np.ndarray, setting: Setting, rng: np.random.Generator) -> Comparison | None:
-    """Train, average, and follow the averages by both flows.
+    """Train, average the iterates, and follow the averages with both flows.
 
     Args:
         landscape: The problem.
-        start: Where training starts.
+        start: Start of training.
         setting: Method and lengths.
-        rng: Of the jitter.
+        rng: Random generator of the jitter.
 
     Returns:
         The comparison; ``None`` if training diverges.
@@ -221,7 +221,7 @@ def _late(values: np.ndarray) -> np.ndarray:
 
 
 def edge_rule(landscape: Any, start: np.ndarray, setting: Setting) -> ConstantRule:
-    """The method's rule with η from the sharpness at the start, and the split by the Hessian there."""
+    """The method's rule, with η from the sharpness at the start and the split from the Hessian there."""
     chi, beta_sharp, beta_flat = setting.own or coefficients(setting.method, setting.alpha)
     hessian = landscape.hessian(start)
     rank = max(1, landscape.dimension // 10) if landscape.dimension > 8 else landscape.sharp_rank

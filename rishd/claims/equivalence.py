@@ -1,4 +1,4 @@
-"""Claim C12: the flow's semi-implicit Euler at h = 1 is the update rule is the optimizer, to the last bit."""
+"""Claim C12: the flow's semi-implicit Euler step at h = 1, the update rule and the optimizer agree to the last bit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rishd.claims.instances import curved_metric, from_spectrum, random_bases, r
 from rishd.claims.optimizer_paths import gaps, optimizers
 
 _STEPS = 10
-_PATHS = (None, GradientNoise(factor=0.3))  # a random problem of each optimizer; an equality needs no more
+_PATHS = (None, GradientNoise(factor=0.3))  # one random problem per optimizer, since an equality needs no more
 _STEP_SIZES = (0.1, 0.5, 2.0)
 
 
 @register_claim("C12", "semi-implicit Euler = update rule = optimizer", expected="holds", seconds=20)
 def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    r"""Semi-implicit Euler with h = 1 and R = 0 is the update rule, and the update rule is the optimizer.
+    r"""Semi-implicit Euler with h = 1 and R = 0 equals the update rule, and the update rule equals the optimizer.
 
     Statement: semi-implicit Euler for the flow with :math:`h = 1`, the update rule
 
@@ -33,23 +33,23 @@ def optimizer_equivalence(rng: np.random.Generator, instances: int) -> Sequence[
        m_k = (1 - \alpha)\,m_{k-1} + g_k, \qquad w_{k+1} = w_k - \eta\,u(w_k, m_k, g_k),
 
     and the optimizer of ``lite`` give the same bits in float64, on the same backend and unbatched. With a
-    preconditioner that remembers gradients the flow's state is (w, m, k), and the same holds for SGD, heavy ball,
-    Nesterov, RMSprop, Adam, AdamW, AdamW-LITE, Muon, Muon-LITE, Shampoo, Shampoo-LITE, SOAP and SOAP-LITE.
+    preconditioner with memory the flow's state is (w, m, k), and the same holds for SGD, heavy ball, Nesterov, RMSprop,
+    Adam, AdamW, AdamW-LITE, Muon, Muon-LITE, Shampoo, Shampoo-LITE, SOAP and SOAP-LITE.
 
     As an integrator, with :math:`R`, it has order 1. And for :math:`E = f + \frac{\eta}{2}m^\top F^{-1}m`, constant
     :math:`F` and :math:`\beta \ge 0`, the discrete-gradient scheme has :math:`E(w_{k+1}, m_{k+1}) \le E(w_k, m_k)` at
     any step size.
 
-    Hypotheses: for the equalities :math:`R` off.
+    Hypotheses: :math:`R` is off for the equalities.
 
-    Proof: they call the same functions of riemannian_ode.flow and riemannian_ode.stages (docs/theory, C12).
+    Proof: all three call the same functions of riemannian_ode.flow and riemannian_ode.stages (docs/theory, C12).
 
-    Check: 10 steps each in numpy with constant and state-dependent metrics and LITE split, simulate against lite_step.
-    For each optimizer by name 100 steps with schedules of χ, β_flat and η, on matrices: the flow against the update
+    Check: simulate against lite_step, 10 steps each in numpy, with constant and state-dependent metrics and LITE's
+    split. For each optimizer, 100 steps on matrices with schedules of χ, β_flat and η: the flow against the update
     rule, and the rule against the torch optimizer of ``lite``, with exact and with noisy gradients; an instance is a
-    step. SGD to AdamW have no class in ``lite``; there a ``LITEOptimizer`` declares the rule. The order on metrics that
-    depend on the state, against DOP853: errors e at two step sizes, ‖e(h) − 2e(h/2)‖ over ‖e(h)‖. The energy over ten
-    steps of 0.1, 0.5 and 2 units of time, f not convex.
+    step. SGD to AdamW have no class in ``lite``, so a ``LITEOptimizer`` declares their rule. The order with
+    state-dependent metrics, against DOP853: errors e at two step sizes, ‖e(h) − 2e(h/2)‖ over ‖e(h)‖. The energy over
+    ten steps of 0.1, 0.5 and 2 units of time for nonconvex f.
 
     Source: arXiv:2602.22681, Algorithm 1.
     """
@@ -155,7 +155,7 @@ def _order_gap(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _energy_gain(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Largest gain of ten steps over the first energy, the worst of several step sizes; NaN where one is not found."""
+    """Largest energy gain in ten steps over the first energy, for several step sizes; NaN if a step is not solved."""
     p, worst = 3, np.zeros(n)
     system = RISHD.from_optimizer(
         rippled_quadratics(rng, n, p),

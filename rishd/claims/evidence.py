@@ -1,4 +1,4 @@
-"""Evidence on a claim: proofs, identities, bounds and measurements, and the verdict that follows from them."""
+"""Evidence for claims: proofs, identities, bounds and measurements, and the resulting verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Hypothesis:
     """A condition of a claim, checked on every instance.
 
     Args:
-        name: The condition in words.
+        name: Description of the condition.
         met: Whether each instance meets it, shape ``(instances,)``.
     """
 
@@ -26,12 +26,12 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The instance closest to a bound (or farthest beyond it) that an optimiser found.
+    """The instance found by an optimiser that comes closest to a bound (or exceeds it most).
 
     Args:
         tightness: Its value/limit; 0 if no instance that meets the hypotheses was found.
-        evaluations: Instances the optimiser looked at.
-        parameters: The instance: name to number, or list of numbers.
+        evaluations: Number of instances that the optimiser evaluated.
+        parameters: The instance's parameters: name to number, or list of numbers.
     """
 
     tightness: float
@@ -41,14 +41,14 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class Identity:
-    """An equality tried on random instances: the residuals must vanish up to a tolerance.
+    """An equality tested on random instances: the residuals must vanish up to a tolerance.
 
     Args:
-        name: What is equal to what.
+        name: Description of the equality.
         residuals: One relative residual per instance, shape ``(instances,)``.
         tolerance: Largest residual that counts as zero; 0 asks for equality to the last bit.
-        reason: Where the tolerance comes from.
-        hypotheses: Instances that miss one of them are "not applicable" and do not count.
+        reason: Reason for the tolerance.
+        hypotheses: Conditions; instances that violate one are "not applicable" and do not count.
     """
 
     name: str
@@ -64,38 +64,38 @@ class Identity:
 
     @property
     def strain(self) -> float:
-        """Worst residual over its tolerance; of an equality to the last bit, the residual itself."""
+        """Worst residual over the tolerance; the residual itself for equality to the last bit."""
         worst = float(self.values.max(initial=0.0))
         return worst / self.tolerance if self.tolerance else worst
 
     @property
     def holds(self) -> bool:
         """Whether every residual is finite and within the tolerance."""
-        return bool(np.all(self.values <= self.tolerance))  # NaN compares false
+        return bool(np.all(self.values <= self.tolerance))  # comparisons with NaN are false
 
 
 @dataclass(frozen=True)
 class Constant(Identity):
-    """A number that the code ships, against the one that the proof derives."""
+    """A number in the code, compared with the number from the proof."""
 
 
 @dataclass(frozen=True)
 class Attained(Identity):
-    """A bound on instances where it is an equality: residuals are 1 − tightness, so that no smaller bound holds."""
+    """A bound on instances that attain it: residuals are 1 − tightness, so zero shows that no smaller bound holds."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """An inequality value ≤ limit tried on random instances, and by an adversary.
+    """An inequality value ≤ limit tested on random instances and by an adversary.
 
     Args:
-        name: What is bounded by what.
+        name: Description of the bound.
         value: The smaller side, one per instance, shape ``(instances,)``.
         limit: The larger side, the same shape.
-        slack: Excess of value/limit over 1 that numerical error explains.
-        hypotheses: Instances that miss one of them are "not applicable" and do not count.
-        adversary: What an optimiser over the instance's parameters found.
-        ranges: What the instances' parameters are drawn from: name to range, in words.
+        slack: Excess of value/limit over 1 allowed for numerical error.
+        hypotheses: Conditions; instances that violate one are "not applicable" and do not count.
+        adversary: Worst case found by an optimiser over the instance's parameters.
+        ranges: Ranges of the instances' parameters: name to description.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Bound:
 
     @property
     def worst(self) -> float:
-        """Largest tightness seen, by chance or by the adversary."""
+        """Largest tightness found, at random or by the adversary."""
         found = 0.0 if self.adversary is None else self.adversary.tightness
         return max(float(self.values.max(initial=0.0)), found)
 
@@ -121,7 +121,7 @@ class Bound:
     def holds(self) -> bool:
         """Whether no instance exceeds the bound."""
         seen = self.values if self.adversary is None else np.append(self.values, self.adversary.tightness)
-        return bool(np.all(seen <= 1.0 + self.slack))  # NaN compares false
+        return bool(np.all(seen <= 1.0 + self.slack))  # comparisons with NaN are false
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Proof:
     """A symbolic proof.
 
     Args:
-        name: What is proved, and in which generality.
+        name: What is proved, and how generally.
         residuals: SymPy expressions that must all be zero.
     """
 
@@ -147,7 +147,7 @@ class Measurement:
     """A quantity reported without a bound.
 
     Args:
-        name: What it is.
+        name: Description of the quantity.
         values: One per instance, shape ``(instances,)``.
     """
 
@@ -160,13 +160,13 @@ Evidence: TypeAlias = Identity | Bound | Proof | Measurement
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a panel.
+    """A curve of a panel.
 
     Args:
-        label: For the legend; empty for none.
+        label: Label in the legend; empty for none.
         x: Abscissae.
         y: Ordinates, the same shape.
-        role: How it is drawn: what was measured, what bounds it, a reference, or points.
+        role: How it is drawn: as a measurement, a bound, a reference, or points.
     """
 
     label: str
@@ -180,11 +180,11 @@ class Panel:
     """Data of a claim's illustration; :mod:`rishd.report.claim_figures` draws it.
 
     Args:
-        title: Above it.
-        xlabel: Abscissa with its unit.
-        ylabel: Ordinate with its unit.
-        curves: What is drawn.
-        log: Logarithmic axes: "", "x", "y" or "xy".
+        title: Title.
+        xlabel: Label of the x-axis with its unit.
+        ylabel: Label of the y-axis with its unit.
+        curves: The curves.
+        log: Which axes are logarithmic: "", "x", "y" or "xy".
     """
 
     title: str
@@ -195,7 +195,7 @@ class Panel:
 
 
 def tightness(value: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """value/limit; where the limit is not positive, 0 if the value keeps below it and ∞ if not."""
+    """Ratio value/limit; if the limit is not positive, 0 if the value does not exceed it, else ∞."""
     positive = limit > 0
     ratio = np.divide(value, np.where(positive, limit, 1.0))
     ratio = np.where(positive, ratio, np.where(value <= limit, 0.0, np.inf))
@@ -203,7 +203,7 @@ def tightness(value: np.ndarray, limit: np.ndarray) -> np.ndarray:
 
 
 def verdict(evidence: Sequence[Evidence]) -> Verdict:
-    """Refuted if anything fails; not applicable if a trial met no instance; else proved, holds or measured."""
+    """Refuted if anything fails; not applicable if a trial has no valid instance; else proved, holds or measured."""
     if any(not part.holds for part in evidence if not isinstance(part, Measurement)):
         return "refuted"
     if not evidence or any(part.values.size == 0 for part in evidence if not isinstance(part, Proof)):
@@ -214,7 +214,7 @@ def verdict(evidence: Sequence[Evidence]) -> Verdict:
 
 
 def as_dict(part: Evidence) -> dict[str, Any]:
-    """Plain data of a part for JSON; NaN and infinity become ``None``."""
+    """Plain data of one piece of evidence for JSON; NaN and infinity become ``None``."""
     if isinstance(part, Proof):
         return {"kind": "proof", "name": part.name, "holds": part.holds, "residuals": [str(r) for r in part.residuals]}
     values = part.values

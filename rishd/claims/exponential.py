@@ -1,4 +1,4 @@
-"""Claim C15: exponential decay under a Polyak–Łojasiewicz inequality, and the exact solution that tests integrators."""
+"""Claim C15: exponential decay under a Polyak–Łojasiewicz inequality, and an exact solution for testing integrators."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CONFORMAL_BOX: Box = {**_BOX, "swing": Range(-1.0, 1.0), "wave": Range(-1.5, 1.
 
 @dataclass(frozen=True)
 class WigglyResiduals:
-    r"""A nonconvex objective per member that obeys a Polyak–Łojasiewicz inequality, with least value f(0) = 0.
+    r"""A nonconvex objective per member that satisfies a Polyak–Łojasiewicz inequality, with minimum f(0) = 0.
 
     .. math:: f(w) = \tfrac12\|h(Uw)\|^2, \qquad h_i(x) = c_i(x + a_i\sin x), \quad |a_i| < 1
 
@@ -75,7 +75,7 @@ class WigglyResiduals:
         return np.asarray(matvec(np.swapaxes(self.basis, -1, -2), pull))
 
     def constant(self, inverse_metric: np.ndarray) -> np.ndarray:
-        r"""μ of ‖g‖²_{F⁻¹} ≥ 2μf: g is Uᵀh with entries multiplied by slopes of h.
+        r"""Constant μ in ‖g‖²_{F⁻¹} ≥ 2μf; g is Uᵀh with entries multiplied by slopes of h.
 
         .. math:: \mu = \lambda_{\min}(F^{-1}) \min_i c_i^2 (1 - |a_i|)^2
 
@@ -97,10 +97,10 @@ def exponential_rate(rng: np.random.Generator, instances: int) -> Sequence[Evide
     And :math:`\gamma = \alpha\beta + \dot\beta` with :math:`v(0) = 0` makes RISHD the flow
     :math:`\dot w = -\beta\operatorname{grad} f` exactly.
 
-    Hypotheses: any metric with :math:`R`; for the rate constant :math:`\eta`, :math:`\alpha > 0` and
+    Hypotheses: any metric with :math:`R`; for the rate, constant :math:`\eta`, :math:`\alpha > 0` and
     :math:`\beta \ge 0`, and the inequality with :math:`\mu > 0` along the solution.
 
-    Proof: docs/theory, claim C15; symbolic: what the energy's rate leaves over.
+    Proof: docs/theory, claim C15; symbolic: the remainder of the energy's rate.
 
     Check: nonconvex f = ½‖h(Uw)‖² with monotone wiggly h, constant and conformal metrics, by DOP853: ρt over the
     measured exponent log((E(0) − f*)/(E(t) − f*)), the largest over all save times. The exact solution on quadratics
@@ -150,7 +150,7 @@ def _system(parameters: Parameters) -> tuple[RISHD, np.ndarray]:
     metric: Metric = ConstantMetric(matrix)
     if "swing" in parameters:
         metric = ConformalMetric(matrix, parameters["swing"], parameters["wave"])
-        mu = mu * np.exp(-np.abs(parameters["swing"]))  # F is at most this much larger
+        mu = mu * np.exp(-np.abs(parameters["swing"]))  # F is larger by at most this factor
     system = RISHD.from_optimizer(
         objective, metric, alpha=parameters["alpha"], eta=parameters["eta"], beta=parameters["beta"]
     )
@@ -183,7 +183,7 @@ def _oracle(rng: np.random.Generator, instances: int) -> list[Evidence]:
 
 
 def _curved_oracle(rng: np.random.Generator, instances: int) -> list[Evidence]:
-    """The exact solution where F depends on w and β on t, against gradient flow of a solver of its own."""
+    """The exact solution with F(w) and β(t), against gradient flow solved separately."""
     p, span = 2, 3.0
     objective, metric = rippled_quadratics(rng, instances, p), curved_metric(rng, instances, p)
     alpha, level, swing, pace = (rng.uniform(low, 1.0, instances) for low in (0.1, 0.3, 0.0, 0.2))
@@ -221,7 +221,7 @@ def _curved_oracle(rng: np.random.Generator, instances: int) -> list[Evidence]:
 
 
 def _panel() -> Panel:
-    """Energies of one objective for three β, with their bounds."""
+    """Plot of one objective's energies for three β, with their bounds."""
     beta = np.array([0.25, 1.0, 4.0])
     n = len(beta)
     parameters = {

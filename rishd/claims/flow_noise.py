@@ -1,4 +1,4 @@
-"""Claim C20: the stationary noise of the flow on a quadratic, and what the update rule adds to it."""
+"""Claim C20: the stationary noise of the flow on a quadratic, and the noise that the update rule adds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rishd.claims.evidence import Attained, Curve, Evidence, Identity, Measureme
 from rishd.claims.trial import Inequality, Parameters, Range, draw, try_bounds
 from toy_landscapes import Quadratic
 
-_CHAINS, _STEP, _STEPS = 32, 0.125, 120  # members of each instance's ensemble, and its time: 15 units
-_SLOWEST = 0.5  # rate at which the slowest mode of an ensemble's instance forgets: to 1e−6 in the variance
-_FALSE_ALARM = 1e-6  # probability that a right formula fails the check by ensembles
+_CHAINS, _STEP, _STEPS = 32, 0.125, 120  # members of each instance's ensemble, and its duration: 15 units of time
+_SLOWEST = 0.5  # smallest decay rate of an ensemble's slowest mode, which forgets its start to 1e−6 in the variance
+_FALSE_ALARM = 1e-6  # probability that a correct formula fails the ensemble check
 _BOX = {"alpha": Range(1e-3, 1.0, log=True), "beta": Range(0.0, 8.0), "share": Range(1e-4, 0.999)}
 
 
 @register_claim("C20", "stationary noise of the flow", seconds=4)
 def flow_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Stationary covariance and loss floor of a mode of the flow with gradient noise, beside those of the update rule.
+    r"""Stationary covariance and loss floor of a flow mode with gradient noise, compared with the update rule's.
 
     Statement: the gradient :math:`\lambda w + \sigma\,\mathrm dB/\mathrm dt`, i.e. the stochastic differential equation
 
@@ -39,7 +39,7 @@ def flow_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
 
     .. math:: \sigma^2\eta a\,\frac{1 + \alpha\beta + \beta^2\kappa}{4(\alpha + \beta\kappa)} .
 
-    The floor of the update rule (C10) is the same at :math:`\kappa \to 0`, and parts from it at the stability limit
+    The floor of the update rule (C10) has the same limit for :math:`\kappa \to 0`, and diverges at the stability limit
     :math:`\kappa_*` of C6: for :math:`\beta \ge 0`
 
     .. math::
@@ -53,14 +53,14 @@ def flow_noise(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
 
     Proof: docs/theory, claim C20; symbolic: the closed form solves the Lyapunov equation, and both bounds.
 
-    Check: SciPy's solution of the Lyapunov equation; ensembles of 32 members an instance by the scheme ``ubu``, whose
-    variances are compared with the closed form by the χ² law, each and all together (a right formula fails with
-    probability 1e−6); the bounds on random instances, and an adversary.
+    Check: SciPy's solution of the Lyapunov equation; ensembles of 32 members per instance by the scheme ``ubu``, whose
+    variances are compared with the closed form by a χ² test, each instance and all together (a correct formula fails
+    with probability 1e−6); the bounds on random instances, and an adversary.
 
-    Sharpness: the lower bound is an equality at :math:`\beta = 0`, the upper one at :math:`\alpha = 1`.
+    Sharpness: the lower bound is an equality at :math:`\beta = 0`, the upper bound at :math:`\alpha = 1`.
 
-    Finding: steps of h = 1 add noise, and never take any, for every :math:`\beta \ge 0`. The bracket stays below
-    :math:`1 + \frac{3}{4}\sqrt{\kappa} < \frac{5}{2}`, so that :math:`1/(1 - \kappa/\kappa_*)` is what parts the
+    Finding: for every :math:`\beta \ge 0`, steps of h = 1 add noise and never remove any. The bracket stays below
+    :math:`1 + \frac{3}{4}\sqrt{\kappa} < \frac{5}{2}`, so :math:`1/(1 - \kappa/\kappa_*)` dominates the ratio of the
     floors.
 
     Source: derived in docs/theory.
@@ -123,7 +123,7 @@ def _attained(rng: np.random.Generator, instances: int) -> list[Attained]:
 def _ensembles(rng: np.random.Generator, instances: int) -> Identity:
     alpha, beta = rng.uniform(0.5, 1.5, (20, instances)), rng.uniform(0.0, 2.0, (20, instances))
     kappa = rng.uniform(0.1, 1.0, (20, instances))
-    first = (_slowest(kappa, alpha, beta) >= _SLOWEST).argmax(0)  # the first draw that forgets its start in time
+    first = (_slowest(kappa, alpha, beta) >= _SLOWEST).argmax(0)  # first draw whose modes forget their start in time
     kappa, alpha, beta = (x[first, np.arange(instances)] for x in (kappa, alpha, beta))
     variance = flow_covariance(kappa, alpha, beta)[..., 0, 0] * kappa**2  # λ = σ = 1: κ = ηa
     squares = (_ends(rng, kappa, alpha, beta) ** 2).sum(0) / variance
@@ -146,7 +146,7 @@ def _slowest(kappa: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarr
 
 
 def _ends(rng: np.random.Generator, kappa: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """w at the end of an ensemble's paths from 0, shape ``(chains, instances)``; λ = σ = 1."""
+    """Final w of an ensemble's paths that start at 0, shape ``(chains, instances)``; λ = σ = 1."""
     system = RISHD.from_optimizer(Quadratic([1.0]), alpha=alpha, beta=beta, eta=kappa)
     noise = GradientNoise(factor=1.0, seed=int(rng.integers(2**63)))
     start = np.zeros((_CHAINS, len(kappa), 1))
@@ -156,7 +156,7 @@ def _ends(rng: np.random.Generator, kappa: np.ndarray, alpha: np.ndarray, beta: 
 
 
 def _panel(rng: np.random.Generator) -> Panel:
-    """The floors of flow and rule against κ at α = 0.5, with ensembles of the flow."""
+    """Plot of the floors of flow and rule against κ at α = 0.5, with ensembles of the flow."""
     curves, alpha = [], 0.5
     for beta in (0.0, 1.0, 4.0):
         kappa = np.geomspace(1e-3, 0.999 * stable_limit(alpha, beta), 300)

@@ -1,4 +1,4 @@
-"""Solving flows of trials to near rounding, and integrals along them."""
+"""Solve flows of trials nearly to rounding, and integrate along them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def solve(
     t0: float = 0.0,
     rtol: float = 1e-10,
 ) -> Trajectory:
-    """The trajectory by DOP853, whole and finite.
+    """The complete, finite trajectory by DOP853.
 
     Args:
         system: The flow.
         w0: Starts, shape ``(n, p)``.
-        m0: Momenta, zero by default.
-        phases: Span and number of save points of each part: closely at first, where fast modes decay, then widely.
+        m0: Momenta; zero by default.
+        phases: Span and number of save points of each part: dense at first, where fast modes decay, then sparse.
         t0: Start time.
         rtol: Relative tolerance of a step; the absolute one is a hundredth of it.
     """
@@ -38,7 +38,7 @@ def solve(
         part = simulate(system, w0, m0, integrator=scheme, h=span / saves, steps=saves, t0=t0, progress=False).checked()
         w0, m0, t0 = part.w[-1], part.m[-1], float(part.times[-1])
         parts.append(part)
-    first = [slice(None), *[slice(1, None)] * (len(parts) - 1)]  # a phase begins where the one before it ended
+    first = [slice(None), *[slice(1, None)] * (len(parts) - 1)]  # a phase begins where the previous one ended
     times, w, m = (
         np.concatenate([getattr(part, name)[keep] for part, keep in zip(parts, first, strict=True)])
         for name in ("times", "w", "m")
@@ -51,7 +51,7 @@ def time_integral(times: np.ndarray, values: np.ndarray) -> np.ndarray:
 
     Args:
         times: Shape ``(saves,)``.
-        values: Integrand at them, shape ``(saves, …)``.
+        values: Integrand at these times, shape ``(saves, …)``.
     """
     spline: Any = make_interp_spline(times, values, k=5, axis=0)
     primitive = spline.antiderivative()
@@ -61,19 +61,19 @@ def time_integral(times: np.ndarray, values: np.ndarray) -> np.ndarray:
 def decay_tightness(
     elapsed: np.ndarray, values: np.ndarray, rate: np.ndarray, start: np.ndarray | None = None
 ) -> np.ndarray:
-    r"""How much of a decay :math:`v(t) \le v_0e^{-\rho t}` is guaranteed: ρt/log(v₀/v(t)), at the worst time.
+    r"""Tightness of a decay bound :math:`v(t) \le v_0e^{-\rho t}`: ρt/log(v₀/v(t)) at the worst time.
 
-    It is at most 1 exactly where the bound holds at every save time after the first with ρt ≤ 27; from there on the
-    bound lies in the rounding of v₀.
+    It is at most 1 exactly if the bound holds at every save time after the first with ρt ≤ 27; at later times the bound
+    lies within the rounding of v₀.
 
     Args:
-        elapsed: t, shape ``(saves,)``, 0 first; or steps.
+        elapsed: t, shape ``(saves,)``, starting at 0; or step numbers.
         values: v ≥ 0, shape ``(saves, n)``.
         rate: ρ ≥ 0, shape ``(n,)``.
         start: v₀, shape ``(n,)``; the first value by default.
 
     Returns:
-        Shape ``(n,)``; ∞ where v exceeds v₀ although ρ > 0.
+        Shape ``(n,)``; ∞ if v exceeds v₀ although ρ > 0.
     """
     start = values[0] if start is None else start
     promised = rate * elapsed[1:, None]

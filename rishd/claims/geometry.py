@@ -1,4 +1,4 @@
-"""Random constant metrics with LITE's split, and how an update rule or a flow runs on them."""
+"""Random constant metrics with LITE's split, and update rules and flows on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rishd.claims.trial import Box, Parameters, Range
 
 
 class Step(NamedTuple):
-    """One step of an update rule: w_k, m_{k−1}, g_k, then w_{k+1} and m_k, each of shape ``(n, p)``."""
+    """One step of an update rule: w_k, m_{k−1} and g_k before, w_{k+1} and m_k after it, each of shape ``(n, p)``."""
 
     w: np.ndarray
     m: np.ndarray
@@ -33,7 +33,7 @@ class SplitGeometry:
     .. math:: A = F^{-1}(P + \chi Q), \qquad B = \beta_1P + \beta_2Q
 
     Args:
-        basis: Orthogonal U, its first ``sharp_rank`` columns sharp, shape ``(n, p, p)``.
+        basis: Orthogonal U whose first ``sharp_rank`` columns are sharp, shape ``(n, p, p)``.
         metric_eigenvalues: Eigenvalues of F along U's columns, shape ``(n, p)``.
         sharp_rank: d_s.
         chi: χ, shape ``(n,)``.
@@ -79,7 +79,7 @@ class SplitGeometry:
         return np.stack([self.beta_sharp, self.beta_flat], axis=-1)
 
     def spread(self, blocks: np.ndarray) -> np.ndarray:
-        """One value a block, shape ``(n, 2)``, as one a column of the basis, shape ``(n, p)``."""
+        """Expand one value per block, shape ``(n, 2)``, to one per column of the basis, shape ``(n, p)``."""
         return np.where(self.is_sharp, blocks[:, :1], blocks[:, 1:])
 
     @property
@@ -92,7 +92,7 @@ class SplitGeometry:
         return from_spectrum(self.basis, eigenvalues)
 
     def form(self, x: np.ndarray, eigenvalues: np.ndarray) -> np.ndarray:
-        """xᵀMx of such a matrix, shape ``(…, n)``."""
+        """xᵀMx for such a matrix, shape ``(…, n)``."""
         return np.asarray((eigenvalues * matvec(np.swapaxes(self.basis, -1, -2), x) ** 2).sum(-1))
 
     def flow(self, objective: Objective, *, alpha: np.ndarray, eta: np.ndarray) -> RISHD:
@@ -137,7 +137,7 @@ class SplitGeometry:
         eta: np.ndarray,
         steps: int,
     ) -> Iterator[Step]:
-        """Steps of the update rule on an objective, from rest by default."""
+        """Run the update rule on an objective, from rest by default."""
         m = np.zeros_like(w) if m is None else m
         for _ in range(steps):
             g = objective.gradient(w)
@@ -149,7 +149,7 @@ class SplitGeometry:
 def geometry_box(
     p: int, *, beta_sharp: tuple[float, float] = (0.0, 2.0), beta_gap: tuple[float, float] = (0.0, 3.0)
 ) -> Box:
-    """Ranges for :func:`split_geometry`: rotations, metrics of condition number up to 4, χ up to 6.
+    """Parameter ranges for :func:`split_geometry`: rotations, metrics with condition numbers up to 4, χ up to 6.
 
     Args:
         p: Dimension.

@@ -27,8 +27,8 @@ from rishd.claims.instances import (
 )
 from rishd.claims.trial import Box, Inequality, Parameters, Range, draw, try_bounds
 
-_PHASES = ((0.5, 56), (3.5, 384))  # spans and save points: close enough for the spline where a metric changes fast
-_CLOSE_PHASES = ((0.5, 112), (3.5, 768))  # and for C7's tolerance, a thousandth of the others'
+_PHASES = ((0.5, 56), (3.5, 384))  # spans and save points: dense enough for the spline where a metric changes fast
+_CLOSE_PHASES = ((0.5, 112), (3.5, 768))  # dense enough for C7's tolerance, a thousandth of the others'
 _CONFORMAL_BOX: Box = {
     "axes": Range(-2.0, 2.0),
     "spectrum": Range(0.05, 3.0, 2, log=True),
@@ -42,7 +42,7 @@ _CONFORMAL_BOX: Box = {
     "alpha": Range(0.1, 1.5),
     "beta": Range(0.0, 1.0),
     "eta": Range(0.2, 1.0),
-    "decay": Range(-0.03, 0.25),  # of η; negative ones grow
+    "decay": Range(-0.03, 0.25),  # decay rates of η; negative rates grow
 }
 
 
@@ -136,14 +136,14 @@ def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
     .. math:: \dot E = -\eta\alpha\lVert m\rVert^2 - \eta\beta\lVert g\rVert^2 + \frac{\dot\eta}{2}\lVert m\rVert^2 .
 
-    Hypotheses: any metric, :math:`R` included; no convexity.
+    Hypotheses: any metric, with :math:`R`; no convexity.
 
     Proof: docs/theory, claim C2; symbolic in dimensions 2 and 3 from jets.
 
     Check: random metrics, objectives and coefficients, η decaying, integrated by DOP853: :math:`E(t) - E(0)` against
     its integrated rate, relative to :math:`\lvert E(0)\rvert` and the energy dissipated.
 
-    Finding: with :math:`R` dropped, as every optimizer does, the balance does not close; the evidence has by how much.
+    Finding: without :math:`R`, which every optimizer drops, the balance does not close; the evidence shows by how much.
 
     Source: derived in docs/theory.
     """
@@ -175,14 +175,15 @@ def integral_bound(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
        \int_0^\infty \eta\left(\alpha\lVert m\rVert^2 + \beta\lVert g\rVert^2\right) dt
        \le f(w_0) - \inf f + \frac{\eta_0}{2}\lVert m_0\rVert^2 .
 
-    Hypotheses: :math:`\beta \ge 0`, :math:`\dot\eta \le 0`, :math:`\inf f > -\infty`; any metric, :math:`R` included.
+    Hypotheses: :math:`\beta \ge 0`, :math:`\dot\eta \le 0`, :math:`\inf f > -\infty`; any metric, with :math:`R`.
 
     Proof: integrate C2 and drop :math:`\frac{\dot\eta}{2}\lVert m\rVert^2 \le 0` and :math:`E(T) \ge \inf f`.
 
-    Check: the random trajectories of C2, and conformal metrics φ(w)M, which are cheap enough for an adversary; inf f is
-    0 there. One instance in nine has a growing η: there the claim is not applicable.
+    Check: the random trajectories of C2, and conformal metrics φ(w)M, which are cheap enough for an adversary; their
+    inf f is 0. One instance in nine has a growing η, for which the claim is not applicable.
 
-    Sharpness: at constant :math:`\eta` every flow that ends in a minimum attains it; here quadratics, exactly.
+    Sharpness: at constant :math:`\eta` every flow that ends in a minimum attains the bound; quadratics are checked
+    exactly.
 
     Source: derived in docs/theory.
     """
@@ -208,13 +209,13 @@ def shadow_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     .. math:: z_{k+1} = z_k - \eta A\left(B + \frac{1}{\alpha}\right)g_k .
 
     With steps of size :math:`h`, :math:`m_k = m_{k-1} + h(-\alpha m_{k-1} + g_k)` and
-    :math:`w_{k+1} = w_k - h\eta A(m_k + Bg_k)`, the same holds for
-    :math:`z_k = w_k - \frac{\eta(1 - \alpha h)}{\alpha}Am_{k-1}` and :math:`h\eta` in place of :math:`\eta`.
+    :math:`w_{k+1} = w_k - h\eta A(m_k + Bg_k)`, the same holds with
+    :math:`z_k = w_k - \frac{\eta(1 - \alpha h)}{\alpha}Am_{k-1}` and :math:`h\eta` instead of :math:`\eta`.
 
     Hypotheses: :math:`A`, :math:`B` and :math:`\eta` constant; any :math:`f` or sequence :math:`g_k`. LITE's
     :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q` commute, which is not needed.
 
-    Proof: docs/theory, claim C7; symbolic in one block, which commuting reduces to.
+    Proof: docs/theory, claim C7; symbolic in one block, to which commuting reduces the problem.
 
     Check: random metrics and splits with a common eigenbasis, nonconvex f in another basis: the flow by DOP853, the
     update rule over 50 steps. Random matrices A and B that neither commute nor are symmetric, random g_k and h: 50

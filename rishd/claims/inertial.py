@@ -1,4 +1,4 @@
-"""Claims C16a and C16d: published rates of inertial flows on strongly convex objectives, and better ones."""
+"""Claims C16a and C16d: published rates of inertial flows on strongly convex objectives, and better rates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STRONG_BOX: Box = {
 
 @register_claim("C16a", "strongly convex flow (Attouch et al.)", seconds=4)
 def strongly_convex_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Attouch, Chbani, Fadili and Riahi: strongly convex f with Hessian damping; and a faster rate from their energy.
+    r"""The rate of Attouch, Chbani, Fadili and Riahi for strongly convex f, and a faster rate from their energy.
 
     Statement: for :math:`0 \le \beta \le \frac{1}{2\sqrt\mu}` the flow
 
@@ -39,7 +39,7 @@ def strongly_convex_flow(rng: np.random.Generator, instances: int) -> Sequence[E
     .. math:: E = f - f_* + \frac{1}{2}\lVert\sqrt\mu(x - x_*) + \dot x + \beta\nabla f\rVert^2 .
 
     The same :math:`E` decays like :math:`e^{-r\sqrt\mu\,t}` with :math:`r` from 1 (:math:`\beta = 0`) to 0.63
-    (:math:`\beta\sqrt\mu = \frac{1}{2}`), and positive as far as :math:`\beta\sqrt\mu < 3`.
+    (:math:`\beta\sqrt\mu = \frac{1}{2}`), and positive if :math:`\beta\sqrt\mu < 3`.
 
     Hypotheses: :math:`f` μ-strongly convex; any start and velocity.
 
@@ -70,7 +70,7 @@ def strongly_convex_flow(rng: np.random.Generator, instances: int) -> Sequence[E
 
 @register_claim("C16d", "high-resolution flow (Shi et al.)", seconds=4)
 def high_resolution_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Shi, Du, Jordan and Su: the high-resolution ODE of Nesterov's method, strongly convex f; and a faster rate.
+    r"""The rate of Shi, Du, Jordan and Su for the high-resolution ODE of Nesterov's method, and a faster rate.
 
     Statement: with :math:`\gamma = 1 + \sqrt{\mu s}`, :math:`0 < s \le \frac{1}{L}` and
     :math:`\dot x(0) = -\frac{2\sqrt s}{\gamma}\nabla f(x_0)`, the flow
@@ -90,13 +90,14 @@ def high_resolution_flow(rng: np.random.Generator, instances: int) -> Sequence[E
 
     Hypotheses: :math:`f` μ-strongly convex, for the first bound also L-smooth.
 
-    Proof: docs/theory, claim C16; symbolic: Ė + rE and the form that bounds it. The first bound is only tried.
+    Proof: docs/theory, claim C16; symbolic: Ė + rE and the form that bounds it. The first bound is only tested.
 
     Check: as in C16a, with the exponents of both bounds; the better one also from any velocity, for sL up to 100.
 
     Sharpness: as in C16a, no instance is known that attains the better rate for all :math:`t`.
 
-    Finding: the published rate ¼ is loose; the same flow has :math:`r \ge \frac{2}{3}`, and needs no smoothness for it.
+    Finding: the published rate ¼ is loose; the same flow has :math:`r \ge \frac{2}{3}` without any smoothness
+    assumption.
 
     Source: arXiv:1810.08907 (the rate ¼); the rate r is derived in docs/theory.
     """
@@ -158,7 +159,7 @@ def _strong_bounds(parameters: Parameters, gamma: Literal["one", "corrected"]) -
 def _better_beyond(
     gamma: Literal["one", "corrected"], where: str, box: Box, rng: np.random.Generator, instances: int
 ) -> list[Bound]:
-    """The better rate where the published one is not stated."""
+    """The better rate outside the range of the published one."""
     return try_bounds(
         lambda x: {f"{_BETTER}, {where}": _strong_bounds(x, gamma)[_BETTER]}, box, rng, instances, slack=1e-6
     )
@@ -167,7 +168,7 @@ def _better_beyond(
 def _strong_flow(
     objective: ConvexRidges, x0: np.ndarray, velocity: np.ndarray, beta: np.ndarray, gamma: np.ndarray
 ) -> tuple[Trajectory, np.ndarray]:
-    """The flow with α = 2√μ, and √μ(x − x*) + ẋ + β∇f along it."""
+    """The flow with α = 2√μ, and √μ(x − x*) + ẋ + β∇f along the flow."""
     root = np.sqrt(objective.strength)
     system = RISHD.from_coefficients(objective, alpha=2.0 * root, beta=beta, gamma=gamma)
     v0 = velocity + beta[:, None] * objective.gradient(x0)

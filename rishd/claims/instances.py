@@ -1,4 +1,4 @@
-"""Random instances that the claims are tried on: objectives, metrics and coefficients, one per ensemble member."""
+"""Random instances for testing claims: objectives, metrics and coefficients, one per ensemble member."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from riemannian_ode.varying_metric import StateDependentMetric
 
 @dataclass(frozen=True)
 class RippledQuadratic:
-    r"""A nonconvex objective per member with least value f(0) = 0.
+    r"""A nonconvex objective per member with minimum f(0) = 0.
 
     .. math:: f(w) = \tfrac12 w^\top H w + \sum_i c_i(1 - \cos w_i)
 
@@ -68,7 +68,7 @@ def curved_metric(rng: np.random.Generator, n: int, p: int) -> StateDependentMet
 
 
 class ConformalMetric(Metric):
-    r"""A constant matrix stretched from place to place, with its correction in closed form.
+    r"""A constant matrix with a position-dependent scale, with its correction in closed form.
 
     .. math:: F(w) = e^{a\sin(c^\top w)}M, \qquad
         R = \tfrac12\left[(u\cdot v)\,m - (u\cdot n)\,Fv + (v\cdot m)\,u\right], \quad u = a\cos(c^\top w)\,c
@@ -110,7 +110,7 @@ def random_bases(rng: np.random.Generator, n: int, p: int) -> np.ndarray:
 
 
 def rotations(entries: np.ndarray, p: int) -> np.ndarray:
-    """(I − S)⁻¹(I + S) of the skew matrices S with these entries: rotations that vary smoothly (Cayley).
+    """Rotations (I − S)⁻¹(I + S) from skew matrices S with these entries, which vary smoothly (Cayley).
 
     Args:
         entries: Upper triangle of S, shape ``(n, p(p−1)/2)``.
@@ -129,6 +129,6 @@ def from_spectrum(basis: np.ndarray, eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def relative(difference: np.ndarray, *terms: np.ndarray) -> np.ndarray:
-    """‖difference‖ over the sum of the terms' norms, along the last axis: 1e−16 is rounding, 1 is plainly wrong."""
+    """‖difference‖ over the sum of the terms' norms, along the last axis: 1e−16 is rounding, 1 is clearly wrong."""
     scale = sum(np.linalg.norm(term, axis=-1) for term in terms)
     return np.asarray(np.linalg.norm(difference, axis=-1) / np.maximum(scale, np.finfo(np.float64).tiny))

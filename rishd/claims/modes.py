@@ -1,4 +1,4 @@
-"""Claims C5 and C6: modes of a quadratic, of the flow and of the update rule."""
+"""Claims C5 and C6: modes of a quadratic under the flow and under the update rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STABILITY_BOX: Box = {"alpha": Range(0.01, 1.0), "beta": Range(-0.95, 5.0)}
 
 @register_claim("C5", "modes of a quadratic")
 def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
-    r"""Modes of the flow on a quadratic.
+    r"""Modes of the flow on a quadratic and their rates.
 
     Statement: each eigen-direction, with :math:`\kappa = \eta\lambda a`, has the characteristic equation
 
@@ -36,8 +36,8 @@ def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
 
     Proof: docs/theory, claim C5; symbolic.
 
-    Check: the Jacobian of this package's right-hand side on random quadratics (saddles too) with metric and split in
-    the same basis: trace and determinant of every mode's 2×2 block against the polynomial.
+    Check: the Jacobian of this package's right-hand side on random quadratics (including saddles) with metric and split
+    in the same basis; trace and determinant of every mode's 2×2 block against the polynomial.
 
     Source: derived in docs/theory.
     """
@@ -120,7 +120,7 @@ def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evi
 
     .. math:: 0 < \kappa < \frac{2(2 - \alpha)}{1 + \beta(2 - \alpha)}
 
-    (no upper limit where the denominator is not positive) and, for :math:`\beta < 0`, also
+    (no upper limit if the denominator is not positive) and, for :math:`\beta < 0`, also
     :math:`\kappa < \frac{\alpha}{(1 - \alpha)\lvert\beta\rvert}`.
 
     Hypotheses: :math:`0 < \alpha \le 1`, :math:`\beta > -1/\alpha`.
@@ -149,7 +149,7 @@ def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evi
 
 
 def _damping(parameters: Parameters) -> np.ndarray:
-    """β over its whole range: the negative numbers of the box are shares of the most negative one, −1/α."""
+    """β over its whole range; negative numbers of the box are fractions of the most negative value, −1/α."""
     beta = parameters["beta"]
     return np.where(beta < 0, beta / parameters["alpha"], beta)
 
@@ -177,7 +177,7 @@ def _attained(parameters: Parameters) -> Attained:
 
 
 def _radius(kappa: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """Spectral radius of the update rule's own step on one mode."""
+    """Spectral radius of the update rule's step on one mode."""
     columns = []
     for w, m in ((1.0, 0.0), (0.0, 1.0)):
         new_w, new_m = lite_step(

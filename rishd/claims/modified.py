@@ -1,4 +1,4 @@
-"""Claims C22 and C22b: the modified equation of the update rule and of other schemes, and what it minimises."""
+"""Claims C22 and C22b: modified equations of the update rule and other schemes, and the objective they minimise."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel,
 from rishd.claims.flows import solve
 from rishd.claims.instances import RippledQuadratic, from_spectrum, random_bases, rippled_quadratics
 
-State: TypeAlias = tuple[np.ndarray, np.ndarray]  # w and m
+State: TypeAlias = tuple[np.ndarray, np.ndarray]  # dimensions of w and m
 
 _P, _SHARP = 3, 1
-_STEPS = (0.02, 0.01, 0.005, 0.0025)  # h of the extrapolation
-_TIME, _COARSE = 1.0, 128  # of the orders: span, and steps of the longer h
+_STEPS = (0.02, 0.01, 0.005, 0.0025)  # step sizes of the extrapolation
+_TIME, _COARSE = 1.0, 128  # for measuring orders: span, and number of steps of the larger h
 _OPTIMIZER = "semi-implicit-euler"
 
 
@@ -98,7 +98,7 @@ def draw_instances(rng: np.random.Generator, n: int) -> Instances:
 
     Args:
         rng: Random generator.
-        n: How many.
+        n: Number of instances.
     """
     beta = rng.uniform(-0.5, 1.5, n)
     settings = {
@@ -121,13 +121,13 @@ def draw_instances(rng: np.random.Generator, n: int) -> Instances:
 
 @register_claim("C22", "modified equation", seconds=10)
 def modified_equation(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""The flow that the update rule follows up to the square of its step.
+    r"""The flow that the update rule follows up to second order in its step size.
 
-    Statement: the semi-implicit Euler map with step h is the flow of
+    Statement: the semi-implicit Euler map with step size h is the flow of
 
     .. math:: \dot w = -\eta A(m + Bg) + hW_1, \qquad \dot m = -\alpha m + g + hM_1
 
-    up to :math:`O(h^3)` in a step and :math:`O(h^2)` in a given time, with
+    up to :math:`O(h^3)` per step and :math:`O(h^2)` over a fixed time, with
 
     .. math::
 
@@ -179,15 +179,15 @@ def modified_equation(rng: np.random.Generator, instances: int) -> Sequence[Evid
 
 @register_claim("C22b", "what the update rule minimises", seconds=6)
 def penalised_objective(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""What h = 1 adds to the flow: a penalty on the gradient, by the Hessian damping.
+    r"""With Hessian damping, the step h = 1 adds a penalty on the gradient to the objective.
 
-    Statement: at :math:`\tilde w = w + \frac{h\eta}2Am`, half a drift earlier, the update rule with step h follows
-    up to :math:`O(h^2)` RISHD with the same :math:`\eta, A, B`, with :math:`\alpha(1 + \frac{h\alpha}2)` and the gain
-    :math:`1 + \frac{h\alpha}2`, on
+    Statement: at :math:`\tilde w = w + \frac{h\eta}2Am`, half a drift earlier, the update rule with step size h
+    follows, up to :math:`O(h^2)`, RISHD with the same :math:`\eta, A, B`, with damping
+    :math:`\alpha(1 + \frac{h\alpha}2)` and gain :math:`1 + \frac{h\alpha}2`, on
 
     .. math:: \tilde f = f + \frac{h\eta}4\,g^\top ABg .
 
-    Without Hessian damping there is no penalty at this order. LITE's is
+    Without Hessian damping there is no penalty at this order. LITE's penalty is
     :math:`\frac{h\eta}4(\beta_1\lVert Pg\rVert^2 + \chi\beta_2\lVert Qg\rVert^2)` in the norm of :math:`F^{-1}`. A
     mode's damping and stiffness become
     :math:`\alpha + \beta\kappa + \frac h2(\alpha^2 + \beta^2\kappa^2)` and
@@ -199,11 +199,11 @@ def penalised_objective(rng: np.random.Generator, instances: int) -> Sequence[Ev
     Proof: docs/theory, claim C22; symbolic.
 
     Check: the order of the distance after a fixed time between the update rule, read half a drift earlier, and this
-    package's flow on the penalised objective, on random nonquadratic :math:`f` with metric and split; the same without
-    the penalty must stay of order 1.
+    package's flow on the penalised objective, on random nonquadratic :math:`f` with metric and split; without the
+    penalty the order must stay 1.
 
-    Finding: heavy ball at h = 1 differs from its flow only at second order, once it is read half a drift earlier and
-    its damping is α(1 + α/2). With Hessian damping a difference of first order is left, the penalty.
+    Finding: heavy ball at h = 1 differs from its flow only at second order if it is read half a drift earlier and its
+    damping is α(1 + α/2). With Hessian damping a first-order difference remains: the penalty.
 
     Source: derived in docs/theory; the penalty of gradient descent is Barrett and Dherin's, arXiv:2009.11162.
     """
@@ -237,7 +237,7 @@ def extrapolated(values: Sequence[np.ndarray]) -> np.ndarray:
     """Limit of values at h, h/2, h/4, … as h → 0, by Richardson's table.
 
     Args:
-        values: At each h.
+        values: Values at each h.
     """
     table = list(values)
     for order in range(1, len(table)):
@@ -250,7 +250,7 @@ def orders(
     stepped: Callable[[float, int], State],
     end: Callable[[float], State],
 ) -> np.ndarray:
-    """Order in h, per instance, of the distance between steps and a flow after the same time.
+    """Order in h of each instance's distance between steps and a flow after the same time.
 
     Args:
         stepped: (h, number of steps) ↦ (w, m).
@@ -285,7 +285,7 @@ def flow_end(system: RISHD, drawn: Instances, *, w: np.ndarray | None = None) ->
 
 
 def distance_panel() -> Panel:
-    """Distance of the update rule from three flows against h, one instance."""
+    """Plot of the update rule's distance from three flows against h, for one instance."""
     drawn = draw_instances(np.random.default_rng(3), 1)
     rule = drawn.rule
     steps = 2 ** np.arange(1, 9)

@@ -1,4 +1,4 @@
-"""Claim C19: the energy of flows whose metric is made of averages of past gradients."""
+"""Claim C19: the energy of flows whose metric consists of averages of past gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHAPE = (3, 2)
 _P = 6
 _THETA2 = 0.9
 _RATE2 = 1.0 - _THETA2  # α₂
-_TINY = 1e-12  # ε that does not matter
+_TINY = 1e-12  # ε so small that it does not matter
 _MASK = CoordinateMask(sharp_fraction=0.3)
 _METRICS: dict[str, Preconditioner] = {
     "Adam, RMSprop": SecondMoment(beta2=_THETA2, eps=1e-3),
@@ -38,12 +38,12 @@ _BOX: Box = {
     "right": Range(-1.0, 1.0, 4),
     "m": Range(-1.0, 1.0, _P),
     "g": Range(-1.0, 1.0, _P),
-    "size": Range(1e-3, 1.0, log=True),  # of g
+    "size": Range(1e-3, 1.0, log=True),  # scale of g
     "mass": Range(0.05, 1.0),
     "alpha": Range(0.01, 1.0, log=True),
     "eta": Range(0.01, 1.0, log=True),
-    "time": Range(0.01, 10.0, log=True),  # in units of 1/α
-    "ratio": Range(0.05, 4.0),  # α₂/α
+    "time": Range(0.01, 10.0, log=True),  # time in units of 1/α
+    "ratio": Range(0.05, 4.0),  # values of α₂/α
     "chi": Range(1.0, 6.0),
 }
 
@@ -53,7 +53,7 @@ def moment_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence
     r"""Adam, Shampoo and SOAP lose energy if their metric forgets at most four times as fast as their momentum.
 
     Statement: let F be the metric of averages at rate :math:`\alpha_2 = 1 - \theta_2`, and :math:`c_1`, :math:`c_2` the
-    masses by which bias is corrected (else 1). :math:`E = cf + \frac{\eta}{2c_1}\lVert m\rVert^2_{F^{-1}}` obeys
+    masses of bias correction (1 without it). :math:`E = cf + \frac{\eta}{2c_1}\lVert m\rVert^2_{F^{-1}}` obeys
 
     .. math::
 
@@ -61,10 +61,10 @@ def moment_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence
        + \tfrac12 m^\top F^{-1}\dot FF^{-1}m + \frac{\alpha(1 - c_1)}{2c_1}\lVert m\rVert^2\right], \qquad
        -\tfrac12 m^\top F^{-1}\dot FF^{-1}m \le \frac{\alpha_2}{4c_2}\lVert m\rVert^2
 
-    (norms of :math:`F^{-1}`). So E falls if :math:`\alpha_2 \le 4\alpha`: without corrections, and with both of Adam's
-    at all times. If only v is corrected it may rise until :math:`-\ln(1 - \alpha_2/4\alpha)/\alpha_2`. With LITE's mask
-    by v at given thresholds, :math:`\frac{\alpha_2}{4}` becomes
-    :math:`\frac{\alpha_2}{4} + \frac{e\alpha_2\bar s}{2\bar v}`, where e is the mask's elasticity and
+    (norms of :math:`F^{-1}`). So E falls if :math:`\alpha_2 \le 4\alpha`, without bias correction, and at all times
+    with both of Adam's corrections. If only v is corrected, E may rise until
+    :math:`-\ln(1 - \alpha_2/4\alpha)/\alpha_2`. With LITE's mask by v at fixed thresholds, :math:`\frac{\alpha_2}{4}`
+    becomes :math:`\frac{\alpha_2}{4} + \frac{e\alpha_2\bar s}{2\bar v}`, where e is the mask's elasticity and
     :math:`\bar s/\bar v` the mean square of the gradient over that of the memory.
 
     Hypotheses: :math:`\beta \ge 0`, :math:`\eta` constant; for SOAP a fixed basis (C19b has the refreshes).
@@ -73,7 +73,7 @@ def moment_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence
 
     Check: random memories, momenta and gradients of 3×2 matrices, by the code's derivative of the metric; flows by RK4.
 
-    Sharpness: on a plateau (g = 0, ε → 0) all of them attain the bound; there E rises as soon as
+    Sharpness: on a plateau (g = 0, ε → 0) all of them attain the bound, and E rises as soon as
     :math:`\alpha_2 > 4\alpha`, and a step multiplies it by :math:`\theta_1^2/\sqrt{\theta_2}`.
 
     Finding: :math:`\theta_1^2/\sqrt{\theta_2} < 1` is the condition under which Kingma and Ba stated their theorem.
@@ -94,7 +94,7 @@ def moment_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence
 
 
 def _memory(name: str, x: Parameters, mass: np.ndarray) -> dict[str, np.ndarray]:
-    """Memory with positive averages, and their mass."""
+    """Random memory with positive averages, and their mass."""
     n = len(mass)
     v = x["v"].reshape(n, *_SHAPE) * mass[:, None, None]
     factors = {}
@@ -145,7 +145,7 @@ def _masked(x: Parameters, g: np.ndarray) -> Inequality:
 
 
 def _corrected(x: Parameters, g: np.ndarray) -> Inequality:
-    """At time t of a run with both corrections; the clock is that of α₂ = 1 − θ₂, so that α varies."""
+    """Losses at time t of a run with both corrections; time is in units of 1/α₂ (α₂ = 1 − θ₂), so α varies."""
     alpha = _RATE2 / x["ratio"]
     masses = [1.0 - np.exp(-rate * x["time"] / alpha) for rate in (alpha, _RATE2)]
     memory = _memory("Adam, RMSprop", x, masses[1]) | {MASS: masses[0]}
@@ -155,7 +155,7 @@ def _corrected(x: Parameters, g: np.ndarray) -> Inequality:
 
 
 def _plateau(name: str, x: Parameters, *, alpha: np.ndarray, mass: np.ndarray) -> Dissipation:
-    """Losses where the gradient vanishes."""
+    """Energy losses where the gradient vanishes."""
     n = len(alpha)
     metrics = {
         "Adam, RMSprop": SecondMoment(beta2=_THETA2, eps=_TINY),
@@ -176,7 +176,7 @@ def _attained(rng: np.random.Generator) -> list[Evidence]:
 
 
 def _switches(rng: np.random.Generator, instances: int) -> list[Evidence]:
-    """Where E begins to rise on a plateau: at α₂ = 4α, and in time where only v is corrected."""
+    """The points at which E begins to rise on a plateau: α₂ = 4α, and a time if only v is corrected."""
     x, evidence = draw(_BOX, rng, instances), []
     for name in _METRICS:
         rises, falls = (
@@ -198,7 +198,7 @@ def _switches(rng: np.random.Generator, instances: int) -> list[Evidence]:
 
 
 def _trajectories(name: str, rng: np.random.Generator, instances: int) -> Identity:
-    # Starts whose metric does not change much within a step: v is not far below s(g), and nothing oscillates fast.
+    # Starts whose metric changes little within a step: v is not far below s(g), and nothing oscillates fast.
     mild = {"v": Range(0.1, 1.0, _P), "eta": Range(0.001, 0.05, log=True), "mass": Range(0.3, 1.0)}
     x = draw({**_BOX, **mild}, rng, instances)
     x["left"], x["right"] = (0.3 * x[key] + np.eye(side).ravel() for key, side in (("left", 3), ("right", 2)))
@@ -226,7 +226,7 @@ def _trajectories(name: str, rng: np.random.Generator, instances: int) -> Identi
 
 
 def _panel() -> Panel:
-    """Kinetic energy on a plateau, by α₂/α and correction."""
+    """Plot of the kinetic energy on a plateau, by α₂/α and correction."""
     t = np.linspace(0.0, 40.0, 161)[1:]
     alpha = 0.1
     curves = []

@@ -1,4 +1,4 @@
-"""Claims C16e and C16f: published rates of Nesterov's method and of heavy ball, run by this package's update rule."""
+"""Claims C16e and C16f: published rates of Nesterov's method and heavy ball, tested with this package's update rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BOX: Box = {
 
 @register_claim("C16e", "Nesterov's method (Shi et al.)", expected="holds")
 def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Shi, Du, Jordan and Su: Nesterov's method for strongly convex f with s = 1/(4L).
+    r"""The rate of Shi, Du, Jordan and Su for Nesterov's method on strongly convex f with s = 1/(4L).
 
     Statement: with :math:`y_0 = x_0` and :math:`\rho = \frac{1 - \sqrt{\mu s}}{1 + \sqrt{\mu s}}`,
 
@@ -34,13 +34,13 @@ def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[E
 
     Hypotheses: :math:`f` μ-strongly convex and L-smooth.
 
-    Proof: in the paper (Theorem 3); here it is only tried.
+    Proof: in the paper (Theorem 3); here it is only tested.
 
     Check: the update rule with α = 1 − ρ, η = ρs, β = 1/ρ, which is this method (docs/theory, dictionary), on strongly
-    convex ridge functions; the largest ratio over 400 steps, also with ½L in the place of 5L (not in the paper), and
-    the promised exponent over the measured one.
+    convex ridge functions; the largest ratio over 400 steps, also with ½L instead of 5L (not in the paper), and the
+    promised exponent over the measured one.
 
-    Finding: nothing here contradicts the bound with :math:`\frac{1}{2}L` in the place of :math:`5L`.
+    Finding: nothing here contradicts the bound with :math:`\frac{1}{2}L` instead of :math:`5L`.
 
     Source: arXiv:1810.08907.
     """
@@ -49,7 +49,7 @@ def accelerated_gradient(rng: np.random.Generator, instances: int) -> Sequence[E
 
 @register_claim("C16f", "heavy ball (Shi et al.)", expected="holds")
 def heavy_ball(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Shi, Du, Jordan and Su: heavy ball for strongly convex f with s = μ/(16L²).
+    r"""The rate of Shi, Du, Jordan and Su for heavy ball on strongly convex f with s = μ/(16L²).
 
     Statement: with the :math:`\rho` of C16e and :math:`x_1 = x_0 - \frac{2s}{1 + \sqrt{\mu s}}\nabla f(x_0)`,
 
@@ -61,7 +61,7 @@ def heavy_ball(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
 
     Hypotheses: :math:`f` μ-strongly convex and L-smooth.
 
-    Proof: in the paper (Theorem 4); here it is only tried.
+    Proof: in the paper (Theorem 4); here it is only tested.
 
     Check: the update rule with α = 1 − ρ, η = s, β = 0, m_{−1} = ∇f(x_0), as in C16e.
 
@@ -118,7 +118,7 @@ def _inequalities(
     hypotheses = {
         "f μ-strongly convex and L-smooth, μ > 0": (objective.strength > 0) & (objective.weights >= 0).all(-1)
     }
-    promised = np.minimum(rate * steps[:, None], 27.0)  # beyond it the bound lies in the rounding of f(x_0)
+    promised = np.minimum(rate * steps[:, None], 27.0)  # beyond it the bound lies within the rounding of f(x_0)
     tightest = (gaps * np.exp(promised)).max(0)
     return {
         "f(x_k) − f* over its bound, at the worst k": Inequality(tightest, 5.0 * square, hypotheses),
@@ -130,7 +130,7 @@ def _inequalities(
 
 
 def _panel() -> Panel:
-    """Both methods on one objective, with their bounds."""
+    """Plot of both methods on one objective, with their bounds."""
     parameters = {
         "directions": np.array([[1.0, 0.2, 0.0, -0.3, 1.0, 0.1, 0.0, 0.2, 1.0]]),
         "weights": np.array([[1.0, 0.5, 0.2]]),

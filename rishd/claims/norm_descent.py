@@ -1,4 +1,4 @@
-"""Claim C18b: what a step of Muon, of sign descent and of LITE's moving mask does to the energy of claim C18."""
+"""Claim C18b: the change of claim C18's energy in a step of Muon, sign descent and LITE's moving mask."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _BOX: Box = {
     "chi": Range(1.0, 6.0),
     "lookahead": Range(0.0, 5.0),
 }
-_GAP = 0.01  # of singular values: below it, small turns of m turn its sharp space far
+_GAP = 0.01  # smallest gap of singular values: below it, small rotations of m rotate its sharp space far
 _TURN_BOX: Box = {"m": Range(-1.0, 1.0, _P), "turn": Range(-1.0, 1.0, _P), "chi": Range(1.01, 6.0)}
 
 
 @register_claim("C18b", "a step's energy with norms", seconds=6)
 def norm_descent(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""What a step of the update rule adds to the energy of norm flows, and what the turning of the mask costs.
+    r"""The energy that a step of the update rule adds for norms, and the cost of the mask's rotation.
 
     Statement: let :math:`m_k = (1 - \alpha)m_{k-1} + g_k` and :math:`w_{k+1} = w_k - \eta G(m_k)`, where
     :math:`G = \nabla\varphi` and :math:`\varphi` has degree p. With
@@ -51,17 +51,17 @@ def norm_descent(rng: np.random.Generator, instances: int) -> Sequence[Evidence 
 
     .. math:: \Delta \le (\chi - 1)\sum_{i\le k}\sigma_i(m_{k-1})\sin\theta^L_i\sin\theta^R_i ,
 
-    of second order in the angles by which the left and right sharp spaces of m turn.
+    of second order in the angles by which the left and right sharp spaces of m rotate.
 
     Hypotheses: f L-smooth in the Frobenius norm.
 
     Proof: docs/theory, claim C18; symbolic: the weights.
 
-    Check: rippled quadratics of 4×3 matrices with their own L, by the code's update rule, an adversary on every bound;
-    the turning term on random pairs of momenta, near and far.
+    Check: rippled quadratics of 4×3 matrices with their own L, by the code's update rule, with an adversary on every
+    bound; the rotation term on random pairs of momenta, close and far apart.
 
     Sharpness: quadratics with Hessian L·I and parallel momenta attain the step's bound. Momenta
-    :math:`m_{k-1} \succeq 0` of rank k and :math:`m_k \succ 0` attain that of :math:`\Delta`.
+    :math:`m_{k-1} \succeq 0` of rank k and :math:`m_k \succ 0` attain the bound on :math:`\Delta`.
 
     Source: derived in docs/theory.
     """
@@ -114,7 +114,7 @@ def _step(norm: Norm, x: Parameters, *, chi: np.ndarray, nesterov: np.ndarray) -
     before, now = (norm.potential(y, ones).numpy() for y in (m, after.m))
     moved = (w - after.w).numpy() / eta[:, None, None]
     excess = 0.0
-    if norm.has_mask:  # Δ; convex potentials have none
+    if norm.has_mask:  # Δ, which is absent for convex potentials
         excess = (m.numpy() * moved).sum((-1, -2)) - before - (p - 1) * now
     value = objective.value(after.w.numpy()) + eta * (1.0 + alpha * (p - 1)) * now
     limit = objective.value(x["w"]) + eta * (1.0 - alpha) * (before + excess)
@@ -134,7 +134,7 @@ def _turns(x: Parameters) -> dict[str, Inequality]:
 
 
 def _turning(before: np.ndarray, now: np.ndarray, chi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Δ of the mask's potential, and its bound, for two momenta ``(n, rows, columns)``."""
+    """Δ for the mask's potential, and its bound, for two momenta ``(n, rows, columns)``."""
     rank = sharp_rank(before.shape)
     (u, sigma, v), (new_u, _, new_v) = (np.linalg.svd(x, full_matrices=False) for x in (before, now))
     flatness = np.where(np.arange(sigma.shape[-1]) < rank, 1.0, chi[:, None])
@@ -163,7 +163,7 @@ def _attained(rng: np.random.Generator) -> list[Evidence]:
             tried = _step(norm, parallel, chi=np.full(n, 3.0 if norm.has_mask else 1.0), nesterov=np.zeros(n))
             off = np.abs(1.0 - tried.value / tried.limit)
             evidence.append(Attained(f"step's bound, Hessian L·I, parallel momenta, {name}", off, 1e-12, "rounding"))
-    side = round(1.0 / SHARP_FRACTION)  # of which one direction is sharp
+    side = round(1.0 / SHARP_FRACTION)  # with one sharp direction
     vector = rng.normal(size=(n, side, 1))
     base = rng.normal(size=(n, side, side))
     positive = base @ np.swapaxes(base, -1, -2)
@@ -173,7 +173,7 @@ def _attained(rng: np.random.Generator) -> list[Evidence]:
 
 
 def _small_turns(rng: np.random.Generator, instances: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tightness of the bound on Δ at a turn of 1e−5, the power of the turn in it, and the gap σ_k − σ_{k+1}."""
+    """Tightness of the bound on Δ at a rotation of 1e−5, the power of the rotation in it, and the gap σ_k − σ_{k+1}."""
     before, change = rng.normal(size=(2, instances, *_SHAPE))
     chi = np.full(instances, 3.0)
     limits, excesses = [], []
@@ -186,7 +186,7 @@ def _small_turns(rng: np.random.Generator, instances: int) -> tuple[np.ndarray, 
 
 
 def _panel(rng: np.random.Generator) -> Panel:
-    """What damping takes from the energy, and the terms that may raise it, along Muon-LITE's updates."""
+    """Plot of the energy removed by damping, and the terms that may raise it, along Muon-LITE's updates."""
     objective, x = MatrixRipples.random(rng, 1, (6, 4)), 2.0 * rng.normal(size=(1, 24))
     mask, steps = NORMS["Ky Fan"], 150
     rule = UpdateRule(preconditioner=mask.preconditioner, alpha=0.1, chi=3.0)

@@ -28,9 +28,9 @@ from rishd.claims.evidence import (
 from rishd.claims.norms import NORMS, LinearObjective, MatrixRipples, Norm, ky_fan, sharp_rank
 from rishd.claims.trial import Box, Inequality, Parameters, Range, try_bounds
 
-_GROUP, _LARGEST = 60, 32  # members that share a shape, and its longest side
-_SHAPE, _STEP, _STEPS = (8, 3), 0.01, 40  # of trajectories
-_APART = 0.04  # of σ₁: singular values that stay so far apart keep away from a kink
+_GROUP, _LARGEST = 60, 32  # members that share a shape, and the longest side
+_SHAPE, _STEP, _STEPS = (8, 3), 0.01, 40  # number of trajectories
+_APART = 0.04  # relative to σ₁: singular values at least this far apart avoid kinks
 _ROWS, _COLUMNS = 4, 3
 _BOX: Box = {
     "m": Range(-1.0, 1.0, _ROWS * _COLUMNS),
@@ -59,13 +59,13 @@ def norm_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
        \dot E = -\eta(\alpha + \eta\lambda)\langle m, \nabla\varphi(m) + \lambda w\rangle
        - \eta\langle cg + \eta\lambda m, d\rangle + \dot\eta\,(\varphi + \lambda\langle w, m\rangle),
 
-    and :math:`\langle m, \nabla\varphi\rangle = p\varphi` for degree :math:`p`. Muon has the nuclear norm, sign descent
-    :math:`\lVert m\rVert_1`, and Muon-LITE with the exact top-k right singular space of m as its mask
-    :math:`\varphi = \sum_{i\le k}\sigma_i + \chi\sum_{i>k}\sigma_i`. Its damping spends at most
-    :math:`\eta c\lvert\beta_1\rvert\lVert g\rVert_{(k)}` where :math:`\beta_1 < 0`. Look-ahead of a convex
-    :math:`\varphi` spends nothing. With decay and the nuclear norm,
-    :math:`\varphi + \lambda\langle w, m\rangle \ge 0` in the ball
-    :math:`\lambda\lVert w\rVert_{\mathrm{op}} \le 1`, which Muon's flow never leaves; with any convex :math:`\varphi`
+    and :math:`\langle m, \nabla\varphi\rangle = p\varphi` for degree :math:`p`. Muon's potential is the nuclear norm,
+    sign descent's is :math:`\lVert m\rVert_1`, and Muon-LITE's with the exact top-k right singular space of m as its
+    mask is :math:`\varphi = \sum_{i\le k}\sigma_i + \chi\sum_{i>k}\sigma_i`. Its damping spends at most
+    :math:`\eta c\lvert\beta_1\rvert\lVert g\rVert_{(k)}` if :math:`\beta_1 < 0`. Look-ahead with a convex
+    :math:`\varphi` spends nothing. With decay and the nuclear norm, :math:`\varphi + \lambda\langle w, m\rangle \ge 0`
+    in the ball :math:`\lambda\lVert w\rVert_{\mathrm{op}} \le 1`, which Muon's flow never leaves; with any convex
+    :math:`\varphi`
 
     .. math::
 
@@ -73,14 +73,14 @@ def norm_energy(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
        \eta(\alpha + \eta\lambda)\langle m - \nabla\varphi^*(-\lambda w), \nabla\varphi(m) + \lambda w\rangle \ge 0 .
 
     Hypotheses: :math:`\varphi` differentiable at m: no singular value or entry passes 0, and
-    :math:`\sigma_k \ne \sigma_{k+1}`; :math:`\eta`, :math:`\lambda` constant where decay acts.
+    :math:`\sigma_k \ne \sigma_{k+1}`; :math:`\eta`, :math:`\lambda` constant if there is decay.
 
     Proof: docs/theory, claim C18; symbolic in dimension 2 with undetermined f, φ and φ*.
 
-    Check: matrices up to 32×32; E is written anew, by singular values, and differentiated along the flow's own rates.
-    Flows of 8×3 matrices by RK4 between kinks. Damping and look-ahead on 4×3 matrices, where an adversary searches.
+    Check: matrices up to 32×32; an independent implementation of E by singular values is differentiated along the
+    flow's rates. Flows of 8×3 matrices by RK4 between kinks. Damping and look-ahead on 4×3 matrices, with an adversary.
 
-    Sharpness: damping spends its bound where g has m's sharp space and :math:`\beta_2 = 0`; the ball's bracket is 0 at
+    Sharpness: damping attains its bound if g has m's sharp space and :math:`\beta_2 = 0`; the ball's bracket is 0 at
     :math:`w = -\mathrm{msign}(m)/\lambda`.
 
     Finding: with :math:`\chi > 1` the potential is not convex, and look-ahead may spend energy.
@@ -125,7 +125,7 @@ def _settings(rng: np.random.Generator, n: int) -> dict[str, Any]:
 
 
 def _pointwise(norm: Norm, rng: np.random.Generator, instances: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ė by differentiation less the code's −dissipation, and E less the code's, both relative."""
+    """Ė by differentiation minus the code's −dissipation, and E minus the code's E, both relative."""
     slopes, energies_off = [], []
     for n, shape in _groups(rng, instances):
         objective, settings = MatrixRipples.random(rng, n, shape), _settings(rng, n)
@@ -141,7 +141,7 @@ def _pointwise(norm: Norm, rng: np.random.Generator, instances: int) -> tuple[np
 
 
 def _energy(norm: Norm, objective: MatrixRipples, settings: dict[str, Any], shape: tuple[int, int]) -> Any:
-    """cf + ηφ(m) + ηλ⟨w, m⟩, written without the code's."""
+    """The energy cf + ηφ(m) + ηλ⟨w, m⟩, implemented independently of the code."""
     eta, gain, chi, decay = (torch.as_tensor(settings[name]) for name in ("eta", "gain", "chi", "decay"))
 
     def energy(w: Tensor, m: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _along(energy: Any, state: tuple[np.ndarray, ...], rates: tuple[Array, Array
 def _trajectories(name: str, norm: Norm, rng: np.random.Generator, instances: int) -> Identity:
     objective, settings = MatrixRipples.random(rng, instances, _SHAPE), _settings(rng, instances)
     w, m = rng.normal(size=(2, instances, _SHAPE[0] * _SHAPE[1]))
-    if norm.is_elementwise:  # entries that stay away from 0, and no other kinks than those of m
+    if norm.is_elementwise:  # entries stay away from 0, and the only kinks are those of m
         settings |= {"beta": 0.0, "beta_flat": 0.0, "nesterov": 0.0, "gain": 0.3 * settings["gain"]}
         m = m + np.sign(m)
     system = norm.flow(objective, **settings)
@@ -178,7 +178,7 @@ def _trajectories(name: str, norm: Norm, rng: np.random.Generator, instances: in
 
 
 def _stays_smooth(norm: Norm, m: np.ndarray, gradient: Any, w: np.ndarray, nesterov: Any) -> np.ndarray:
-    """Whether momentum, look-ahead and gradient of each member keep away from kinks of φ."""
+    """Whether momentum, look-ahead and gradient of each member avoid kinks of φ."""
     if norm.is_elementwise:
         return np.asarray((np.sign(m) == np.sign(m[0])).all((0, -1)))
     if norm.degree == 2 and not norm.preconditioner.needs_matrices:
@@ -267,7 +267,7 @@ def _mask_flow(g: np.ndarray, x: Parameters) -> RISHD:
 
 
 def _spent(m: np.ndarray, g: np.ndarray, x: Parameters) -> tuple[np.ndarray, np.ndarray]:
-    """What damping spends, as the code has it, and η|β₁| times Ky Fan's norm of the gradient."""
+    """Energy spent by damping according to the code, and η|β₁| times the gradient's Ky Fan norm."""
     system = _mask_flow(g, x)
     matrices = torch.as_tensor(g.reshape(-1, _ROWS, _COLUMNS))
     sharp = ky_fan(matrices, torch.zeros(len(g), dtype=torch.float64)).numpy()
@@ -275,7 +275,7 @@ def _spent(m: np.ndarray, g: np.ndarray, x: Parameters) -> tuple[np.ndarray, np.
 
 
 def _largest_on_the_way(x: Parameters, largest: np.ndarray) -> np.ndarray:
-    """λ‖w‖ along Muon's flow on a linear objective, from inside the ball or outside of it."""
+    """Largest λ‖w‖ along Muon's flow on a linear objective, starting inside or outside the ball."""
     settings: dict[str, Any] = {name: x[name] for name in ("alpha", "eta", "decay")}
     system = RISHD.from_optimizer(
         LinearObjective(x["g"]), NORMS["nuclear"].preconditioner, shape=(_ROWS, _COLUMNS), **settings
@@ -301,7 +301,7 @@ def _attained(rng: np.random.Generator) -> list[Evidence]:
 
 
 def _lookahead_of_mask(rng: np.random.Generator, instances: int) -> np.ndarray:
-    """⟨g, d⟩/‖g‖_*, d = ∇φ(m + bg) − ∇φ(m), b = 1, of the mask's potential, which is not convex."""
+    """⟨g, d⟩/‖g‖_*, d = ∇φ(m + bg) − ∇φ(m), b = 1, for the mask's potential, which is not convex."""
     m, g = rng.normal(size=(2, instances, _ROWS * _COLUMNS))
     settings: dict[str, Any] = {"alpha": 1.0, "eta": 1.0, "chi": 4.0, "nesterov": 1.0}
     mask = NORMS["Ky Fan"].preconditioner
@@ -311,7 +311,7 @@ def _lookahead_of_mask(rng: np.random.Generator, instances: int) -> np.ndarray:
 
 
 def _panel(rng: np.random.Generator) -> Panel:
-    """Loss and energy of one flow of Muon-LITE with its moving mask."""
+    """Plot of loss and energy of one flow of Muon-LITE with its moving mask."""
     objective = MatrixRipples.random(rng, 1, (6, 4))
     w, m = 2.0 * rng.normal(size=(1, 24)), np.zeros((1, 24))
     chi = np.array([3.0])

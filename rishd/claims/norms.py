@@ -1,4 +1,4 @@
-"""Norms and other potentials whose gradients are optimizers, and objectives of matrices to try them on."""
+"""Norms and other potentials whose gradients are optimizers, and matrix objectives for testing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARP_FRACTION = 0.3
 
 @dataclass(frozen=True)
 class MatrixRipples:
-    r"""Nonconvex objectives of matrices with least value f(0) = 0, one per member.
+    r"""Nonconvex objectives of matrices with minimum f(0) = 0, one per member.
 
     .. math:: f(W) = \tfrac12\mathrm{tr}(W^\top AWB) + \sum c\,(1 - \cos W)
 
@@ -70,7 +70,7 @@ class MatrixRipples:
 
 @dataclass(frozen=True)
 class LinearObjective:
-    """f(w) = ⟨g, w⟩ of each member: any gradient at any point.
+    """The linear objective f(w) = ⟨g, w⟩ of each member, which has any given gradient.
 
     Args:
         g: Shape ``(n, p)``.
@@ -89,7 +89,7 @@ class LinearObjective:
 
 @dataclass(frozen=True)
 class SpectralDual(Preconditioner):
-    """Steepest descent in the spectral norm with its dual norm as step: ∇φ = ‖M‖_* msign(M) of φ = ½‖M‖_*².
+    """Steepest descent in the spectral norm with the dual norm as step size: ∇φ = ‖M‖_* msign(M) for φ = ½‖M‖_*².
 
     Source: Bernstein and Newhouse, *Old Optimizer, New Norm*, arXiv:2409.20325.
     """
@@ -116,9 +116,9 @@ class Norm:
     Args:
         preconditioner: The optimizer's map.
         potential: (momenta ``(n, rows, columns)``, χ ``(n,)``) ↦ φ, written without the map.
-        degree: Of homogeneity.
-        has_mask: Whether flat directions count χ-fold.
-        is_elementwise: Whether its kinks are entries that vanish, not singular values.
+        degree: Degree of homogeneity.
+        has_mask: Whether flat directions are weighted by χ.
+        is_elementwise: Whether its kinks are vanishing entries, as opposed to singular values.
     """
 
     preconditioner: Preconditioner

@@ -1,4 +1,4 @@
-"""Known optimizers three times: as a flow, as an update rule and as a torch optimizer of ``lite``; for claim C12."""
+"""Known optimizers in three forms for claim C12: as a flow, as an update rule and as a torch optimizer of ``lite``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _THETA, _BETA2, _FREQUENCY, _EPS = 0.9, 0.95, 7, 1e-3
 
 @dataclass(frozen=True)
 class Regression:
-    """f(W) = ½‖AW − C‖²_F + Σ log cosh W on the flattened matrix W: nonquadratic, with gradients of full rank."""
+    """f(W) = ½‖AW − C‖²_F + Σ log cosh W of a flattened matrix W, a nonquadratic f with gradients of full rank."""
 
     left: Tensor
     target: Tensor
@@ -46,14 +46,14 @@ class Regression:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """An optimizer: its update rule, how it is built in ``lite``, and which coefficients follow a schedule.
+    """An optimizer: its update rule, its constructor in ``lite``, and the coefficients that follow a schedule.
 
     Args:
-        rule: The update rule, with the coefficients of the schedule's start.
+        rule: The update rule with the coefficients at the start of the schedule.
         build: Parameter ↦ optimizer of ``lite``.
-        group: (χ, β_flat beside F⁻¹m̃, η) ↦ settings of the optimizer's group that vary.
-        scale: What η is multiplied by beside the group's ``lr``.
-        beta_unit: β beside F⁻¹m̃ over β of the optimizer, which may be in theory's units.
+        group: (χ, β_flat relative to F⁻¹m̃, η) ↦ settings of the optimizer's group that vary.
+        scale: Factor of η in addition to the group's ``lr``.
+        beta_unit: Ratio of β relative to F⁻¹m̃ to the optimizer's β, which may be in the theory's units.
         is_lite: Whether χ and β_flat follow schedules.
     """
 
@@ -66,7 +66,7 @@ class Declared:
 
 
 class _FromRule(LITEOptimizer):
-    """A torch optimizer from an update rule alone, for those that ``lite`` has no class of."""
+    """A torch optimizer built from an update rule, for optimizers without a class in ``lite``."""
 
     rule = "declared"
 
@@ -138,7 +138,7 @@ def _muon(
     scale = update_scale(_SHAPE)
     polar = PolarFactor(mask=mask)
     if isinstance(mask, ThresholdMask):
-        polar = replace(polar, floor=1e-8)  # the published code's
+        polar = replace(polar, floor=1e-8)  # as in the published code
     return Declared(
         rule=UpdateRule(
             preconditioner=polar,
@@ -157,7 +157,7 @@ def _muon(
 def _corrected(
     optimizer: Callable[..., LITEOptimizer], preconditioner: Preconditioner, *, is_lite: bool, **settings: Any
 ) -> Declared:
-    """An optimizer of ``lite`` with a bias-corrected average of gradients as momentum, and β in theory's units."""
+    """An optimizer of ``lite`` with a bias-corrected average of gradients as momentum, and β in the theory's units."""
     settings |= {"betas": (_THETA, _BETA2), "weight_decay": _DECAY, "sharp_fraction": _FRACTION}
     gain = 1.0 - _THETA
     chi, beta_flat, _ = schedule(0)
@@ -174,12 +174,12 @@ def _corrected(
 
 
 def gaps(declared: Declared, rng: np.random.Generator, *, noise: GradientNoise | None = None) -> np.ndarray:
-    """Differences after each of 100 steps, flow against update rule or update rule against ``lite``, the larger one.
+    """Larger of the differences flow − update rule and update rule − ``lite`` after each of 100 steps.
 
     Args:
         declared: The optimizer.
         rng: Draws f and the start.
-        noise: Of the flow; the others get the same noisy gradients.
+        noise: Noise of the flow; the other two get the same noisy gradients.
     """
     objective = Regression(
         torch.as_tensor(rng.normal(size=(_SHAPE[0], _SHAPE[0])) / _SHAPE[0] ** 0.5),
@@ -188,7 +188,7 @@ def gaps(declared: Declared, rng: np.random.Generator, *, noise: GradientNoise |
     start = torch.as_tensor(rng.normal(size=int(np.prod(_SHAPE))))
 
     def gradient(t: int, w: Tensor) -> Tensor:
-        g = objective.gradient(w)  # a first one, which only sets a frame, has no noise
+        g = objective.gradient(w)  # a first gradient, which only sets a frame, has no noise
         return (g if noise is None or t < 0 else g + noise.at_step(t, w)).reshape(_SHAPE)
 
     rule_path = list(_by_rule(declared, gradient, start))

@@ -1,4 +1,4 @@
-"""Claims C16g and C16h: contraction of phase volume by the flow, and conformal symplecticity of splitting schemes."""
+"""Claims C16g and C16h: the flow's contraction of phase volume, and conformal symplecticity of splitting schemes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SPAN, _SAVES = 4.0, 128
 
 @dataclass(frozen=True)
 class TangentObjective:
-    """An objective together with tangent vectors: its flow carries the Jacobian of the flow along.
+    """An objective extended by tangent vectors; its flow also transports the flow's Jacobian.
 
     A point is (w, δ_1, …, δ_k), flattened; the "gradient" is (∇f(w), ∇²f(w)δ_1, …). Every scheme that is linear in
-    gradients maps tangent vectors by its own exact Jacobian.
+    gradients maps tangent vectors by its exact Jacobian.
 
     Args:
         inner: The objective f.
@@ -34,7 +34,7 @@ class TangentObjective:
     vectors: int
 
     def value(self, w: np.ndarray) -> np.ndarray:
-        """f of the point, shape ``(n,)``."""
+        """f at the point, shape ``(n,)``."""
         return np.asarray(self.inner.value(w[..., :_P]))
 
     def gradient(self, w: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ class TangentObjective:
 
 @register_claim("C16g", "phase volume (Liouville)", expected="holds")
 def phase_volume(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Liouville: how fast the flow contracts phase volume.
+    r"""Liouville's theorem: the rate at which the flow contracts phase volume.
 
     Statement: in dimension :math:`d`,
 
@@ -90,7 +90,7 @@ def conformal_symplecticity(rng: np.random.Generator, instances: int) -> Sequenc
     Proof: docs/theory, claim C16.
 
     Check: every scheme that declares "conformal-symplectic", on nonconvex objectives in dimension 3, α, η and h random;
-    the exact Jacobian by carrying tangent vectors through the scheme. Other schemes are measured.
+    the exact Jacobian by transporting tangent vectors through the scheme. Other schemes are measured.
 
     Source: McLachlan and Perlmutter, J. Geom. Phys. 39 (2001).
     """
@@ -116,7 +116,7 @@ def _volumes(
     objective: RippledQuadratic, alpha: np.ndarray, eta: np.ndarray, beta: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times, log det of the flow's Jacobian, and −∫(αd + ηβ tr H)."""
-    decay = 0.2  # per unit time, of α and of η
+    decay = 0.2  # decay rates of α and of η
     system = RISHD.from_optimizer(
         TangentObjective(objective, 2 * _P),
         alpha=TimeDependent(lambda t: alpha * np.exp(-decay * t)),
@@ -149,7 +149,7 @@ def _symplectic_defect(
 
 
 def _with_basis(start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(w, m) with the 2p unit tangent vectors of phase space behind them."""
+    """(w, m) followed by the 2p unit tangent vectors of phase space."""
     n = start.shape[1]
     basis = np.tile(np.eye(2 * _P)[None], (n, 1, 1))  # row j is tangent vector j = (δw, δm)
     return (
@@ -159,7 +159,7 @@ def _with_basis(start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _jacobians(w: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Jacobian ∂(w, m)(t)/∂(w, m)(0) from the carried vectors, shape ``(…, 2p, 2p)``."""
+    """Jacobian ∂(w, m)(t)/∂(w, m)(0) from the transported vectors, shape ``(…, 2p, 2p)``."""
     shape = (*w.shape[:-1], 2 * _P, _P)
     columns = np.concatenate([w[..., _P:].reshape(shape), m[..., _P:].reshape(shape)], axis=-1)
     return np.swapaxes(columns, -1, -2)

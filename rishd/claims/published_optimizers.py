@@ -1,6 +1,6 @@
-"""Optimizers as their authors write them: what the rows of the correspondence table are compared with.
+"""Independent implementations of published optimizers, as references for the correspondence table.
 
-Nothing here is shared with the package's own update rule. A path is the parameters after every step.
+Nothing here is shared with the package's update rule. A path consists of the parameters after every step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def torch_paths(
     gradients: Sequence[Gradient],
     steps: int,
 ) -> Tensor:
-    """Parameters of one torch optimizer after every step, shape ``(steps, *shape)`` each, stacked behind the steps.
+    """Parameters of a torch optimizer after every step, stacked after the axis of steps.
 
     Args:
         build: Parameters ↦ optimizer.
-        starts: One tensor a parameter, of equal shapes.
-        gradients: One function a parameter.
+        starts: One tensor per parameter, of equal shapes.
+        gradients: One function per parameter.
         steps: Number of steps.
     """
     parameters = [torch.nn.Parameter(start.clone()) for start in starts]
@@ -41,7 +41,7 @@ def torch_paths(
 
 
 def shampoo_path(start: Tensor, gradient: Gradient, steps: int, *, lr: float, eps: float) -> Tensor:
-    """Shampoo with sums: W ← W − η (L^{1/4} ⊗ R^{1/4})⁻¹ vec(G), the Kronecker product as a matrix, and a linear solve.
+    """Shampoo with sums: W ← W − η (L^{1/4} ⊗ R^{1/4})⁻¹ vec(G), by a linear solve with the full Kronecker product.
 
     Args:
         start: W, a matrix.
@@ -75,7 +75,7 @@ def averaged_shampoo_path(
     beta2: float,
     weight_decay: float,
 ) -> Tensor:
-    """Shampoo with averages of momentum and factors, their bias corrected, and decoupled decay; no grafting.
+    """Shampoo with bias-corrected averages of momentum and factors, decoupled decay, and no grafting.
 
     Args:
         start: W, a matrix.
@@ -118,12 +118,12 @@ def soap_path(
     weight_decay: float,
     frequency: int,
 ) -> Tensor:
-    """SOAP: Adam on the coefficients ⟨q_i, G q_j⟩ in eigenbases that Gram–Schmidt refreshes; decay after the step.
+    """SOAP: Adam on the coefficients ⟨q_i, G q_j⟩ in eigenbases refreshed by Gram–Schmidt; decay after the step.
 
     Args:
         start: W, a matrix.
         gradient: W ↦ G.
-        steps: Number of steps, not counting the first gradient, which makes the first bases and no step.
+        steps: Number of steps, not counting the first gradient, which only sets the first bases.
         lr: Learning rate.
         eps: ε.
         beta1: θ₁.
@@ -190,9 +190,9 @@ def normuon_path(
     weight_decay: float,
     coefficients: tuple[float, float, float],
 ) -> Tensor:
-    """NorMuon: Muon's five Newton–Schulz steps, rows over the root of their second moment, and a fixed update norm.
+    """NorMuon: Muon's five Newton–Schulz steps, rows divided by the root of their second moment, fixed update norm.
 
-    The last norm is that before rows are scaled, which for an exact polar factor is the paper's.
+    The final norm is the norm before rows are scaled, which for an exact polar factor is the paper's.
 
     Args:
         start: W, a matrix.
@@ -202,7 +202,7 @@ def normuon_path(
         mu: θ of the momentum.
         beta2: θ₂ of the rows' second moment.
         weight_decay: λ.
-        coefficients: Those of a Newton–Schulz step.
+        coefficients: Coefficients of a Newton–Schulz step.
 
     Source: Li et al., arXiv:2510.05491, Algorithm 1.
     """
@@ -235,16 +235,16 @@ def kl_path(
     weight_decay: float,
     frequency: int,
 ) -> Tensor:
-    """KL-SOAP or KL-Shampoo: factors fitted by the Kullback–Leibler divergence, eigenvalues averaged in kept bases.
+    """KL-SOAP or KL-Shampoo: factors fitted by the Kullback–Leibler divergence, eigenvalues averaged in stored bases.
 
-    Eigenvalues start at the root mean square of the first gradient (the authors' code: 0.1), and metric and decay are
-    those of the step's own gradient, as in the paper.
+    Eigenvalues start at the root mean square of the first gradient (0.1 in the authors' code), and metric and decay use
+    the gradient of the same step, as in the paper.
 
     Args:
         start: W, a matrix.
         gradient: W ↦ G.
-        steps: Number of steps, not counting the first gradient, which makes the first bases and no step.
-        is_shampoo: Whether the eigenvalues make the metric, not an average number by number.
+        steps: Number of steps, not counting the first gradient, which only sets the first bases.
+        is_shampoo: Whether the eigenvalues define the metric, as opposed to an elementwise average.
         lr: Learning rate.
         eps: ε.
         beta1: θ₁.
@@ -304,7 +304,7 @@ def _gram_schmidt(matrix: np.ndarray) -> Iterator[np.ndarray]:
     columns: list[Any] = []
     for column in matrix.T:
         rest = column
-        for earlier in columns * 2:  # twice is enough
+        for earlier in columns * 2:  # two passes are enough
             rest = rest - (earlier @ rest) * earlier
         columns.append(rest / np.linalg.norm(rest))
         yield columns[-1]

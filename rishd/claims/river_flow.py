@@ -1,4 +1,4 @@
-"""Claim C11c: how flows enter the tube around a curved river, how wide it is, and how fast they move in it."""
+"""Claim C11c: flows enter a tube around a curved river; its width, and their speed in it."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Measure
 from rishd.claims.flows import solve
 from toy_landscapes import RiverValley
 
-_MEMBERS = 4  # flows with coefficients of their own in one valley
-_VALLEYS = (2, 12)  # fewest and most
-_UPSTREAM, _WAY = -6.0, 2.5  # where a flow starts, and how far it goes, in units of u
-_DURATION = 500.0  # of that way: slow beside every α and sharp rate below
-_DISPLACEMENT = 1e-3  # across the river, in units of s: in the linear range
+_MEMBERS = 4  # flows with different coefficients in one valley
+_VALLEYS = (2, 12)  # fewest and most valleys
+_UPSTREAM, _WAY = -6.0, 2.5  # start and length of a flow, in units of u
+_DURATION = 500.0  # time for that distance: slow compared with every α and sharp rate below
+_DISPLACEMENT = 1e-3  # displacement across the river in units of s, in the linear range
 _ENTRY_SAVES, _SAVES = 60, 240
 _NEXT = "next order in slowness"
-_SLOW = 0.05  # largest slowness of an instance: fall and turn of the river in the memory 1/α and in 1/sharp rate
+_SLOW = 0.05  # largest slowness parameter: fall and rotation of the river during the times 1/α and 1/sharp rate
 
 
 @register_claim("C11c", "entry, tube and clock of a curved river", expected="holds", seconds=15)
 def river_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Slow flows beside a curved river: entry, tube and clock.
+    r"""Slow flows near a curved river: entry, tube and clock.
 
-    Statement: to leading order in slowness, a displacement across the river obeys the sharp modes of C5; then the sharp
-    gradient stays at
+    Statement: to leading order in slowness, a displacement across the river follows the sharp modes of C5. After that,
+    the sharp gradient stays at
 
     .. math::
 
        Pg = -\frac{\chi(\frac{1}{\alpha} + \beta_2)}{\frac{1}{\alpha} + \beta_1}
        \left(H_s^{-1} - \frac{\eta}{\alpha^2}\right)(D_gP)\,g
 
-    with the Hessian :math:`H_s` on the sharp space; and the point beside it on the river follows the river's gradient
+    with the Hessian :math:`H_s` on the sharp space, and the closest point on the river follows the river's gradient
     flow in time :math:`\tau = \chi\eta(\frac{1}{\alpha} + \beta_2)t`.
 
-    Hypotheses: slow flow: :math:`f` and the sharp space change little in the times :math:`\frac{1}{\alpha}` and one
-    over the sharp rate; :math:`F = I`.
+    Hypotheses: the flow is slow, i.e. :math:`f` and the sharp space change little during the times
+    :math:`\frac{1}{\alpha}` and one over the sharp rate; :math:`F = I`.
 
     Proof: none; docs/theory, claim C11, derives it by a formal expansion.
 
-    Check: random valleys with one or two walls, whose rivers are solved point by point, four flows each by DOP853: an
-    instance is a whole flow, so there are at most 48. The difference of a displaced and an undisplaced flow against
-    the linear mode; Pg against its closed form with derivatives of P by differences; the clock. Then the update rule at
-    h = 1 with the settings of the studies: its pace over the promised one.
+    Check: random valleys with one or two walls, whose rivers are solved point by point, with four flows each by DOP853;
+    an instance is a whole flow, so there are at most 48. The difference of a displaced and an undisplaced flow against
+    the linear mode; Pg against its closed form with derivatives of P by differences; the clock. Then the ratio of the
+    update rule's pace at h = 1 to the predicted pace, with the settings of the studies.
 
-    Finding: LITE's tube is as many times wider as its flat directions are faster, and momentum overshoots on a turning
-    river where :math:`\eta\lambda_s > \alpha^2`, far below the largest stable learning rate.
+    Finding: LITE's tube is wider by the same factor by which its flat directions are faster. On a bending river
+    momentum overshoots if :math:`\eta\lambda_s > \alpha^2`, far below the largest stable learning rate.
 
     Source: derived in docs/theory; rivers and their flow as in arXiv:2410.05192.
     """
@@ -91,7 +91,7 @@ class _River:
     def nearest(self, w: np.ndarray) -> np.ndarray:
         """u of the closest point of the river, shape of ``w`` without its last axis."""
         u = np.array(w[..., 0])
-        for _ in range(20):  # Gauss–Newton; the points lie close to the river
+        for _ in range(20):  # Gauss–Newton; the points are close to the river
             tangent = self.point(u, 1)
             u += ((w - self.point(u)) * tangent).sum(-1) / (tangent**2).sum(-1)
         return u
@@ -110,7 +110,7 @@ def _river(valley: RiverValley) -> _River:
 
 @dataclass(frozen=True)
 class _Case:
-    """Flows in one valley; arrays have one entry a member, or a row a save time."""
+    """Flows in one valley; arrays have one entry per member, or one row per save time."""
 
     slowness: np.ndarray
     entry_error: np.ndarray
@@ -140,7 +140,7 @@ class _Settings:
         return np.asarray(self.chi * self.eta * (1.0 / self.alpha + self.beta_flat))
 
     def system(self, valley: RiverValley) -> RISHD:
-        """LITE's flow with the valley's own split."""
+        """LITE's flow with the valley's split."""
         return RISHD.from_optimizer(
             valley,
             alpha=self.alpha,
@@ -226,7 +226,7 @@ def _sharp_mode(settings: _Settings, curvature: np.ndarray, times: np.ndarray) -
 def _sharp_gradients(
     valley: RiverValley, settings: _Settings, w: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pg, its closed form, and the sum of its terms' sizes, shape ``(saves, members, p)`` and without p."""
+    """Pg, its closed form, and the sum of its terms' norms, shapes ``(saves, members, p)``, the last without p."""
     g = valley.gradient(w)
     h = 1e-4 / np.linalg.norm(g, axis=-1, keepdims=True)
     turning = (valley.sharp_projection(w + h * g, g) - valley.sharp_projection(w - h * g, g)) / (2.0 * h)
@@ -241,7 +241,7 @@ def _sharp_gradients(
 
 
 def _pace(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pace along the river of the base method and of LITE at h = 1, over what C11c promises, for three bends."""
+    """Pace along the river of the base method and of LITE at h = 1, relative to C11c's prediction, for three bends."""
     out: tuple[list[float], list[float]] = ([], [])
     for frequency in (0.35, 0.7, 1.4):
         valley = RiverValley([8.0], floor_curvatures=[0.05], floor_width=2.0, amplitudes=0.8, frequency=frequency)
@@ -259,7 +259,7 @@ def _pace(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _steps_pace(river: _River, settings: _Settings, start: np.ndarray) -> list[float]:
-    """τ gained over the way, after as many steps for the momentum to fill, over χη(1/α + β₂) a step."""
+    """τ gained along the river, after steps in which the momentum builds up, over χη(1/α + β₂) per step."""
     steps = max(20, round(float((river.time(_UPSTREAM + 1.5) - river.time(_UPSTREAM)) / settings.speed[0])))
     warm = 30
     flow: Trajectory = simulate(

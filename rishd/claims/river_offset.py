@@ -1,4 +1,4 @@
-"""Claim C11b: where the river of a curved valley lies beside its floor."""
+"""Claim C11b: the offset of a curved valley's river from its floor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rishd.claims.evidence import Curve, Evidence, Hypothesis, Identity, Panel, 
 from rishd.claims.trial import Box, Parameters, Range, draw
 from toy_landscapes import RiverValley
 
-_NEWTON = 60  # iterations at most; a start from the expansion needs five
+_NEWTON = 60  # most iterations; a start from the expansion needs five
 _GRAPH_BOX: Box = {
     "wall": Range(30.0, 3000.0, log=True),
     "floor": Range(0.02, 0.3, log=True),
@@ -41,34 +41,34 @@ _CIRCLE_BOX: Box = {
     "u": Range(-2.0, 2.0),
 }
 _SCALE = 1e4  # λ at which the order of the remainder is measured
-_CIRCLE_WALL = 1e3  # λ of circular valleys: larger, and n = O(λ⁻²) drowns in the rounding of ‖w‖
+_CIRCLE_WALL = 1e3  # λ of circular valleys; for larger λ, n = O(λ⁻²) drowns in the rounding of ‖w‖
 
 
 @register_claim("C11b", "a curved river is not its floor", seconds=8)
 def river_offset(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""The river of a curved valley is not its floor.
+    r"""The river of a curved valley differs from its floor.
 
     Statement: for :math:`f = h(u) + \frac{1}{2}(s - c(u))^\top\Lambda(s - c(u))` with
     :math:`C' = \partial c/\partial u` the river lies at
 
     .. math:: s - c(u) = \Lambda^{-1}(I + C'C'^\top)^{-1}C'\nabla h + O(\lambda^{-2}),
 
-    in the plane at :math:`\frac{c'h'}{\lambda(1 + c'^2)}` to first order, with the next order in closed form. In normal
+    in the plane :math:`\frac{c'h'}{\lambda(1 + c'^2)}` to first order, with the next order in closed form. In normal
     coordinates of a plane curve of curvature :math:`k`, :math:`f = h(u) + \frac{1}{2}\lambda n^2`, it lies at
 
     .. math:: n = -\frac{k\,h'^2}{\lambda^2} + O(\lambda^{-3}) .
 
-    Hypotheses: :math:`h` and :math:`c` twice continuously differentiable, walls steep beside floor and bends;
+    Hypotheses: :math:`h` and :math:`c` twice continuously differentiable, walls steep compared with floor and bends;
     :math:`h' \ne 0` for the exact condition.
 
     Proof: docs/theory, claim C11; symbolic: the plane's condition and both its expansions, gradient and Hessian in
     normal coordinates from their definitions, and the first order with two walls and two floor directions.
 
-    Check: RiverValley.river, which solves P∇f = 0, against the root of the plane's exact condition; the order of what
-    the expansion leaves over; rivers between two walls and along two floor directions; circular valleys, whose river
-    is solved from gradient and Hessian by autograd.
+    Check: RiverValley.river, which solves P∇f = 0, against the root of the plane's exact condition; the order of the
+    expansion's remainder; rivers between two walls and along two floor directions; circular valleys, whose river is
+    solved from gradient and Hessian by autograd.
 
-    Finding: the offset of first order belongs to the graph coordinates, not to the river.
+    Finding: the first-order offset is a property of the graph coordinates, not of the river.
 
     Source: derived in docs/theory; the river is that of arXiv:2410.05192.
     """
@@ -111,7 +111,7 @@ def _plane(parameters: Parameters) -> list[Evidence]:
 
 
 def _higher(parameters: Parameters) -> Identity:
-    """Both walls' offsets, over their first order; c′ = (c_1′, c_2′)ᵀ belongs to u_1 alone."""
+    """Both walls' offsets over their first order; c′ = (c_1′, c_2′)ᵀ belongs to u_1 only."""
     solved = np.array([_solved(parameters, k) for k in range(len(parameters["u"]))])
     slope = parameters["floor"][:, 0] * _bent(parameters["u"][:, 0], parameters["width"])
     c1 = _meander_slope(parameters, parameters["u"][:, :1])
@@ -160,7 +160,7 @@ def _slopes(parameters: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 def _condition_root(h1: np.ndarray, h2: np.ndarray, c1: np.ndarray, c2: np.ndarray, eps: Any) -> np.ndarray:
-    """x = λ(s − c) of the river: the root near x₀ of (1 + c′²)x − c′h′ = (ε/h′)(h″ − xc″)(h′ − xc′)x, by Newton."""
+    """x = λ(s − c) of the river, the root near x₀ of (1 + c′²)x − c′h′ = (ε/h′)(h″ − xc″)(h′ − xc′)x, by Newton."""
     safe = np.where(h1 == 0, 1.0, h1)
     x = c1 * h1 / (1.0 + c1**2)
     for _ in range(_NEWTON):
@@ -172,7 +172,7 @@ def _condition_root(h1: np.ndarray, h2: np.ndarray, c1: np.ndarray, c2: np.ndarr
 
 
 def _remainder_order(h1: np.ndarray, h2: np.ndarray, c1: np.ndarray, c2: np.ndarray) -> np.ndarray:
-    """|p − 2| of x − x₀ − εx₁ ∝ εᵖ between λ = 1e4 and 4e4, and 0 where nothing is left over."""
+    """|p − 2| of x − x₀ − εx₁ ∝ εᵖ between λ = 1e4 and 4e4, and 0 if there is no remainder."""
     x0 = c1 * h1 / (1.0 + c1**2)
     x1 = x0 * (h2 - x0 * c2) / (1.0 + c1**2) ** 2
     left = [np.abs(_condition_root(h1, h2, c1, c2, eps) - x0 - eps * x1) for eps in (1.0 / _SCALE, 0.25 / _SCALE)]
@@ -193,11 +193,11 @@ def _circle(parameters: Parameters) -> Identity:
 
 
 def _circular_river(radius: Tensor, u: Tensor, floor: Tensor, ripple: Tensor, wall: Tensor) -> Tensor:
-    """n of the point over arc length u where the gradient has no sharp part; derivatives by autograd in the plane."""
+    """Normal offset n at arc length u where the gradient has no sharp part; derivatives by autograd in the plane."""
     from torch.func import grad, hessian, vmap
 
     def f(w: Tensor, r: Tensor, angle: Tensor, k: Tensor, e: Tensor, lam: Tensor) -> Tensor:
-        # The branch of the angle is kept near that of the point.
+        # The branch of the angle is kept close to that of the point.
         turned = torch.atan2(
             torch.cos(angle) * w[1] - torch.sin(angle) * w[0], torch.cos(angle) * w[0] + torch.sin(angle) * w[1]
         )
@@ -223,7 +223,7 @@ def _circular_river(radius: Tensor, u: Tensor, floor: Tensor, ripple: Tensor, wa
 
 
 def _panel() -> Panel:
-    """Offsets of one graph valley and one circular valley over λ."""
+    """Plot of the offsets of one graph valley and one circular valley over λ."""
     wall = np.geomspace(10.0, 1e4, 25)
     one = {"floor": 0.2, "width": 2.0, "amplitude": 0.8, "frequency": 0.7, "phase": 0.3, "u": -1.5}
     parameters = {name: np.full(len(wall), value) for name, value in one.items()} | {"wall": wall}

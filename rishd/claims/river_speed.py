@@ -1,4 +1,4 @@
-"""Claim C11d: the time that LITE gains on a straight river, and why amplifying sharp directions gains none."""
+"""Claim C11d: LITE gains time on a straight river; amplifying sharp directions gains none."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _STEP_BOX: Box = {
 
 @register_claim("C11d", "time gained on a river", seconds=20)
 def river_speed(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""LITE's gain of time on a straight river, with an explicit error, and what amplifying P would gain.
+    r"""LITE's time gain on a straight river with an explicit error bound, and the effect of amplifying P.
 
     Statement: on the river :math:`u` follows the gradient flow :math:`y` of :math:`h` in time
     :math:`\tau = \chi\eta(\frac{1}{\alpha} + \beta_2)t`:
@@ -50,25 +50,25 @@ def river_speed(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
 
        \lVert u(t) - y(\tau)\rVert_F \le \frac{\chi\eta\,G}{\alpha^2}\left(1 + \min(\frac{L}{\mu}, L\tau)\right)
 
-    with :math:`G = \sup\lVert\nabla h(u)\rVert_{F^{-1}}`. So LITE is at time :math:`T` where the base method is at
+    with :math:`G = \sup\lVert\nabla h(u)\rVert_{F^{-1}}`. So LITE at time :math:`T` is where the base method is at time
     :math:`T\chi\frac{1 + \alpha\beta_2}{1 + \alpha\beta_1}`, up to the sum of both errors. With :math:`\chi` and
-    :math:`\beta_2` on :math:`P` instead of :math:`Q` the motion on the river is the base method's, and a binding sharp
-    direction loses the factor :math:`\chi` of its learning rate.
+    :math:`\beta_2` on :math:`P` instead of :math:`Q`, the motion on the river is the base method's, and if a sharp
+    direction limits the learning rate, its limit shrinks by the factor :math:`\chi`.
 
     Hypotheses: those of C11a; :math:`\mu F \preceq \nabla^2h \preceq LF` with :math:`\mu \ge 0`; :math:`F`,
     :math:`\eta`, :math:`\alpha` constant, :math:`m_0 = 0`. For the learning rates: a quadratic, :math:`F` commuting
-    with :math:`P`, the sharp block binding.
+    with :math:`P`, and the sharp block limiting the learning rate.
 
-    Proof: docs/theory, claim C11; symbolic: the shadow identity C7 that it rests on.
+    Proof: docs/theory, claim C11; symbolic: the underlying shadow identity C7.
 
     Check: convex ridge functions of four profiles as floors, both flows by DOP853, the largest ratio over all save
-    times; the update rule on straight valleys with the split exchanged; largest stable learning rates by bisection of
-    the update rule's own step against their closed form.
+    times; the update rule on straight valleys with P and Q exchanged; largest stable learning rates by bisection of the
+    update rule's step, against their closed form.
 
-    Sharpness: nearly linear floors attain the first bound; of the second no instance is known that does.
+    Sharpness: nearly linear floors attain the first bound; no instance is known that attains the second.
 
-    Finding: the first bound is reached on nearly linear floors; of the second one the adversary reaches 0.7, because
-    both methods lag in the same direction.
+    Finding: nearly linear floors attain the first bound. The adversary reaches 0.7 of the second bound, because both
+    methods lag in the same direction.
 
     Source: derived in docs/theory.
     """
@@ -84,7 +84,7 @@ def river_speed(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
 
 @dataclass(frozen=True)
 class _Floors:
-    """Floors with a metric, one a member; μ and L in units of the metric."""
+    """Floors with a metric, one per member; μ and L in units of the metric."""
 
     objective: ConvexRidges
     metric: DiagonalMetric
@@ -104,7 +104,7 @@ class _Floors:
         return solve(system, parameters["start"], phases=_PHASES, rtol=1e-9)
 
     def gradient_flow(self, parameters: Parameters, rate: np.ndarray) -> Trajectory:
-        """ẏ = −rate·F⁻¹∇h(y): the exact solution of claim C15(c)."""
+        """The gradient flow ẏ = −rate·F⁻¹∇h(y), by the exact solution of claim C15(c)."""
         system = RISHD.from_coefficients(self.objective, self.metric, alpha=1.0 + 0.0 * rate, beta=rate, gamma=rate)
         return solve(system, parameters["start"], phases=_PHASES, rtol=1e-9)
 
@@ -164,7 +164,7 @@ def _bounds(parameters: Parameters) -> dict[str, Inequality]:
 
 
 def _attained(rng: np.random.Generator, n: int = 8) -> Attained:
-    """The first bound on nearly linear floors: u lags by χηg/α² once the momentum has filled."""
+    """The first bound on nearly linear floors, where u lags by χηg/α² once the momentum has built up."""
     linear = {"weights": Range(1e-5, 1e-5, 2), "widths": Range(1e2, 1e2, 2), "strength": Range(1e-9, 1e-9)}
     far = {"start": Range(50.0, 60.0, _P), "alpha": Range(0.5, 2.0)}
     tried = next(iter(_bounds(draw({**_BOX, **linear, **far}, rng, n)).values()))
@@ -177,7 +177,7 @@ def _attained(rng: np.random.Generator, n: int = 8) -> Attained:
 
 
 def _worst(value: np.ndarray, limit: np.ndarray, hypotheses: dict[str, np.ndarray]) -> Inequality:
-    value, limit = value[1:], limit[1:]  # at t = 0 nothing has moved
+    value, limit = value[1:], limit[1:]  # nothing has moved at t = 0
     time, members = (value / limit).argmax(0), np.arange(value.shape[1])
     return Inequality(value[time, members], limit[time, members], hypotheses)
 
@@ -271,7 +271,7 @@ def _radius(geometry: SplitGeometry, hessian: np.ndarray, alpha: np.ndarray, eta
 
 
 def _panel() -> Panel:
-    """Height of the floor along three flows against time, base method's time stretched."""
+    """Plot of the floor's height along three flows against time, with the base method's time also stretched."""
     one = {
         "directions": np.array([[1.0, 0.3, -0.4, 1.0]]),
         "weights": np.array([[0.3, 0.1]]),

@@ -1,4 +1,4 @@
-"""Claim C9b: how close the descent certificates come to what is true."""
+"""Claim C9b: the tightness of the descent certificates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rishd.claims.trial import Box, Inequality, Parameters, Range, try_bounds
 _BOX: Box = {
     "alpha": Range(0.01, 0.99, log=True),
     "beta": Range(-0.45, 6.0),
-    "share": Range(1e-4, 1e4, log=True),  # ω = ℓ/L
+    "share": Range(1e-4, 1e4, log=True),  # values of ω = ℓ/L
 }
 
 
 @dataclass(frozen=True)
 class PolygonDistance:
-    r"""The plane objective on which the update rule runs in circles, one per member, with L and ℓ.
+    r"""A two-dimensional objective per member on which the update rule cycles, with curvature bounds L and ℓ.
 
     .. math:: f(w) = \tfrac{L+\ell}{2}\,\mathrm{dist}^2(w, Y) - \tfrac{\ell}{2}\|w\|^2, \qquad
         -\ell \preceq \nabla^2 f \preceq L
@@ -48,8 +48,8 @@ class PolygonDistance:
         return np.asarray((self.curvature + self.negative) * (w - self.nearest(w)) - self.negative * w)
 
     def nearest(self, w: np.ndarray) -> np.ndarray:
-        """The nearest point of the polygon."""
-        # Seen from its middle, the edge that w faces lies at right angles to the direction ``middle``.
+        """The closest point of the polygon."""
+        # The edge that w faces is perpendicular to the direction ``middle`` from the polygon's center.
         step = 2.0 * np.pi / self.corners
         sector = np.floor(np.angle(w / self.corner) / step)
         middle = self.corner / np.abs(self.corner) * np.exp(1j * (sector + 0.5) * step)
@@ -62,26 +62,26 @@ class PolygonDistance:
 
 @register_claim("C9b", "sharpness of the certificate")
 def certificate_sharpness(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""How much of the certificate's caution is needed: objectives on which the update rule cycles for ever.
+    r"""Objectives on which the update rule cycles forever show how tight the certificate is.
 
     Statement: for every :math:`\alpha`, :math:`\beta` and :math:`\omega = \ell/L` there are objectives with
     :math:`-\ell \preceq \nabla^2f \preceq L` on which the update rule has a periodic orbit from a certain
-    :math:`\kappa` on; without a lower bound on the curvature (:math:`\omega \to \infty`) from every
-    :math:`\kappa > \frac{2\alpha}{1 + \alpha\beta}`, so that the certificate without lookahead cannot be improved. The
+    :math:`\kappa` on. Without a lower bound on the curvature (:math:`\omega \to \infty`) this holds for every
+    :math:`\kappa > \frac{2\alpha}{1 + \alpha\beta}`, so the certificate without lookahead cannot be improved. The
     certificate with lookahead lies below these :math:`\kappa` and below the linear limit of C6.
 
     Hypotheses: :math:`0 < \alpha < 1`, :math:`\beta > -\frac{1}{2 - \alpha}`.
 
     Proof: docs/theory, claim C9; symbolic: the orbit, and the limit of its threshold for many corners.
 
-    Check: the update rule itself, on the distance to a polygon, maps a point of the orbit to the next one; slopes of
-    the gradient between random points keep to L and ℓ. Certificates against cycles and linear limit on random α, β, ω.
+    Check: the update rule, applied to the distance to a polygon, maps a point of the orbit to the next one; slopes of
+    the gradient between random points respect L and ℓ. Certificates against cycles and linear limit for random α, β, ω.
 
-    Sharpness: without a lower bound on the curvature, cycles begin where the certificate ends, for every
-    :math:`\alpha` and :math:`\beta`. With one, the gap is measured.
+    Sharpness: without a lower bound on the curvature, cycles begin where the certificate ends, for every :math:`\alpha`
+    and :math:`\beta`. With a lower bound, the gap is measured.
 
-    Finding: heavy ball (:math:`\beta = 0`) cycles far below its linear limit even on convex functions; what decides is
-    the negative curvature, not the caution of the certificate.
+    Finding: heavy ball (:math:`\beta = 0`) cycles far below its linear limit even on convex functions; the limiting
+    factor is negative curvature, not the certificate.
 
     Source: derived in docs/theory; the polygon is that of Goujaud, Taylor and Dieuleveut, arXiv:2307.11291.
     """
@@ -137,7 +137,7 @@ def _orbits(
     w = np.exp(2j * np.pi * rng.integers(0, cycle.corners) / cycle.corners)
     corner = w * (1.0 - (gradient + negative) / (kappa + negative))
     objective = PolygonDistance(kappa, negative, corner, cycle.corners)
-    # On the circle w_{k+1} − w_k = −(m_k + βg_k), which gives m_{k−1} from the step before.
+    # On the circle w_{k+1} − w_k = −(m_k + βg_k), which gives m_{k−1} from the previous step.
     m = w * (1.0 - turn) / turn - beta * gradient * w / turn
     new_w, new_m = lite_step(w, m, objective.gradient(w), eta=1.0, alpha=alpha, nesterov=beta)
     residual = np.maximum(np.abs(new_w - w * turn), np.abs(new_m - m * turn) / np.maximum(np.abs(m), 1.0))
@@ -150,7 +150,7 @@ def _orbits(
 
 
 def limits_panel(beta: float) -> Panel:
-    """Every limit on κ against α."""
+    """Plot of every limit on κ against α."""
     alpha = np.geomspace(0.01, 1.0, 60)
     curves = (
         Curve("linear limit (C6)", alpha, stable_limit(alpha, beta)),
@@ -164,7 +164,7 @@ def limits_panel(beta: float) -> Panel:
 
 
 def sharpness_panel() -> Panel:
-    """Certificate and cycles against the share of negative curvature at α = 0.05."""
+    """Plot of certificate and cycles against the share of negative curvature at α = 0.05."""
     share, curves = np.geomspace(1e-3, 1e2, 81), []
     for beta in (0.0, 1.0):
         curves += [

@@ -1,4 +1,4 @@
-"""Claim C4: energy identity with LITE's split, and the bound on the flat part of the gradient."""
+"""Claim C4: the energy identity with LITE's split, and a bound on the flat part of the gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _P = 3
 _PHASES = ((0.5, 96), (3.0, 128), (20.5, 288))
 _BOX: Box = {
     **geometry_box(_P),
-    "axes": Range(-2.0, 2.0, _P * (_P - 1) // 2),  # eigenbasis of the objective: not that of the metric
+    "axes": Range(-2.0, 2.0, _P * (_P - 1) // 2),  # eigenbasis of the objective, different from the metric's
     "spectrum": Range(0.05, 2.0, _P, log=True),
     "ripple": Range(0.0, 1.0, _P),
     "start": Range(-3.0, 3.0, _P),
@@ -50,12 +50,12 @@ def split_energy_identity(rng: np.random.Generator, instances: int) -> Sequence[
     Hypotheses: :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q` constant and commuting, :math:`\eta`
     constant, :math:`\beta_1, \beta_2 \ge 0`, :math:`\inf f > -\infty`.
 
-    Proof: docs/theory, claim C4; symbolic in two blocks, which commuting reduces to.
+    Proof: docs/theory, claim C4; symbolic in two blocks, to which commuting reduces the problem.
 
-    Check: nonconvex objectives in another eigenbasis than the metric's, by DOP853. One instance in nine has a metric
-    that does not commute with the split: there the claim is not applicable, and what it would leave over is measured.
+    Check: nonconvex objectives in another eigenbasis than the metric's, by DOP853. In one instance of nine the metric
+    does not commute with the split; there the claim is not applicable, and the residual is measured.
 
-    Sharpness: flat quadratics attain the bound as :math:`\alpha \to 0`, where only :math:`\chi\beta_2` damps.
+    Sharpness: flat quadratics attain the bound as :math:`\alpha \to 0`, when only :math:`\chi\beta_2` damps.
 
     Source: derived in docs/theory; arXiv:2602.22681 has a bound of this kind on river valleys.
     """
@@ -82,7 +82,7 @@ def split_energy_identity(rng: np.random.Generator, instances: int) -> Sequence[
 
 
 def _flow(parameters: Parameters, tilted: int = 0) -> tuple[RISHD, Trajectory]:
-    """The flows; in the first ``tilted`` ones the metric has the objective's eigenbasis instead of the split's."""
+    """The flows; in the first ``tilted`` flows the metric has the objective's eigenbasis instead of the split's."""
     geometry = split_geometry(parameters)
     axes = rotations(parameters["axes"], _P)
     objective = RippledQuadratic(from_spectrum(axes, parameters["spectrum"]), parameters["ripple"])
@@ -115,7 +115,7 @@ def _bounds(parameters: Parameters) -> dict[str, Inequality]:
 
 
 def _panel() -> Panel:
-    """The flat gradient that one instance dissipates, and its bound, for growing χ."""
+    """Plot of the flat gradient that one instance dissipates, and its bound, for growing χ."""
     chi = np.geomspace(1.0, 16.0, 9)
     one = np.ones(len(chi))
     parameters = {

@@ -14,10 +14,10 @@ from discretizations.update_rule import lite_step
 from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Curve, Evidence, Identity, Measurement, Panel, Proof
 
-_CHAINS, _STEPS = 32, 1500  # independent runs of each instance, and steps of each that are averaged
-_SLOWEST = 0.98  # spectral radius of the Monte-Carlo instances: a start at 0 is then forgotten to 1e−9 in 512 steps
+_CHAINS, _STEPS = 32, 1500  # independent runs per instance, and averaged steps per run
+_SLOWEST = 0.98  # largest spectral radius of the Monte-Carlo instances, which forget a start at 0 to 1e−9 in 512 steps
 _BURN_IN = 512
-_FALSE_ALARM = 1e-6  # probability that a right formula fails the Monte-Carlo check
+_FALSE_ALARM = 1e-6  # probability that a correct formula fails the Monte-Carlo check
 
 
 @register_claim("C10", "stationary noise", seconds=2)
@@ -33,18 +33,18 @@ def stationary_noise(rng: np.random.Generator, instances: int) -> Sequence[Evide
        {2\,[\alpha + (1 - \alpha)\beta\kappa]\,[2(2 - \alpha) - \gamma\kappa]},
        \qquad \gamma = 1 + (2 - \alpha)\beta .
 
-    It tends to :math:`\frac{\sigma^2\eta a}{4}(\frac{1}{\alpha} + \beta)` where :math:`\kappa \ll 1` and
-    :math:`\beta\kappa \ll \alpha`. So LITE raises the flat floor by the factor of its flat speed.
+    It tends to :math:`\frac{\sigma^2\eta a}{4}(\frac{1}{\alpha} + \beta)` for :math:`\kappa \ll 1` and
+    :math:`\beta\kappa \ll \alpha`. So LITE raises the flat floor by the same factor as its flat speed.
 
     Hypotheses: :math:`\kappa` in the stability region of C6; noise white, independent of :math:`w`.
 
     Proof: docs/theory, claim C10; symbolic: the closed form solves the equation, its limit and LITE's factor.
 
-    Check: SciPy's solution of the Lyapunov equation; and the update rule itself, 32 independent noisy runs an instance,
-    whose mean losses are compared with the floor by Student's t (a right formula fails with probability 1e−6).
+    Check: SciPy's solution of the Lyapunov equation; and 32 independent noisy runs of the update rule per instance,
+    whose mean losses are compared with the floor by Student's t (a correct formula fails with probability 1e−6).
 
-    Finding: small :math:`\kappa` is not enough for the limit: with Hessian damping the floor first falls as
-    :math:`\kappa` grows, and the limit asks for :math:`\beta\kappa \ll \alpha`.
+    Finding: small :math:`\kappa` is not enough for the limit. With Hessian damping the floor first falls as
+    :math:`\kappa` grows, and the limit requires :math:`\beta\kappa \ll \alpha`.
 
     Source: derived in docs/theory.
     """
@@ -84,7 +84,7 @@ def _where_damped(alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
 def _monte_carlo(rng: np.random.Generator, instances: int) -> Identity:
     alpha, beta = rng.uniform(0.05, 0.98, instances), rng.uniform(0.0, 4.0, instances)
     limit = stable_limit(alpha, beta)
-    # Redraw what forgets its start too slowly; at half the stability limit every such mode is quick.
+    # Redraw modes that forget their start too slowly; at half the stability limit every such mode is fast.
     share = rng.uniform(0.02, 0.95, (20, instances))
     quick = spectral_radius(share * limit, alpha, beta) < _SLOWEST
     first = np.where(quick.any(0), quick.argmax(0), 0)
@@ -122,7 +122,7 @@ def _mean_losses(
 
 
 def _panel(rng: np.random.Generator) -> Panel:
-    """The floor against κ at α = 0.05, with Monte-Carlo points."""
+    """Plot of the floor against κ at α = 0.05, with Monte-Carlo points."""
     curves = []
     for beta in (0.0, 1.0, 5.0):
         limit = stable_limit(0.05, beta)

@@ -1,4 +1,4 @@
-"""Claim C11a: on a straight river LITE's flow is RISHD on the floor, with step χη."""
+"""Claim C11a: on a straight river LITE's flow is RISHD on the floor with learning rate χη."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rishd.claims.instances import from_spectrum, random_bases
 from toy_landscapes import Quadratic, StraightValley
 
 _MEMBERS = 40  # instances that share a valley
-_COUPLED = 8  # every so many instances one misses a hypothesis of the metric
+_COUPLED = 8  # one in this many instances violates a hypothesis on the metric
 
 
 @register_claim("C11a", "straight rivers", seconds=8)
@@ -27,16 +27,16 @@ def straight_river(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
     :math:`\beta_2` and the metric :math:`F_{uu}(u, 0)`.
 
     Hypotheses: :math:`\lambda_{\min}(\Lambda(u)) > \lambda_{\max}(\nabla^2h(u))` along the way; :math:`F`
-    block-diagonal in :math:`(u, s)`; where :math:`F` varies and :math:`R` is kept, also
-    :math:`\partial_sF_{uu} = 0` on the river.
+    block-diagonal in :math:`(u, s)`; if :math:`F` varies and :math:`R` is kept, also :math:`\partial_sF_{uu} = 0` on
+    the river.
 
     Proof: docs/theory, claim C11; symbolic in 2 + 2 dimensions with undetermined h, Λ and both blocks of F.
 
     Check: random valleys whose walls change width and axes along the river. The update rule with constant metrics
-    against the update rule on the floor; the flow with metrics that vary, by RK4, against the flow on the floor. Some
-    instances break a hypothesis on F: how far they leave the river is measured.
+    against the update rule on the floor; the flow with varying metrics, by RK4, against the flow on the floor. Some
+    instances violate a hypothesis on F; their distance from the river is measured.
 
-    Finding: a block-diagonal metric is not enough where :math:`R` is kept:
+    Finding: a block-diagonal metric is not enough if :math:`R` is kept:
     :math:`R_s = \frac{1}{2}v_u^\top(\partial_sF_{uu})n_u` pushes the flow off the river unless the last hypothesis
     holds.
 
@@ -56,15 +56,15 @@ def straight_river(rng: np.random.Generator, instances: int) -> Sequence[Evidenc
 
 
 class _Runs(NamedTuple):
-    """Instances.
+    """Results of the instances.
 
     Args:
-        off: Largest distance from the river over the way along u, shape ``(n,)``.
-        error: Largest error of u over the way, shape ``(n,)``.
-        met: Whether F is as the claim asks, shape ``(n,)``.
-        steep: Whether the walls are steeper than the floor all along, shape ``(n,)``.
+        off: Largest distance from the river over the distance along u, shape ``(n,)``.
+        error: Largest error of u over that distance, shape ``(n,)``.
+        met: Whether F meets the hypotheses, shape ``(n,)``.
+        steep: Whether the walls are steeper than the floor throughout, shape ``(n,)``.
         times: Save times.
-        distance: Distance from the river over the way at them, shape ``(saves, n)``.
+        distance: Relative distance from the river at these times, shape ``(saves, n)``.
     """
 
     off: np.ndarray
@@ -86,7 +86,7 @@ def _identities(where: str, runs: _Runs, condition: str, tolerance: float) -> li
 
 
 def _left_over(name: str, runs: _Runs) -> list[Measurement]:
-    """What the instances that miss the hypothesis on F do, if there are any."""
+    """Measurements of instances that violate the hypothesis on F, if any."""
     return [] if runs.met.all() else [Measurement(name, runs.off[~runs.met])]
 
 
@@ -101,7 +101,7 @@ def _runs(rng: np.random.Generator, instances: int, *, varying: bool) -> _Runs:
 
 
 def _valley_runs(rng: np.random.Generator, n: int, *, varying: bool) -> _Runs:
-    """Runs in one valley, with metrics, coefficients and starts of their own."""
+    """Runs in one valley with different metrics, coefficients and starts."""
     d_f, d_s = int(rng.integers(1, 4)), int(rng.integers(1, 3))
     floor = Quadratic.random(rng.uniform(-0.2, 0.5, d_f), seed=rng)
     turn = from_spectrum(random_bases(rng, 1, d_s), rng.uniform(-1.0, 1.0, (1, d_s)))[0] if d_s > 1 else np.eye(1)
@@ -121,7 +121,7 @@ def _valley_runs(rng: np.random.Generator, n: int, *, varying: bool) -> _Runs:
         beta_flat=beta_flat,
         chi=chi,
         flat=valley.flat_split,
-        check_split=False,  # some members miss the hypothesis on purpose
+        check_split=False,  # some members violate the hypothesis on purpose
     )
     base = RISHD.from_optimizer(floor, inner, alpha=alpha, eta=chi * eta, beta=beta_flat)
     u, m_u = rng.normal(0.0, 2.0, (n, d_f)), rng.normal(size=(n, d_f))
@@ -139,7 +139,7 @@ def _valley_runs(rng: np.random.Generator, n: int, *, varying: bool) -> _Runs:
 
 
 def _constant(rng: np.random.Generator, n: int, d_f: int, p: int, broken: np.ndarray) -> tuple[Metric, Metric]:
-    """Constant metrics, block-diagonal but where broken, and their flat blocks."""
+    """Constant metrics, block-diagonal except where violated, and their flat blocks."""
     whole = from_spectrum(random_bases(rng, n, p), rng.uniform(0.5, 2.0, (n, p)))
     matrix = np.where(broken[:, None, None], whole, whole * _blocks(d_f, p))
     return ConstantMetric(matrix), ConstantMetric(np.ascontiguousarray(whole[:, :d_f, :d_f]))
@@ -148,7 +148,7 @@ def _constant(rng: np.random.Generator, n: int, d_f: int, p: int, broken: np.nda
 def _varying(rng: np.random.Generator, n: int, d_f: int, p: int, broken: np.ndarray) -> tuple[Metric, Metric]:
     r"""Block-diagonal metrics :math:`\tfrac12I + BB^\top`, :math:`B_{ij} = a_{ij} + b_{ij}\sin(c_i^\top w)`.
 
-    In the flat rows c has no sharp entries, but where broken.
+    In the flat rows c has no sharp entries, except where violated.
     """
     import torch
 
@@ -187,7 +187,7 @@ def _distance(flow: Trajectory, d_f: int) -> np.ndarray:
 
 
 def _panel(runs: _Runs) -> Panel:
-    """Distance from the river over time: one line an instance, up to 12 of either kind."""
+    """Plot of the distance from the river over time, one line per instance, up to 12 of each kind."""
     curves = []
     for label, chosen, role in (("F_uu depends on s", ~runs.met, "measured"), ("it does not", runs.met, "reference")):
         for k, member in enumerate(np.flatnonzero(chosen)[:12]):

@@ -1,4 +1,4 @@
-"""Trials of bounds: random instances from a box of parameters, and an adversary that searches the same box."""
+"""Trials of bounds on random instances from a box of parameters, with an adversary that searches the same box."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from scipy import optimize
 
 from rishd.claims.evidence import Bound, Hypothesis, WorstCase, tightness
 
-_BEYOND = 1e9  # score of a bound that is broken without a ratio: finite, so that the optimiser can compare
-_POPULATION = 48  # members of a generation: one ensemble, so that a generation costs one simulation
+_BEYOND = 1e9  # score of a violated bound without a ratio; finite, so that the optimiser can compare
+_POPULATION = 48  # members per generation, simulated as one ensemble
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a parameter of an instance is drawn from, uniformly.
+    """Range from which a parameter is drawn uniformly.
 
     Args:
-        low: Least value.
+        low: Smallest value.
         high: Largest value.
         size: Numbers per instance; 1 gives arrays of shape ``(n,)``, more of shape ``(n, size)``.
-        log: Whether the logarithm is uniform.
+        log: Whether the logarithm is drawn uniformly.
     """
 
     low: float
@@ -48,7 +48,7 @@ Box: TypeAlias = Mapping[str, Range]
 
 @dataclass(frozen=True)
 class Inequality:
-    """value ≤ limit on every instance, where the hypotheses are met; arrays of shape ``(n,)``."""
+    """The inequality value ≤ limit on every instance that meets the hypotheses; arrays of shape ``(n,)``."""
 
     value: np.ndarray
     limit: np.ndarray
@@ -66,16 +66,16 @@ def draw(box: Box, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 def try_bounds(
     trial: Trial, box: Box, rng: np.random.Generator, instances: int, *, slack: float = 1e-9, attacked: bool = True
 ) -> list[Bound]:
-    """Bounds on random instances of a box, each attacked by differential evolution over the same box.
+    """Test bounds on random instances of a box, and attack each by differential evolution over the box.
 
-    The adversary starts from the tightest random instances and looks at as many more as there were random ones, shared
-    among the bounds. Instances that miss a hypothesis count as tightness 0 for it.
+    The adversary starts from the tightest random instances and evaluates as many more as there were random ones,
+    divided among the bounds. Instances that violate a hypothesis count as tightness 0.
 
     Args:
         trial: Parameters of n instances ↦ the inequalities, by name.
         box: Ranges of the parameters.
         rng: Random generator.
-        instances: Random instances.
+        instances: Number of random instances.
         slack: See :class:`~rishd.claims.evidence.Bound`.
         attacked: Whether there is an adversary.
     """
@@ -113,9 +113,9 @@ def _worst_case(
     def tried(units: np.ndarray) -> np.ndarray:
         return _scores(trial(_parameters(box, units))[name])
 
-    # The search asks for its first members again: a simulation that is known already.
+    # The search requests its first members again, whose simulation is already known.
     known = [np.concatenate([scores[tightest], tried(fill) if len(fill) else []])]
-    search: Any = optimize.differential_evolution  # its types do not know vectorised objectives
+    search: Any = optimize.differential_evolution  # its type annotations do not allow vectorised objectives
     result = search(
         lambda unit: -(known.pop() if known else tried(unit.T)),
         [(0.0, 1.0)] * points.shape[1],
@@ -134,7 +134,7 @@ def _worst_case(
 
 
 def _scores(tried: Inequality) -> np.ndarray:
-    """Tightness; 0 where a hypothesis is missed, and huge where it is not a number: that is a failure to be seen."""
+    """Tightness; 0 if a hypothesis is violated, and huge for NaN, so that such a failure is found."""
     met = np.all([np.ones(tried.value.shape, dtype=bool), *tried.hypotheses.values()], axis=0)
     score = np.nan_to_num(tightness(tried.value, tried.limit), nan=_BEYOND, posinf=_BEYOND, neginf=-_BEYOND)
     return np.where(met, score, 0.0)

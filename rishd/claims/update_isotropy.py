@@ -1,4 +1,4 @@
-"""Claim C14: how evenly updates spread over the Hessian's directions, and what the momentum's mask covers of them."""
+"""Claim C14: isotropy of updates over the Hessian's directions, and their coverage by the momentum's mask."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rishd.claims.evidence import Curve, Evidence, Measurement, Panel
 from rishd.claims.trial import Inequality, Parameters, Range, try_bounds
 from rishd.studies.alignment import OPTIMIZERS, AlignmentStudy, alignment_study
 
-_FULL = 100  # instances from which on there is an adversary; each setting is a second and a half of a processor
-_FEW, _SETTINGS = 2, (5, 12)  # without it; fewest (an adversary wants five) and most with it
-_SEEDS = 2  # trainings of a setting
+_FULL = 100  # instances from which there is an adversary; each setting takes 1.5 s of one processor
+_FEW, _SETTINGS = 2, (5, 12)  # settings without an adversary; fewest (an adversary needs five) and most with one
+_SEEDS = 2  # trainings per setting
 _RANDOM = 1.0 / 3.0  # isotropy of a random direction
 _BOX = {
     "eta": Range(1e-3, 1e-2, log=True),
@@ -29,22 +29,22 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     r"""Isotropy of updates and alignment of the momentum with the Hessian, on a tiny transformer.
 
     Statement: let :math:`I = (\sum_i s_i)^2/(p\sum_i s_i^2)` of the squared components :math:`s_i` along the
-    Hessian's eigenvectors, :math:`\frac{1}{3}` for a random direction. On average over corpora and starts, updates of
-    Muon and SOAP have a larger one than those of SGD, and LITE's a larger one than those of Muon, its base; and the
-    momentum's right singular space covers more of the matrices' top Hessian eigenspaces than a random one does.
+    Hessian's eigenvectors, :math:`\frac{1}{3}` for a random direction. On average over corpora and starts, I is larger
+    for updates of Muon and SOAP than for SGD's, and larger for LITE's than for those of its base Muon. The momentum's
+    right singular space covers more of the matrices' top Hessian eigenspaces than a random space does.
 
     Hypotheses: one-block transformers on Markov chains, trained by AdamW from random starts, after 10 and 60 steps.
 
     Proof: none.
 
-    Check: the study `rishd study alignment` with random learning rates, momenta and laws of the corpus, which an
-    adversary searches too. An instance is a setting of these, a mean over two trainings with the worst stage
-    counting; so there are at most 12, and with fewer than 100 instances (`--quick`) 2 and no adversary.
+    Check: the study `rishd study alignment` with random learning rates, momenta and corpus distributions, which an
+    adversary also searches. An instance is one such setting, averaged over two trainings, with the worst stage
+    counting. There are at most 12; with fewer than 100 instances (`--quick`) there are 2 and no adversary.
 
-    Finding: not in every training: of 400 with random settings Muon's update was the more isotropic in 15 (at
-    :math:`\eta = 0.0051` by 28%), SGD's in 2; the mask covered more than chance in all. Muon and SOAP are not nearly
-    isotropic here, Muon hardly more than AdamW; it is LITE that comes near. And some of the matrices are covered less
-    than by chance.
+    Finding: this does not hold in every training. Of 400 trainings with random settings, Muon's update was more
+    isotropic than LITE's in 15 (by 28% at :math:`\eta = 0.0051`), and SGD's was more isotropic than Muon's or SOAP's in
+    2; the mask covered more than chance in all. Muon and SOAP are far from isotropic here, Muon hardly more isotropic
+    than AdamW; LITE comes close. And some matrices are covered less than by chance.
 
     Source: motivation and Fig. 2 of arXiv:2602.22681; measured here.
     """
@@ -56,7 +56,7 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     def trial(parameters: Parameters) -> Mapping[str, Inequality]:
         rows = zip(*parameters.values(), strict=True)
         settings = [trainings(**{key: float(x) for key, x in zip(parameters, row, strict=True)}) for row in rows]
-        drawn.extend(settings[: count - len(drawn)])  # the first call is that of the random instances
+        drawn.extend(settings[: count - len(drawn)])  # the first call is for the random instances
         return _inequalities(settings)
 
     bounds = try_bounds(trial, _BOX, rng, count, attacked=is_full)
@@ -79,10 +79,10 @@ def update_isotropy(rng: np.random.Generator, instances: int) -> Sequence[Eviden
 
 
 class _Trainings:
-    """The trainings of a setting, each made once: the three bounds' adversaries begin with the same ones.
+    """Cached trainings of settings, since the three bounds' adversaries start with the same ones.
 
     Args:
-        seeds: Of each setting's trainings.
+        seeds: Seeds of each setting's trainings.
     """
 
     def __init__(self, seeds: Iterable[int]) -> None:
@@ -114,7 +114,7 @@ def _inequalities(settings: Sequence[Setting]) -> dict[str, Inequality]:
 
 
 def _isotropy(settings: Sequence[Setting], optimizer: str) -> np.ndarray:
-    """Of one optimizer's updates, shape ``(settings, trainings, stages)``."""
+    """Isotropy of one optimizer's updates, shape ``(settings, trainings, stages)``."""
     return np.array(
         [
             [[study.update(optimizer, step).isotropy for step in study.steps] for study in setting]
@@ -137,13 +137,13 @@ def _scores(settings: Sequence[Setting]) -> np.ndarray:
 
 
 def _at_worst(value: np.ndarray, limit: np.ndarray) -> Inequality:
-    """A bound on every stage, shape ``(settings, stages)``: a setting counts with its worst one."""
+    """A bound on every stage, shape ``(settings, stages)``; the worst stage of a setting counts."""
     worst, rows = (value / limit).argmax(-1), np.arange(len(value))
     return Inequality(value[rows, worst], limit[rows, worst])
 
 
 def _panel(studies: Sequence[AlignmentStudy]) -> Panel:
-    """Update size by rank of the eigenvalue at the last stage, mean of the trainings."""
+    """Plot of update size by rank of the eigenvalue at the last stage, mean of the trainings."""
     last = studies[0].steps[-1]
     curves = []
     for name in OPTIMIZERS:

@@ -1,4 +1,4 @@
-"""Results of a validation and how they were made, as a file that holds them to the last bit."""
+"""Results of a validation and how they were made, saved to a file without loss of precision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rishd.claims.evidence import (
 from rishd.provenance import git_state, versions
 from rishd.saved_types import require_types
 
-_FORMAT = 1  # raised when a file of an earlier version could be misread
+_FORMAT = 1  # increased when a file of an earlier version could be misread
 _PACKAGES = ("rishd", "numpy", "scipy", "sympy", "torch", "matplotlib")
 _KINDS = {
     kind.__name__: kind
@@ -58,12 +58,12 @@ class Validation:
     """Results of claims, and how they were made.
 
     Args:
-        asked: Keys of the claims that were asked for.
+        asked: Keys of the requested claims.
         seed: Random seed of the instances.
         instances: Random instances per numerical part.
-        made_with: Versions of software, and the commit of the source where it is known.
+        made_with: Versions of software, and the commit of the source if known.
         when: Time of the last result, UTC.
-        results: Of the claims that are done.
+        results: Results of finished claims.
     """
 
     asked: tuple[str, ...]
@@ -75,20 +75,20 @@ class Validation:
 
     @classmethod
     def begin(cls, asked: tuple[str, ...], *, seed: int, instances: int) -> Validation:
-        """A validation without results yet, with the software that is installed."""
+        """A validation without results yet, made with the installed software."""
         source = git_state(Path(__file__).parent)
         commit = {} if source is None else {"commit": source["commit"] + (", changed since" if source["dirty"] else "")}
         return cls(asked, seed, instances, {**versions(_PACKAGES), **commit}, _now())
 
     def with_result(self, result: ClaimResult) -> Validation:
-        """One more result; they are kept in the order asked for."""
+        """Add a result; results are kept in the requested order."""
         return replace(self, when=_now())._holding((*self.results, result))
 
     def continuing(self, earlier: Validation) -> Validation:
-        """With the results of an earlier validation that was interrupted.
+        """Add the results of an earlier, interrupted validation.
 
         Raises:
-            SavedResultsError: if it had another seed, number of instances or software.
+            SavedResultsError: if it had a different seed, number of instances or software.
         """
         for name in ("seed", "instances", "made_with"):
             mine, others = getattr(self, name), getattr(earlier, name)
@@ -100,13 +100,13 @@ class Validation:
         return self._holding(earlier.results)
 
     def only(self, keys: Sequence[str]) -> Validation:
-        """Some of the claims, in the order that they have.
+        """Some of the claims, in their order.
 
         Args:
-            keys: Which, by key or number.
+            keys: Claims by key or number.
 
         Raises:
-            SavedResultsError: for a claim that was not asked for.
+            SavedResultsError: for a claim that was not requested.
         """
         chosen = claim_keys(keys, self.asked)
         for key in chosen:
@@ -115,20 +115,20 @@ class Validation:
         return replace(self, asked=chosen)._holding(self.results)
 
     def _holding(self, results: Sequence[ClaimResult]) -> Validation:
-        """The results of claims that were asked for, in that order."""
+        """The results of the requested claims, in that order."""
         found = {result.key: result for result in results}
         return replace(self, results=tuple(found[key] for key in self.asked if key in found))
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Claims without result: the validation was interrupted."""
+        """Claims without a result, if the validation was interrupted."""
         done = {result.key for result in self.results}
         return tuple(key for key in self.asked if key not in done)
 
     def save(self, path: Path) -> None:
-        """Write everything that the report draws, per-instance numbers included, as one JSON file, atomically.
+        """Write everything that the report draws, including per-instance numbers, to one JSON file, atomically.
 
-        A symbolic residual that is not zero is kept as text.
+        A nonzero symbolic residual is stored as text.
         """
         settings = {"claims": list(self.asked), "seed": self.seed, "instances": self.instances}
         data = {
@@ -143,7 +143,7 @@ class Validation:
 
     @classmethod
     def load(cls, path: Path) -> Validation:
-        """Read what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
             SavedResultsError: for a file that holds something else.
@@ -178,8 +178,8 @@ class Validation:
 
 
 def _require_shapes(result: ClaimResult) -> None:
-    """Refuse arrays that do not belong together."""
-    result.as_dict()  # looks at every instance
+    """Refuse arrays whose shapes do not match."""
+    result.as_dict()  # checks every instance
     for curve in (curve for panel in result.panels for curve in panel.curves):
         if curve.x.shape != curve.y.shape:
             raise ValueError(
@@ -192,7 +192,7 @@ def _now() -> str:
 
 
 def _encode(value: Any) -> Any:
-    """Plain data for JSON; what it was is kept under "is"."""
+    """Plain data for JSON; the original type is stored under "is"."""
     if is_dataclass(value) and not isinstance(value, type):
         content = {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
         if isinstance(value, Proof):
@@ -225,7 +225,7 @@ def _decode(value: Any) -> Any:
 
 
 def _finite(values: Any) -> Any:
-    """Nested lists with text for what is not finite, which numpy reads back."""
+    """Nested lists in which text stands for non-finite numbers; numpy reads it back."""
     if isinstance(values, list):
         return [_finite(value) for value in values]
     return str(values) if isinstance(values, float) and not np.isfinite(values) else values

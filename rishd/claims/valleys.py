@@ -1,4 +1,4 @@
-"""Random river valleys with curvature bounds that hold everywhere: what descent certificates are tried on."""
+"""Random river valleys with global curvature bounds, for testing descent certificates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rishd.claims.trial import Box, Parameters, Range
 
 @dataclass(frozen=True)
 class BoundedValley:
-    r"""A nonconvex river valley per member, with coordinates (s, u): a wall across and a river along.
+    r"""A nonconvex river valley per member with coordinates (s, u): s crosses the valley and u runs along the river.
 
     .. math:: f(s, u) = \lambda\delta^2\,\psi\big((s - c(u))/\delta\big) + \tfrac k2 u^2 + e(1 - \cos\nu u), \qquad
         \psi(r) = \sqrt{1 + r^2} - 1, \quad c(u) = a\sin\omega u

@@ -1,4 +1,4 @@
-"""Claims C16b and C16c: rates of flows with vanishing damping on convex objectives."""
+"""Claims C16b and C16c: convergence rates of flows with vanishing damping on convex objectives."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _P = 2
 _PHASES = ((2.0, 48), (17.0, 160))
 _NESTEROV_PHASES = ((20.0, 200),)
 _CONVEX_BOX: Box = {**ridge_box(_P, 2, profiles=SMOOTH_PROFILES), "start": Range(-3.0, 3.0, _P)}
-_EARLY = 1e-3  # start of the flow that begins at rest at t = 0: the state there is known up to its fourth power
+_EARLY = 1e-3  # start time of the flow at rest at t = 0; the state there is known up to t⁴
 
 
 @register_claim("C16b", "vanishing damping (Attouch et al.)", seconds=4)
 def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Attouch, Chbani, Fadili and Riahi: convex f with vanishing damping a/t and Hessian damping.
+    r"""The bounds of Attouch, Chbani, Fadili and Riahi for convex f with vanishing damping a/t and Hessian damping.
 
     Statement: let
 
@@ -47,14 +47,14 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
     Proof: docs/theory, claim C16; symbolic: Ė for any a, β(t), b(t).
 
     Check: convex ridge functions by DOP853 from t_0 = 1 (a choice of units), with β constant or growing like t, b = 1
-    or 1 + β/t, a from 2.8 to 8. Where the conditions fail the claim is not applicable; the largest ratios there are
+    or 1 + β/t, a from 2.8 to 8. If the conditions fail, the claim is not applicable; the largest ratios are then
     measured at b = 1 with a = 3 and constant β > 0, and with a < 3.
 
-    Sharpness: C16c's instance attains the first bound; none is known that attains the second. The bounds are formulas
-    of this claim alone: the library ships no function of them.
+    Sharpness: C16c's instance attains the first bound; no instance is known that attains the second. The bounds are
+    used only in this claim; the library has no function for them.
 
-    Finding: a below 3 breaks the bounds many times over. Constant :math:`\beta` at :math:`a = 3`, :math:`b = 1` breaks
-    the second condition, but hardly the bounds: they hold with :math:`E(t_0)/(1 - \beta/t_0)` (docs/theory).
+    Finding: a below 3 violates the bounds many times over. Constant :math:`\beta` at :math:`a = 3`, :math:`b = 1`
+    violates the second condition, but the bounds hardly: they hold with :math:`E(t_0)/(1 - \beta/t_0)` (docs/theory).
 
     Source: arXiv:1907.10536.
     """
@@ -68,7 +68,7 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
     outside = {}
     for what, a in (("a = 3, β > 0", Range(3.0, 3.0)), ("a < 3", Range(1.0, 2.9))):
         missing = draw({**box, "a": a}, rng, max(instances // 4, 8))
-        missing["kind"] = np.full(len(missing["kind"]), 1.0)  # b = 1: no β > 0 meets tẇ ≤ (a−3)w there
+        missing["kind"] = np.full(len(missing["kind"]), 1.0)  # b = 1: no β > 0 satisfies tẇ ≤ (a−3)w here
         outside[what] = _vanishing_bounds(missing)
     return [
         Proof("derivative of the energy", lyapunov.vanishing_damping_flow()),
@@ -85,7 +85,7 @@ def vanishing_damping_flow(rng: np.random.Generator, instances: int) -> Sequence
 
 @register_claim("C16c", "Nesterov's flow (Su, Boyd, Candès)", seconds=3)
 def nesterov_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Su, Boyd and Candès: Nesterov's method for convex f in continuous time.
+    r"""The rate of Su, Boyd and Candès for Nesterov's method on convex f in continuous time.
 
     Statement: from rest, :math:`\ddot x + \frac{3}{t}\dot x + \nabla f = 0` has
 
@@ -98,7 +98,7 @@ def nesterov_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence
     Check: convex ridge functions by DOP853 from t = 0.001 on the series x_0 − t²∇f(x_0)/8; the largest ratio over all
     save times.
 
-    Sharpness: Huber functions attain it as their widths vanish; the bound is a formula of this claim alone.
+    Sharpness: Huber functions attain the bound as their widths vanish; the bound is used only in this claim.
 
     Finding: the constant 2 cannot be improved: :math:`f = c\lvert x\rvert` attains it (docs/theory).
 
@@ -193,11 +193,11 @@ def _nesterov_trajectory(
 
 
 def _attained() -> Attained:
-    """C16c's bound on Huber functions up to the time at which c|x| attains it; then x is at half of its start."""
+    """C16c's bound on Huber functions up to the time at which c|x| attains it, when x is half its start."""
     width, x0 = np.array([1e-4, 1e-3]), np.array([[1.0, 0.0], [1.0, 0.0]])
     parameters = {
         "directions": x0,
-        "weights": 1.0 / width[:, None],  # slope 1 outside the width
+        "weights": 1.0 / width[:, None],  # slope 1 beyond the width
         "widths": width[:, None],
         "profile": np.full(2, float(len(PROFILES) - 1)),
     }

@@ -13,29 +13,30 @@ from rishd.claims.claim import register_claim
 from rishd.claims.evidence import Bound, Curve, Evidence, Hypothesis, Identity, Panel
 
 _INSTALLED = all(find_spec(name) is not None for name in LIBRARIES)
-_PER_PROGRAM, _FEWEST = 24, 6  # a trial solves programs of up to a second: fewer instances than elsewhere
+_PER_PROGRAM, _FEWEST = 24, 6  # fewer instances than elsewhere, since a trial solves programs of up to a second
 _SOLVER = "the solver's accuracy"
 
 
 @register_claim("C23", "worst cases on convex f", expected="holds" if _INSTALLED else "not applicable", seconds=40)
 def worst_cases(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
-    r"""Exact worst cases of the update rule over all convex objectives, and the χ and β₂ they ask for.
+    r"""Exact worst cases of the update rule over all convex objectives, and the χ and β₂ that they imply.
 
     Statement: let :math:`W(\kappa_s, \beta_1; \kappa_f, \beta_2; r)` be the largest :math:`f(w_N) - f_*` over all
     starts with
 
     .. math:: L_s\lVert P(w_0 - w_*)\rVert^2 + r^{-2}L_f\lVert Q(w_0 - w_*)\rVert^2 \le 1,
 
-    and :math:`W_1` that of one block with :math:`L\lVert w_0 - w_*\rVert^2 \le 1`. Then
+    and :math:`W_1` the same for one block with :math:`L\lVert w_0 - w_*\rVert^2 \le 1`. Then
 
     .. math:: W \ge \max(W_1(\kappa_s, \beta_1),\, r^2W_1(\kappa_f, \beta_2)).
 
     For :math:`r \le 1` the choice :math:`\chi = L_s/L_f`, :math:`\beta_2 = \beta_1` has
-    :math:`W = W_1(\kappa_s, \beta_1)`, the least of all χ and β₂. The bound of C8b is at least its exact worst case.
+    :math:`W = W_1(\kappa_s, \beta_1)`, the minimum over all χ and β₂. The bound of C8b is at least its exact worst
+    case.
 
     Hypotheses: :math:`f` convex with a minimiser and :math:`\nabla^2f \preceq L_sP + L_fQ`; :math:`F = I`, :math:`P`
     constant; :math:`0 < \alpha \le 1`, :math:`m_{-1} = 0`; :math:`\kappa_s = \eta L_s`,
-    :math:`\kappa_f = \eta\chi L_f`. The check needs an extra, ``pip install 'rishd[pep]'``; without it the claim is not
+    :math:`\kappa_f = \eta\chi L_f`. The check needs the extra ``pip install 'rishd[pep]'``; without it the claim is not
     applicable.
 
     Proof: docs/theory, claim C23.
@@ -44,10 +45,10 @@ def worst_cases(rng: np.random.Generator, instances: int) -> Sequence[Evidence |
     value over all objectives and starts. Gradient descent is compared with its known worst case
     :math:`1/(4N\kappa + 2)`, :math:`\kappa \le 1`.
 
-    Sharpness: worst cases are attained. C8b's bound is not: see the study ``worst_cases``.
+    Sharpness: worst cases are attained; C8b's bound is not (see the study ``worst_cases``).
 
-    Source: derived in docs/theory; the method is Taylor, Hendrickx and Glineur's, arXiv:1502.05666, the value of
-    gradient descent Drori and Teboulle's, arXiv:1206.3209.
+    Source: derived in docs/theory; the method is that of Taylor, Hendrickx and Glineur, arXiv:1502.05666; the value for
+    gradient descent is from Drori and Teboulle, arXiv:1206.3209.
     """
     n = max(instances // _PER_PROGRAM, _FEWEST)
     if not _INSTALLED:
@@ -104,7 +105,7 @@ def _panel() -> Panel:
 
 
 def _known_panel() -> Panel:
-    """Worst cases that need no program."""
+    """Plot of worst cases that are known without a program."""
     steps = np.arange(1.0, 11.0)
     return Panel(
         "Worst cases in closed form",

@@ -23,7 +23,7 @@ def compare(
         Path | None, typer.Option(help="Folder of the runs' checkpoints; OUT/work by default. Emptied run by run.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run this variant; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Make so many runs at most; 0 only reports.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Largest number of runs to make; 0 only reports.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes; -1 is one per core, or a single one on an accelerator.")] = -1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each process; by default its share of the cores.")
@@ -32,9 +32,9 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is due and stop.")] = False,
     output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
 ) -> None:
-    """Run what a comparison still lacks, and print who is ahead, by how much and how surely.
+    """Run the missing runs of a comparison, and print which variant is ahead, by how much and how surely.
 
-    A run that is recorded is not repeated, and one that was interrupted goes on from its last checkpoint.
+    Recorded runs are not repeated; interrupted runs continue from their last checkpoint.
     """
     from rishd.pretraining import require_extra
 
@@ -70,17 +70,17 @@ def compare(
             interrupted = True
     report(plan, folder, output)
     if interrupted:
-        err.print("interrupted; the same command goes on")
+        err.print("interrupted; run the same command to continue")
         raise typer.Exit(INTERRUPTED)
 
 
 def report(plan: object, folder: Path, output: Format) -> None:
-    """Print and write what the records in a folder say.
+    """Print and write the results of the records in a folder.
 
     Args:
         plan: The comparison.
-        folder: Of the records; ``comparison.json`` and figures are written there.
-        output: For people or machines.
+        folder: Folder of the records; ``comparison.json`` and figures are written there.
+        output: Output format.
     """
     from rishd.comparing.plan import Plan
     from rishd.comparing.record import read_runs

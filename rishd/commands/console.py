@@ -1,4 +1,4 @@
-"""What the commands share: where they print, their output formats and exit codes."""
+"""Shared parts of the commands: consoles, output formats and exit codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-# A file or a pipe has no width of its own: tables are written whole, unless COLUMNS says how wide they may be.
+# A file or a pipe has no width: tables are written at full width unless COLUMNS limits it.
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 280
 out, err = Console(width=_WIDTH), Console(stderr=True)
 
@@ -18,10 +18,10 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes: a check failed, bad input,
 
 
 def usable_folder(option: str, folder: Path) -> Path:
-    """Make a folder for results and try to write in it, before the work whose results it takes.
+    """Create a folder for results and try to write to it before the work starts.
 
     Raises:
-        ValueError: naming the option, if that is not possible.
+        ValueError: naming the option if that fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``rishd demo``: the main job."""
+"""The command ``rishd demo``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rishd probe``: curvature of a trained model."""
+"""The command ``rishd probe``: curvature of a trained model."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def probe(
         list[str] | None,
         typer.Option("--block", help="Pattern of parameter names; may be repeated. By default the middle layer."),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Training tokens that the Hessian is of.")] = ProbeSettings.tokens,
+    tokens: Annotated[int, typer.Option(help="Training tokens that define the Hessian.")] = ProbeSettings.tokens,
     eigenvalues: Annotated[int, typer.Option(help="Top eigenpairs of each block.")] = ProbeSettings.eigenvalues,
     probes: Annotated[int, typer.Option(help="Random vectors of the spectral density.")] = ProbeSettings.probes,
-    lanczos_steps: Annotated[int, typer.Option(help="Lanczos steps of each.")] = ProbeSettings.lanczos_steps,
+    lanczos_steps: Annotated[int, typer.Option(help="Lanczos steps per random vector.")] = ProbeSettings.lanczos_steps,
     gradients: Annotated[
-        int, typer.Option(help="Mini-batches that build the optimizers' memories.")
+        int, typer.Option(help="Mini-batches used to build the optimizers' memories.")
     ] = ProbeSettings.gradients,
     noise_batches: Annotated[
-        int, typer.Option(help="Batches of 16 sequences that measure the gradients' noise.")
+        int, typer.Option(help="Batches of 16 sequences used to measure gradient noise.")
     ] = ProbeSettings.noise_batches,
     optimizers: Annotated[
         list[str] | None,
-        typer.Option("--optimizer", help="A further optimizer whose update is compared; may be repeated."),
+        typer.Option("--optimizer", help="Another optimizer whose update is compared; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = ProbeSettings.seed,
     folder: Annotated[
@@ -43,7 +43,7 @@ def probe(
     ] = None,
     output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
 ) -> None:
-    """Measure the Hessian of a trained model by block: spectra, updates, masks, and what the certificate C9 allows."""
+    """Measure a trained model's Hessian by block: spectra, updates, masks, and the step that certificate C9 allows."""
     from rishd.pretraining import require_extra
 
     require_extra()

@@ -25,7 +25,7 @@ def integrators(
 ) -> None:
     """Compare integrators: work against precision, energy drift, stable steps, optimizer steps; tables and figures.
 
-    A run that needs too many gradients is stopped and named.
+    A run that needs too many gradients is stopped and reported.
     """
     import torch
 
@@ -34,7 +34,7 @@ def integrators(
     from rishd.studies.integrators import QUICK_TEXT, integrator_study
 
     usable_folder("--out", folder)
-    torch.set_num_threads(1)  # on flows as small as these, threads only wait for each other
+    torch.set_num_threads(1)  # on flows this small, threads only wait for each other
     with progress_bar(err) as advance:
         study = integrator_study(schemes, seed=seed, quick=quick, progress=advance)
     work_precision_figure(study).savefig(folder / "work_precision.png", dpi=140)
@@ -55,7 +55,7 @@ def integrators(
 
 
 def study(
-    name: Annotated[str | None, typer.Argument(help="Which study; without it they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The study to run; without it the studies are listed.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Coarser grids and fewer starts: a first look.")] = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     folder: Annotated[
@@ -73,7 +73,7 @@ def study(
     require_choice("study", name, STUDIES)
     import torch
 
-    torch.set_num_threads(1)  # on models as small as these, threads only wait for each other
+    torch.set_num_threads(1)  # on models this small, threads only wait for each other
     folder = usable_folder("--out", folder or Path("runs/studies") / name)
     with err.status(f"study {name}"):
         result = run_study(name, quick=quick, seed=seed)

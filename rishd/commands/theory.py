@@ -16,14 +16,14 @@ from rishd.report.terminal import claims_table, evidence_table
 if TYPE_CHECKING:
     from rishd.claims.validation import Validation
 
-_WITH_EVIDENCE = 3  # claims at most, for which each part of the evidence is printed
-_STUDIES = Path("runs/studies")  # where `rishd study` writes
+_WITH_EVIDENCE = 3  # each part of the evidence is printed for at most this many claims
+_STUDIES = Path("runs/studies")  # output folder of `rishd study`
 
 Claims = Annotated[
     list[str] | None,
     typer.Option("--claim", help="A claim, e.g. C8 or C11a; C11 is all of its parts. May be repeated; all by default."),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Few instances: under 90 seconds on one core.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Use few instances: under 90 seconds on one core.")]
 Instances = Annotated[
     int | None, typer.Option(help="Random instances per numerical part; 1200 by default, 24 with --quick.")
 ]
@@ -31,7 +31,7 @@ Seed = Annotated[int, typer.Option(help="Random seed of the instances.")]
 Jobs = Annotated[int, typer.Option(help="Processes; -1 is one per CPU core.")]
 Save = Annotated[
     Path | None,
-    typer.Option("--save", help="File for the whole results, rewritten after each claim; for rishd report --from."),
+    typer.Option("--save", help="File for the complete results, rewritten after each claim; for rishd report --from."),
 ]
 
 
@@ -48,7 +48,7 @@ def validate(
 ) -> None:
     """Prove or try the claims of the theory, and print a verdict on each.
 
-    Exits with 1 if a verdict is not the one that the registry expects.
+    Exits with 1 if a verdict differs from the one that the registry expects.
     """
     if resume and save is None:
         raise ValueError("--resume takes up the results in a file; name it with --save.")
@@ -82,9 +82,10 @@ def report(
         typer.Option(help=f"Folder of rishd study's results to include; {_STUDIES} by default, if there are any."),
     ] = None,
 ) -> None:
-    """Validate the claims and write the report: one HTML file that needs no other and no network.
+    """Validate the claims and write the report, a single self-contained HTML file.
 
-    Exits with 1 if a verdict is not the one that the registry expects. Ctrl-C writes what is done, marked as partial.
+    Exits with 1 if a verdict differs from the one that the registry expects. Ctrl-C writes the finished part, marked as
+    partial.
     """
     from rishd.claims.validation import Validation
     from rishd.report.page import Report, write_report
@@ -121,19 +122,19 @@ def run_claims(
     save: Path | None = None,
     resume: bool = False,
 ) -> Validation:
-    """Results of the claims with a progress bar; Ctrl-C keeps those that are done.
+    """Results of the claims, with a progress bar; Ctrl-C keeps finished results.
 
     Args:
-        keys: Which claims, by key or number; all if ``None`` or empty.
+        keys: Claims by key or number; all if ``None`` or empty.
         seed: Random seed.
         instances: Random instances per numerical part; by default the registry's number, or its quick one.
-        quick: See ``instances``.
+        quick: Whether to use the quick number of instances.
         jobs: Processes; −1 is one per CPU core.
-        save: File for the results, rewritten after each claim; ``None`` is none.
-        resume: Whether claims with a result in ``save`` are taken from there.
+        save: File for the results, rewritten after each claim; ``None`` saves nothing.
+        resume: Whether to reuse results in ``save``.
 
     Raises:
-        ValueError: for an unknown claim, numbers out of range, or a ``save`` file that ``resume`` cannot go on with.
+        ValueError: for an unknown claim, numbers out of range, or a ``save`` file that cannot be resumed.
     """
     import torch
 
@@ -142,11 +143,11 @@ def run_claims(
     from rishd.claims.validation import Validation
 
     if jobs == 1:
-        torch.set_num_threads(1)  # on matrices as small as these, threads only wait for each other
+        torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
     if instances is None:
         instances = QUICK_INSTANCES if quick else INSTANCES
     chosen = claim_keys(keys, CLAIMS) if keys else tuple(CLAIMS)
-    results_of(list(keys or ()), seed=seed, instances=instances, jobs=jobs)  # refuses what is out of range
+    results_of(list(keys or ()), seed=seed, instances=instances, jobs=jobs)  # raises for values out of range
     validation = Validation.begin(chosen, seed=seed, instances=instances)
     if resume and save is not None and save.exists():
         validation = validation.continuing(Validation.load(save))
@@ -166,7 +167,7 @@ def run_claims(
 
 
 def print_claims(results: Sequence[Any]) -> None:
-    """The table, and a line for each verdict that is not the expected one."""
+    """Print the table, and a line for each unexpected verdict."""
     out.print(claims_table(results))
     for result in results:
         if not result.as_expected:
@@ -176,7 +177,7 @@ def print_claims(results: Sequence[Any]) -> None:
 
 
 def write_figures(results: Sequence[Any], folder: Path) -> None:
-    """One PNG a claim, ``C8.png``."""
+    """Write one PNG per claim, e.g. ``C8.png``."""
     from rishd.report.claim_figures import claim_figure
 
     for result in results:

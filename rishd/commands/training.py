@@ -1,4 +1,4 @@
-"""Commands on models: ``rishd pretrain``."""
+"""The command ``rishd pretrain``."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def pretrain(
     given = {key: value for key, value in options.items() if value is not None}
     config = load_config(file, overrides or (), changes=given)
     from rishd.pretraining.ranks import disconnect, leave
-    from rishd.pretraining.run import train  # after the settings are checked: transformers loads for seconds
+    from rishd.pretraining.run import train  # after the settings are checked: transformers takes seconds to load
 
     with progress_bar(err) as advance:
         result = train(config, folder, resume=resume, progress=advance, say=err.print)

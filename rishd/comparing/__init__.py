@@ -1,1 +1,1 @@
-"""Several pre-training runs from one file: which are due, how they are run and recorded, and what they say."""
+"""Comparisons of pre-training runs from one file: which runs are due, running and recording them, statistics."""

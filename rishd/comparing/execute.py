@@ -1,4 +1,4 @@
-"""Running what is due: one process a run, each with few threads, through joblib."""
+"""Run the due runs through joblib: one process per run, each with few threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rishd.comparing.schedule import due_runs
 from rishd.pretraining.results import METRICS, read_metrics
 from rishd.progress import Advance, silent
 
-_POLL = 1.0  # seconds between looks at how far runs in other processes are
+_POLL = 1.0  # seconds between checks of the progress of runs in other processes
 
 
 def execute(
@@ -34,17 +34,17 @@ def execute(
     progress: Advance = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, RecordedRun]:
-    """Run whatever is due until nothing is, recording each run as it ends.
+    """Run due runs until none is left, recording each run when it ends.
 
     Args:
         plan: The comparison.
-        results: Folder of the records; runs that are there are not repeated.
-        work: Folder of the runs' own folders; one that was interrupted goes on from its last checkpoint.
+        results: Folder of the records; recorded runs are not repeated.
+        work: Folder of the runs' folders; an interrupted run continues from its last checkpoint.
         only: Variants to run; all if empty.
-        limit: Number of runs to make at most.
-        jobs: Processes; −1 is one per core, and one where there is an accelerator: all would take the same.
-        threads: Of each process; by default the cores divided by the processes.
-        keep: Whether models and checkpoints stay after a run is recorded.
+        limit: Largest number of runs.
+        jobs: Processes; −1 is one per core, or a single one on an accelerator, which all would share.
+        threads: Threads per process; by default the cores divided by the processes.
+        keep: Whether to keep models and checkpoints after a run is recorded.
         progress: Called with (what, done, total).
         say: Called with lines that the user should read.
 
@@ -52,7 +52,7 @@ def execute(
         All recorded runs by key.
 
     Raises:
-        ValueError: for a variant that is unknown.
+        ValueError: for an unknown variant.
     """
     import torch
 
@@ -62,7 +62,7 @@ def execute(
     recorded, made = read_runs(results), 0
     while True:
         due = due_runs(plan, recorded, only=only)
-        # As many as run at once, since each result may say what matters next.
+        # As many as run at once, since each result may determine the next runs.
         wave = due[: count if limit is None else min(count, limit - made)]
         if not wave:
             return recorded
@@ -90,18 +90,18 @@ def _run_wave(
 
 
 def run_one(run: PlannedRun, folder: Path, threads: int, progress: Advance | None = None) -> dict[str, Any]:
-    """Make one run, or go on with it, and collect it.
+    """Start or continue one run, and collect its results.
 
     Args:
         run: The run.
         folder: Its output folder.
-        threads: Of torch and the libraries below it.
+        threads: Threads of torch and the libraries below it.
         progress: Called with (what, done, total).
 
     Raises:
-        KeyboardInterrupt: if Ctrl-C ended it; its checkpoints stay.
+        KeyboardInterrupt: if Ctrl-C ended it; its checkpoints are kept.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forks of a process that may have used it
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers may be forks of a process that has used it
     import torch
 
     from lite import NonFiniteError
@@ -123,7 +123,7 @@ def run_one(run: PlannedRun, folder: Path, threads: int, progress: Advance | Non
 
 @contextmanager
 def _followed(wave: Sequence[PlannedRun], work: Path, progress: Advance) -> Iterator[None]:
-    """Reports how far runs in other processes are, from the metrics that they write."""
+    """Report the progress of runs in other processes from their metrics files."""
     done = threading.Event()
 
     def follow() -> None:

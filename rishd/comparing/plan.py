@@ -1,4 +1,4 @@
-"""What a comparison is: variants of one run configuration over learning rates, seeds, lengths, sizes or budgets.
+"""Plans of comparisons: variants of one run configuration over learning rates, seeds, lengths, sizes or budgets.
 
 A YAML or TOML file::
 
@@ -45,7 +45,7 @@ from rishd.pretraining.config_files import ConfigError, checked, make_config, re
 from rishd.pretraining.setting_types import Number, Switch, Whole
 
 _STRICT = ConfigDict(extra="forbid")
-_FREE = ("checkpoints", "logging")  # sections on which no number depends
+_FREE = ("checkpoints", "logging")  # sections that do not affect any number
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -55,12 +55,12 @@ class Variant:
     Args:
         set: Settings of the run configuration by dotted key.
         lr: Peak learning rates, one or a grid; ``None`` is the run's, or the best one of ``like``.
-        like: Variant whose settings and learning rate this one starts from.
-        seeds: ``None`` is the plan's.
-        every_seed: Whether every learning rate runs with every seed, instead of the search with the first one only.
+        like: Variant whose settings and learning rate this one inherits.
+        seeds: Seeds; ``None`` uses the plan's.
+        every_seed: Whether every learning rate runs with every seed, instead of a search with only the first seed.
         lengths: Shares of the steps, in (0, 1), of further runs at the best learning rate.
-        baseline: Variant to compare with; ``None`` is the plan's.
-        cells: Which of the plan's cells; ``None`` is all.
+        baseline: Variant to compare with; ``None`` uses the plan's.
+        cells: The plan's cells to run; ``None`` is all.
     """
 
     set: dict[str, Any] = field(default_factory=dict)
@@ -89,12 +89,12 @@ class Variant:
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Plan:
-    """A whole comparison; see this module for the file.
+    """A whole comparison; the module docstring shows the file.
 
     Args:
-        run: What all runs share: a run configuration's sections.
-        variants: By name.
-        seeds: Of every variant.
+        run: The run configuration that all runs share.
+        variants: Variants by name.
+        seeds: Seeds of every variant.
         baseline: Variant that the others are compared with; ``None`` compares nothing.
         cells: Label ↦ settings by dotted key; one unnamed cell by default.
     """
@@ -121,12 +121,12 @@ class Plan:
             for cell in variant.cells or ():
                 require_choice(f"variants.{name}.cells", cell, self.cells)
             self._ancestors(name)
-            for cell in self.cells_of(name):  # every setting is checked before the first run
+            for cell in self.cells_of(name):  # check every setting before the first run
                 for length in (1.0, *variant.lengths):
                     self.config(name, cell, length=length)
 
     def _ancestors(self, name: str) -> list[str]:
-        """The variant, what it is like, and so on."""
+        """The variant, the variant it inherits from, and so on."""
         chain = [name]
         while (other := self.variants[chain[-1]].like) is not None:
             if other in chain:
@@ -135,7 +135,7 @@ class Plan:
         return chain
 
     def cells_of(self, name: str) -> tuple[str, ...]:
-        """Cells that a variant runs at."""
+        """Cells at which a variant runs."""
         return self.variants[name].cells or tuple(self.cells)
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
@@ -143,12 +143,12 @@ class Plan:
         return self.variants[name].seeds or self.seeds
 
     def baseline_of(self, name: str) -> str | None:
-        """What it is compared with; nothing for a baseline itself."""
+        """The variant it is compared with; ``None`` for a baseline itself."""
         other = self.variants[name].baseline or self.baseline
         return None if other == name else other
 
     def grid(self, name: str, cell: str) -> tuple[float, ...] | None:
-        """Its own learning rates at a cell; ``None`` where another variant's best one is taken."""
+        """Its own learning rates at a cell; ``None`` if it uses another variant's best rate."""
         given = self.variants[name].lr
         if given is not None:
             return given if isinstance(given, tuple) else (given,)
@@ -160,10 +160,10 @@ class Plan:
         """Configuration of one run.
 
         Args:
-            name: Variant.
-            cell: Cell.
-            lr: Peak learning rate; ``None`` leaves the run's.
-            seed: Seed; ``None`` leaves the run's.
+            name: Name of the variant.
+            cell: Name of the cell.
+            lr: Peak learning rate; ``None`` keeps the run's.
+            seed: Seed; ``None`` keeps the run's.
             length: Share of the steps.
 
         Raises:
@@ -200,7 +200,7 @@ class PlannedRun:
         lr: Peak learning rate.
         seed: Seed.
         length: Share of the steps.
-        config: All of it.
+        config: The complete configuration.
     """
 
     variant: str
@@ -212,12 +212,12 @@ class PlannedRun:
 
     @property
     def key(self) -> str:
-        """Hash of everything that its numbers depend on: equal runs of different plans have equal keys."""
+        """Hash of everything that its numbers depend on; equal runs of different plans have equal keys."""
         return run_key(self.config.to_mapping())
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Label for display."""
         parts = [self.variant, self.cell, f"lr {self.lr:g}", f"seed {self.seed}"]
         if self.length != 1.0:
             parts.append(f"{self.length:g} of the steps")
@@ -225,13 +225,13 @@ class PlannedRun:
 
 
 def run_key(mapping: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits from what a run configuration sets, given as plain data; defaults do not count."""
+    """16 hexadecimal digits that hash the non-default settings of a run configuration, given as plain data."""
     counted = _set_values({section: value for section, value in mapping.items() if section not in _FREE})
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _set_values(mapping: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What differs from the defaults, as plain data."""
+    """Settings that differ from the defaults, as plain data."""
     defaults = json.loads(json.dumps(PretrainConfig().to_mapping())) if defaults is None else defaults
     found: dict[str, Any] = {}
     for key, value in json.loads(json.dumps(mapping)).items():
@@ -260,7 +260,7 @@ def make_plan(mapping: Mapping[str, Any], *, source: str = "the plan") -> Plan:
     """A checked plan from plain data.
 
     Raises:
-        ConfigError: naming what is wrong.
+        ConfigError: naming the mistake.
     """
     mapping = dict(mapping)
     rivals = mapping.pop("rivals", False)

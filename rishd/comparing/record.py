@@ -1,8 +1,8 @@
-"""Recorded runs: one JSON object a line, small enough to keep under version control.
+"""Recorded runs, one JSON object per line, small enough for version control.
 
 Each line of ``runs.jsonl`` has ``key`` (:func:`rishd.comparing.plan.run_key`), ``label``, ``config``, ``summary``
 (:class:`rishd.pretraining.results.Summary`), ``validation`` (rows of step, tokens and nats per token), ``training``
-(step and mean loss of about a hundred equal parts), ``first_loss`` (of the first batch, before anything has moved),
+(step and mean loss of about a hundred equal parts), ``first_loss`` (of the first batch, before any update),
 ``corpus_hash``, ``versions``, ``git``, ``device`` and ``processor``.
 """
 
@@ -18,7 +18,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
-    NotRequired,  # pydantic asks for it before Python 3.12
+    NotRequired,  # pydantic needs it before Python 3.12
     TypeAlias,
 )
 
@@ -33,7 +33,7 @@ from rishd.json_lines import bad_line, read_json_lines, whole_size
 from rishd.pretraining.results import RECORD, ResultsError, Summary, format_problem, read_metrics, read_summary
 
 RUNS = "runs.jsonl"
-_PARTS = 100  # of the training curve
+_PARTS = 100  # points of the training curve
 _Number: TypeAlias = Annotated[float, Strict(), AllowInfNan(False)]
 _Count: TypeAlias = Annotated[int, Strict(), Ge(0)]
 _SomeText: TypeAlias = Annotated[str, Strict()]
@@ -54,7 +54,7 @@ class _ShapeOfRun(TypedDict):
     batch_size: _Count
 
 
-class _ConfigOfLine(TypedDict):  # what comparisons look at
+class _ConfigOfLine(TypedDict):  # entries that comparisons use
     model: dict[str, Any]
     data: dict[str, Any]
     training: _ShapeOfRun
@@ -80,8 +80,8 @@ class RecordedRun:
     """A finished run.
 
     Args:
-        key: What it is found by.
-        data: The whole line.
+        key: Its key.
+        data: The parsed line.
     """
 
     key: str
@@ -89,7 +89,7 @@ class RecordedRun:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """How it ended."""
+        """Summary of the run."""
         found: Mapping[str, Any] = self.data["summary"]
         return found
 
@@ -101,12 +101,12 @@ class RecordedRun:
 
     @property
     def seconds_per_step(self) -> float:
-        """Seconds of a step, evaluations left out: the processor's where it computes, since others may use it too."""
+        """Seconds per step without evaluations; processor time for runs on a CPU, which others may use, too."""
         clock = "seconds" if self.data.get("device", "cpu") != "cpu" else "cpu_seconds"
         return float(self.summary[clock]) / max(1, int(self.summary["steps"]))
 
     def steps_to(self, loss: float) -> float | None:
-        """First step with a validation loss of at most ``loss``, on lines between evaluations; ``None``: never."""
+        """First step with validation loss at most ``loss``, interpolated between evaluations; ``None`` if never."""
         before: tuple[float, float] | None = None
         points: list[tuple[float, float | None]] = [(step, value) for step, _, value in self.data["validation"]]
         for step, value in points:
@@ -121,10 +121,10 @@ class RecordedRun:
 
 
 def read_runs(folder: Path) -> dict[str, RecordedRun]:
-    """Recorded runs by key; a last line that was cut short is left out.
+    """Recorded runs by key; a truncated last line is skipped.
 
     Raises:
-        JsonLinesError: for a line that holds no recorded run, naming file, line and entry.
+        JsonLinesError: for a line that is not a recorded run, naming file, line and entry.
     """
     path = folder / RUNS
     if not path.exists():
@@ -137,14 +137,14 @@ def read_runs(folder: Path) -> dict[str, RecordedRun]:
             error = problem.errors(include_url=False)[0]
             where = one_line(".".join(str(part) for part in error["loc"]), 60)
             raise bad_line(path, number, f"no recorded run ({where}: {one_line(error['msg'], 80)})") from None
-        # Found by what it sets, so that lines of versions with fewer settings are found too.
+        # Keyed by non-default settings, so that lines of versions with fewer settings match, too.
         run = RecordedRun(run_key(data["config"]) if "config" in data else data["key"], data)
         runs[run.key] = run
     return runs
 
 
 def append_run(folder: Path, data: Mapping[str, Any]) -> RecordedRun:
-    """Add a run and make sure that it is on disk; a line that a kill cut short is dropped."""
+    """Append a run and sync it to disk; a line truncated by a kill is dropped."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUNS
     line = json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -163,11 +163,11 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
 
     Args:
         key: Its key.
-        label: For people.
+        label: Label for display.
         folder: Its output folder.
 
     Raises:
-        ResultsError: if the run has not ended, or its record is damaged.
+        ResultsError: if the run has not ended or its record is damaged.
     """
     summary = read_summary(folder)
     if summary is None or summary.status == "interrupted":
@@ -199,7 +199,7 @@ def collect(key: str, label: str, folder: Path) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Model of the processor, as the system calls it."""
+    """Model of the processor, as reported by the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

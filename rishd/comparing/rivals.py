@@ -10,12 +10,12 @@ from riemannian_ode.checks import require_choice, shown
 
 
 class Rival(NamedTuple):
-    """An optimizer beside the baseline.
+    """An optimizer that competes with the baseline.
 
     Args:
         set: Settings of a run configuration by dotted key.
-        rate: Its learning rates over the baseline's: where a search begins.
-        module: Module of another package that it needs; ``None`` for none.
+        rate: Ratio of its learning rates to the baseline's at the start of a search.
+        module: Module of another package that it needs, or ``None``.
     """
 
     set: Mapping[str, Any]
@@ -27,7 +27,7 @@ class Rival(NamedTuple):
 RIVALS: Mapping[str, Rival] = {
     "adamw": Rival({"optimizer.name": "adamw"}, rate=0.25),
     "normuon": Rival({"optimizer.name": "normuon"}),
-    # A step is an angle. Muon's has 0.2·lr a number, on weights that begin with 0.02 and end near 0.05.
+    # A step is an angle. Muon's step has 0.2·lr per entry, on weights that start at 0.02 and end near 0.05.
     "muon, constant norm": Rival(
         {"optimizer.name": "muon", "optimizer.weight_decay": 0.0, "optimizer.settings.norm": "constant"}, rate=4.0
     ),
@@ -38,12 +38,12 @@ RIVALS: Mapping[str, Rival] = {
 
 
 def with_rivals(variants: Mapping[str, Any], rivals: Any, rates: Sequence[float]) -> dict[str, Any]:
-    """Variants of a plan and the wanted rivals, as plain data; a variant of a rival's name takes its place.
+    """Variants of a plan plus the requested rivals, as plain data; a variant with a rival's name replaces it.
 
     Args:
-        variants: By name.
+        variants: Variants by name.
         rivals: ``True`` for all, or names of :data:`RIVALS`.
-        rates: Learning rates that the baseline tries.
+        rates: The baseline's learning rates.
 
     Raises:
         ValueError: for an unknown name, or a rival whose package is missing.

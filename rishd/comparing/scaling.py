@@ -14,7 +14,7 @@ from rishd.comparing.statistics import Comparison, VariantResult
 from rishd.record import Record
 
 Axis: TypeAlias = Literal["tokens", "parameters"]
-_FOR_FLOOR = 4  # points from which an irreducible loss is fitted too: it leaves one degree of freedom
+_FOR_FLOOR = 4  # points from which an irreducible loss is also fitted, with one degree of freedom left
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,15 @@ class PowerLaw(Record):
 
     Args:
         variant: Its name.
-        axis: What x is: tokens trained on, or parameters without embedding and head.
+        axis: Meaning of x: training tokens, or parameters without embedding and head.
         x: Values, ascending, shape ``(points,)``.
         loss: Mean final validation losses, nats per token, shape ``(points,)``.
         exponent: a.
         scale: x₀.
-        floor: E; 0 where there are too few points for it.
-        error: Standard error of a; NaN where the fit has no degree of freedom left.
-        advantage: How much more of x the baseline needs for this variant's loss at the largest x; NaN without one.
+        floor: E; 0 if there are too few points for it.
+        error: Standard error of a; NaN if the fit has no degree of freedom left.
+        advantage: Factor by which the baseline needs more x for this variant's loss at the largest x; NaN without a
+            baseline.
     """
 
     variant: str
@@ -48,7 +49,7 @@ class PowerLaw(Record):
         return self.floor + (np.asarray(x) / self.scale) ** -self.exponent
 
     def inverse(self, loss: float) -> float:
-        """x at which the law reaches a loss; NaN at or below the floor."""
+        """The x at which the law reaches a loss; NaN at or below the floor."""
         return float(self.scale * (loss - self.floor) ** (-1.0 / self.exponent)) if loss > self.floor else float("nan")
 
     @property
@@ -63,13 +64,13 @@ class PowerLaw(Record):
 
 
 def scaling_laws(comparison: Comparison) -> tuple[list[PowerLaw], list[str]]:
-    """A law for each variant that has at least two cells which differ in tokens or in parameters, not in both.
+    """A law for each variant with at least two cells that differ in tokens or in parameters, but not in both.
 
     Args:
         comparison: Statistics of all runs.
 
     Returns:
-        The laws, and why some variants have none.
+        The laws, and the reasons why some variants have none.
     """
     laws: dict[str, PowerLaw] = {}
     complaints = []
@@ -83,7 +84,7 @@ def scaling_laws(comparison: Comparison) -> tuple[list[PowerLaw], list[str]]:
         if np.all(np.isfinite(loss)) and np.all(loss > 0):
             try:
                 laws[name] = fit_power_law(name, axis, x, loss)
-            except (ValueError, ArithmeticError, RuntimeError) as problem:  # no fall, almost none, no convergence
+            except (ValueError, ArithmeticError, RuntimeError) as problem:  # no decrease, almost none, no convergence
                 complaints.append(f"{name} has no scaling law: {problem}")
     base = laws.get(comparison.baseline or "")
     if base is None:
@@ -102,7 +103,7 @@ def fit_power_law(variant: str, axis: Axis, x: np.ndarray, loss: np.ndarray) -> 
 
     Args:
         variant: Name, for the record.
-        axis: What x is.
+        axis: Meaning of x.
         x: At least two distinct values, ascending, shape ``(points,)``.
         loss: Positive, shape ``(points,)``.
 
@@ -114,7 +115,7 @@ def fit_power_law(variant: str, axis: Axis, x: np.ndarray, loss: np.ndarray) -> 
             f"the losses of {variant} do not fall with its {axis} ({', '.join(f'{v:.4f}' for v in loss)}); there is no "
             "power law to fit. Train longer, or look at the learning rates."
         )
-    middle = float(np.exp(np.log(x).mean()))  # exponent and height there are nearly independent
+    middle = float(np.exp(np.log(x).mean()))  # where exponent and height are nearly independent
     has_floor = len(x) >= _FOR_FLOOR
 
     def law(x: np.ndarray, exponent: float, height: float, floor: float = 0.0) -> np.ndarray:

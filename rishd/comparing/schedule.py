@@ -1,4 +1,4 @@
-"""Which runs of a plan are due, given those that are recorded."""
+"""The due runs of a plan, given the recorded ones."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rishd.comparing.record import RecordedRun
 
 
 def due_runs(plan: Plan, recorded: Mapping[str, RecordedRun], *, only: Sequence[str] = ()) -> list[PlannedRun]:
-    """Runs that are not recorded and whose settings are known, in the order of the variants.
+    """Unrecorded runs whose settings are known, in the order of the variants.
 
-    A grid of learning rates runs with the first seed; when it is complete the other seeds and lengths are due at the
-    best one, and variants like this one know their learning rate.
+    A grid of learning rates runs with the first seed. Once it is complete, the other seeds and lengths are due at the
+    best rate, and variants that inherit from this one know their learning rate.
 
     Args:
         plan: The comparison.
-        recorded: By key.
-        only: Variants that count; all if empty.
+        recorded: Recorded runs by key.
+        only: Variants to consider; all if empty.
 
     Raises:
-        ValueError: for a variant that is unknown.
+        ValueError: for an unknown variant.
     """
     for name in only:
         if name not in plan.variants:
@@ -36,7 +36,7 @@ def due_runs(plan: Plan, recorded: Mapping[str, RecordedRun], *, only: Sequence[
 
 
 def known_runs(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> Iterator[PlannedRun]:
-    """Every run of a variant and cell whose settings are known by now, recorded or not."""
+    """All runs of a variant and cell whose settings are known so far, recorded or not."""
     variant, seeds = plan.variants[name], plan.seeds_of(name)
     rates = plan.grid(name, cell) or ()
     for lr in rates:
@@ -58,7 +58,7 @@ def planned(plan: Plan, name: str, cell: str, *, lr: float, seed: int, length: f
 
 
 def best_rate(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> float | None:
-    """The learning rate of least final validation loss, a mean over the seeds that the search runs with.
+    """The learning rate with the smallest final validation loss, averaged over the seeds of the search.
 
     Returns:
         ``None`` while runs of the search are missing, or if all of them diverged.
@@ -77,7 +77,7 @@ def best_rate(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: 
 
 
 def rate_losses(plan: Plan, recorded: Mapping[str, RecordedRun], name: str, cell: str) -> dict[float, float]:
-    """Final validation loss by learning rate of the grid, for those whose search is complete; infinite: diverged."""
+    """Final validation loss of each learning rate with complete search; infinite if a run diverged."""
     seeds = plan.seeds_of(name) if plan.variants[name].every_seed else plan.seeds_of(name)[:1]
     losses: dict[float, float] = {}
     for lr in plan.grid(name, cell) or ():

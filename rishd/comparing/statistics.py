@@ -1,4 +1,4 @@
-"""What recorded runs say: losses with intervals, differences by seed, step and time ratios."""
+"""Statistics of recorded runs: losses with intervals, differences by seed, step and time ratios."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rishd.comparing.schedule import best_rate, planned, rate_losses
 from rishd.record import Record
 
 CONFIDENCE = 0.95
-_SAME_START = 5e-4  # relative; bfloat16 on different processors makes less
+_SAME_START = 5e-4  # relative; bfloat16 on different processors differs by less
 
 
 class Interval(NamedTuple):
@@ -48,14 +48,15 @@ def t_interval(values: Iterable[float]) -> Interval | None:
 
 
 def length_reaching(points: Sequence[tuple[float, float]], loss: float) -> float | None:
-    """Share of the steps at which annealed runs of growing length reach a loss, by lines between them.
+    """Share of the steps at which annealed runs of growing length reach a loss, by linear interpolation.
 
     Args:
-        points: (length, final loss).
-        loss: To be reached.
+        points: Pairs (length, final loss).
+        loss: Target loss.
 
     Returns:
-        ``None`` if even the longest is above it; the shortest length if that one is below already.
+        ``None`` if even the longest run is above the target; the shortest length if the shortest run is already below
+            it.
     """
     ordered = sorted(points)
     for (short, high), (long, low) in zip([(0.0, math.inf), *ordered], ordered, strict=False):
@@ -71,24 +72,25 @@ class VariantResult:
     Args:
         variant: Its name.
         cell: Its cell.
-        lr: Best learning rate; ``None`` while the search goes on.
-        at_edge: Whether it is at the edge of its grid, so that a better one may lie beyond.
+        lr: Best learning rate; ``None`` while the search is incomplete.
+        at_edge: Whether it is at the edge of its grid, so that a better rate may lie beyond.
         rates: Learning rate ↦ final validation loss in the search.
         losses: Seed ↦ final validation loss.
-        loss: Over seeds.
-        tokens: Trained on, by each run.
-        parameters: Without embedding and head.
-        seconds_per_step: Median over seeds; processor seconds where the processor computes.
-        baseline: What it is compared with, ``None`` for nothing.
-        difference: Loss minus that of the baseline with the same seed.
-        steps_to: Steps to the baseline's final loss within the run, over its steps; over the seeds that reach it.
-        seconds_to: The same in seconds, over the baseline's.
-        reached: Seeds that reach it.
+        loss: Mean and interval over seeds.
+        tokens: Training tokens per run.
+        parameters: Parameters without embedding and head.
+        seconds_per_step: Median over seeds; processor seconds for runs on a CPU.
+        baseline: Variant it is compared with, or ``None``.
+        difference: Loss minus the baseline's with the same seed.
+        steps_to: Share of the run's steps after which it reaches the baseline's final loss; over the seeds that reach
+            it.
+        seconds_to: The same in seconds, relative to the baseline's.
+        reached: Number of seeds that reach it.
         lengths: Share of the steps ↦ final losses of separately annealed runs, by seed.
         step_ratio: Share of the baseline's steps after which an annealed run reaches its final loss.
-        time_ratio: The same in seconds.
-        unreached: Seeds whose full run stays above the baseline's loss, which have no ratio.
-        at_shortest: Seeds whose shortest run is below it already: their ratio is an upper bound.
+        time_ratio: The same ratio in seconds.
+        unreached: Number of seeds whose full run stays above the baseline's loss; they have no ratio.
+        at_shortest: Number of seeds whose shortest run is already below it; their ratio is an upper bound.
     """
 
     variant: str
@@ -115,13 +117,13 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class Comparison(Record):
-    """All variants.
+    """Results of all variants.
 
     Args:
         baseline: The plan's baseline.
-        results: One a variant and cell, in the plan's order; those without a recorded run are left out.
-        missing: Runs that are due.
-        unequal: Groups of runs that should have begun alike and did not.
+        results: One per variant and cell, in the plan's order; those without recorded runs are omitted.
+        missing: Number of due runs.
+        unequal: Complaints about runs that should have started equal but did not.
     """
 
     baseline: str | None
@@ -130,11 +132,11 @@ class Comparison(Record):
     unequal: tuple[str, ...] = ()
 
     def result(self, variant: str, cell: str) -> VariantResult | None:
-        """One of them."""
+        """The result of a variant and cell."""
         return next((row for row in self.results if (row.variant, row.cell) == (variant, cell)), None)
 
     def table(self) -> list[dict[str, str]]:
-        """A row a variant and cell."""
+        """One row per variant and cell."""
         rows = []
         for row in self.results:
             rate = "" if row.lr is None else f"{row.lr:g}" + (" (edge)" if row.at_edge else "")
@@ -157,7 +159,7 @@ class Comparison(Record):
         return [{key: row[key] for key in kept} for row in rows]
 
     def warnings(self) -> list[str]:
-        """What a reader should know before believing a row."""
+        """Warnings that a reader should know before trusting a row."""
         lines = [
             f"{row.variant}{f' at {row.cell}' if row.cell else ''}: the best learning rate {row.lr:g} is at the edge "
             f"of its grid {', '.join(f'{lr:g}' for lr in sorted(row.rates))}; widen it."
@@ -175,7 +177,7 @@ def compare(plan: Plan, recorded: Mapping[str, RecordedRun], *, missing: int = 0
     Args:
         plan: The comparison.
         recorded: Runs by key.
-        missing: Runs that are due, for the record.
+        missing: Number of due runs, for the record.
     """
     rows = [
         row
@@ -187,10 +189,10 @@ def compare(plan: Plan, recorded: Mapping[str, RecordedRun], *, missing: int = 0
 
 
 def unequal_starts(runs: Iterable[RecordedRun]) -> tuple[str, ...]:
-    """Complaints about runs of one model, text, batch and seed whose first losses, before any step, differ.
+    """Complaints about runs with equal model, text, batch and seed whose first losses, before any step, differ.
 
     Args:
-        runs: Recorded ones.
+        runs: Recorded runs.
     """
     groups: dict[str, dict[str, float]] = {}
     for run in runs:

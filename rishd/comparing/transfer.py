@@ -1,4 +1,4 @@
-"""Whether the best learning rate of a small model is that of a larger one."""
+"""Transfer of the best learning rate from small to larger models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Transfer(Record):
 
     Args:
         variant: Its name.
-        cells: From the smallest model to the largest.
+        cells: Cells from the smallest model to the largest.
         parameters: Their parameters, without embedding and head.
         best: Best learning rate of each.
-        rates: Learning rate ↦ final validation loss, of each.
-        loss: Least loss of the largest.
-        lost: What the largest loses at the best learning rate of the smallest, nats per token; NaN if it was not tried.
+        rates: Learning rate ↦ final validation loss for each.
+        loss: Smallest loss of the largest model.
+        lost: Loss increase of the largest model at the smallest model's best learning rate, nats per token; NaN if not
+            tried.
     """
 
     variant: str
@@ -33,17 +34,17 @@ class Transfer(Record):
     lost: float
 
     def row(self) -> dict[str, str]:
-        """A row of a table."""
+        """The row of a table."""
         best = {f"best lr, {cell}": f"{lr:g}" for cell, lr in zip(self.cells, self.best, strict=True)}
         lost = f"{self.lost:.4f}" if math.isfinite(self.lost) else "not tried" if math.isnan(self.lost) else "diverged"
         return {"variant": self.variant, **best, "largest, at its best": f"{self.loss:.4f}", "lost by transfer": lost}
 
 
 def transfers(comparison: Comparison) -> list[Transfer]:
-    """Of every variant that searched its learning rate at models of several sizes.
+    """Transfers for every variant with a learning-rate search at several model sizes.
 
     Args:
-        comparison: Of :func:`rishd.comparing.statistics.compare`.
+        comparison: Result of :func:`rishd.comparing.statistics.compare`.
     """
     found = []
     for variant in dict.fromkeys(row.variant for row in comparison.results):

@@ -9,7 +9,7 @@ _NEEDED = ("accelerate", "pydantic", "tokenizers", "transformers", "yaml")
 
 
 def require_extra() -> None:
-    """Refuse to go on without the ``train`` extra.
+    """Raise an error if the ``train`` extra is missing.
 
     Raises:
         MissingExtraError: naming what is missing and how to install it.

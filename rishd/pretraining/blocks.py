@@ -1,7 +1,7 @@
-"""The blocks of a run: which ones, in what order, and as inputs of a model.
+"""The token blocks of a run: their choice, their order, and their form as model inputs.
 
-Training reads the blocks of a store file by file, those of one file in an order that the seed gives; validation always
-reads the first ones.
+Training reads the blocks of a store file by file, and within a file in an order given by the seed. Validation always
+reads the first blocks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rishd.pretraining.text_files import CorpusError
 from rishd.pretraining.token_store import TokenStore
 from rishd.progress import Advance
 
-IGNORED = -100  # label of a token that no loss is taken of, in transformers and torch
-# The size of a streamed corpus is guessed from its first blocks; within this factor of what is asked for it is counted.
+IGNORED = -100  # label of tokens without a loss, in transformers and torch
+# The size of a streamed corpus is estimated from its first blocks, and counted if within this factor of the request.
 _DOUBT = 1.25
 
 
 @dataclass(frozen=True)
 class TokenBlocks(Dataset[np.ndarray]):
-    """Blocks by their place in a run.
+    """Blocks by their index in a run.
 
     Args:
-        store: Has them.
-        count: How many the run reads.
-        seed: Of the order; ``None`` is the store's.
-        available: How many the store has when the run reads them more than once.
+        store: Store of the blocks.
+        count: Number of blocks that the run reads.
+        seed: Seed of the order; ``None`` keeps the store's order.
+        available: Number of blocks in the store if the run reads them more than once.
     """
 
     store: TokenStore
@@ -58,7 +58,7 @@ class TokenBlocks(Dataset[np.ndarray]):
         return block
 
     def tokens(self, indices: range) -> int:
-        """How many tokens of some blocks are text, the filling of truncated documents left out."""
+        """Number of text tokens in some blocks, without the padding of truncated documents."""
         if not self.store.one_document_a_block:
             return len(indices) * self.store.length
         return sum(int(_text_length(self[i], self.store.end)) for i in indices)
@@ -67,7 +67,7 @@ class TokenBlocks(Dataset[np.ndarray]):
 def training_blocks(
     config: PretrainConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, progress: Advance
 ) -> TokenBlocks:
-    """Blocks to train on; of a large corpus most are written while the training goes on.
+    """Blocks to train on; for a large corpus most are written during training.
 
     Args:
         config: The run.
@@ -76,7 +76,7 @@ def training_blocks(
         progress: Called with (what, done, total).
 
     Raises:
-        CorpusError: if the corpus has fewer tokens than the run asks for.
+        CorpusError: if the corpus has fewer tokens than the run needs.
     """
     wanted = config.steps * config.training.batch_size
     store = TokenStore(
@@ -87,7 +87,7 @@ def training_blocks(
         state = store.fill(state["blocks"] + 1)
     if not state["complete"] and state["blocks"] < wanted:
         fraction = state["fraction"]
-        # Of unknown size the text is taken to be enough, unless it may be read again: then its end must be known.
+        # Text of unknown size is assumed to suffice, unless it may be read again: then its end must be known.
         guess = state["blocks"] / fraction if fraction else math.inf if config.data.epochs == 1 else 0.0
         if fraction and guess * config.data.epochs * _DOUBT < wanted:
             raise _too_small(config, corpus, guess, "about ")
@@ -114,7 +114,7 @@ def validation_blocks(
         progress: Called with (what, done, total).
 
     Raises:
-        CorpusError: if the held-back documents have fewer tokens than asked for.
+        CorpusError: if the held-back documents have fewer tokens than requested.
     """
     store = TokenStore(
         corpus,
@@ -136,11 +136,11 @@ def validation_blocks(
 
 
 def left_out(corpus: Corpus, *parts: TokenBlocks) -> list[str]:
-    """What the tokens so far lack because the text was corrupt, a sentence each.
+    """One sentence for each part of the text that is missing from the tokens because it was corrupt.
 
     Args:
-        corpus: The corpus; one in memory has been read as a whole and knows, of a streamed one the stores know.
-        parts: Of that corpus.
+        corpus: The corpus; a corpus in memory has been read completely and knows, for a streamed one the stores know.
+        parts: Parts of that corpus.
     """
     if not corpus.is_streamed:
         return list(corpus.skipped)
@@ -153,11 +153,11 @@ def make_collator(
     """Inputs and labels (the model shifts them) of some blocks, int64.
 
     Args:
-        packing: ``"concatenate"``: a block is one text, whatever documents it is made of. ``"separate"``: each document
-            in it starts again at position 0 and sees nothing before it; transformers makes the block-diagonal mask
-            from ``position_ids``. ``"truncate"``: one document, and no loss on what fills it up.
+        packing: ``"concatenate"``: a block counts as one text, whatever documents it contains. ``"separate"``: each
+            document starts at position 0 and sees nothing before it; transformers builds the block-diagonal mask from
+            ``position_ids``. ``"truncate"``: one document, without loss on the padding.
         end_of_text: Id of the token that ends documents.
-        flatten: Lay the blocks of a pass into one row, as attention kernels for rows of several lengths want them
+        flatten: Whether to put the blocks of a pass into one row, as attention kernels for variable lengths need
             (``flash_attention_2``).
     """
 
@@ -171,7 +171,7 @@ def make_collator(
         if packing == "separate" or flatten:
             starts = _starts(ids, end_of_text) if packing == "separate" else np.zeros(ids.shape, dtype=bool)
             starts[:, 0] = True
-            labels[starts] = IGNORED  # a document's first token follows from nothing
+            labels[starts] = IGNORED  # nothing precedes a document's first token
             places = np.arange(ids.shape[1])
             batch["position_ids"] = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
         if flatten:
@@ -188,7 +188,7 @@ def _starts(ids: np.ndarray, end_of_text: int) -> np.ndarray:
 
 
 def _text_length(ids: np.ndarray, end_of_text: int) -> np.ndarray:
-    """Tokens up to the first end of text, that included; all if there is none."""
+    """Number of tokens up to and including the first end of text; all if there is none."""
     ends = ids == end_of_text
     lengths: np.ndarray = np.where(ends.any(axis=-1), ends.argmax(axis=-1) + 1, ids.shape[-1])
     return lengths

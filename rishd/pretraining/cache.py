@@ -1,4 +1,4 @@
-"""Where tokenizers, tokens and hashes are kept between runs, with checksums: what is damaged is made again."""
+"""The cache of tokenizers, tokens and hashes between runs; damaged files are detected by checksums and made again."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from typing import Any, TextIO
 
 from riemannian_ode.atomic import write_json
 
-# Version of what is kept. Raise it if files are written in another way, or if the same corpus gives other texts, parts,
-# tokenizers or tokens than before. Otherwise old caches stay in use, and runs differ silently from those on a fresh
-# machine.
+# Version of the cache. Increase it if the file format changes, or if the same corpus gives different texts, parts,
+# tokenizers or tokens. Otherwise old caches stay in use, and runs differ silently from those on a fresh machine.
 FORMAT = 4
-_POLL = 0.05  # seconds between looks whether another process is done
-_QUIET = 10.0  # seconds of waiting before a line says so
-_PATIENCE = 600.0  # seconds without a sign of life of the process that is waited for
+_POLL = 0.05  # seconds between checks whether another process is done
+_QUIET = 10.0  # seconds of waiting before a log line says so
+_PATIENCE = 600.0  # seconds without progress of the process that holds the lock
 _log = logging.getLogger(__name__)
 
 
 class CacheError(ValueError):
-    """The cache cannot be used; the message names the file and says what to do."""
+    """The cache cannot be used; the message names the file and the remedy."""
 
 
 def cache_folder() -> Path:
@@ -39,22 +38,22 @@ def cache_folder() -> Path:
 
 
 def cache_key(*parts: Any) -> str:
-    """A short name for what plain data and :data:`FORMAT` describe."""
+    """A short hash of plain data and :data:`FORMAT`."""
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:24]
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write plain data atomically, with a checksum that :func:`read_record` compares."""
+    """Write plain data atomically, with a checksum that :func:`read_record` verifies."""
     write_json(path, {**record, "checksum": _checksum(path, record)})
 
 
 def place(path: Path) -> str:
-    """A file's place in the cache, which is part of its checksum: a copy of another file is damage, too."""
+    """A file's path in the cache, which is part of its checksum so that a copy of another file counts as damaged."""
     return Path(os.path.relpath(path, cache_folder())).as_posix()
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_record` wrote to this place; ``None`` if the file is missing, damaged or another one's."""
+    """Data written by :func:`write_record` to this path; ``None`` if the file is missing, damaged or copied."""
     try:
         record = json.loads(path.read_bytes())
         if record.pop("checksum") == _checksum(path, record):
@@ -68,21 +67,21 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def warn_of_damage(path: Path) -> None:
-    """Say that a file of the cache is damaged; the caller makes it again."""
+    """Warn that a file of the cache is damaged; the caller makes it again."""
     _log.warning("%s is damaged; it is made again", path)
 
 
 @contextmanager
 def locked(path: Path, purpose: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
-    """Keep the other processes of this machine out until the block ends; the system frees a dead one's lock.
+    """Lock out other processes of this machine until the block ends; the system releases a dead process's lock.
 
     Yields a function that the block calls as it makes progress. A process that waits gives up when the holder has not
     called it for ten minutes, so that it does not wait for a stopped or hung process forever.
 
     Args:
-        path: File that stands for what is written; created if missing.
+        path: Lock file; created if missing.
         purpose: What the lock is for, as in "to encode the text".
-        waiting: Called again and again while another process holds the lock.
+        waiting: Called repeatedly while another process holds the lock.
 
     Raises:
         CacheError: if the file system has no locks, or the process that holds the lock makes no progress.
@@ -96,7 +95,7 @@ def locked(path: Path, purpose: str, waiting: Callable[[], None] = lambda: None)
             stream.flush()
             yield lambda: os.utime(stream.fileno())
         finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked meanwhile
+            fcntl.flock(stream, fcntl.LOCK_UN)  # closing alone would leave the lock to children forked meanwhile
 
 
 def _acquire(stream: TextIO, path: Path, purpose: str, waiting: Callable[[], None]) -> None:

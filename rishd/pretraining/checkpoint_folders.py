@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there, and rotation that never leaves less than one.
+"""Atomic checkpoints, and a rotation that always keeps at least one.
 
-A checkpoint is written to a hidden folder beside its place, brought to the disk with a checksum of every file, and
-moved there in one step; only then are older ones removed. A run that is killed at any moment, or that fills the disk,
-finds its last good one as it was. A checkpoint with a file that is missing, has another checksum or none is refused.
+A checkpoint is written to a hidden folder, synced to disk with a checksum of every file, and renamed in one step; only
+then are older checkpoints removed. A run that is killed at any moment, or that fills the disk, keeps its last good
+checkpoint. A checkpoint with a file that is missing, or whose checksum is missing or wrong, is refused.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rishd.pretraining.checksums import SUMS, check_files, check_listed, digests
 from rishd.pretraining.results import MODEL, SUMMARY
 
 _WHOLE = re.compile(r"checkpoint-(\d+)")
-_LONGEST = 300  # characters of another library's message
+_LONGEST = 300  # longest part of another library's message, in characters
 
 
 class RunCheckpointError(OSError):
-    """A checkpoint that could not be written or read; the message says why and which one is good."""
+    """A checkpoint that could not be written or read; the message says why and which checkpoint is good."""
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the oldest first."""
+    """Complete checkpoints of a run, the oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _WHOLE.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -42,44 +42,44 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """Steps that had been made; 0 without a checkpoint."""
+    """Steps done at a checkpoint; 0 without one."""
     return int(checkpoint.name.split("-")[1]) if checkpoint else 0
 
 
 def kept(folder: Path) -> str:
-    """What a message says on checkpoints that are left."""
+    """Sentence about the remaining checkpoints."""
     last = last_checkpoint(folder)
     return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
 
 
 def way_out(checkpoint: Path) -> str:
-    """What a message on a damaged checkpoint says to do."""
+    """The remedy for a damaged checkpoint."""
     older = [path for path in whole_checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     return f"remove {checkpoint}, then --resume goes on from {older[-1].name if older else 'the first step'}"
 
 
 @contextmanager
 def readable(checkpoint: Path, name: str) -> Iterator[None]:
-    """Turn any error of reading a checkpoint into one that names the file and the way out.
+    """Turn any error of reading a checkpoint into one that names the file and the remedy.
 
     Args:
         checkpoint: Its folder.
-        name: File or folder in it that is read.
+        name: File or folder that is read.
 
     Raises:
-        RunCheckpointError: in place of whatever the block raises.
+        RunCheckpointError: instead of whatever the block raises.
     """
     try:
         yield
-    except Exception as problem:  # safetensors, torch.load and the optimizers have errors of their own
+    except Exception as problem:  # safetensors, torch.load and the optimizers raise their own errors
         what = one_line(problem, _LONGEST) or type(problem).__name__
         raise RunCheckpointError(f"{checkpoint / name} cannot be loaded ({what}); {way_out(checkpoint)}.") from problem
 
 
 def check_checkpoint(checkpoint: Path) -> None:
-    """Compare all files with their checksums; all ranks together, each a share of the files.
+    """Verify the checksums of all files; all ranks together, each a share of the files.
 
-    Checkpoints in transformers' format, as before there were checksums, are not checked.
+    Checkpoints in transformers' format, from before checksums existed, are not checked.
 
     Args:
         checkpoint: Its folder.
@@ -103,15 +103,15 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 
 def check_model(folder: Path) -> None:
-    """Compare the files of a complete run's ``model/`` with their checksums.
+    """Verify the checksums of a complete run's ``model/``.
 
-    Models that were saved before there were checksums only have to exist.
+    Models saved before checksums existed only have to exist.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
 
     Raises:
-        RunCheckpointError: naming the file and the way out.
+        RunCheckpointError: naming the file and the remedy.
     """
     model = folder / MODEL
     try:
@@ -129,14 +129,14 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
     """Write a checkpoint, all ranks together, and remove old ones.
 
     Args:
-        folder: Of the run.
-        step: Steps made.
+        folder: Folder of the run.
+        step: Steps done.
         write: Writes this rank's files into a folder.
-        keep: How many of the newest stay.
-        is_first_rank: Whether this rank makes and moves the folder.
+        keep: Number of newest checkpoints to keep.
+        is_first_rank: Whether this rank creates and renames the folder.
 
     Raises:
-        RunCheckpointError: on every rank if any of them could not write; the older checkpoints are as they were.
+        RunCheckpointError: on every rank if any rank could not write; older checkpoints are unchanged.
     """
     place = folder / f"checkpoint-{step}"
     partial = partial_folder(place)
@@ -154,12 +154,12 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
         if is_first_rank:
             write_sums(partial, {name: digest for share in shares for name, digest in share.items()})
 
-    # In stages: before all ranks have written, another rank's files may be temporary ones that vanish under this one.
+    # In stages: until all ranks have written, another rank's files may be temporary and vanish.
     for stage in (write, to_disk_with_sums, seal):
         problem: Exception | None = None
         try:
             stage(partial)
-        except Exception as error:  # safetensors and torch.save have errors of their own for a full disk
+        except Exception as error:  # safetensors and torch.save raise their own errors for a full disk
             problem = error
         failed = problems_of_ranks(problem)
         if failed:
@@ -170,17 +170,17 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, 
                 f"{kept(folder)}"
             ) from problem
     if is_first_rank:
-        move_into_place(partial, place)  # an old one is of a run that was resumed from an earlier one
+        move_into_place(partial, place)  # replaces one made before the run was resumed from an earlier step
         for old in whole_checkpoints(folder)[:-keep]:
             remove_folder(old)
     _barrier()
 
 
 def problems_of_ranks(problem: Exception | None) -> list[str]:
-    """What went wrong on the ranks, the same list on each: all of them call it.
+    """The problems of all ranks, the same list on each; all ranks must call it.
 
     Args:
-        problem: Of this rank.
+        problem: Problem of this rank.
     """
     own = None if problem is None else one_line(problem, _LONGEST) or type(problem).__name__
     if not dist.is_initialized():

@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a folder, in the format of ``sha256sum``: ``sha256sum --check SHA256SUMS`` reads it, too."""
+"""SHA-256 of every file of a folder, in the format of ``sha256sum --check SHA256SUMS``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from riemannian_ode.atomic import to_disk, write_text
 
 SUMS = "SHA256SUMS"
-# What reading a checkpoint or a model may open, also files that only some versions write or only some libraries look
-# for. Other files may lie beside them.
+# Files that may be opened when a checkpoint or a model is read, including those that only some versions write or only
+# some libraries look for. The folder may contain other files.
 _READ = ("*.json", "*.jsonl", "*.safetensors", "optimizer.pt", "optimizer/*", "scheduler.pt", "rng_state*.pth")
 
 
 def files_of(folder: Path) -> list[str]:
-    """Names of all files in a folder and the folders in it, relative to it, sorted; without the checksums."""
+    """Sorted relative names of all files in a folder and its subfolders, without the checksum file."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return sorted(name for name in names if name != SUMS)
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Bring files to the disk and compute their SHA-256.
+    """Sync files to disk and compute their SHA-256.
 
     Args:
-        folder: Where they are.
+        folder: Their folder.
         names: Files, relative to the folder.
     """
     found: dict[str, str] = {}
@@ -36,11 +36,11 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    """Write ``SHA256SUMS`` and bring the folder's entries to the disk.
+    """Write ``SHA256SUMS`` and sync the folder's entries to disk.
 
     Args:
-        folder: Where the files are.
-        sums: Of :func:`digests`, of all files.
+        folder: The folder.
+        sums: Result of :func:`digests` for all files.
     """
     write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
     for path in folder.rglob("*"):
@@ -52,7 +52,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     """SHA-256 by file.
 
     Raises:
-        ValueError: naming the file, if it is missing or damaged.
+        ValueError: if the file is missing or damaged, naming it.
     """
     path = folder / SUMS
     try:
@@ -64,11 +64,11 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def check_files(folder: Path, sums: Mapping[str, str]) -> None:
-    """Compare files with their checksums.
+    """Verify files against their checksums.
 
     Args:
-        folder: Where they are.
-        sums: Of :func:`read_sums`, or some of them.
+        folder: Their folder.
+        sums: Result of :func:`read_sums`, or a part of it.
 
     Raises:
         ValueError: naming the first file that differs or is missing.
@@ -85,8 +85,8 @@ def check_listed(folder: Path, sums: Mapping[str, str]) -> None:
     """Refuse a file that would be read without a checksum.
 
     Args:
-        folder: Of a checkpoint or a model.
-        sums: Of :func:`read_sums`, all of them.
+        folder: Folder of a checkpoint or a model.
+        sums: Complete result of :func:`read_sums`.
 
     Raises:
         ValueError: naming the first file that is not listed.
@@ -94,7 +94,7 @@ def check_listed(folder: Path, sums: Mapping[str, str]) -> None:
     for name in files_of(folder):
         is_read = any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in _READ)
         if is_read and name not in sums:
-            raise ValueError(f"{folder / name} is not listed in {folder / SUMS}: nothing says whether it is whole")
+            raise ValueError(f"{folder / name} is not listed in {folder / SUMS}: nothing shows whether it is complete")
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: seconds of training, of these the optimizer's, and the processor's."""
+"""Time accounting of a run: seconds of training, in the optimizer, and of processor time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Times(NamedTuple):
-    """Seconds of training, of the optimizer within them, and of this process on processors (all its threads)."""
+    """Seconds of training, the optimizer's part of them, and processor time of this process (all threads)."""
 
     seconds: float
     optimizer_seconds: float
@@ -19,16 +19,16 @@ class Times(NamedTuple):
 
 
 class StepClock:
-    """Adds up training time and the optimizer's share of it, over the parts of a resumed run.
+    """Accumulates training time and the optimizer's share of it over the parts of a resumed run.
 
-    On a GPU the optimizer's time is taken by events, which are read only when :meth:`read` asks, after a
-    synchronisation that logging makes anyway.
+    On a GPU events measure the optimizer's time. Only :meth:`read` reads them, after a synchronisation that logging
+    needs anyway.
 
     Args:
-        device: Where the run computes.
-        seconds: Of earlier parts.
-        optimizer_seconds: Of earlier parts.
-        cpu_seconds: Of earlier parts.
+        device: Device of the run.
+        seconds: Seconds of earlier parts.
+        optimizer_seconds: Optimizer seconds of earlier parts.
+        cpu_seconds: Processor seconds of earlier parts.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class StepClock:
         self._pairs: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
-        """Training goes on."""
+        """Training continues."""
         self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
     def pause(self) -> None:
-        """Something else than training begins: an evaluation, a checkpoint."""
+        """Something other than training begins: an evaluation or a checkpoint."""
         if self._since is not None:
             if self._cuda:
                 torch.cuda.synchronize()

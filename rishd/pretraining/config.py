@@ -1,6 +1,6 @@
-"""What a pre-training run is: one frozen, checked configuration that is saved with its results.
+"""The frozen, checked configuration of a pre-training run, which is saved with its results.
 
-A file has one section per class below; :mod:`rishd.pretraining.config_files` reads it.
+A configuration file has one section per class below; :mod:`rishd.pretraining.config_files` reads it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ Sharding: TypeAlias = Literal["none", "fsdp2"]
 Precision: TypeAlias = Literal["float32", "bfloat16-mixed", "bfloat16"]
 SMALLEST_VOCABULARY = 300  # 256 bytes, one end of text, and some merges
 _WARMUP_SHARE = 0.1  # published: 1000 steps of 10 000
-_EVALUATION_TOKENS = 16384  # by default: a standard error of some hundredths of a nat per token
-_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:Class, no path and no relative import
+_EVALUATION_TOKENS = 16384  # default; gives a standard error of a few hundredths of a nat per token
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:Class, without a path or relative import
 _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelConfig:
-    """Which model, always randomly initialised.
+    """The model, always randomly initialised.
 
     Args:
         preset: A key of :data:`~rishd.pretraining.presets.PRESETS`.
-        config: In place of a preset, a ``config.json`` of transformers of any causal language model, or its folder.
-        settings: Entries of transformers' configuration that differ, e.g. ``{"num_hidden_layers": 6}``.
-        attention: transformers' implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ``"flex_attention"``.
+        config: Instead of a preset, a transformers ``config.json`` of any causal language model, or its folder.
+        settings: Entries of transformers' configuration to override, e.g. ``{"num_hidden_layers": 6}``.
+        attention: transformers' attention implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``,
+            ``"flex_attention"``.
     """
 
     preset: str = "9M"
@@ -50,25 +51,25 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
-    """Which text, and how it becomes sequences.
+    """The text, and how it is cut into sequences.
 
     Args:
-        paths: Text in UTF-8, ``.jsonl`` and Parquet files, shards (``.json.gz`` as of C4, ``.jsonl.zst`` as of The
-            Pile), or folders of them; with neither ``paths`` nor ``dataset`` it is the default corpus.
+        paths: Text in UTF-8, ``.jsonl`` and Parquet files, shards (``.json.gz`` like C4, ``.jsonl.zst`` like The Pile),
+            or folders of them. Without ``paths`` and ``dataset`` the default corpus is used.
         dataset: Name of a data set on the Hugging Face hub (``allenai/c4``), or a folder in one of its formats.
-        subset: Its configuration (``en``).
-        dataset_split: Its split that is read.
-        revision: Its commit, so that it stays the same.
-        text_field: Where a line or row has its text.
-        on_corrupt: What a malformed line or a broken shard does: ``"error"`` stops, naming it; ``"skip"`` goes on
-            without the line, or without the rest of the shard.
+        subset: Configuration of the data set (``en``).
+        dataset_split: Split of the data set to read.
+        revision: Commit of the data set, which fixes its content.
+        text_field: Field of a line or row with the text.
+        on_corrupt: What to do with a malformed line or a broken shard: ``"error"`` stops and names it; ``"skip"``
+            continues without the line, or without the rest of the shard.
         tokenizer: Name or folder of a tokenizer of transformers; ``None`` trains a byte-level BPE on the corpus.
-        vocab_size: Tokens of that BPE; 32000 gives the presets their names.
+        vocab_size: Vocabulary size of that BPE; the presets are named for 32000.
         sequence_length: Tokens per sequence.
-        packing: ``"concatenate"``: documents end to end, cut into sequences. ``"separate"``: the same, but none sees
-            another, and each starts at position 0. ``"truncate"``: a sequence is one document, cut off or filled up, as
-            published.
-        validation_share: Share of the documents that is held back for validation, by the hash of their text.
+        packing: ``"concatenate"``: documents end to end, cut into sequences. ``"separate"``: the same, but documents do
+            not see each other, and each starts at position 0. ``"truncate"``: a sequence is one document, truncated or
+            padded, as published.
+        validation_share: Share of the documents held back for validation, chosen by the hash of their text.
         epochs: How often the training text may be read.
     """
 
@@ -111,17 +112,17 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class OptimizerConfig:
-    """Which optimizer, with what settings.
+    """The optimizer and its settings.
 
     Args:
         name: A key of :data:`~rishd.pretraining.presets.OPTIMIZERS`, or ``module:Class`` for any torch optimizer.
         lr: Peak learning rate.
-        weight_decay: Decoupled; ``None`` leaves it to the class.
+        weight_decay: Decoupled weight decay; ``None`` uses the class's default.
         settings: Further arguments of the optimizer's class, e.g. ``{"chi": 2.0, "beta_flat": 1.0}`` for MuonLITE.
         groups: Settings of LITE's parameter groups by kind, e.g. ``{"embedding": {"chi": 4.0}}``; see
             :func:`lite.param_groups`.
-        matrices_only: Whether a class that is not LITE's gets the matrices alone, and AdamW with the same learning rate
-            and decay all other parameters.
+        matrices_only: Whether a class that is not LITE's gets only the matrices, while AdamW with the same learning
+            rate and decay gets all other parameters.
 
     Source: defaults of lr and decay from arXiv:2602.22681 (LLaMA 0.25B).
     """
@@ -147,9 +148,9 @@ class ScheduleConfig:
 
     Args:
         name: ``"cosine"``, or ``"wsd"``: warm-up, stable until 80% of the steps, linear decay.
-        warmup_steps: Linear warm-up; ``None`` is a tenth of the steps (published: 1000 of 10 000).
+        warmup_steps: Length of the linear warm-up; ``None`` is a tenth of the steps (published: 1000 of 10 000).
         min_ratio: Last learning rate over the peak; ``None`` is 0.1 for cosine and 0 for wsd (published).
-        lite: Whether χ and β_flat follow the published schedule; else they are constant.
+        lite: Whether χ and β_flat follow the published schedule; otherwise they are constant.
     """
 
     name: Schedule = "cosine"
@@ -167,17 +168,17 @@ class TrainingConfig:
     """Length and shape of the run.
 
     Args:
-        steps: Optimizer steps; or give ``tokens``.
+        steps: Optimizer steps; alternatively give ``tokens``.
         tokens: Tokens to train on, rounded up to whole steps.
         batch_size: Sequences per step, over all ranks.
         micro_batch_size: Sequences per forward pass of a rank; ``None`` is the rank's whole share of the batch.
-        clip: Global norm that gradients are clipped to; 0 is none.
+        clip: Global norm at which gradients are clipped; 0 turns clipping off.
         qk_clip: Threshold of attention logits, see :class:`lite.QKClip`; 0 turns clipping off.
         precision: ``"float32"``; ``"bfloat16-mixed"``: float32 weights, bfloat16 in forward and backward;
             ``"bfloat16"``: weights and optimizer state too (published).
-        sharding: What several ranks do: ``"none"``: each has the whole model (DDP); ``"fsdp2"``: weights, gradients and
-            optimizer state are divided among them.
-        gradient_checkpointing: Whether layers' activations are computed again in backward instead of kept.
+        sharding: With several ranks, ``"none"``: each has the whole model (DDP); ``"fsdp2"``: weights, gradients and
+            optimizer state are sharded.
+        gradient_checkpointing: Whether backward recomputes layers' activations instead of keeping them.
     """
 
     steps: Count | None = None
@@ -206,11 +207,12 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvaluationConfig:
-    """Validation loss on always the same tokens.
+    """Validation loss, always on the same tokens.
 
     Args:
-        every: Steps between evaluations; the last step always has one.
-        tokens: How many validation tokens, rounded up to whole sequences; ``None`` takes 16384, or what there is.
+        every: Steps between evaluations; the last step is always evaluated.
+        tokens: Number of validation tokens, rounded up to whole sequences; ``None`` uses 16384, or all if there are
+            fewer.
     """
 
     every: Count = 50
@@ -222,8 +224,8 @@ class CheckpointConfig:
     """Checkpoints to resume from.
 
     Args:
-        every: Steps between them.
-        keep: How many of the newest stay.
+        every: Steps between checkpoints.
+        keep: Number of newest checkpoints to keep.
     """
 
     every: Count = 50
@@ -232,12 +234,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class LoggingConfig:
-    """What is recorded on the way.
+    """What is recorded during a run.
 
     Args:
-        every: Steps between rows of training loss, which are means since the last one; it divides ``checkpoints.every``
-            so that a resumed run has the same rows.
-        updates_every: Steps between measurements of each parameter group's update; 0 is none.
+        every: Steps between rows of training loss, each a mean since the last row. It divides ``checkpoints.every``, so
+            that a resumed run has the same rows.
+        updates_every: Steps between measurements of each parameter group's update; 0 turns them off.
         trackers: Trackers of transformers' Trainer that get the same numbers: ``"tensorboard"`` (in the run's folder),
             ``"wandb"``, ``"mlflow"``, …
     """
@@ -253,7 +255,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PretrainConfig:
-    """Configuration of a run: everything that changes its numbers is here.
+    """Configuration of a run, with everything that affects its numbers.
 
     Args:
         model: The model.
@@ -262,9 +264,9 @@ class PretrainConfig:
         schedule: Learning rate, χ and β_flat over time.
         training: Length and shape.
         evaluation: Validation.
-        checkpoints: What resuming needs.
-        logging: What is recorded; changes no number.
-        seed: Of initialisation and data order.
+        checkpoints: Checkpoints for resuming.
+        logging: What is recorded; does not affect any number.
+        seed: Seed of initialisation and data order.
 
     Raises:
         ValueError: for a value out of range, naming it and the remedy.
@@ -322,7 +324,7 @@ class PretrainConfig:
 
     @property
     def evaluation_sequences(self) -> int:
-        """Sequences of every evaluation, at most."""
+        """Largest number of sequences per evaluation."""
         tokens = _EVALUATION_TOKENS if self.evaluation.tokens is None else self.evaluation.tokens
         return math.ceil(tokens / self.data.sequence_length)
 

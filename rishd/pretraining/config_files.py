@@ -1,4 +1,4 @@
-"""Run configurations from files: one YAML or TOML file, then overrides ``section.key=value``."""
+"""Run configurations from one YAML or TOML file and overrides ``section.key=value``."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = [
 ]
 
 _Made = TypeVar("_Made")
-_MOST_BYTES = 2**22  # of a file; plain_data refuses such a text
-_MOST_FINDINGS = 3  # in a message
-_DEEPEST_KEY = 20  # parts of a dotted key
+_MOST_BYTES = 2**22  # largest file in bytes; plain_data refuses such a text
+_MOST_FINDINGS = 3  # most findings in a message
+_DEEPEST_KEY = 20  # most parts of a dotted key
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one short line that names file, key and value."""
+    """An invalid configuration; the message is one short line that names file, key and value."""
 
 
 def load_config(
     path: Path | None = None, overrides: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None
 ) -> PretrainConfig:
-    """The run that a file, overrides and changes describe together; later ones win, and only their sum is checked.
+    """The run described by a file, overrides and changes together; later ones win, and only the result is checked.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.toml`` file; ``None`` starts from the defaults.
         overrides: ``section.key=value`` with YAML values, e.g. ``optimizer.lr=1e-3`` or ``optimizer.settings.chi=4``.
-        changes: Dotted key ↦ value, as of :func:`override`.
+        changes: Dotted key ↦ value, as for :func:`override`.
 
     Raises:
         ConfigError: for a file that cannot be read, an unknown key, or a value out of range.
@@ -64,7 +64,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or TOML file as plain data.
 
     Raises:
-        ConfigError: for a file that is missing, malformed, or holds no mapping.
+        ConfigError: for a file that is missing, malformed, or not a mapping.
     """
     try:
         require_choice(f"ending of {path}", path.suffix, (".yaml", ".yml", ".toml"))
@@ -91,7 +91,7 @@ def with_value(mapping: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     """A copy with the value at a dotted key.
 
     Raises:
-        ConfigError: if the key leads through something that is no section, or has an empty part.
+        ConfigError: if the key leads through something that is not a section, or has an empty part.
     """
     head, dot, rest = key.partition(".")
     if not head or (dot and not rest) or key.count(".") >= _DEEPEST_KEY:
@@ -103,7 +103,7 @@ def with_value(mapping: Mapping[str, Any], key: str, value: Any) -> dict[str, An
 
 
 def override(config: PretrainConfig, changes: Mapping[str, Any]) -> PretrainConfig:
-    """A run that differs in some values.
+    """A copy of a run with some values changed.
 
     Args:
         config: The run.
@@ -123,7 +123,7 @@ def make_config(mapping: Mapping[str, Any], *, source: str = "the configuration"
 
     Args:
         mapping: Sections, as in a file.
-        source: Where it came from, for messages.
+        source: Origin of the data, for messages.
 
     Raises:
         ConfigError: listing every unknown key and bad value.
@@ -137,7 +137,7 @@ def checked(kind: type[_Made], mapping: Mapping[str, Any], *, source: str) -> _M
     Args:
         kind: The class.
         mapping: Its arguments.
-        source: Where they came from, for messages.
+        source: Origin of the data, for messages.
 
     Raises:
         ConfigError: naming unknown keys and bad values, the first three of them.
@@ -155,13 +155,13 @@ def checked(kind: type[_Made], mapping: Mapping[str, Any], *, source: str) -> _M
 
 
 def _finding(error: Any) -> str:
-    """One of pydantic's findings as one clause that names key and value."""
+    """One of pydantic's errors as one clause that names key and value."""
     where = one_line(".".join(str(part) for part in error["loc"]), 60)
     match error["type"]:
-        case "value_error":  # our own checks say everything themselves, except where they stand in a plan
+        case "value_error":  # our own checks' messages are complete, except for their place in a plan
             own = str(error["ctx"]["error"])
             return own if own.startswith(where) else f"{where}: {own}"
-        case "refused":  # of config.Count
+        case "refused":  # raised by config.Count
             return f"{where} = {shown(error['input'])} {error['msg']}"
         case "unexpected_keyword_argument":
             return f"{where} is no known setting (its value is {shown(error['input'])})"

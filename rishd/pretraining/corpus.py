@@ -1,7 +1,7 @@
-"""Text to train on, split by document: installed packages' sources, the user's files, streamed shards, or a data set.
+"""Training text, split by document: installed packages' sources, the user's files, streamed shards, or a data set.
 
-Which side of the split a document is on depends on the hash of its text alone, so that training and validation never
-share one, duplicates included. The order of documents is always the same.
+The hash of a document's text alone decides the side of the split, so training and validation never share a document,
+not even a duplicate. The order of documents is always the same.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from rishd.pretraining.text_files import (
 )
 from rishd.progress import Advance, silent
 
-# The default corpus: sources that the project's own dependencies put on every machine, 116 MB.
+# The default corpus: 116 MB of sources that the project's dependencies install on every machine.
 PACKAGES = ("matplotlib", "numpy", "scipy", "sympy", "transformers")
-# Content hash of that corpus with the versions of constraints.txt (CPython 3.11, Linux x86-64).
+# Content hash of the corpus with the versions of constraints.txt (CPython 3.11, Linux x86-64).
 PINNED_HASH = "acc6d28f9a7f845d26b54cab08557982c36cee3e8514df8fe2d3a716289bdded"
-_BUILD_FILES = ("__config__.py", "_distributor_init.py")  # written at build time: they differ between machines
-_LARGEST_IN_MEMORY = 2**30  # bytes of files; more than that is streamed
-_TELLING = 1 << 22  # bytes: less than that may be what a decompressor has read ahead
+_BUILD_FILES = ("__config__.py", "_distributor_init.py")  # written at build time, so they differ between machines
+_LARGEST_IN_MEMORY = 2**30  # bytes; larger corpora are streamed
+_TELLING = 1 << 22  # bytes; a decompressor may have read ahead by up to this much
 
 
 class Corpus(Protocol):
-    """Documents in a fixed order, in two parts that share none.
+    """Documents in a fixed order, in two disjoint parts.
 
     Attributes:
-        name: What it is, for people.
-        content_hash: Of all its text; the same wherever its files lie.
-        warning: What the user should know about it, or nothing.
+        name: Description for display.
+        content_hash: Hash of all text, independent of the location of its files.
+        warning: Warning for the user; empty if there is none.
     """
 
     name: str
@@ -54,26 +54,26 @@ class Corpus(Protocol):
 
     @property
     def skipped(self) -> Sequence[str]:
-        """What was left out as corrupt so far, a sentence each."""
+        """One sentence for each corrupt part that was skipped so far."""
 
     @property
     def is_streamed(self) -> bool:
-        """Whether it is read as it is needed, not as a whole before."""
+        """Whether it is read on demand, instead of completely in advance."""
 
     def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
         """Texts of one part, from its beginning or a :meth:`position`."""
 
     def position(self) -> Position:
-        """Where the last call of :meth:`texts` has come to: plain data, valid for both parts."""
+        """Position of the last call of :meth:`texts`, as plain data that is valid for both parts."""
 
     def fraction_read(self) -> float | None:
-        """How much of it that is: ``None`` if the size is unknown, 0 while too little has been read to tell."""
+        """Fraction of the corpus read so far; ``None`` if the size is unknown, 0 if too little was read to tell."""
 
     def require_unchanged(self) -> None:
-        """Refuse to go on if the text that is read is no longer what ``content_hash`` describes.
+        """Raise an error if the text no longer matches ``content_hash``.
 
         Raises:
-            CorpusError: naming what has changed.
+            CorpusError: naming the change.
         """
 
 
@@ -82,12 +82,12 @@ class CorpusInMemory:
     """A small corpus, in the order of its documents' ranks, which mixes packages and folders.
 
     Args:
-        name: What it is, for people.
-        documents: In the order of their rank.
+        name: Description for display.
+        documents: Documents in the order of their rank.
         content_hash: SHA-256 of all keys and texts.
-        validation_share: Share of the documents that are held back, one at least.
+        validation_share: Share of the documents that are held back, at least one.
         warning: Set when the default corpus differs from the pinned one.
-        skipped: What was left out as corrupt.
+        skipped: Corrupt parts that were skipped.
     """
 
     name: str
@@ -104,7 +104,7 @@ class CorpusInMemory:
 
     def texts(self, split: Split, position: Position | None = None) -> Iterator[str]:
         held_back = [document.is_held_back(self.validation_share) for document in self.documents]
-        if not any(held_back) or all(held_back):  # of few documents: one text of theirs, and its duplicates
+        if not any(held_back) or all(held_back):  # few documents: one text and its duplicates
             one = self.documents[0].text
             held_back = [document.text == one for document in self.documents]
         for i in range(position or 0, len(self.documents)):
@@ -124,14 +124,14 @@ class CorpusInMemory:
 
 @dataclass
 class ShardedCorpus:
-    """Files that are read as they are needed, in the order of their names.
+    """Files that are read on demand, in the order of their names.
 
     Args:
         files: Paths and their names.
-        name: What it is, for people.
-        reader: Reads them.
+        name: Description for display.
+        reader: Reader of the files.
         validation_share: Share of the documents that are held back.
-        warning: What the user should know about it.
+        warning: Warning for the user.
         progress: Called with (what, done, total) while the files are hashed.
     """
 
@@ -191,16 +191,16 @@ def load_corpus(config: DataConfig | None = None, progress: Advance = silent) ->
 
     Args:
         config: Paths of text files and shards (or folders of them), or the name of a data set; by default the Python
-            sources of the installed packages :data:`PACKAGES`. Compressed shards, data sets and more than 1 GiB of
-            files are streamed.
+            sources of the installed packages :data:`PACKAGES`. Compressed shards, data sets and files of more than 1
+            GiB in total are streamed.
         progress: Called with (what, done, total) while streamed files are hashed.
 
     Raises:
-        CorpusError: for a path that is missing or without text, a corrupt file, or too few documents to split.
+        CorpusError: for a missing path, a path without text, a corrupt file, or too few documents to split.
     """
     config = config or DataConfig()
     if config.dataset is not None:
-        from rishd.pretraining.hub import HubCorpus  # loads datasets, which takes a second
+        from rishd.pretraining.hub import HubCorpus  # importing datasets takes a second
 
         return HubCorpus(config, progress)
     if config.paths is None:

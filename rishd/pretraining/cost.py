@@ -1,11 +1,12 @@
-r"""What a run will cost: parameters, FLOPs, memory and time, before it starts.
+r"""Cost estimates of a run before it starts: parameters, FLOPs, memory and time.
 
-FLOPs of forward and backward per token are :math:`6N + 12\,L\,d\,T`: N counts every parameter that a token meets (all
-but the embedding, which is a look-up, and of each expert stack the chosen share), L layers of width d, sequences of T
-tokens; causal attention is counted in full, as usual (Chowdhery et al., PaLM, arXiv:2204.02311, appendix B).
+FLOPs of forward and backward per token are :math:`6N + 12\,L\,d\,T`: N counts every parameter that a token uses (all
+except the embedding, which is a look-up; of each expert stack only the chosen share), for L layers of width d and
+sequences of T tokens; causal attention is counted in full, as usual (Chowdhery et al., PaLM, arXiv:2204.02311, appendix
+B).
 
 The optimizer's state and FLOPs come from two steps on fake tensors (nothing is allocated or computed); factorisations
-(QR, eigh) are not in FLOPs. Activations and the rate come from one real forward and backward pass.
+(QR, eigh) are not counted in FLOPs. Activations and the rate come from one real forward and backward pass.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.models import build_model, chosen_experts
 from rishd.pretraining.optimizers import build_optimizer, optimizer_class, try_optimizer, try_scheduler
 
-_CALIBRATION_TOKENS = 4096  # of the measured pass, at most (but one sequence at least)
-_UNKNOWN_STATE = 8.0  # bytes per parameter where an optimizer cannot run on fake tensors: AdamW's two float32 moments
+_CALIBRATION_TOKENS = 4096  # most tokens of the measured pass (but at least one sequence)
+_UNKNOWN_STATE = 8.0  # bytes per parameter if an optimizer cannot run on fake tensors: AdamW's two float32 moments
 
 
 class DoesNotFitError(ValueError):
-    """A run that needs more memory than there is; the message has both numbers and remedies."""
+    """A run that needs more memory than available; the message has both numbers and remedies."""
 
 
 @dataclass(frozen=True)
 class StaticCost:
-    """What is known without computing anything.
+    """Costs that are known without computing anything.
 
     Args:
         parameters: Trainable parameters.
         non_embedding_parameters: The same without embedding and output head.
-        active_parameters: Of ``parameters``, those that one token meets, the embedding left out.
-        flops_per_token: Forward and backward.
-        optimizer_flops: Of one step, products of matrices only; 0 for elementwise rules.
+        active_parameters: Those of ``parameters`` that one token uses, without the embedding.
+        flops_per_token: FLOPs of forward and backward.
+        optimizer_flops: FLOPs of one step, matrix products only; 0 for elementwise rules.
         weight_bytes: Weights on one rank.
         gradient_bytes: Gradients on one rank.
         optimizer_bytes: Optimizer state on one rank.
@@ -71,7 +72,7 @@ class StaticCost:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a run's record and summary have of it."""
+        """The entries that a run's record and summary contain."""
         return {
             "parameters": self.parameters,
             "non_embedding_parameters": self.non_embedding_parameters,
@@ -81,11 +82,11 @@ class StaticCost:
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """What one forward and backward pass showed.
+    """Costs measured in one forward and backward pass.
 
     Args:
-        activation_bytes: Per sequence: what backward needs, and its largest intermediate twice.
-        seconds: Per sequence.
+        activation_bytes: Per sequence: tensors that backward needs, plus twice the largest intermediate.
+        seconds: Seconds per sequence.
     """
 
     activation_bytes: int
@@ -93,12 +94,12 @@ class MeasuredCost:
 
 
 def static_cost(config: PretrainConfig, made: PreTrainedConfig, *, ranks: int = 1) -> StaticCost:
-    """Parameters, FLOPs and the memory that does not depend on the batch.
+    """Parameters, FLOPs and memory that do not depend on the batch.
 
     Args:
         config: The run.
         made: The model's configuration.
-        ranks: Over how many weights, gradients and state are sharded (FSDP2).
+        ranks: Number of ranks over which weights, gradients and state are sharded (FSDP2).
 
     Raises:
         ConfigError: for settings that the model or the optimizer refuses.
@@ -136,7 +137,7 @@ def static_cost(config: PretrainConfig, made: PreTrainedConfig, *, ranks: int = 
     )
 
 
-_known: dict[tuple[str, str], StaticCost] = {}  # fake steps take a second, and many runs of one process ask the same
+_known: dict[tuple[str, str], StaticCost] = {}  # fake steps take a second, and many runs of one process need the same
 
 
 def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) -> MeasuredCost:
@@ -144,8 +145,8 @@ def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) 
 
     Args:
         config: The run.
-        model: On its device; of a sharded one every rank must call it.
-        most: Sequences per pass of the run.
+        model: The model on its device; if it is sharded, every rank must call this function.
+        most: Largest number of sequences per pass.
 
     Raises:
         ConfigError: if the model fails.
@@ -157,7 +158,7 @@ def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) 
     autocast = config.training.precision == "bfloat16-mixed"
     model.train()
     seconds: list[float] = []
-    while len(seconds) < 2:  # the first pass pays for set-up
+    while len(seconds) < 2:  # the first pass includes set-up
         saved = _SavedBytes(model)
         _wait(device)
         begin = time.perf_counter()
@@ -171,12 +172,12 @@ def measured_cost(config: PretrainConfig, model: PreTrainedModel, *, most: int) 
 
 
 def _try_pass(config: PretrainConfig, model: PreTrainedModel, ids: Tensor) -> Any:
-    """Loss of a forward pass: some settings of a model fail only here."""
+    """Loss of a forward pass; some bad model settings fail only here."""
     try:
         return model(input_ids=ids, labels=ids).loss
     except torch.OutOfMemoryError:
         raise
-    except Exception as problem:  # transformers' models have errors of their own
+    except Exception as problem:  # transformers' models raise their own errors
         settings = one_line(", ".join(config.model.settings) or "none", 80)
         raise ConfigError(
             f"the model cannot make a forward pass ({type(problem).__name__}: {one_line(problem, 120)}); check "
@@ -185,14 +186,14 @@ def _try_pass(config: PretrainConfig, model: PreTrainedModel, ids: Tensor) -> An
 
 
 def estimate(config: PretrainConfig, static: StaticCost, measured: MeasuredCost, *, micro: int, ranks: int) -> str:
-    """What the run will need, in a sentence.
+    """One sentence about what the run will need.
 
     Args:
         config: The run.
-        static: Of the model and optimizer.
-        measured: Of a pass.
+        static: Cost of the model and optimizer.
+        measured: Cost of a pass.
         micro: Sequences per pass.
-        ranks: How many share the batch.
+        ranks: Number of ranks that share the batch.
     """
     length = config.data.sequence_length
     passes = measured.seconds * config.training.batch_size / ranks
@@ -212,15 +213,15 @@ def estimate(config: PretrainConfig, static: StaticCost, measured: MeasuredCost,
 
 
 def require_memory(static: StaticCost, device: torch.device, *, activation_bytes: int | None = None) -> None:
-    """Refuse a run that does not fit.
+    """Refuse a run that does not fit in memory.
 
     Args:
         static: Weights, gradients, state.
-        device: Where it would run.
-        activation_bytes: Of one pass; ``None`` before the weights are there.
+        device: Device of the run.
+        activation_bytes: Bytes of one pass; ``None`` before the weights exist.
 
     Raises:
-        DoesNotFitError: naming what is needed and what there is.
+        DoesNotFitError: giving the needed and the available memory.
     """
     parts = {"weights": static.weight_bytes, "gradients": static.gradient_bytes}
     parts["optimizer state"] = static.optimizer_bytes
@@ -240,11 +241,11 @@ def require_memory(static: StaticCost, device: torch.device, *, activation_bytes
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a run may take on a device: free on an accelerator, else available to this process."""
+    """Memory available to a run on a device: free on an accelerator, else available to this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))  # a container's
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))  # limit of a container
     try:
         return min(available, int(limit.read_text()) - int(used.read_text()))
     except (OSError, ValueError):  # no such limit, or "max"
@@ -258,10 +259,10 @@ def parameter_count(model: PreTrainedModel, *, embeddings: bool = True) -> int:
 
 
 def active_parameters(model: PreTrainedModel) -> int:
-    """Parameters that one token meets: without the embedding's look-up, and of each expert stack the chosen share."""
+    """Parameters that one token uses, without the embedding and with the chosen share of each expert stack."""
     looked_up = {id(p) for p in model.get_input_embeddings().parameters()}
     if bool(getattr(model.config, "tie_word_embeddings", False)):
-        looked_up = set()  # the head meets them
+        looked_up = set()  # the head uses them
     count = 0
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -287,7 +288,7 @@ def training_flops_per_token(model: PreTrainedModel, sequence_length: int) -> fl
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Seconds in human-readable form."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
@@ -295,7 +296,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Bytes in human-readable form."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
 
 
@@ -303,21 +304,21 @@ def _optimizer_cost(config: PretrainConfig, model: nn.Module) -> tuple[int, floa
     try:
         optimizer = build_optimizer(config.optimizer, model)
         if isinstance(optimizer, LITEOptimizer):
-            optimizer.on_nonfinite = "ignore"  # nothing to look at
+            optimizer.on_nonfinite = "ignore"  # nothing to measure
         for _ in range(2):  # the first step of SOAP only sets its bases
             for p in model.parameters():
                 p.grad = torch.empty_like(p)
             with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
                 optimizer.step()
         flops = float(counter.get_total_flops())
-    except RuntimeError:  # an optimizer that looks at values has none on fake tensors
+    except RuntimeError:  # an optimizer that reads values fails on fake tensors
         return int(_UNKNOWN_STATE * sum(p.numel() for p in model.parameters())), 0.0
     tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     return sum(v.nbytes for v in tensors), flops
 
 
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd keeps for backward, each storage once, parameters left out."""
+    """Counts the bytes that autograd keeps for backward, each storage once, without parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.total = self.largest = 0

@@ -1,4 +1,4 @@
-"""Content hashes of files, kept in the cache so that a file is read again only after it has changed."""
+"""Content hashes of files, cached so that only changed files are read again."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from rishd.pretraining.cache import cache_folder, cache_key, locked, read_record
 from rishd.pretraining.text_files import CorpusError
 from rishd.progress import Advance, silent
 
-_State: TypeAlias = list[int]  # of a file: size, times of change of content and of entry, inode
+_State: TypeAlias = list[int]  # identity of a file: size, times of change of content and of entry, inode
 _CHUNK = 1 << 22  # bytes
-_THREADS = 8  # hashing leaves Python's lock
-_SAVED = 5.0  # seconds between two writings of the index: whoever is interrupted goes on from there
-# A file that changes twice within a tick of the file system's clock has the same time after both changes. The hash of a
-# file that changed so shortly before is therefore not kept. Nanoseconds; FAT has the coarsest clock.
+_THREADS = 8  # hashing releases Python's lock
+_SAVED = 5.0  # seconds between writes of the index, from which an interrupted process continues
+# A file that changes twice within one tick of the file system's clock has the same time after both changes. So the hash
+# of a file that changed this recently is not cached. Nanoseconds; FAT has the coarsest clock.
 _YOUNG = 2 * 10**9
 
 
 class HashedFiles:
     """Files and the SHA-256 of their content.
 
-    A hash is kept with the file's size, times of change and inode, and computed again when one of them differs.
+    A hash is stored with the file's size, times of change and inode, and recomputed if one of them differs.
 
     Args:
         paths: The files.
         progress: Called with (what, done, total), in MiB, while files are read.
 
     Attributes:
-        digests: Hexadecimal, in the order of the paths.
+        digests: Hexadecimal digests in the order of the paths.
     """
 
     def __init__(self, paths: Sequence[Path], progress: Advance = silent) -> None:
@@ -46,7 +46,7 @@ class HashedFiles:
         self.digests = tuple(str(known[str(path)][1]) for path in self.paths)
 
     def require_unchanged(self) -> None:
-        """Compare sizes, times and inodes with those of the content that was hashed.
+        """Compare sizes, times and inodes with those at the time of hashing.
 
         Raises:
             CorpusError: naming a file that has changed since.
@@ -60,7 +60,7 @@ class HashedFiles:
         return [(path, state) for path, state in files if known.get(str(path), [None])[0] != state]
 
     def _hash(self, known: dict[str, Any], index: Path, progress: Advance, alive: Callable[[], None]) -> dict[str, Any]:
-        """Hashes of all files; those old enough are also written to the index."""
+        """Hashes of all files; hashes of files that are old enough are also written to the index."""
         missing, young = self._missing(known), time.time_ns() - _YOUNG
         kept = {str(path): known[str(path)] for path in self.paths if str(path) in known}
         total, done, saved = sum(state[0] for _, state in missing), 0, time.monotonic()
@@ -89,7 +89,7 @@ def _read(index: Path) -> dict[str, Any]:
 
 
 def _state(path: Path) -> _State:
-    # The time of the entry cannot be set back, as that of the content is by `cp -p` and `rsync -t`.
+    # `cp -p` and `rsync -t` set back the time of the content, but the time of the entry cannot be set back.
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

@@ -1,4 +1,4 @@
-"""Data sets by name, streamed through the ``datasets`` library: C4, The Pile, or a local folder of shards."""
+"""Data sets by name (C4, The Pile, or a local folder of shards), streamed through the ``datasets`` library."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rishd.pretraining.file_hashes import HashedFiles
 from rishd.pretraining.text_files import BROKEN, CorpusError, Document, Position, Split
 from rishd.progress import Advance, silent
 
-_SETTINGS = ("README.md", ".huggingface.yaml")  # of a data set's folder: which files are read, and how
+_SETTINGS = ("README.md", ".huggingface.yaml")  # files of a data set's folder that say which files are read, and how
 
 
 class HubCorpus:
-    """A data set of the Hugging Face hub, or a folder in one of its formats, read as it is needed.
+    """A data set of the Hugging Face hub, or a folder in one of its formats, read on demand.
 
     Args:
         config: ``dataset``, ``subset``, ``dataset_split``, ``revision`` and ``text_field``.
@@ -45,18 +45,19 @@ class HubCorpus:
         self._config = config
         self._shard = 0
         try:
-            # The library runs no code of a data set (since version 4 it has no trust_remote_code, and refuses scripts).
+            # The library does not run a data set's code (since version 4 it has no trust_remote_code and refuses
+            # scripts).
             builder = datasets.load_dataset_builder(config.dataset, config.subset, revision=config.revision)
             self._unread: Any = builder.as_streaming_dataset(split=config.dataset_split)
             self._shards = int(self._unread.num_shards)
-        except Exception as problem:  # of the network, of the hub, of any file format
+        except Exception as problem:  # errors of the network, the hub, or any file format
             remedy = (
                 "; text, jsonl and Parquet files may be given as data.paths" if os.path.isdir(config.dataset) else ""
             )
             raise CorpusError(f"data set {self.name} cannot be read: {_first_line(problem)}{remedy}") from None
         self._data = self._unread
         first = next(self._rows(None), None)
-        self.skipped.clear()  # reading tells again
+        self.skipped.clear()  # reading will report it again
         if first is None:
             raise CorpusError(f"data set {self.name} has no rows; check data.subset and data.dataset_split.")
         if not isinstance(first.get(config.text_field), str):
@@ -84,15 +85,15 @@ class HubCorpus:
                 yield text
 
     def position(self) -> Position:
-        # The library goes on changing its own.
+        # The library keeps changing its own object.
         return [self._shard, json.loads(json.dumps(self._data.state_dict()))]
 
     def _rows(self, position: Position | None) -> Iterator[dict[str, Any]]:
-        """Rows of one shard after another: one that is corrupt ends early, those behind it are read all the same."""
+        """Rows, shard after shard; a corrupt shard ends early, and reading continues with the next one."""
         first, state = position or (0, None)
         for shard in range(first, self._shards):
             self._shard = shard
-            self._data = self._unread.shard(self._shards, shard)  # a position once loaded stays with the object
+            self._data = self._unread.shard(self._shards, shard)  # the object keeps a loaded position
             if state is not None:
                 self._data.load_state_dict(state)
                 state = None
@@ -116,12 +117,12 @@ class HubCorpus:
         self._local.require_unchanged()
 
     def _hash(self, builder: Any, progress: Advance) -> None:
-        """Set ``content_hash``: local files by their content, those of the hub by the commit they are read at."""
+        """Set ``content_hash``: by content for local files, by commit for files of the hub."""
         folder = Path(self._config.dataset or "")
         by_split = builder.config.data_files or {}
         files = [str(file) for split in by_split.values() for file in split]
         files += [str(folder / name) for name in _SETTINGS if (folder / name).is_file()]
-        # An address as "zip://inside.txt::archive.zip" ends with the file that is read.
+        # An address like "zip://inside.txt::archive.zip" ends with the file that is read.
         paths = {file: Path(file.rsplit("::", 1)[-1]) for file in files}
         paths = {file: path for file, path in paths.items() if path.is_file()}
         self._local = HashedFiles(list(paths.values()), progress)
@@ -133,7 +134,7 @@ class HubCorpus:
                 content.append((*file.split("::")[:-1], place, digests[file]))
             else:
                 content.append(file)
-        if len(digests) < len(files):  # repositories with their commits, or versions of other addresses
+        if len(digests) < len(files):  # repositories with commits, or versions of other addresses
             content.append(sorted({origin for split in by_split.values() for origin in split.origin_metadata}))
         if not by_split:
             content.append(builder.hash)
@@ -142,7 +143,7 @@ class HubCorpus:
 
 
 def _is_corrupt(problem: Exception) -> bool:
-    """Whether an error speaks of the text, not of the way to it (some of the latter are ValueErrors, too)."""
+    """Whether an error is about the text, as opposed to access to it (some access errors are also ValueErrors)."""
     problem = problem.__cause__ if isinstance(problem.__cause__, Exception) else problem
     of_text = isinstance(problem, (ValueError, RecursionError, DatasetGenerationError)) and not isinstance(
         problem, OSError

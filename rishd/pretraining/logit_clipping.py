@@ -16,7 +16,7 @@ class LogitClipping(TrainerCallback):
 
     Args:
         model: The model.
-        threshold: See :class:`lite.QKClip`; 0 clips nothing.
+        threshold: See :class:`lite.QKClip`; 0 turns clipping off.
 
     Raises:
         ValueError: if the model has no attention that can be clipped.
@@ -26,7 +26,7 @@ class LogitClipping(TrainerCallback):
         self._clip = QKClip(model, threshold=threshold) if threshold > 0 else None
 
     def watching(self) -> AbstractContextManager[None]:
-        """Watch forward passes inside."""
+        """Watch forward passes inside the block."""
         return nullcontext() if self._clip is None else self._clip.watching()
 
     def on_optimizer_step(

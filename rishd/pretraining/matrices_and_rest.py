@@ -1,4 +1,4 @@
-"""An optimizer of any package for matrices, and AdamW for everything else."""
+"""Any package's optimizer for matrices, combined with AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Named = list[tuple[str, Tensor]]
 
 
 class MatricesAndRest(torch.optim.Optimizer):
-    """Two optimizers as one: their groups one after the other, their state together.
+    """Two optimizers combined into one, with concatenated groups and merged state.
 
     Args:
-        matrices: Of the first one, with their names.
-        rest: Of AdamW, with their names.
-        build: Makes the first optimizer from its parameters.
+        matrices: Named parameters of the first optimizer.
+        rest: Named parameters of AdamW.
+        build: Creates the first optimizer from its parameters.
         adamw: Settings of AdamW.
     """
 
@@ -32,7 +32,7 @@ class MatricesAndRest(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Give the parts the groups and the state that this optimizer has."""
+        """Give the two parts the groups and state of this optimizer."""
         groups = list(self.param_groups)
         for part in self._parts:
             count = len(part.param_groups)
@@ -41,7 +41,7 @@ class MatricesAndRest(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; the closure is for the loss alone."""
+        """One step of both; the closure only computes the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,6 +51,6 @@ class MatricesAndRest(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` gave."""
+        """Load a ``state_dict``."""
         super().load_state_dict(state_dict)
         self._share()

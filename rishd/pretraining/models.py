@@ -19,10 +19,10 @@ from rishd.pretraining.plain_data import require_plain
 from rishd.pretraining.presets import PRESETS
 from rishd.pretraining.tokenizer import vocabulary_size
 
-# Entries of transformers' configurations that a run decides otherwise, or that say which class a model has.
+# Entries of transformers' configurations that a run sets elsewhere, or that determine the model's class.
 _NOT_SET = {"model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path"}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_MOST_MODULES = 10_000  # layers, or experts of a layer: each may be a module, which takes a millisecond to build
+_MOST_MODULES = 10_000  # most layers, or experts per layer: each may be a module, which takes a millisecond to build
 
 
 def model_config(
@@ -32,13 +32,13 @@ def model_config(
 
     Args:
         config: Preset or file, and settings.
-        tokenizer: Its vocabulary's size is a preset's own; ``None`` for one that is yet to be trained, whose first
-            token ends documents.
-        vocab_size: Tokens of that one.
+        tokenizer: Sets a preset's vocabulary size; ``None`` for a tokenizer yet to be trained, whose first token ends
+            documents.
+        vocab_size: Vocabulary size of that tokenizer.
         sequence_length: Longest sequence.
 
     Raises:
-        ConfigError: for a file that is no causal language model's, a setting that does not exist, or a vocabulary or
+        ConfigError: for a file that does not describe a causal language model, an unknown setting, or a vocabulary or
             context that is too small.
     """
     end_of_text = 0 if tokenizer is None else int(tokenizer.eos_token_id)
@@ -57,7 +57,7 @@ def model_config(
         made = AutoConfig.for_model(model_type, **settings)
     except ConfigError:
         raise
-    except Exception as problem:  # transformers checks with validators of its own
+    except Exception as problem:  # transformers runs its own validators
         raise ConfigError(f"{where} with model.settings: {one_line(problem, 200)}") from None
     if type(made) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(f"{where}: transformers has no causal language model of type {model_type!r}.")
@@ -79,10 +79,10 @@ def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedMod
 
     Args:
         config: The run; with precision ``"bfloat16"`` the weights are drawn in float32 and rounded.
-        made: Of :func:`model_config`.
+        made: Result of :func:`model_config`.
 
     Raises:
-        ConfigError: if the model refuses the configuration, or attention would be code from the Hugging Face hub.
+        ConfigError: if the model refuses the configuration, or attention would run code from the Hugging Face hub.
     """
     if "/" in config.model.attention:
         raise ConfigError(
@@ -93,7 +93,7 @@ def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedMod
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             made, attn_implementation=config.model.attention, dtype=torch.float32, trust_remote_code=False
         )
-    except Exception as problem:  # transformers' models have errors of their own
+    except Exception as problem:  # transformers' models raise their own errors
         kind = "" if isinstance(problem, (ImportError, ValueError)) else f"{type(problem).__name__}: "
         settings = one_line(", ".join(config.model.settings) or "none", 80)
         raise ConfigError(
@@ -107,7 +107,7 @@ def build_model(config: PretrainConfig, made: PreTrainedConfig) -> PreTrainedMod
 
 
 def describe(made: PreTrainedConfig) -> str:
-    """One line on the architecture."""
+    """One line about the architecture."""
     body = f"{made.num_hidden_layers} layers of width {made.hidden_size}"
     text = f"{made.model_type}, {body}, vocabulary {made.vocab_size:,}"
     experts, chosen = getattr(made, "num_experts", None), chosen_experts(made)
@@ -115,19 +115,19 @@ def describe(made: PreTrainedConfig) -> str:
 
 
 def chosen_experts(made: PreTrainedConfig) -> int | None:
-    """Experts that a token meets in a layer, by any of the names that transformers has for it; ``None`` without one."""
+    """Experts per token and layer, by any of transformers' names for this setting; ``None`` without experts."""
     found = [getattr(made, name) for name in ("num_experts_per_tok", "moe_topk") if hasattr(made, name)]
     return int(found[0]) if found and found[0] else None
 
 
 def quiet() -> None:
-    """Keep transformers' own progress bars and remarks out of the way of the run's."""
+    """Silence transformers' own progress bars and remarks."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_settings(settings: Mapping[str, Any], known: PreTrainedConfig, where: str) -> None:
-    """Refuse what is no entry of the model's configuration: methods are none, nor is what says which class it is."""
+    """Refuse settings that are not entries of the model's configuration, such as methods or the model's class."""
     names = {*known.to_dict(), *known.attribute_map} - _NOT_SET
     unknown = [key for key in settings if key not in names]
     if unknown:
@@ -138,7 +138,7 @@ def _check_settings(settings: Mapping[str, Any], known: PreTrainedConfig, where:
 
 
 def _check_counts(settings: Mapping[str, Any], known: PreTrainedConfig, where: str) -> None:
-    """Refuse negative integers where the model's default is not negative, and sizes and counts of layers below 1."""
+    """Refuse negative integers if the model's default is not negative, and sizes and layer counts below 1."""
     for key, value in settings.items():
         if not isinstance(value, int):
             continue  # transformers checks types

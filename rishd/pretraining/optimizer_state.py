@@ -1,7 +1,7 @@
-"""State of the optimizer in a checkpoint: one file, or of several ranks torch.distributed.checkpoint's folder.
+"""Optimizer state in a checkpoint: one file, or for several ranks a folder of torch.distributed.checkpoint.
 
-No code of a checkpoint runs: files load with ``weights_only=True``, and the folder's index, a pickle that torch would
-load without a check, may name the classes of such an index only.
+A checkpoint cannot run code: files load with ``weights_only=True``, and the folder's index, a pickle that torch would
+load unchecked, may only name the classes of such an index.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lite import LITEOptimizer
 from riemannian_ode.checks import one_line
 
 _WHOLE, _SHARDED = "optimizer.pt", "optimizer"
-_OLD_ENDINGS = (".first_moment", ".m")  # of AdamW groups and of SOAP
+_OLD_ENDINGS = (".first_moment", ".m")  # state names of AdamW groups and of SOAP
 _HARMLESS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath")}
 
 
@@ -47,7 +47,7 @@ def save_optimizer(
         optimizer: Without accelerate's wrapper.
         model: Its parameters'.
         folder: The checkpoint.
-        is_first_rank: Whether this rank writes what all have.
+        is_first_rank: Whether this rank writes the state that all ranks have.
     """
     if _is_divided(optimizer, model):
         with _ordinary_errors():
@@ -59,22 +59,22 @@ def save_optimizer(
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module, folder: Path, *, device: torch.device
 ) -> None:
-    """Load the state that any number of ranks has written; every rank calls it.
+    """Load state written by any number of ranks; every rank calls it.
 
     Args:
         optimizer: Without accelerate's wrapper.
         model: Its parameters'.
         folder: The checkpoint.
-        device: Of this rank.
+        device: Device of this rank.
 
     Raises:
-        ValueError: for state of AdamW groups or SOAP that several ranks wrote with version 0.1.0.
+        ValueError: for state of AdamW groups or SOAP written by several ranks with version 0.1.0.
     """
     if saved_optimizer(folder) == _WHOLE:
         optimizer.load_state_dict(torch.load(folder / _WHOLE, map_location=device, weights_only=True))
         return
     reader = _PlainReader(folder / _SHARDED)
-    _refuse_old(reader.read_metadata())  # torch's own reading of an index that cannot be read logs a traceback
+    _refuse_old(reader.read_metadata())  # torch would log a traceback for an unreadable index
     state = _state(optimizer, model)
     with _ordinary_errors():
         load_sharded(state, storage_reader=reader, planner=_PlainPlanner())
@@ -89,7 +89,7 @@ def _state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str
 
 
 def _refuse_old(metadata: Metadata) -> None:
-    """Refuse state whose names were others in version 0.1.0; torch would only say that keys are missing."""
+    """Refuse state with different names in version 0.1.0, for which torch would only report missing keys."""
     for key in metadata.state_dict_metadata:
         if key.endswith(_OLD_ENDINGS):
             raise ValueError(
@@ -107,7 +107,7 @@ def _is_divided(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> boo
 
 @contextmanager
 def _ordinary_errors() -> Iterator[None]:
-    """Raise the first rank's error in place of torch's own, which is no ``Exception``."""
+    """Raise the first rank's error instead of torch's error, which is not an ``Exception``."""
     try:
         yield
     except CheckpointException as problem:
@@ -116,7 +116,7 @@ def _ordinary_errors() -> Iterator[None]:
 
 
 class _PlainReader(FileSystemReader):
-    """torch's reader, whose index cannot run code."""
+    """torch's reader with an index that cannot run code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as stream:
@@ -144,9 +144,9 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _PlainPlanner(DefaultLoadPlanner):
-    """torch's planner, whose numbers and strings cannot run code."""
+    """torch's planner with numbers and strings that cannot run code."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        torch.load(value, weights_only=True)  # raises for anything but plain data
+        torch.load(value, weights_only=True)  # raises for anything except plain data
         value.seek(0)
         super().load_bytes(read_item, value)

@@ -22,14 +22,14 @@ from rishd.pretraining.config_files import ConfigError
 from rishd.pretraining.matrices_and_rest import MatricesAndRest
 from rishd.pretraining.presets import OPTIMIZERS
 
-_ADAMW_BETAS = (0.9, 0.95)  # the usual choice for language models (Brown et al., arXiv:2005.14165, appendix B)
-_ELSEWHERE = {  # arguments of the classes that a configuration sets in another place, or not at all
+_ADAMW_BETAS = (0.9, 0.95)  # usual for language models (Brown et al., arXiv:2005.14165, appendix B)
+_ELSEWHERE = {  # arguments of the classes that a configuration sets elsewhere, or not at all
     "lr": "set optimizer.lr",
     "weight_decay": "set optimizer.weight_decay",
     "params": "they are the model's",
     "process_group": "it is that of the run's ranks",
 }
-_OWN_GROUP_KEYS = ("params", "param_names", "kind", "steps")  # of lite.param_groups
+_OWN_GROUP_KEYS = ("params", "param_names", "kind", "steps")  # keys set by lite.param_groups
 _EXACT_TYPES = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
@@ -44,11 +44,11 @@ def build_optimizer(
     Args:
         config: Name, learning rate, decay and settings.
         model: The model.
-        process_group: Ranks that have the same model (DDP), among which LITE's optimizers divide their work.
+        process_group: Ranks with the same model (DDP), among which LITE's optimizers divide their work.
 
     Raises:
-        ConfigError: for a class that cannot be found or is no torch optimizer, a setting that it does not take, or a
-            value that it refuses.
+        ConfigError: for a class that cannot be found or is not a torch optimizer, an unknown setting, or a value that
+            it refuses.
     """
     cls, settings = _class_and_settings(config)
     if issubclass(cls, LITEOptimizer):
@@ -69,14 +69,14 @@ def build_optimizer(
         return cls(_groups(cls, config, model), **settings)
     except ConfigError:
         raise
-    except Exception as problem:  # any class, with errors of its own
+    except Exception as problem:  # any class may raise anything
         raise _refusal(config, problem) from None
 
 
 def _matrices_and_rest(
     cls: type[torch.optim.Optimizer], config: OptimizerConfig, settings: dict[str, Any], model: nn.Module
 ) -> MatricesAndRest:
-    """The class for the matrices that LITE's optimizers take as such, and AdamW for all else."""
+    """The class for the parameters that LITE's optimizers treat as matrices, and AdamW for all others."""
     matrices: list[tuple[str, Tensor]] = []
     rest: list[tuple[str, Tensor]] = []
     for group in param_groups(model):
@@ -86,11 +86,11 @@ def _matrices_and_rest(
 
 
 def try_optimizer(config: OptimizerConfig, device: torch.device) -> None:
-    """Make two steps on a small matrix and a vector: some classes look at their settings only then.
+    """Run two steps on a small matrix and a vector, since some classes check their settings only then.
 
     Args:
         config: Name, learning rate, decay and settings.
-        device: Where the run will compute.
+        device: Device of the run.
 
     Raises:
         ConfigError: if the optimizer fails.
@@ -103,19 +103,19 @@ def try_optimizer(config: OptimizerConfig, device: torch.device) -> None:
             p.grad = torch.full_like(p, 1e-3)
         try:
             optimizer.step()
-        except Exception as problem:  # any class, with errors of its own
+        except Exception as problem:  # any class may raise anything
             raise _refusal(config, problem) from None
 
 
 def try_scheduler(config: PretrainConfig, model: nn.Module) -> None:
-    """Make the schedules of a run, which may refuse settings of the optimizer.
+    """Create the schedules of a run, which may refuse settings of the optimizer.
 
     Args:
         config: The run.
-        model: Its model, which may be fake.
+        model: Its model, possibly fake.
 
     Raises:
-        ConfigError: if they do.
+        ConfigError: if they refuse a setting.
     """
     optimizer = build_optimizer(config.optimizer, model)
     try:
@@ -163,12 +163,12 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class behind ``adamw``, …, or ``module:Class``.
 
     Raises:
-        ConfigError: for a module or class that cannot be found, or a class that is no torch optimizer.
+        ConfigError: for a module or class that cannot be found, or a class that is not a torch optimizer.
     """
     module_name, _, class_name = OPTIMIZERS.get(name, name).partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as problem:  # whatever the module does when it is imported
+    except Exception as problem:  # the module may raise anything when imported
         told = f"{type(problem).__name__}: {one_line(problem, 100)}"
         raise ConfigError(f"optimizer.name = {shown(name)}: the module cannot be imported ({told}).") from None
     cls = getattr(module, class_name, None)
@@ -182,7 +182,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 def _taken(cls: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
     """Arguments of a class by name."""
     known: dict[str, inspect.Parameter] = {}
-    for owner in cls.__mro__:  # a class that passes **settings on takes what its parent takes
+    for owner in cls.__mro__:  # a class that passes **settings on accepts its parent's arguments
         here = inspect.signature(owner).parameters
         known = {**here, **known}
         if not any(p.kind is p.VAR_KEYWORD for p in here.values()):
@@ -200,7 +200,8 @@ def _check_settings(cls: type[torch.optim.Optimizer], name: str, settings: Mappi
             f"optimizer {one_line(name, 60)} takes no {one_line(', '.join(unknown), 60)}; its settings are "
             f"{one_line(', '.join(taken), 120)}{remedy}."
         )
-    # torch takes amsgrad = "no" as true. LITE's classes check types themselves, and annotations of others may be wrong.
+    # torch treats amsgrad = "no" as true. LITE's classes check types themselves; other classes' annotations may be
+    # wrong.
     hints = typing.get_type_hints(cls.__init__) if cls.__module__.startswith("torch.") else {}
     for key in settings.keys() & hints.keys():
         _check_type(name, key, settings[key], hints[key])
@@ -218,7 +219,7 @@ def _check_type(name: str, key: str, value: Any, hint: Any) -> None:
 
 
 def build_scheduler(config: PretrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """The published learning-rate schedule, chained with LITE's schedule of χ and β_flat where there is one."""
+    """The published learning-rate schedule, chained with LITE's schedule of χ and β_flat if there is one."""
     span: dict[str, Any] = {
         "schedule": config.schedule.name,
         "warmup_steps": config.warmup_steps,

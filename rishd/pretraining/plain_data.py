@@ -1,7 +1,7 @@
-"""Plain data from YAML and TOML text, with bounds on what a text may expand to.
+"""Plain data from YAML and TOML text, with bounds on the size to which a text may expand.
 
-Plain data is ``None``, a boolean, a finite number, text, a list, or a mapping with text as keys. YAML's numbers are
-those of its version 1.2: ``1e-3`` is a float, ``010`` is ten, and ``1:30`` is text, not ninety.
+Plain data is ``None``, a boolean, a finite number, text, a list, or a mapping with text keys. Numbers follow YAML 1.2:
+``1e-3`` is a float, ``010`` is ten, and ``1:30`` is text, not ninety.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from riemannian_ode.checks import one_line, shown
 
-LARGEST = 2**53  # in magnitude: beyond, not every integer has a float64
+LARGEST = 2**53  # largest magnitude; beyond it not every integer has a float64
 _DEEPEST, _MOST_NODES, _LONGEST = 50, 100_000, 2**20
 _NUMBERS = {
     "int": r"^[-+]?[0-9][0-9_]*$",
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     yaml_implicit_resolvers = _with_numbers(yaml.SafeLoader.yaml_implicit_resolvers)
 
     def fetch_flow_collection_start(self, token_class: Any) -> None:
-        if self.flow_level >= _DEEPEST:  # before thousands of brackets are looked at
+        if self.flow_level >= _DEEPEST:  # before thousands of brackets are parsed
             raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
         super().fetch_flow_collection_start(token_class)
 
@@ -60,12 +60,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 
         Args:
             node: The node.
-            depth: How deep it lies.
-            sizes: Of the nodes that are done, by identity.
-            open_nodes: Those that hold this one.
+            depth: Its nesting depth.
+            sizes: Sizes of finished nodes, by identity.
+            open_nodes: Nodes that contain this one.
 
         Raises:
-            yaml.MarkedYAMLError: if the graph is cyclic, too deep or too large, has a key twice, or is not plain data.
+            yaml.MarkedYAMLError: if the graph is cyclic, too deep or too large, has a duplicate key, or is not plain
+                data.
         """
         if id(node) in open_nodes:
             raise _refused(node, "an anchor holds itself")
@@ -88,7 +89,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return sizes[id(node)]
 
     def _require_plain(self, node: Any) -> None:
-        meant = self.resolve(yaml.ScalarNode, node.value, (True, False))  # as if it had no tag
+        meant = self.resolve(yaml.ScalarNode, node.value, (True, False))  # treated as untagged
         if node.tag != _TAG + "str" and (node.tag != meant or node.tag.removeprefix(_TAG) not in _SCALARS):
             raise _refused(node, f"{shown(node.value)} is no plain {one_line(node.tag.removeprefix(_TAG), 30)}")
         if node.tag == _TAG + "int" and len(node.value) > 20:
@@ -111,15 +112,15 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain data of a YAML text.
+    """Parse a YAML text to plain data.
 
     Raises:
-        ValueError: if it is malformed, has a key twice or something else than plain data, or expands to too much; the
-            message is one short clause with the line.
+        ValueError: if it is malformed, has a duplicate key, is not plain data, or expands to too much; the message is
+            one short clause with the line.
     """
     _require_short(text)
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        return yaml.load(text, _Loader)  # based on SafeLoader
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark
         place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
@@ -131,7 +132,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Plain data of a TOML text.
+    """Parse a TOML text to plain data.
 
     Raises:
         ValueError: if it is malformed or expands to too much; the message is one short clause.
@@ -141,22 +142,22 @@ def parse_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    except ValueError as problem:  # also an integer that has too many digits for Python
+    except ValueError as problem:  # also raised for an integer with too many digits for Python
         raise ValueError(one_line(problem)) from None
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """YAML of plain data; tuples become lists."""
+    """Write plain data as YAML; tuples become lists."""
     return str(yaml.dump(_lists(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def require_plain(value: Any, where: str = "", *, depth: int = _DEEPEST) -> None:
-    """Refuse what a run's records could not hold: dates, NaN, huge integers, keys that are not text, deep nesting.
+    """Refuse data that a run's records cannot hold: dates, NaN, huge integers, keys that are not text, deep nesting.
 
     Args:
-        value: Data of a configuration; tuples count as lists.
+        value: Configuration data; tuples count as lists.
         where: Its dotted key, for the message.
-        depth: How deep it may be nested.
+        depth: Largest allowed nesting depth.
 
     Raises:
         ValueError: naming the key.

@@ -1,4 +1,4 @@
-"""From a configuration to a run that only has to be trained: every check comes before the first step."""
+"""Preparation of a run from its configuration, with all checks before the first step."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A run whose folder is claimed and whose text, model and optimizer are built.
+    """A run with a claimed folder whose text, model and optimizer are built.
 
     Args:
         config: Its settings.
         folder: Output folder.
-        cost: Parameters, FLOPs and memory.
+        cost: Its parameters, FLOPs and memory.
         corpus: The text.
-        blocks: Training and validation blocks of it.
-        left_out: What they lack because text was corrupt, a sentence each.
-        tokenizer: Of the text.
-        checkpoint: Where training goes on; ``None`` is the first step.
+        blocks: Training and validation blocks of the text.
+        left_out: One sentence for each part that the blocks lack because text was corrupt.
+        tokenizer: Tokenizer of the text.
+        checkpoint: Checkpoint to continue from; ``None`` starts at the first step.
         clock: Counts training time.
         recorder: Writes the metrics.
-        trainer: Has the model, the optimizer and its schedule.
+        trainer: Holds the model, the optimizer and its schedule.
     """
 
     config: PretrainConfig
@@ -93,16 +93,16 @@ def prepare(
     Args:
         config: The run.
         out: Output folder, held by this process.
-        arguments: The configuration in the Trainer's terms.
-        resume: As of :func:`rishd.pretraining.run.train`.
+        arguments: The configuration as arguments of the Trainer.
+        resume: As for :func:`rishd.pretraining.run.train`.
         progress: Called with (what, done, total).
         say: Called with lines that the user should read.
 
     Returns:
-        The run, or the result of one that is complete.
+        The run, or the result of a complete run.
 
     Raises:
-        ValueError, OSError: as :func:`rishd.pretraining.run.train`.
+        ValueError, OSError: as in :func:`rishd.pretraining.run.train`.
     """
     corpus = load_corpus(config.data, progress)
     if corpus.warning:
@@ -115,7 +115,7 @@ def prepare(
         vocab_size=config.data.vocab_size,
         sequence_length=config.data.sequence_length,
     )
-    cost = static_cost(config, made, ranks=sharding_ranks(config))  # refuses bad settings of the optimizer, too
+    cost = static_cost(config, made, ranks=sharding_ranks(config))  # also refuses bad settings of the optimizer
     require_memory(cost, arguments.device)
     if resume == "auto":
         resume = (out / RECORD).exists()
@@ -124,13 +124,13 @@ def prepare(
     if done is not None and done.status == "complete":
         say(f"{out} is complete")
         check_model(out)
-        rows_at(out, checkpoint)  # refuses metrics that are damaged
+        rows_at(out, checkpoint)  # refuses damaged metrics
         return RunResult(out, read_metrics(out), done)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     rows = rows_at(out, checkpoint)
 
-    # One rank of a machine writes what is missing, the others wait at its lock: no collective, which would time out.
+    # One rank per machine writes missing files while the others wait at its lock; a collective would time out.
     tokenizer = load_tokenizer(config.data, corpus, progress)
     validation = validation_blocks(config, corpus, tokenizer, progress)
     training = training_blocks(config, corpus, tokenizer, progress)
@@ -147,13 +147,13 @@ def prepare(
         f"{corpus.content_hash[:16]}"
     )
     micro = arguments.per_device_train_batch_size
-    # Also when resuming: a first pass may draw random numbers, as BigBird's does for attention to short sequences.
+    # Also when resuming: a first pass may draw random numbers, like BigBird's for attention to short sequences.
     measured = measured_cost(config, model, most=micro)
     if checkpoint is None:
         require_memory(cost, arguments.device, activation_bytes=measured.activation_bytes * micro)
         say(estimate(config, cost, measured, micro=micro, ranks=rank_count()))
 
-    arguments.distributed_state.wait_for_everyone()  # until all have found the folder fit
+    arguments.distributed_state.wait_for_everyone()  # until all ranks have accepted the folder
     if arguments.should_save:
         if not (out / RECORD).exists():
             claim_run_folder(out, config, corpus.content_hash, cost.facts)
@@ -203,7 +203,7 @@ def _model(config: PretrainConfig, made: PreTrainedConfig, device: torch.device)
     """The model on its device, with gradient checkpointing and sharding as configured."""
     model: PreTrainedModel = build_model(config, made).to(device)  # type: ignore[arg-type]  # its types know dtypes only
     if config.training.gradient_checkpointing:
-        name = "activation_checkpointing_enable"  # since some version; before, and in its own words, gradient_…
+        name = "activation_checkpointing_enable"  # the name in newer versions of transformers
         getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
     if config.training.sharding == "fsdp2":
         shard(model, device)
@@ -213,17 +213,17 @@ def _model(config: PretrainConfig, made: PreTrainedConfig, device: torch.device)
 def say_left_out(
     config: PretrainConfig, corpus: Corpus, blocks: tuple[TokenBlocks, ...], say: Say, *, known: Sequence[str] = ()
 ) -> Sequence[str]:
-    """Say what the tokens lack because text was corrupt, and return it.
+    """Report and return the parts that the tokens lack because text was corrupt.
 
     Args:
         config: The run.
         corpus: Its text.
         blocks: Of that text.
-        say: Called with a line for each.
-        known: What has been said before.
+        say: Called with a line for each part.
+        known: Parts that were reported before.
 
     Raises:
-        CorpusError: if the run leaves nothing out.
+        CorpusError: if the run does not allow skipping.
     """
     found = left_out(corpus, *blocks)
     if found and config.data.on_corrupt == "error":

@@ -1,4 +1,4 @@
-"""What a run may name: published model sizes and their small relatives, in transformers' terms, and optimizers."""
+"""Presets of models (published sizes and small variants, as transformers configurations) and of optimizers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _qwen2_moe(hidden: int, layers: int, heads: int, *, experts: int, width: int
     }
 
 
-# Sizes of the published runs (arXiv:2602.22681, settings); with a vocabulary of 32000 each has about the parameters of
-# its name. 1M has a million parameters outside embedding and head, and moe-tiny two: small enough for many runs on a
-# CPU.
+# Sizes of the published runs (arXiv:2602.22681, settings); with a vocabulary of 32000 each has about as many parameters
+# as its name says. 1M has one million parameters outside embedding and head, and moe-tiny two million: small enough for
+# many runs on a CPU.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "1M": _llama(128, 352, 5, 4),
     "9M": _llama(128, 352, 4, 4),

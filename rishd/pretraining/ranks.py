@@ -1,4 +1,4 @@
-"""Ranks: the Trainer's arguments for this one, and the model divided among them."""
+"""Multi-rank runs: the Trainer's arguments for this rank, and sharding of the model."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _LOST = re.compile("gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|TCPS
 
 
 def rank_count() -> int:
-    """Ranks of the run, as torchrun and ``accelerate launch`` set them."""
+    """Number of ranks, as set by torchrun and ``accelerate launch``."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def sharding_ranks(config: PretrainConfig) -> int:
-    """Over how many ranks weights and optimizer state are divided."""
+    """Number of ranks over which weights and optimizer state are sharded."""
     return rank_count() if config.training.sharding == "fsdp2" else 1
 
 
 def replicas(config: PretrainConfig) -> ProcessGroup | None:
-    """Ranks that have the same model, once they are connected; ``None`` if there is one, or the model is sharded."""
+    """Process group of ranks with the same model, once connected; ``None`` for a single rank or a sharded model."""
     if config.training.sharding != "none" or rank_count() == 1:
         return None
     return dist.group.WORLD
@@ -44,7 +44,7 @@ def replicas(config: PretrainConfig) -> ProcessGroup | None:
 def refuse_fsdp_of_accelerate() -> None:
     """Refuse ``accelerate launch --use_fsdp``.
 
-    transformers' Trainer then builds the optimizer itself and takes none that is given.
+    With this option transformers' Trainer builds the optimizer itself and does not accept a given one.
 
     Raises:
         ValueError: naming the remedy.
@@ -57,18 +57,18 @@ def refuse_fsdp_of_accelerate() -> None:
 
 
 class LostRankError(ConnectionError):
-    """Another rank has ended or does not answer."""
+    """Another rank has exited or does not respond."""
 
 
 @contextmanager
 def naming_lost_ranks(folder: Path) -> Iterator[None]:
-    """Turn what gloo and NCCL say when another rank has gone into one line.
+    """Turn the errors of gloo and NCCL about a lost rank into one line.
 
     Args:
         folder: Of the run.
 
     Raises:
-        LostRankError: in place of their errors.
+        LostRankError: instead of their errors.
     """
     try:
         yield
@@ -83,23 +83,23 @@ def naming_lost_ranks(folder: Path) -> Iterator[None]:
 
 
 def disconnect() -> bool:
-    """Part from the other ranks, once all work with them is done; whether there were any.
+    """Disconnect from the other ranks after all work is done; returns whether there were any.
 
-    The process should then end by :func:`leave`.
+    The process should then end with :func:`leave`.
     """
     if not dist.is_initialized():
         return False
-    gc.collect()  # optimizers and meshes have references to the group, too
+    gc.collect()  # optimizers and meshes also hold references to the group
     dist.destroy_process_group()
     return True
 
 
 def leave(code: int = 0) -> None:
-    """End this process without Python's shutdown.
+    """End this process without Python's normal shutdown.
 
-    While Python shuts down, gloo's threads may still be letting go of the last messages, and C++ then aborts the
-    process ("terminate called without an active exception", 4 of 98 runs of two ranks), which torchrun reports as a
-    failure of the run. Under DDP they end with the group; under FSDP2 torch keeps a reference to it.
+    While Python shuts down, gloo's threads may still be releasing the last messages. C++ then aborts the process
+    ("terminate called without an active exception", 4 of 98 runs of two ranks), and torchrun reports a failed run.
+    Under DDP the threads end with the group, but under FSDP2 torch keeps a reference to the group.
 
     Args:
         code: Exit status.
@@ -110,7 +110,7 @@ def leave(code: int = 0) -> None:
 
 
 def micro_batch_size(config: PretrainConfig) -> int:
-    """Sequences of one forward pass of a rank.
+    """Sequences per forward pass of a rank.
 
     Raises:
         ValueError: if the batch cannot be divided over the ranks.
@@ -127,14 +127,14 @@ def micro_batch_size(config: PretrainConfig) -> int:
 
 
 def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
-    """The configuration in the Trainer's terms; connects the ranks.
+    """The configuration as arguments of the Trainer; connects the ranks.
 
     Args:
         config: The run.
         folder: Of the run.
 
     Raises:
-        ValueError: if the batch cannot be divided over the ranks, or sharding has one rank only.
+        ValueError: if the batch cannot be divided over the ranks, or sharding has only one rank.
     """
     micro = micro_batch_size(config)
     if config.training.sharding == "fsdp2" and "WORLD_SIZE" not in os.environ:
@@ -151,13 +151,13 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
         use_cpu=not torch.accelerator.is_available(),
         bf16=config.training.precision == "bfloat16-mixed",
         max_grad_norm=config.training.clip,
-        train_sampling_strategy="sequential",  # the blocks have an order already
+        train_sampling_strategy="sequential",  # the blocks are already ordered
         remove_unused_columns=False,
         eval_strategy="steps",
         eval_steps=config.evaluation.every,
         logging_steps=config.logging.every,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # such numbers end the run
+        logging_nan_inf_filter=False,  # non-finite numbers end the run
         save_strategy="steps",
         save_steps=config.checkpoints.every,
         seed=config.seed,
@@ -169,21 +169,22 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
-    # A process has one device: the Trainer would put a lone one's passes on all that it sees, each with a whole batch.
+    # A process uses one device: the Trainer would run a single process's passes on all visible devices, each with a
+    # whole batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def idle_devices() -> int:
-    """Accelerators that this process sees and does not use, because no launcher has started ranks for them."""
+    """Number of visible accelerators that stay unused because no launcher has started ranks for them."""
     return max(0, torch.accelerator.device_count() - 1) if rank_count() == 1 else 0
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Divide a model among all ranks with FSDP2: each layer a unit, the rest another.
+    """Shard a model over all ranks with FSDP2: each layer is a unit, and the rest is another.
 
     Args:
-        model: On its device, the same on every rank.
+        model: The model on its device, the same on every rank.
         device: Of this rank.
     """
     mesh = init_device_mesh(device.type, (rank_count(),))

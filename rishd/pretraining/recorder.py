@@ -1,4 +1,4 @@
-"""What a run records while it goes on: progress, times, losses."""
+"""Recording during a run: progress, times, losses."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rishd.pretraining.results import append_metrics
 from rishd.pretraining.updates import UpdateNorms
 from rishd.progress import Advance
 
-_FLUSH_SECONDS = 10  # until TensorBoard has a number; metrics.jsonl has it at once
+_FLUSH_SECONDS = 10  # seconds until TensorBoard shows a number; metrics.jsonl has it at once
 
 
 def tensorboard(config: PretrainConfig, folder: Path, step: int) -> list[TrainerCallback]:
-    """TensorBoard's callback if the run wants it; what it has beyond a step is dropped.
+    """TensorBoard's callback if the run uses it; its events after a given step are dropped.
 
     Args:
         config: The run.
-        folder: Of the run; the events lie in ``tensorboard/``.
-        step: Steps made in earlier parts of the run.
+        folder: Folder of the run; the events are in ``tensorboard/``.
+        step: Steps done in earlier parts of the run.
     """
     if "tensorboard" not in config.logging.trackers:
         return []
@@ -33,16 +33,16 @@ def tensorboard(config: PretrainConfig, folder: Path, step: int) -> list[Trainer
 
     class Writer(SummaryWriter):
         def flush(self) -> None:
-            """Left to the writer's thread: waiting for it at every step costs more than all else that is logged."""
+            """Do nothing: waiting for the writer's thread at every step costs more than all other logging."""
 
     writer = Writer(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=_FLUSH_SECONDS)
     close = writer._get_file_writer().close  # type: ignore[no-untyped-call]
-    weakref.finalize(writer, close)  # also if training ends early
+    weakref.finalize(writer, close)  # even if training ends early
     return [TensorBoardCallback(writer)]  # type: ignore[no-untyped-call]
 
 
 class RunRecorder(TrainerCallback):
-    """Writes ``metrics.jsonl`` on the first rank, so that an interrupted run leaves it.
+    """Writes ``metrics.jsonl`` on the first rank during the run, so that it survives an interruption.
 
     Args:
         folder: Of the run.
@@ -50,8 +50,8 @@ class RunRecorder(TrainerCallback):
         clock: Counts training time.
         blocks: Training data.
         updates: Measures updates.
-        tokens: Trained on in earlier parts of the run.
-        step: Steps made in them.
+        tokens: Training tokens in earlier parts of the run.
+        step: Steps in earlier parts of the run.
         progress: Called with (what, done, total).
     """
 
@@ -72,7 +72,7 @@ class RunRecorder(TrainerCallback):
         self._tokens, self._step = tokens, step
 
     def tokens(self, step: int) -> int:
-        """Tokens trained on by a step, none of those that fill up truncated documents."""
+        """Training tokens up to a step, without the padding of truncated documents."""
         size = self.config.training.batch_size
         self._tokens += self.blocks.tokens(range(self._step * size, step * size))
         self._step = step

@@ -1,40 +1,40 @@
-"""Files that a run leaves, in a format that other programs may rely on.
+"""Output files of a run, in a documented format that other programs may rely on.
 
 A run's folder holds:
 
 ``run.json``
-    Written at once before the first step, and from then on the folder is that run's: ``format`` (1), ``config`` (all
-    settings as plain data), ``corpus_hash``, ``seed``, ``versions`` (Python, machine, packages), ``git`` (``commit``
-    and ``dirty`` of the working directory, or ``null``), ``parameters`` and ``non_embedding_parameters``, and
-    ``flops_per_token``.
+    Written in one step before the first step; from then on the folder belongs to that run: ``format`` (1), ``config``
+    (all settings as plain data), ``corpus_hash``, ``seed``, ``versions`` (Python, machine, packages), ``git``
+    (``commit`` and ``dirty`` of the working directory, or ``null``), ``parameters`` and ``non_embedding_parameters``,
+    and ``flops_per_token``.
 ``config.yaml``
-    The settings again; ``rishd pretrain config.yaml`` repeats the run.
+    The settings; ``rishd pretrain config.yaml`` repeats the run.
 ``run.lock``
-    While a process works in the folder: which, and since when. The lock itself ends with that process.
+    While a process works in the folder: its id and start time. The lock itself ends with that process.
 ``metrics.jsonl``
-    One JSON object a line, in the order of steps, each with ``step`` (optimizer steps made), ``tokens`` (trained on so
-    far), ``seconds`` (spent training so far, without evaluations and checkpoints, over all parts of a resumed run),
-    ``optimizer_seconds`` of these, ``cpu_seconds`` (of this process on processors in that time), and
+    One JSON object per line, in the order of steps, each with ``step`` (optimizer steps done), ``tokens`` (trained on
+    so far), ``seconds`` (of training so far, without evaluations and checkpoints, over all parts of a resumed run),
+    ``optimizer_seconds`` (part of these), ``cpu_seconds`` (processor time of this process in that time), and
 
     - training rows: ``loss`` (nats per token, mean since the last row), ``grad_norm`` (before clipping) and
       ``learning_rate`` of the last step; every ``logging.updates_every`` steps also ``update_rms/GROUP`` and
       ``sharp_share/GROUP`` (:mod:`rishd.pretraining.updates`);
     - evaluation rows: ``validation_loss``, nats per token.
 
-    Rows beyond the checkpoint that a run is resumed from are dropped, so that each step is there once.
+    Rows beyond the checkpoint from which a run is resumed are dropped, so that each step appears once.
 ``summary.json``
-    Written at the end, :class:`Summary` as plain data: its presence means that nothing is left to resume but an
-    interrupted run (``status``).
+    Written at the end: :class:`Summary` as plain data. If it exists, only an interrupted run (``status``) can be
+    resumed.
 ``checkpoint-N/``
-    To resume from: ``weights.safetensors`` (the model's own ``state_dict``, read by
+    Checkpoint for resuming: ``weights.safetensors`` (the model's own ``state_dict``, read by
     :func:`rishd.pretraining.weights.read_model`) with ``config.json``, the states of optimizer, schedule, random
     numbers and Trainer, and a copy of ``metrics.jsonl``.
 ``model/``
     Model and tokenizer in transformers' format, once the run is complete.
 
-Checkpoints and ``model/`` have ``SHA256SUMS``, which ``sha256sum --check`` reads; a checkpoint that does not match is
-refused, and so is one that has files which are read but not listed there. ``run.json`` and ``summary.json`` carry the
-number of their format; another number than this version's is refused.
+Checkpoints and ``model/`` have ``SHA256SUMS``, which ``sha256sum --check`` reads. A checkpoint is refused if a file
+does not match, or if a file that would be read is not listed. ``run.json`` and ``summary.json`` contain the number of
+their format; numbers other than this version's are refused.
 """
 
 from __future__ import annotations
@@ -61,27 +61,26 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run ended.
+    """Summary of a finished or interrupted run.
 
     Args:
-        status: ``"complete"``, ``"interrupted"`` (resume goes on), or ``"failed"`` (a loss or gradient was not finite).
+        status: ``"complete"``, ``"interrupted"`` (can be resumed), or ``"failed"`` (a loss or gradient was not finite).
         optimizer: Name as configured.
         lr: Peak learning rate.
         seed: Seed.
         final_validation_loss: Last validation loss, nats per token; ``None`` before the first one.
-        best_validation_loss: Smallest one.
-        steps: Optimizer steps made.
-        tokens: Tokens trained on.
+        best_validation_loss: Smallest validation loss.
+        steps: Optimizer steps done.
+        tokens: Training tokens.
         seconds: Time spent training, without evaluations and checkpoints.
         tokens_per_second: ``tokens / seconds``.
-        optimizer_seconds: Of these, inside the optimizer's step.
+        optimizer_seconds: The part of ``seconds`` inside the optimizer's step.
         optimizer_share: ``optimizer_seconds / seconds``.
-        cpu_seconds: Processor time of the first rank's threads in ``seconds``: what to compare on a machine that others
-            use too.
-        peak_memory_bytes: Largest memory of the first rank: of its accelerator, else of the process.
+        cpu_seconds: Processor time of the first rank's threads in ``seconds``, to be compared on shared machines.
+        peak_memory_bytes: Largest memory of the first rank, of its accelerator or else of the process.
         parameters: Trainable parameters.
         non_embedding_parameters: The same without embedding and output head.
-        flops_per_token: Training FLOPs per token: forward and backward.
+        flops_per_token: Training FLOPs per token (forward and backward).
         format: Version of this format.
     """
 
@@ -107,12 +106,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left.
+    """Results of a run.
 
     Args:
         folder: Output folder, see :mod:`rishd.pretraining.results`.
         rows: Its metrics.
-        summary: How it ended.
+        summary: Its summary.
     """
 
     folder: Path
@@ -130,12 +129,12 @@ class RunResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it; resuming goes on."""
+        """Whether Ctrl-C ended it, so that it can be resumed."""
         return self.summary.status == "interrupted"
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """How the run in a folder ended, ``None`` if it has not.
+    """Summary of the run in a folder; ``None`` if the run has not ended.
 
     Raises:
         ResultsError: for a file of another format.
@@ -158,11 +157,11 @@ def read_summary(folder: Path) -> Summary | None:
 
 
 def format_problem(path: Path, number: Any) -> str:
-    """What is said of a file whose number of the format is another than :data:`FORMAT`, else an empty text.
+    """Message about a file whose format number differs from :data:`FORMAT`; empty if it does not.
 
     Args:
         path: The file.
-        number: What it says.
+        number: Its format number.
     """
     if type(number) is int and number == FORMAT:
         return ""
@@ -178,10 +177,10 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``; a last line that was cut short by a kill is left out.
+    """Rows of ``metrics.jsonl``; a last line truncated by a kill is skipped.
 
     Raises:
-        JsonLinesError: for a whole line that is malformed.
+        JsonLinesError: for a complete line that is malformed.
     """
     path = folder / METRICS
     if not path.exists():
@@ -208,17 +207,17 @@ def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[int, float
 
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to ``metrics.jsonl``; numbers that are not finite become null."""
+    """Append a row to ``metrics.jsonl``; non-finite numbers become null."""
     with (folder / METRICS).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False) + "\n")
 
 
 def rows_at(folder: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl`` up to a checkpoint; on disk they are as they were.
+    """Rows of ``metrics.jsonl`` up to a checkpoint; the file is not changed.
 
     Args:
         folder: Of the run.
-        checkpoint: To resume from, ``None`` to start.
+        checkpoint: Checkpoint to resume from; ``None`` to start.
 
     Raises:
         ResultsError: if rows are missing or differ from the checkpoint's copy, or are malformed.
@@ -244,7 +243,7 @@ def rows_at(folder: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
 
 
 def write_metrics(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``metrics.jsonl`` anew, atomically."""
+    """Rewrite ``metrics.jsonl`` atomically."""
     write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 

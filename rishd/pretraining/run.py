@@ -1,4 +1,4 @@
-"""One pre-training run: prepare it, train it, and sum it up, however it ends."""
+"""One pre-training run: prepare, train, and write a summary in any case."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def train(
         config: The run.
         out: Output folder.
         resume: Whether to continue the run in ``out`` from its last checkpoint; ``"auto"`` continues if there is one
-            and starts otherwise. A complete run is not repeated: its result is read.
+            and starts a new run otherwise. A complete run is not repeated; its result is read.
         progress: Called with (what, done, total) all along.
         say: Called with lines that the user should read.
 
     Raises:
-        RunFolderError: for a folder of another run, or one that another process has.
-        ResultsError: for metrics or a summary that are damaged, or not those of the checkpoint.
-        LostRankError: if another rank has ended.
-        ConfigError: for settings that do not fit each other.
+        RunFolderError: for a folder of another run, or one in use by another process.
+        ResultsError: for metrics or a summary that are damaged or do not match the checkpoint.
+        LostRankError: if another rank has exited.
+        ConfigError: for inconsistent settings.
         CorpusError: for a corpus that is missing, corrupt or too small.
-        DoesNotFitError: for a run that needs more memory than there is.
+        DoesNotFitError: for a run that needs more memory than available.
         RunCheckpointError: for a checkpoint that cannot be written or read; the last good one is kept.
         NonFiniteError: when a gradient or loss becomes non-finite; the last good checkpoint is kept.
     """
     refuse_fsdp_of_accelerate()
     quiet()
     arguments = training_arguments(config, out)
-    if not arguments.should_save:  # another rank than the first
+    if not arguments.should_save:  # not the first rank
         progress, say = silent, lambda line: None
     with naming_lost_ranks(out), hold_for_all_ranks(out, is_first_rank=arguments.should_save):
         run = prepare(config, out, arguments, resume=resume, progress=progress, say=say)
@@ -79,12 +79,12 @@ def _trained(run: PreparedRun, say: Say) -> RunResult:
         raise
     else:
         result = _ended(run, "complete")
-    say_left_out(run.config, run.corpus, run.blocks, say, known=run.left_out)  # while the run read on
+    say_left_out(run.config, run.corpus, run.blocks, say, known=run.left_out)  # found while the run was reading
     return result
 
 
 def _ended(run: PreparedRun, status: Status) -> RunResult:
-    """Sum up, and write that on the first rank."""
+    """Build the summary, and write it on the first rank."""
     run.clock.pause()
     steps, rows = run.trainer.state.global_step, read_metrics(run.folder)
     tokens = run.recorder.tokens(steps)
@@ -108,6 +108,6 @@ def _ended(run: PreparedRun, status: Status) -> RunResult:
         **run.cost.facts,
     )
     if run.trainer.args.should_save:
-        with suppress(OSError):  # of a full disk the user hears elsewhere
+        with suppress(OSError):  # a full disk is reported elsewhere
             write_summary(run.folder, summary)
     return RunResult(run.folder, rows, summary)

@@ -1,4 +1,4 @@
-"""Output folders: whose they are, what was run in them with which software, and where a run goes on."""
+"""Output folders: ownership, records of runs and software, and the checkpoint to continue from."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from rishd.pretraining.config_files import dump_yaml, make_config
 from rishd.pretraining.results import CONFIG, FORMAT, RECORD, format_problem
 from rishd.provenance import git_state, versions
 
-# Settings that may change when a run is resumed: no number depends on them, but on the last for rounding, as on ranks.
+# Settings that may change when a run is resumed. They do not affect numbers, except that the last changes rounding.
 _FREE = ("logging.", "checkpoints.", "training.micro_batch_size")
 _LOCK = "run.lock"
 _PACKAGES = ("rishd", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
 
 
 class RunFolderError(ValueError):
-    """An output folder that cannot be used; the message says why and what to do."""
+    """An output folder that cannot be used; the message gives the reason and the remedy."""
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder until the block ends; the system frees a dead one's lock.
+    """Lock a run's folder until the block ends; the system releases a dead process's lock.
 
-    The folder is created if it is missing, and removed if it is empty in the end.
+    The folder is created if missing, and removed if it is empty at the end.
 
     Args:
         folder: Output folder.
 
     Raises:
-        RunFolderError: if another process has it, saying which and since when; or if there is a file in its place.
+        RunFolderError: if another process holds the folder (the message says which and since when), or if it is a file.
     """
-    if folder.is_file():  # one look: another process may be removing a folder
+    if folder.is_file():  # checked once: another process may be removing a folder
         raise RunFolderError(f"{folder} is a file; --out takes a folder.")
     path = folder / _LOCK
     stream = _locked(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever opened it before finds that it is gone
+        path.unlink(missing_ok=True)  # while the lock is held: a process that opened it before finds that it is gone
         with suppress(OSError):
             folder.rmdir()
         stream.close()
@@ -60,7 +60,7 @@ def hold_for_all_ranks(folder: Path, *, is_first_rank: bool) -> Iterator[None]:
 
     Args:
         folder: Output folder.
-        is_first_rank: Whether this is that rank.
+        is_first_rank: Whether this is the first rank.
 
     Raises:
         RunFolderError: on every rank.
@@ -82,7 +82,7 @@ def _locked(path: Path) -> IO[str]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = path.open("a+", encoding="utf-8")
-        except (FileNotFoundError, FileExistsError):  # the one before removes the folder just now
+        except (FileNotFoundError, FileExistsError):  # the previous holder is removing the folder
             if path.parent.is_symlink() and not path.parent.exists():
                 raise RunFolderError(f"{path.parent} is a link to nothing; --out takes a folder.") from None
             continue
@@ -103,7 +103,7 @@ def _locked(path: Path) -> IO[str]:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 break
-        stream.close()  # the one that held it has removed it meanwhile
+        stream.close()  # the previous holder has removed it meanwhile
     stream.truncate(0)
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     stream.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
@@ -112,19 +112,19 @@ def _locked(path: Path) -> IO[str]:
 
 
 def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, resume: bool) -> Path | None:
-    """Whether an output folder can take a run, before anything is written.
+    """Check that an output folder can hold a run, before anything is written.
 
     Args:
         folder: Output folder.
         config: The run.
         corpus_hash: Content hash of its corpus.
-        resume: Whether to continue the run that is there.
+        resume: Whether to continue the run in the folder.
 
     Returns:
-        The last whole checkpoint to continue from, ``None`` to start.
+        The last complete checkpoint to continue from; ``None`` to start.
 
     Raises:
-        RunFolderError: if the folder holds a run and ``resume`` is off, or another run than this one.
+        RunFolderError: if the folder contains a run and ``resume`` is off, or a different run.
     """
     if (folder / RECORD).exists():
         there = read_record(folder)
@@ -138,7 +138,7 @@ def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, 
                 f"{folder} holds another run ({'; '.join(differing)}); resume with its settings, or give another --out."
             )
         return last_checkpoint(folder)
-    # A run that was killed before its record was whole leaves the folder free.
+    # A run that was killed before its record was written leaves the folder free.
     if folder.exists() and any(path.name != _LOCK and path.suffix != ".partial" for path in folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no run of rishd; give another --out.")
     if resume:
@@ -147,7 +147,7 @@ def check_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, *, 
 
 
 def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, facts: Mapping[str, Any]) -> None:
-    """Write a new run's record, in one step: from here on the folder is that run's.
+    """Write a new run's record atomically; from then on the folder belongs to that run.
 
     Args:
         folder: Output folder, checked by :func:`check_run_folder`.
@@ -160,10 +160,10 @@ def claim_run_folder(folder: Path, config: PretrainConfig, corpus_hash: str, fac
 
 
 def write_config(folder: Path) -> Path:
-    """The run's settings as ``config.yaml``, written from its record if the file is missing.
+    """Write the run's settings to ``config.yaml`` from its record if the file is missing.
 
     Args:
-        folder: Of a run.
+        folder: Folder of a run.
 
     Raises:
         RunFolderError: if the record cannot be read.
@@ -186,12 +186,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         problem = format_problem(path, record["format"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _unreadable(path) from None
-    if problem:  # before anything else is read: another format may have other entries
+    if problem:  # checked before anything else is read: another format may have other entries
         raise RunFolderError(problem)
     try:
         if not isinstance(record["corpus_hash"], str):
             raise TypeError("corpus_hash")
-        # Settings that were not known yet had today's defaults.
+        # Settings that did not exist yet had today's defaults.
         record["config"] = json.loads(json.dumps(make_config(record["config"]).to_mapping()))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _unreadable(path) from None

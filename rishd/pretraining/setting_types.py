@@ -1,4 +1,4 @@
-"""Types of settings in configuration files: numbers as YAML and TOML write them, no text or booleans in their place."""
+"""Types of settings in configuration files: numbers as in YAML and TOML, but not text or booleans instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rishd.pretraining.plain_data import LARGEST
 
 
 def _whole(value: Any) -> Any:
-    """An integer, also from a float without fraction: YAML reads ``1e4`` as one."""
+    """An integer, possibly given as a float without fraction, since YAML reads ``1e4`` as a float."""
     if isinstance(value, int) and abs(value) > LARGEST:
         raise ValueError(f"{shown(value)} is too large; integers go to 2⁵³ in magnitude.")
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST else value

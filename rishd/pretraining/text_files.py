@@ -25,24 +25,24 @@ TEXT_ENDINGS = (
 )
 # fmt: on
 SHARD_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
-# In a folder such files are more often settings than text: one is read only if it is named.
+# In a folder, such files are usually settings, not text, so they are read only if named explicitly.
 _NAMED_SHARD = ".json"
 OnCorrupt: TypeAlias = Literal["error", "skip"]
-_PIECE_CHARACTERS = 1 << 16  # longer text files are cut here, at a line end, so that a split has pieces to choose from
-_ENCODING = "utf-8-sig"  # some editors begin files with a byte-order mark
+_PIECE_CHARACTERS = 1 << 16  # longer text files are cut at a line end, so that a split has pieces to choose from
+_ENCODING = "utf-8-sig"  # some editors put a byte-order mark at the start
 _CHUNK = 1 << 18  # bytes
-_SENTENCES = 10  # on malformed lines of one file
-_ROWS = 256  # of a Parquet file that are decoded at a time
-_LARGEST_WINDOW = 2**31  # of zstd's long mode
-BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)  # what decompressors say of a corrupt file
+_SENTENCES = 10  # most sentences about malformed lines of one file
+_ROWS = 256  # rows of a Parquet file decoded at a time
+_LARGEST_WINDOW = 2**31  # window of zstd's long mode
+BROKEN = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)  # errors of decompressors for a corrupt file
 
 
 Split: TypeAlias = Literal["train", "validation"]
-Position: TypeAlias = Any  # where a corpus has been read to, as JSON; each kind of corpus has its own
+Position: TypeAlias = Any  # position in a corpus as JSON; each kind of corpus has its own form
 
 
 class CorpusError(ValueError):
-    """The corpus is missing, empty, corrupt or too small; the message says which part and what to do."""
+    """The corpus is missing, empty, corrupt or too small; the message names the part and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -54,44 +54,44 @@ class Document:
 
     @property
     def rank(self) -> bytes:
-        """A uniformly distributed order of keys."""
+        """Uniformly distributed rank of the key, which defines the order."""
         return sha256(self.key.encode()).digest()
 
     def is_held_back(self, share: float) -> bool:
-        """Whether it is for validation: by the hash of its text alone, so that a duplicate is on the same side."""
+        """Whether it is for validation; the hash of its text alone decides, so duplicates are on the same side."""
         return int.from_bytes(sha256(self.text.encode()).digest()[:8], "big") < share * 2**64
 
 
 @dataclass
 class Reader:
-    """Reads documents, and notes what it had to leave out.
+    """Reads documents, and records skipped parts.
 
     Args:
-        text_field: Where a jsonl object has its text.
-        on_corrupt: What a malformed line or a broken file does: ``"error"`` stops, naming it; ``"skip"`` leaves out the
-            line, or what is left of the file.
+        text_field: Key of a jsonl object's text.
+        on_corrupt: What to do with a malformed line or a broken file: ``"error"`` stops and names it; ``"skip"`` skips
+            the line, or the rest of the file.
 
     Attributes:
-        skipped: What was left out, a sentence each, for ten lines of a file at most.
+        skipped: One sentence per skipped part, for at most ten lines of a file.
     """
 
     text_field: str = "text"
     on_corrupt: OnCorrupt = "error"
     skipped: list[str] = field(default_factory=list)
-    _left_out: int = 0  # of the file that is read
+    _left_out: int = 0  # state of the file being read
 
     def documents(
         self, path: Path, name: str, *, position: Callable[[int], None] = lambda read: None
     ) -> Iterator[Document]:
-        """Documents of one file, in its order.
+        """Documents of one file, in file order.
 
         Args:
             path: The file.
-            name: What its keys begin with.
-            position: Called with the bytes of the file that have been read.
+            name: Prefix of its keys.
+            position: Called with the number of bytes read so far.
 
         Raises:
-            CorpusError: for a file that is corrupt, unless such files are skipped.
+            CorpusError: for a corrupt file, unless corrupt files are skipped.
         """
         self._left_out = 0
         try:
@@ -123,7 +123,7 @@ class Reader:
                     yield Document(f"{name}:{number}", text)
 
     def _parquet(self, path: Path, name: str, position: Callable[[int], None]) -> Iterator[Document]:
-        import pyarrow as pa  # comes with datasets; loads for half a second
+        import pyarrow as pa  # installed with datasets; takes half a second to import
         import pyarrow.parquet as pq
 
         size, number = path.stat().st_size, 0
@@ -154,12 +154,12 @@ class Reader:
             text = json.loads(line.decode(_ENCODING))[self.text_field]
         except UnicodeDecodeError as problem:
             raise _CorruptError(_not_utf8(problem)) from None
-        # Also nesting too deep for the parser, and numbers with more digits than Python converts.
+        # Also for nesting too deep for the parser, and numbers with more digits than Python converts.
         except (ValueError, LookupError, TypeError, RecursionError) as problem:
             raise _CorruptError(f'expected an object with "{self.text_field}" ({one_line(problem, 200)})') from None
         if not isinstance(text, str):
             raise _CorruptError(f'"{self.text_field}" is {type(text).__name__}, expected a string')
-        return text.encode("utf-8", "replace").decode()  # a lone surrogate is legal JSON but no text
+        return text.encode("utf-8", "replace").decode()  # a lone surrogate is legal JSON but not text
 
     def _leave_out(self, what: str, path: Path) -> None:
         if self.on_corrupt == "error":
@@ -172,11 +172,11 @@ class Reader:
 
 
 class _CorruptError(ValueError):
-    """Something in a file that is no text."""
+    """Content of a file that is not text."""
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file has a document per line or row."""
+    """Whether a file has one document per line or row."""
     return path.name.lower().endswith((*SHARD_ENDINGS, _NAMED_SHARD))
 
 
@@ -186,13 +186,13 @@ def is_compressed(path: Path) -> bool:
 
 
 def text_files(root: Path) -> tuple[list[tuple[Path, str]], str]:
-    """Files with text in a folder, or the file itself.
+    """Text files in a folder, or the file itself.
 
     Returns:
-        The files with their names, in the order of these, and a sentence on files that are ignored, empty if none is.
+        The files with their names, sorted by name, and a sentence about ignored files (empty if there are none).
 
     Raises:
-        CorpusError: for a path that is missing or has no such file.
+        CorpusError: for a missing path, or one without such files.
     """
     if not root.exists():
         raise CorpusError(f"corpus path {root} does not exist; give text or jsonl files, or a folder of them.")
@@ -253,7 +253,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> Iterator[BinaryIO]:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Frames of zstd one after another; unlike the library's own reader it tells when the last one is cut short."""
+    """Reader of concatenated zstd frames, which, unlike the library's reader, detects a truncated last frame."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw, self._left = raw, b""

@@ -1,10 +1,10 @@
-"""Token blocks on disk: written once per corpus, tokenizer and length, ahead of the runs that read them.
+"""Token blocks on disk, written once per corpus, tokenizer and length, ahead of the runs that read them.
 
 A store is a folder of the cache with files ``000000.npy``, … of about two million tokens each, written in the order of
-the corpus, and ``state.json``: how far the writing has come and where in the corpus it goes on. Every file is written
-atomically, one process at a time writes, and a killed one is replaced by whoever waits. A block is then found by its
-number alone, so that a resumed run, every rank and every later run read the same data. A file ends with a checksum of
-its content, its number and its store; one that is missing, damaged or another one's is written again when it is read.
+the corpus, and ``state.json`` with the progress and the position in the corpus. Every file is written atomically, and
+one process writes at a time; if it is killed, a waiting process takes over. A block is found by its number alone, so a
+resumed run, every rank and every later run read the same data. A file ends with a checksum of its content, its number
+and its store. A file that is missing, damaged or copied from elsewhere is rewritten when it is read.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from rishd.pretraining.tokenizer import encoding_hash, vocabulary_size
 from rishd.progress import Advance, silent
 
 _TOKENS_PER_FILE = 1 << 21
-_TEXTS = 64  # encoded at a time, in parallel
-_POLL = 0.05  # seconds between looks for a file that another thread writes
-_CHECKSUM = 32  # bytes at the end of a file: SHA-256 of its place and of all before
+_TEXTS = 64  # documents encoded at a time, in parallel
+_POLL = 0.05  # seconds between checks for a file that another thread writes
+_CHECKSUM = 32  # bytes at the end of a file: SHA-256 of its path and all preceding bytes
 _START: dict[str, Any] = {
     "files": 0,
     "blocks": 0,
-    "rest": [],  # tokens behind the last whole block
-    "position": None,  # in the corpus, behind the rest
-    "fraction": 0.0,  # of the corpus, if known
+    "rest": [],  # tokens after the last complete block
+    "position": None,  # position in the corpus after these tokens
+    "fraction": 0.0,  # fraction of the corpus, if known
     "complete": False,
     "skipped": [],
 }
@@ -59,11 +59,11 @@ class TokenStore:
 
     Args:
         corpus: The corpus.
-        split: Which part.
-        tokenizer: Encodes it; every document ends with its ``eos_token``.
+        split: Part of the corpus.
+        tokenizer: Tokenizer; every document ends with its ``eos_token``.
         length: Tokens per block.
-        packing: ``"truncate"`` gives every document a block of its own, cut off or filled up with the end-of-text
-            token; otherwise documents lie end to end.
+        packing: ``"truncate"`` gives every document its own block, truncated or padded with the end-of-text token;
+            otherwise documents are concatenated.
         progress: Called with (what, done, total) while blocks are written or waited for.
     """
 
@@ -77,7 +77,7 @@ class TokenStore:
         packing: Packing,
         progress: Advance = silent,
     ) -> None:
-        # A copy has a position of its own: one store may be repaired while another is written in the background.
+        # A copy has its own position: one store may be repaired while another is written in the background.
         self.corpus = copy(corpus)
         self.split, self.tokenizer, self.length = split, tokenizer, length
         self.progress = progress
@@ -93,26 +93,26 @@ class TokenStore:
         self._writer: threading.Thread | None = None
 
     def state(self) -> dict[str, Any]:
-        """How far the writing has come."""
+        """Progress of the writing."""
         return {**_START, **(read_record(self.folder / "state.json") or {})}
 
     def fill(self, wanted: int) -> dict[str, Any]:
-        """Write blocks until there are ``wanted``, or the corpus ends; waits for another process that does.
+        """Write blocks until there are ``wanted`` or the corpus ends; waits if another process is writing.
 
         Args:
             wanted: Number of blocks.
 
         Returns:
-            The state after.
+            The state afterwards.
 
         Raises:
-            CorpusError: for a corpus that is corrupt or has changed.
+            CorpusError: for a corrupt or changed corpus.
             CacheError: if another process holds the store and makes no progress.
         """
         return self._fill(wanted, self.progress)
 
     def fill_in_background(self, wanted: int) -> threading.Thread:
-        """:meth:`fill` beside the training; after a failure :meth:`block` tries again, and raises if that fails too."""
+        """Run :meth:`fill` during training; after a failure :meth:`block` tries again and raises if that also fails."""
 
         def work() -> None:
             with suppress(Exception):
@@ -152,7 +152,7 @@ class TokenStore:
             self.progress(f"waiting for {self.split} text", state["blocks"], wanted)
             time.sleep(_POLL)
         try:
-            state = self.fill(wanted)  # returns at once if it is there; otherwise its writer has died
+            state = self.fill(wanted)  # returns at once if the file exists; otherwise its writer has died
             if state["files"] > number:
                 blocks = self._read(number)
                 return self._repaired(number) if blocks is None else blocks
@@ -186,9 +186,9 @@ class TokenStore:
             return state
 
     def _repaired(self, number: int) -> np.ndarray:
-        """A file that is missing or damaged, written again, as are those before it.
+        """Rewrite a missing or damaged file and those before it, and return its blocks.
 
-        The tokens before it have to be encoded again: the state has only the last position in the corpus.
+        The preceding tokens must be encoded again, because the state has only the last position in the corpus.
         """
         warn_of_damage(self._path(number))
         wanted = (number + 1) * self.blocks_per_file
@@ -197,7 +197,7 @@ class TokenStore:
             self.progress(f"repairing {self.split} text", min(blocks, wanted), wanted)
 
         with self._locked(lambda: advance(0)) as alive:
-            if (repaired := self._read(number)) is not None:  # by another process
+            if (repaired := self._read(number)) is not None:  # repaired by another process
                 return repaired
             first = 0
             for blocks, state in self._encoded(dict(_START), advance, alive):
@@ -219,7 +219,7 @@ class TokenStore:
     def _encoded(
         self, state: dict[str, Any], advance: Callable[[int], None], alive: Callable[[], None]
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Blocks of whole files from a state on, each time with the state after; the last file may be short."""
+        """Yield blocks of whole files from a state on, each with the state after it; the last file may be short."""
         parts = [np.array(state["rest"], dtype=self._dtype)]
         have, file = parts[0].size, self.blocks_per_file * self.length
         for batch in _batches(self.corpus.texts(self.split, state["position"])):
@@ -275,7 +275,7 @@ class TokenStore:
         write_bytes(self._path(number), stream.getbuffer())
 
     def _read(self, number: int) -> np.ndarray | None:
-        """Blocks of a file; ``None`` if it is missing, damaged or another one's."""
+        """Blocks of a file; ``None`` if it is missing, damaged or copied from elsewhere."""
         try:
             content = memoryview(self._path(number).read_bytes())
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Tokenizers: one that is trained on the corpus and cached, or any of transformers by name or folder."""
+"""Tokenizers: trained on the corpus and cached, or any of transformers' by name or folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rishd.pretraining.corpus import Corpus
 from rishd.progress import Advance
 
 END_OF_TEXT = "<|endoftext|>"
-_CHARACTERS = 12_000_000  # of training text that the BPE sees: more changes few merges
+_CHARACTERS = 12_000_000  # characters of training text for the BPE; more text changes few merges
 _ANY_LENGTH = 1 << 62
 
 
@@ -34,7 +34,7 @@ def load_tokenizer(config: DataConfig, corpus: Corpus, progress: Advance) -> Pre
         progress: Called with (what, done, total).
 
     Raises:
-        TokenizerError: for one that cannot be used.
+        TokenizerError: for an unusable tokenizer.
     """
     named = named_tokenizer(config)
     if named is not None:
@@ -46,30 +46,30 @@ def load_tokenizer(config: DataConfig, corpus: Corpus, progress: Advance) -> Pre
 
 
 def named_tokenizer(config: DataConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that a run names, ``None`` if it trains one.
+    """The tokenizer that a run names; ``None`` if it trains one.
 
     Args:
         config: ``tokenizer`` is a name on the Hugging Face hub or a folder.
 
     Raises:
-        TokenizerError: for one that cannot be loaded or has no token that ends a text.
+        TokenizerError: for a tokenizer that cannot be loaded or has no end-of-text token.
     """
     if config.tokenizer is None:
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
-    except Exception as problem:  # of the network, the hub, or any tokenizer's own files
+    except Exception as problem:  # errors of the network, the hub, or any tokenizer's files
         raise TokenizerError(f"data.tokenizer = {config.tokenizer!r} cannot be loaded: {one_line(problem)}") from None
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             f"data.tokenizer = {config.tokenizer!r} has no end-of-text token (eos_token), which ends every document."
         )
-    tokenizer.model_max_length = _ANY_LENGTH  # documents are cut into sequences here
+    tokenizer.model_max_length = _ANY_LENGTH  # this package cuts documents into sequences
     return tokenizer
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Advance) -> Tokenizer:
-    """A byte-level BPE of ``vocab_size`` tokens, trained on the corpus's training part, from the cache if it is there.
+    """A byte-level BPE of ``vocab_size`` tokens, trained on the corpus's training part or loaded from the cache.
 
     Args:
         corpus: The corpus.
@@ -95,17 +95,17 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, progress: Advance) -> Token
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id; ``len(tokenizer)`` is less if ids are left out."""
+    """One more than the largest id; ``len(tokenizer)`` is smaller if ids are skipped."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def encoding_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that decides how text is encoded: vocabulary, merges, normalisation, added tokens."""
+    """SHA-256 of everything that determines the encoding: vocabulary, merges, normalisation, added tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(backend, Tokenizer):
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
-    with tempfile.TemporaryDirectory() as folder:  # one that is written in Python
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer written in Python
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).iterdir()):
             digest.update(path.name.encode() + path.read_bytes())

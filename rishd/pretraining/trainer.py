@@ -1,4 +1,4 @@
-"""transformers' Trainer, made to stop at bad numbers, to evaluate exactly, and to write checkpoints whole."""
+"""transformers' Trainer with checks for non-finite numbers, exact evaluation, and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from rishd.pretraining.weights import WEIGHTS, load_weights, save_weights
 class PretrainTrainer(Trainer):
     """transformers' Trainer for pre-training.
 
-    It stops at the first gradient that is not finite, before clipping spreads it; its validation loss is the mean over
-    all tokens, whatever the batches and ranks; its checkpoints are whole or not there.
+    It stops at the first non-finite gradient, before clipping spreads it. Its validation loss is the mean over all
+    tokens, independent of batches and ranks. Its checkpoints are atomic.
 
     Args:
         clock: Counts training time.
-        updates: Measured updates, which are logged beside the loss.
-        keep: How many checkpoints stay.
+        updates: Measured updates, which are logged with the loss.
+        keep: Number of checkpoints to keep.
         logits: Clips attention logits, if at all.
-        arguments: Those of transformers' Trainer.
+        arguments: Arguments of transformers' Trainer.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class PretrainTrainer(Trainer):
         self.add_callback(logits)
         self.model: PreTrainedModel
         first = next(self.model.parameters())
-        # Sharded by fully_shard: accelerate must neither wrap the model nor shard it again, as for a model that
-        # transformers itself has sharded.
+        # Sharded by fully_shard: accelerate must neither wrap the model nor shard it again, as if transformers had
+        # sharded it.
         self.is_distributed_loading_by_transformers = isinstance(first, DTensor)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -66,16 +66,16 @@ class PretrainTrainer(Trainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None: the Trainer would count all parameters at each step, for a number that a run's summary has already."""
+        """None: the Trainer would count all parameters at each step, for a number that the summary already has."""
         return 0
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Loss of one pass; a router's balancing loss is the mean over passes and ranks.
+        """Loss of one pass, with a router's balancing loss averaged over passes and ranks.
 
-        transformers divides the cross-entropy by the tokens of all passes and ranks, and multiplies the sum with the
-        balancing loss, which it has not divided, by the number of ranks.
+        transformers divides only the cross-entropy by the tokens of all passes and ranks, adds the undivided balancing
+        loss, and multiplies the sum by the number of ranks.
         """
         with self.logits.watching():
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -104,7 +104,7 @@ class PretrainTrainer(Trainer):
         return self._gradient_norm(model) if grad_norm is None else grad_norm
 
     def _gradient_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        """Norm of the gradient of all parameters and ranks.
+        """Norm of the gradient over all parameters and ranks.
 
         Raises:
             NonFiniteError: naming step and parameters.
@@ -140,13 +140,13 @@ class PretrainTrainer(Trainer):
         """Validation loss: the mean over all tokens, without a router's loss.
 
         Raises:
-            NonFiniteError: if it is not finite: the parameters are lost, and are not saved.
+            NonFiniteError: if it is not finite; the parameters are then lost and not saved.
         """
         model = self.model_wrapped
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         batches = list(dataloader)
-        # Ranks of a sharded model must make equally many passes: those with fewer repeat one, which counts nothing.
+        # Ranks of a sharded model must make equally many passes: ranks with fewer repeat one, which does not count.
         data: Any = self.eval_dataset
         spare = batches[-1] if batches else self.data_collator([data[0]])
         for i in range(self._most_passes(len(batches))):
@@ -215,7 +215,7 @@ class PretrainTrainer(Trainer):
         if self.args.should_save and output_dir is not None:
             with torch.device(
                 "meta"
-            ):  # a model of the same kind that is not sharded: its saving waits for no other rank
+            ):  # an unsharded model of the same kind, whose saving does not wait for other ranks
                 plain = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     self.model.config, trust_remote_code=False
                 )
@@ -231,7 +231,7 @@ class PretrainTrainer(Trainer):
             load_weights(self.model, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """State of one process or of any number of ranks, whichever of them is there."""
+        """Load the state of one process or of any number of ranks, whichever exists."""
         if checkpoint is None:
             return
         folder = Path(checkpoint)
@@ -241,7 +241,7 @@ class PretrainTrainer(Trainer):
             self._scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """No precision of a run scales its loss."""
+        """Do nothing, since no precision of a run scales its loss."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -249,7 +249,7 @@ class PretrainTrainer(Trainer):
         folder, rank = Path(checkpoint), self.args.process_index
         name = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
         if not (folder / name).is_file() and any(folder.glob("rng_state*.pth")):
-            return  # of another number of ranks: this one's random numbers start from the seed
+            return  # from another number of ranks: this rank's random numbers start from the seed
         with readable(folder, name):
             if not (folder / name).is_file():
                 raise FileNotFoundError("it is missing")
@@ -277,14 +277,14 @@ class PretrainTrainer(Trainer):
 
 
 def save_model(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Model and tokenizer in transformers' format as ``model/`` of a run, whole or not at all; every rank calls it.
+    """Save model and tokenizer in transformers' format as ``model/`` of a run, atomically; every rank calls it.
 
-    The Trainer does not have the tokenizer: it would enter the tokenizer's padding token into the model's
-    configuration, and loading then sets that token's embedding to zero in some families.
+    The Trainer does not get the tokenizer, because it would put the tokenizer's padding token into the model's
+    configuration, and loading then zeroes that token's embedding in some model families.
 
     Args:
-        trainer: Has the model.
-        tokenizer: Of the run.
+        trainer: Holds the model.
+        tokenizer: Tokenizer of the run.
         folder: Of the run.
 
     Raises:
@@ -297,7 +297,7 @@ def save_model(trainer: PretrainTrainer, tokenizer: PreTrainedTokenizerBase, fol
             tokenizer.save_pretrained(partial)
             write_sums(partial, digests(partial, files_of(partial)))
             move_into_place(partial, place)
-    except Exception as problem:  # safetensors has errors of its own for a full disk
+    except Exception as problem:  # safetensors raises its own errors for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise RunCheckpointError(f"the model could not be saved ({problem}); make room, then --resume.") from problem
 

@@ -1,16 +1,16 @@
-r"""How far each group of parameters moves, and how much of it along sharp directions.
+r"""Size of each parameter group's updates, and their share along sharp directions.
 
-Every few steps the parameters are copied before the optimizer's step and compared after it: three passes over them, no
-wait for the device until the numbers are logged. For a group with updates :math:`\Delta` and learning rate η,
+Every few steps the parameters are copied before the optimizer's step and compared after it. This takes three passes
+over them, and no device sync until the numbers are logged. For a group with updates :math:`\Delta` and learning rate η,
 
 - ``update_rms/GROUP`` is :math:`\sqrt{\operatorname{mean} \Delta^2} / \eta`;
-- ``sharp_share/GROUP`` is :math:`\sum \|P\Delta\|^2 / \sum \|\Delta\|^2` with the sharp projector P that the
-  optimizer's own state has: the tracked right subspace of Muon-LITE's matrices, or the soft mask of AdamW-LITE's
-  coordinates and of SOAP-LITE's in its eigenbasis (its sum over coordinates in place of the norm). Left out are
-  parameters whose state has none (Muon-LITE's with the published mask), parts of fused projections, sharded parameters,
-  and groups in which sharp and flat directions are treated alike.
+- ``sharp_share/GROUP`` is :math:`\sum \|P\Delta\|^2 / \sum \|\Delta\|^2` with the sharp projector P from the
+optimizer's state: the tracked right subspace of Muon-LITE's matrices, or the soft mask of AdamW-LITE's coordinates and
+of SOAP-LITE's eigenbasis coordinates (then a weighted sum replaces the norm). Parameters whose state has no projector
+(Muon-LITE with the published mask), parts of fused projections, sharded parameters, and groups without a sharp/flat
+split are excluded.
 
-On several ranks the sums are added up in one collective.
+On several ranks one collective adds up the sums.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class UpdateNorms:
     """Measures a step's updates by group.
 
     Args:
-        every: Steps between measurements; 0 is never.
+        every: Steps between measurements; 0 turns them off.
     """
 
     def __init__(self, every: int) -> None:
@@ -41,10 +41,10 @@ class UpdateNorms:
         self._sums: dict[str, Tensor] = {}
 
     def before(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Copy the parameters if this step is measured.
+        """Copy the parameters if this step will be measured.
 
         Args:
-            optimizer: About to step.
+            optimizer: The optimizer, about to step.
             step: Number of this step, from 1.
         """
         if self.every and step % self.every == 0:
@@ -52,7 +52,7 @@ class UpdateNorms:
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add up the squares of what has moved."""
+        """Add up the squares of the updates."""
         if self._before is None:
             return
         self._sums = {}
@@ -62,14 +62,14 @@ class UpdateNorms:
             if not group["lr"]:
                 continue
             for p, was in zip(group["params"], old, strict=True):
-                # In place of the copy, and the learning rate last: each pass over a parameter costs as much as a copy.
+                # In place in the copy, and the learning rate last: each pass over a parameter costs as much as a copy.
                 moved = was.sub_(_local(p)) if was.dtype == torch.float32 else was.float() - _local(p).float()
                 sharp = None if isinstance(p, DTensor) else _sharp_square(group, moved, optimizer.state.get(p, {}))
                 scale = 1.0 / group["lr"]
                 square = torch.linalg.vector_norm(moved).mul(scale).square()
                 sharp = None if sharp is None else sharp * scale**2
                 zero = torch.zeros_like(square)
-                # Of what every rank has, the first speaks; of a matrix whose state lies on one rank, that one.
+                # For replicated parameters the first rank counts; for a matrix whose state is on one rank, that rank.
                 size = (square, torch.full_like(square, moved.numel())) if is_first or isinstance(p, DTensor) else None
                 split = (sharp, square) if sharp is not None and (is_first or group.get("rule") != "adamw") else None
                 row = torch.stack([*(size or (zero, zero)), *(split or (zero, zero))])
@@ -82,7 +82,7 @@ class UpdateNorms:
         self._before = None
 
     def read(self) -> dict[str, float]:
-        """The last measurement's numbers, once."""
+        """The numbers of the last measurement, returned once."""
         found: dict[str, float] = {}
         for name, row in self._sums.items():
             square, count, sharp, split = row.tolist()
@@ -99,9 +99,9 @@ def _local(p: Tensor) -> Tensor:
 
 
 def _sharp_square(group: dict[str, Any], moved: Tensor, state: dict[str, Any]) -> Tensor | None:
-    """Square of the part of an update along its sharp directions; ``None`` where the state knows none."""
+    """Squared norm of an update's part along sharp directions; ``None`` if the state has no projector."""
     if not _is_split(group):
-        return None  # nothing moves the thresholds then
+        return None  # the thresholds do not adapt then
     if "subspace" in state and moved.ndim == 2:
         rank = sharp_rank(group["sharp_fraction"], moved)
         basis: Tensor = state["subspace"][..., :rank]

@@ -1,8 +1,8 @@
-"""Weights of a model as the model names them, in a checkpoint; and models in transformers' format, read strictly.
+"""A model's weights under its own names in a checkpoint, and strict reading of models in transformers' format.
 
-transformers renames, splits and merges tensors when it saves and loads (experts of mixtures, GPT-NeoX), and its Trainer
-loads what has a name of the model and skips the rest. A checkpoint therefore holds the model's own ``state_dict``, each
-shared tensor once, and loads completely or not at all.
+transformers renames, splits and merges tensors when it saves and loads (mixtures of experts, GPT-NeoX), and its Trainer
+loads tensors with known names and skips the rest. So a checkpoint contains the model's own ``state_dict``, each shared
+tensor once, and loads completely or not at all.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 WEIGHTS = "weights.safetensors"
-_SHOWN = 3  # names in a message
+_SHOWN = 3  # most names in a message
 
 
 def save_weights(model: torch.nn.Module, file: Path, *, is_first_rank: bool) -> None:
     """Write a model's tensors under its own names; every rank of a sharded model calls it.
 
     Args:
-        model: On one rank or sharded.
-        file: Where.
+        model: The model, on one rank or sharded.
+        file: File to write.
         is_first_rank: Whether this rank writes.
     """
     whole: dict[str, Tensor] = {}
@@ -45,16 +45,16 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     """Fill a model with the weights of a checkpoint; every rank of a sharded model calls it.
 
     Args:
-        model: On one rank or sharded.
-        folder: The checkpoint: with :data:`WEIGHTS`, or in transformers' format as before.
+        model: The model, on one rank or sharded.
+        folder: The checkpoint, with :data:`WEIGHTS` or in the earlier transformers format.
 
     Raises:
-        ValueError: naming tensors that are missing, unexpected or of another shape or type.
+        ValueError: naming tensors that are missing, unexpected or of the wrong shape or dtype.
     """
     if (folder / WEIGHTS).exists():
         _fill(model, load_file(folder / WEIGHTS))
     else:
-        # All runs had float32 or bfloat16 weights: float32 holds either exactly.
+        # All runs have float32 or bfloat16 weights; float32 represents both exactly.
         _fill(model, _from_transformers(folder, dtype=torch.float32).state_dict(), any_dtype=True)
 
 
@@ -66,7 +66,7 @@ def read_model(folder: Path, **settings: Any) -> PreTrainedModel:
         settings: Further arguments of transformers' ``from_config`` and ``from_pretrained``.
 
     Raises:
-        ValueError: naming tensors that are missing, unexpected or of another shape.
+        ValueError: naming tensors that are missing, unexpected or of the wrong shape.
     """
     if not (folder / WEIGHTS).exists():
         return _from_transformers(folder, dtype=torch.float32, **settings)
@@ -80,7 +80,7 @@ def read_model(folder: Path, **settings: Any) -> PreTrainedModel:
 
 
 def _from_transformers(folder: Path, **settings: Any) -> PreTrainedModel:
-    # Its annotations do not know that it also returns what it has found.
+    # Its annotations do not mention that it also returns its findings.
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **settings
     )
@@ -100,7 +100,7 @@ def _fill(model: torch.nn.Module, saved: Mapping[str, Tensor], *, any_dtype: boo
         for name in stored & saved.keys()
         if saved[name].shape != state[name].shape or (saved[name].dtype != state[name].dtype and not any_dtype)
     ]
-    # transformers' state_dict, of older checkpoints, has shared tensors under each of their names.
+    # The transformers state_dict of older checkpoints has shared tensors under each of their names.
     _refuse(stored - saved.keys(), saved.keys() - names.keys(), wrong)
     whole: dict[str, Any] = {name: saved[names[name]] for name in state}
     if any(isinstance(value, DTensor) for value in state.values()):
@@ -110,7 +110,7 @@ def _fill(model: torch.nn.Module, saved: Mapping[str, Tensor], *, any_dtype: boo
 
 
 def _stored_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of each tensor's name, the first name of the same tensor: a file has shared ones once."""
+    """Map each tensor name to the first name of the same tensor, since a file contains shared tensors once."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in state.items()}
 

@@ -1,1 +1,1 @@
-"""Curvature of trained models: Hessian blocks, what updates and masks see of them (C14), what C9 allows (C9)."""
+"""Curvature of trained models: Hessian blocks, updates and masks in them (C14), and the steps that C9 allows."""

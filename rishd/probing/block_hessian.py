@@ -1,4 +1,4 @@
-"""Hessian-vector products of a model's loss, one parameter at a time."""
+"""Hessian-vector products of a model's loss, block by block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BlockHessian(LossGraphs):
 
     Args:
         model: A causal language model whose attention can be differentiated twice (``attn_implementation="eager"``).
-        batches: Inputs of the model's passes; the loss is the mean over all tokens that count.
+        batches: Inputs of the model's passes; the loss is the mean over all counted tokens.
         names: Parameters to keep graphs for.
 
     Raises:
@@ -29,7 +29,7 @@ class BlockHessian(LossGraphs):
         missing = [name for name in names if name not in known]
         if missing:
             raise ValueError(f"the model has no parameter {', '.join(missing)}.")
-        with evaluating(model):  # no dropout: one function
+        with evaluating(model):  # without dropout, a deterministic function
             passes = (Pass(*loss_and_count(model, inputs)) for inputs in batches)
             super().__init__(passes, {name: known[name] for name in names})
 
@@ -38,7 +38,7 @@ class BlockHessian(LossGraphs):
         return self.apply("hessian", {name: direction})[name]
 
     def product(self, name: str) -> Product:
-        """The same for NumPy vectors of shape ``(p,)``, row-major."""
+        """H v for NumPy vectors of shape ``(p,)``, in row-major order."""
         parameter = self.parameters[name]
         return on_vectors(lambda v: self.times(name, v), parameter)
 

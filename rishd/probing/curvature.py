@@ -1,4 +1,4 @@
-"""Curvature of any model: spectra, an optimizer's next update in them, and the noise of gradients."""
+"""Curvature of any model: spectra, curvature along an optimizer's next update, and gradient noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rishd.probing.model_passes import Batch, Loss, checked_batches, has_outputs
 from rishd.probing.optimizer_metric import metric_root
 from rishd.probing.parameter_choice import ProbeError, matching_names
 
-_ASYMMETRY = 1e-2  # of what random vectors would have: far above rounding in float32
+_ASYMMETRY = 1e-2  # relative to random vectors; far above float32 rounding
 
 
 def probe_model(
@@ -38,26 +38,26 @@ def probe_model(
     lanczos_steps: int = 30,
     seed: int = 0,
 ) -> ModelCurvature:
-    """Measure the curvature of a model's mean loss where it stands.
+    """Measure the curvature of a model's mean loss at its current parameters.
 
-    The model is in evaluation mode while it is measured. Afterwards model, optimizer and random numbers are as before,
-    to the last bit. Half-precision parameters are probed in a float32 copy, with a warning.
+    The model is in evaluation mode during the measurement. Afterwards model, optimizer and random state are restored to
+    the last bit. Half-precision parameters are probed in a float32 copy, with a warning.
 
     Args:
         model: Any module on one device whose loss can be differentiated twice.
-        loss: For pairs: (output, target) ↦ the mean loss over the output's first axis. For mappings:
-            (model, batch) ↦ the mean loss, which has a Hessian only; or ``None`` for a causal language model with
+        loss: For pairs: (output, target) ↦ the mean loss over the output's first axis. For mappings: (model, batch) ↦
+            the mean loss, for which only the Hessian is available; or ``None`` for a causal language model with
             ``labels``, whose examples are tokens.
-        batches: Pairs (input, target), or mappings of the model's arguments. An input may be a mapping, too.
-        parameters: Patterns of the names to probe, such as ``["*.mlp.*"]``; by default all that are trainable. The
-            operators are their block: other parameters stand still.
-        optimizer: Optimizer of the model, as trained so far, whose next update is measured.
+        batches: Pairs (input, target), or mappings of the model's arguments. An input may also be a mapping.
+        parameters: Patterns of the names to probe, such as ``["*.mlp.*"]``; by default all trainable ones. The
+            operators are their diagonal block; other parameters are fixed.
+        optimizer: The model's optimizer in its current state, whose next update is measured.
         operators: ``"hessian"``, ``"gauss-newton"`` and ``"fisher"`` (empirical, the second moment of the gradients of
-            single examples); by default all that the loss has.
-        eigenvalues: Top eigenpairs of each.
-        probes: Random vectors of the spectral density.
-        lanczos_steps: Lanczos steps of each.
-        seed: Of the random vectors.
+            single examples); by default all that the loss allows.
+        eigenvalues: Number of top eigenpairs per operator.
+        probes: Number of random vectors for the spectral density.
+        lanczos_steps: Lanczos steps per random vector.
+        seed: Seed of the random vectors.
 
     Raises:
         ProbeError: for batches, losses, parameters or models that cannot be probed, naming them.
@@ -118,7 +118,7 @@ def _operators(wanted: Sequence[Operator] | None, batches: Sequence[Batch], loss
 
 
 def _require_symmetry(product: Product, dimension: int, *, seed: int, dtype: np.dtype) -> None:
-    """Notice kernels whose backward pass counts as constant, without an error of torch's.
+    """Detect kernels whose backward pass torch silently treats as constant.
 
     Raises:
         ProbeError: if xᵀHy and yᵀHx differ.
@@ -149,7 +149,7 @@ def _update(
     own = {name: gradient[name] for name in frozen.names}
     frozen.observe(own)
     if not any(bool(u.any()) for u in frozen.directions.values()):
-        frozen.observe(own)  # SOAP's first step only sets its basis
+        frozen.observe(own)  # the first step of SOAP only sets its basis
     u = {name: frozen.directions[name].to(gradient[name].dtype) for name in own}
     square = _inner(u, u)
     if not (np.isfinite(square) and square > 0):
@@ -175,7 +175,7 @@ def _inner(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> float:
 
 
 def _noise(graphs: LossGraphs, spectrum: OperatorSpectrum) -> NoiseScale | None:
-    """Noise of the batches that are as large as the first one, in and off the top eigenvectors."""
+    """Noise of the batches as large as the first one, inside and outside the top eigenspace."""
     size = graphs.counts[0]
     parts = zip(graphs.counts, graphs.batch_gradients(), strict=True)
     rows = [torch.cat([g.flatten() for g in part.values()]).double() for count, part in parts if count == size]

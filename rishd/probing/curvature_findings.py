@@ -1,4 +1,4 @@
-"""What :func:`rishd.probing.curvature.probe_model` found, as data, a table and a figure."""
+"""Results of :func:`rishd.probing.curvature.probe_model` as data, a table and a figure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class OperatorSpectrum:
 
     Args:
         operator: ``"hessian"``, ``"gauss-newton"`` or ``"fisher"``.
-        eigenvalues: The largest, descending, shape ``(k,)``.
-        density: Of all eigenvalues.
-        vectors: Orthonormal eigenvectors of the largest, shape ``(p, k)``; not saved.
+        eigenvalues: Largest eigenvalues, descending, shape ``(k,)``.
+        density: Density of all eigenvalues.
+        vectors: Orthonormal eigenvectors of these, shape ``(p, k)``; not saved.
     """
 
     operator: str
@@ -35,7 +35,7 @@ class OperatorSpectrum:
 
     @property
     def mean(self) -> float:
-        """Trace over p, estimated."""
+        """Estimate of the trace over p."""
         return float(self.density.nodes @ self.density.weights)
 
 
@@ -44,12 +44,12 @@ class UpdateCurvature:
     r"""Curvature along an optimizer's next update, with the mean gradient of the batches and without weight decay.
 
     Args:
-        optimizer: Its class.
-        lr: The largest learning rate of its groups.
+        optimizer: Class of the optimizer.
+        lr: Largest learning rate of its groups.
         directional_sharpness: :math:`u^\top\nabla^2L\,u/\|u\|^2`.
         metric_sharpness: :math:`\lambda_{\max}(D^{1/2}\nabla^2L\,D^{1/2})` per unit of ``lr``
-            (:mod:`rishd.probing.optimizer_metric`); NaN if that root is not known.
-        refused: Why it is not; else empty.
+            (:mod:`rishd.probing.optimizer_metric`); NaN if the square root is not known.
+        refused: Reason why it is not known; else empty.
     """
 
     optimizer: str
@@ -61,17 +61,17 @@ class UpdateCurvature:
 
 @dataclass(frozen=True)
 class ModelCurvature(Record):
-    """All of it.
+    """All results.
 
     Args:
-        loss: Mean over the examples.
-        gradient_norm: Of the mean loss, over the probed parameters.
-        examples: How many.
-        shapes: Of the probed parameters, by name, in the order of the vectors.
-        spectra: One an operator.
+        loss: Mean loss over the examples.
+        gradient_norm: Norm of the mean loss's gradient over the probed parameters.
+        examples: Number of examples.
+        shapes: Shapes of the probed parameters, by name, in the order of the vectors.
+        spectra: One per operator.
         update: The optimizer's next update; ``None`` without an optimizer.
-        noise: Noise scale in examples, in the top eigenvectors of the first operator and off them; ``None`` with fewer
-            than two batches of equal size.
+        noise: Noise scale in examples, inside and outside the first operator's top eigenspace; ``None`` with fewer than
+            two batches of equal size.
     """
 
     loss: float
@@ -84,7 +84,7 @@ class ModelCurvature(Record):
 
     @property
     def conclusion(self) -> str:
-        """Loss, update and noise in sentences."""
+        """Loss, update and noise as sentences."""
         parts = [f"Loss {self.loss:.4g}, gradient {self.gradient_norm:.3g}, on {self.examples} examples."]
         if self.update is not None:
             u = self.update
@@ -96,7 +96,7 @@ class ModelCurvature(Record):
         return " ".join(parts)
 
     def spectrum(self, operator: str) -> OperatorSpectrum:
-        """That of an operator.
+        """The spectrum of an operator.
 
         Raises:
             KeyError: if it was not measured.
@@ -110,22 +110,22 @@ class ModelCurvature(Record):
         """An eigenvector as arrays of the parameters' shapes.
 
         Args:
-            operator: Of which.
-            place: 0 for the largest eigenvalue.
+            operator: Its operator.
+            place: Rank of its eigenvalue; 0 for the largest.
         """
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         parts = np.split(self.spectrum(operator).vectors[:, place], np.cumsum(sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data without eigenvectors; what is not finite becomes ``None``."""
+        """Plain data without eigenvectors; non-finite numbers become ``None``."""
         data = super().as_dict()
         for found in data["spectra"]:
             del found["vectors"]
         return data
 
     def table(self) -> list[dict[str, str]]:
-        """A row an operator."""
+        """One row per operator."""
         return [
             {
                 "operator": found.operator,
@@ -138,7 +138,7 @@ class ModelCurvature(Record):
         ]
 
     def plot(self) -> Any:
-        """Share of the eigenvalues above each threshold, by operator; returns matplotlib's axes."""
+        """Plot the share of eigenvalues above each threshold, by operator; returns matplotlib's axes."""
         from matplotlib.figure import Figure
 
         axes = Figure(figsize=(5.6, 3.6), layout="constrained").subplots()

@@ -1,4 +1,4 @@
-"""Curvature every k steps of training, in a file of one JSON object a line."""
+"""Records of curvature every k training steps, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rishd.probing.model_passes import Batch, Loss
 
 
 class CurvatureRecord:
-    """Probes a model every k steps and appends what it finds to a file; training goes on as if it had not.
+    """Probes a model every k steps and appends the results to a file, without affecting training.
 
-    Call it after every step with the number of steps made. A run that is resumed continues the file: lines of later
-    steps are dropped.
+    Call it after every step with the number of steps done. A resumed run continues the file; lines of later steps are
+    dropped.
 
     Args:
         path: The file, ``.jsonl``.
         loss: As for :func:`rishd.probing.curvature.probe_model`.
-        batches: Likewise; the same at every probe.
+        batches: As for :func:`rishd.probing.curvature.probe_model`; the same at every probe.
         every: k.
-        settings: Other arguments of :func:`rishd.probing.curvature.probe_model` but the optimizer.
+        settings: Other arguments of :func:`rishd.probing.curvature.probe_model`, except the optimizer.
 
     Raises:
         ValueError: for a k below 1.
@@ -49,12 +49,12 @@ class CurvatureRecord:
         """Probe if the step is a multiple of k.
 
         Args:
-            step: Steps made.
+            step: Steps done.
             model: The model.
-            optimizer: Its optimizer, if the next update is wanted.
+            optimizer: Its optimizer, to measure the next update.
 
         Returns:
-            What was found, if anything was measured.
+            The result, or ``None`` if nothing was measured.
         """
         if step % self.every:
             return None
@@ -66,7 +66,7 @@ class CurvatureRecord:
         return found
 
     def _drop_from(self, step: int) -> None:
-        """Keep the whole lines of earlier steps."""
+        """Keep only complete lines of earlier steps."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [data for _, data in read_json_lines(self.path)] if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(data) + "\n" for data in lines if data["step"] < step))

@@ -1,6 +1,6 @@
 r"""Generalised sharpness of Muon and of LITE's flat block: λ_max of :math:`D^{1/2}\nabla^2f\,D^{1/2}` (claim C21).
 
-The metric is that of the optimizer's next step, held still. With momentum :math:`m_k = \theta m_{k-1} + cg_k`,
+The metric of the optimizer's next step is held fixed. With momentum :math:`m_k = \theta m_{k-1} + cg_k`,
 :math:`c = \alpha = 1 - \theta`, covector :math:`\tilde m = m + \nu g` and Nesterov's :math:`\nu`, an oscillation
 :math:`(-1)^k\xi` has :math:`\eta D\nabla^2f\,\xi = 2\xi` with
 
@@ -9,7 +9,7 @@ The metric is that of the optimizer's next step, held still. With momentum :math
     D = \chi\,Q\left[\left(\tfrac c{2-\alpha} + \nu\right)F_{\tilde m}^{-1} + \beta_2F_g^{-1}\right]Q
     \quad\text{(LITE's flat block)},
 
-since LITE's Hessian damping acts beside the polar factor, and so gives the gradient a metric of its own.
+since LITE's Hessian damping is added after the polar factor, so the gradient gets a separate metric.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from riemannian_ode.flow import Projector, lookahead, momentum_step
 from rishd.probing.frozen import FrozenOptimizer, Geometry, geometry
 from rishd.probing.lanczos import top_eigenpairs
 
-_TOLERANCE = 1e-2  # relative
+_TOLERANCE = 1e-2  # relative tolerance
 
 
 class EdgeSharpness(NamedTuple):
-    """λ_max of D∇²f for Muon and for LITE's flat block, per unit of learning rate; the edge is at 2/η."""
+    """λ_max of D∇²f for Muon and for LITE's flat block, at learning rate 1; the edge is at 2/η."""
 
     muon: float
     flat: float
@@ -40,7 +40,7 @@ class EdgeSharpness(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricFactor:
-    """R = sQF^{-1/2}, one matrix after the other; a metric D is the sum of RRᵀ.
+    """The factor R = sQF^{-1/2}, matrix by matrix; a metric D is the sum of RRᵀ.
 
     Args:
         scale: s.
@@ -53,11 +53,11 @@ class MetricFactor:
     flat: Sequence[Projector]
 
     def apply(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """R on the matrices."""
+        """Apply R to the matrices."""
         return [q(self.scale * f.root(x)) for f, q, x in zip(self.metrics, self.flat, parts, strict=True)]
 
     def transposed(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Rᵀ on the matrices."""
+        """Apply Rᵀ to the matrices."""
         return [self.scale * f.root(q(x)) for f, q, x in zip(self.metrics, self.flat, parts, strict=True)]
 
 
@@ -71,16 +71,16 @@ def edge_sharpness(
     sharp_fraction: float,
     seed: int = 0,
 ) -> EdgeSharpness:
-    """Sharpness at the optimizer's next step, for both methods at its momentum.
+    """Sharpness at the optimizer's next step, for both methods with its momentum.
 
     Args:
-        model: Whose parameters with ``requires_grad`` are matrices, all of them the optimizer's.
+        model: Model whose parameters with ``requires_grad`` are matrices, all in the optimizer.
         optimizer: Muon or MuonLITE after at least one step, all matrices in one group.
         graph: Gradients of these parameters, with ``create_graph=True``.
         chi: χ of LITE.
         beta_flat: β₂, published units.
         sharp_fraction: r.
-        seed: Of Lanczos's starts.
+        seed: Seed of the Lanczos start vectors.
     """
     muon, flat = edge_metrics(
         model,
@@ -112,7 +112,7 @@ def edge_metrics(
         m = momentum_step(optimizer.state[p][MOMENTUM], seen[name], alpha=rule.alpha, gain=rule.gain)
         covectors[name] = lookahead(m, seen[name], rule.nesterov)
     of_momentum, of_gradient = (_first_step(model, x, sharp_fraction) for x in (covectors, seen))
-    # The covector of a first step is c + ν times the gradient that it saw, and F is of degree 1.
+    # The covector of a first step is c + ν times its gradient, and F has degree 1.
     first = rule.gain + rule.nesterov
     of_covector = first * (rule.gain / (2.0 - rule.alpha) + rule.nesterov)
     everything, flat = [_same] * len(matrices), [metric.flat for metric in of_momentum]
@@ -137,7 +137,7 @@ def _first_step(model: nn.Module, gradients: Mapping[str, Tensor], sharp_fractio
 
 
 def _largest(graph: Sequence[Tensor], matrices: list[nn.Parameter], factors: list[MetricFactor], seed: int) -> float:
-    """λ_max of D∇²f for D the sum of RRᵀ: that of (R₁ R₂ …)ᵀ∇²f(R₁ R₂ …)."""
+    """λ_max of D∇²f for D the sum of RRᵀ, computed as λ_max of (R₁ R₂ …)ᵀ∇²f(R₁ R₂ …)."""
     sizes = [p.numel() for p in matrices]
 
     def product(x: np.ndarray) -> np.ndarray:

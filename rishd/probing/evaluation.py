@@ -1,4 +1,4 @@
-"""A model that is looked at and left as it was."""
+"""Evaluation of a model without side effects."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """One differentiable function of the parameters, and nothing else changed.
+    """Make the model a deterministic, twice differentiable function inside the block, and restore it afterwards.
 
-    Dropout is off and batch norms keep their statistics; afterwards every module has its own mode again. Random numbers
-    go on as if nothing had been drawn. ``scaled_dot_product_attention`` runs as products and a softmax, which can be
-    differentiated twice, and autocast is off.
+    Dropout is off and batch norms keep their statistics; afterwards every module's mode and the random state are
+    restored. ``scaled_dot_product_attention`` runs as products and a softmax, which can be differentiated twice, and
+    autocast is off.
 
     Args:
         model: The model.

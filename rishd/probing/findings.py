@@ -1,4 +1,4 @@
-"""What a probe found, as data and as tables."""
+"""Results of a probe as data and as tables."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rishd.probing.lanczos import SpectralMeasure
 from rishd.probing.split_curvature import SplitCurvature
 from rishd.record import Record
 
-MASKS = ("muon-lite", "soap-lite")  # optimizers with a mask
+MASKS = ("muon-lite", "soap-lite")  # optimizers that have a mask
 
 
 @dataclass(frozen=True)
 class UpdateProbe:
-    """One optimizer's update over a block's spectrum.
+    """One optimizer's update in a block's spectrum.
 
     Args:
-        optimizer: Of :data:`rishd.pretraining.presets.OPTIMIZERS`.
+        optimizer: A key of :data:`rishd.pretraining.presets.OPTIMIZERS`.
         rms: Root mean square of its entries at learning rate 1.
         sizes: √p times the size of ⟨x, u⟩/‖u‖ for the top eigenvectors x, shape ``(eigenvalues,)``; 1 is isotropic.
         curvature: uᵀHu/‖u‖².
         sharp_share: Share of ‖u‖² at curvatures above a tenth of λ_max.
-        measure: Shares of ‖u‖² by curvature.
+        measure: Distribution of ‖u‖² over curvatures.
     """
 
     optimizer: str
@@ -37,17 +37,17 @@ class UpdateProbe:
 
 @dataclass(frozen=True)
 class BlockProbe:
-    """One parameter.
+    """Results for one parameter.
 
     Args:
         name: Its name.
         shape: Its shape.
-        eigenvalues: The largest, descending.
-        density: Of all eigenvalues.
-        sharp_share: Share of the eigenvalues above a tenth of λ_max: a random direction's ``sharp_share``.
-        updates: One an optimizer.
-        splits: One a mask that the parameter has.
-        noise: The same, in batches of the probe's ``noise_tokens``.
+        eigenvalues: Largest eigenvalues, descending.
+        density: Density of all eigenvalues.
+        sharp_share: Share of the eigenvalues above a tenth of λ_max, which is a random direction's ``sharp_share``.
+        updates: One per optimizer.
+        splits: One per mask of the parameter.
+        noise: One per mask, in batches of the probe's ``noise_tokens``.
     """
 
     name: str
@@ -65,25 +65,25 @@ class BlockProbe:
         return float(self.density.nodes @ self.density.weights)
 
     def split(self, optimizer: str) -> SplitCurvature | None:
-        """That of an optimizer's mask, if the parameter has one."""
+        """The entry of an optimizer's mask, if the parameter has one."""
         return next((split for split in self.splits if split.optimizer == optimizer), None)
 
 
 @dataclass(frozen=True)
 class Probe(Record):
-    """All of it.
+    """All results.
 
     Args:
         checkpoint: Folder of the model.
-        step: Optimizer steps made.
-        optimizer: That of the run.
+        step: Optimizer steps done.
+        optimizer: Optimizer of the run.
         lr: Its peak learning rate.
-        loss: On the probed tokens, nats per token.
-        tokens: How many.
-        blocks: One a parameter.
-        interrupted: Whether Ctrl-C left some out.
-        batch_tokens: Tokens of a batch of the run.
-        noise_tokens: Tokens of a batch that noise was measured from.
+        loss: Loss on the probed tokens, nats per token.
+        tokens: Number of probed tokens.
+        blocks: One per parameter.
+        interrupted: Whether Ctrl-C ended the probe early.
+        batch_tokens: Tokens per batch of the run.
+        noise_tokens: Tokens per batch of the noise measurement.
     """
 
     checkpoint: str
@@ -99,7 +99,7 @@ class Probe(Record):
 
     @property
     def conclusion(self) -> str:
-        """What the certificate allows over all blocks, and what the masks cover."""
+        """The step that the certificate allows over all blocks, and the masks' coverage."""
         parts = []
         for optimizer in MASKS:
             splits = {block.name: split for block in self.blocks if (split := block.split(optimizer)) is not None}
@@ -117,7 +117,7 @@ class Probe(Record):
         return " ".join(parts)
 
     def summary_table(self) -> list[dict[str, str]]:
-        """A row a block: spectrum, coverage and certified speed-up."""
+        """One row per block: spectrum, coverage and certified speed-up."""
         rows = []
         for block in self.blocks:
             row = {
@@ -135,7 +135,7 @@ class Probe(Record):
         return rows
 
     def update_table(self) -> list[dict[str, str]]:
-        """A row a block: how much of each update is sharp, over a random direction's share."""
+        """One row per block: sharp share of each update over a random direction's."""
         return [
             {"block": block.name}
             | {
@@ -147,7 +147,7 @@ class Probe(Record):
         ]
 
     def noise_table(self) -> list[dict[str, str]]:
-        """A row a block and mask: tokens at which noise equals the gradient, in sharp and in flat directions."""
+        """One row per block and mask: tokens at which noise equals the gradient, in sharp and in flat directions."""
         return [
             {
                 "block": block.name,
@@ -162,7 +162,7 @@ class Probe(Record):
         ]
 
     def allowance_table(self) -> list[dict[str, str]]:
-        """A row a mask and limit: over all blocks the least certified learning rate, and the least χ by β₂."""
+        """One row per mask and limit: smallest certified learning rate over all blocks, and smallest χ by β₂."""
         rows = []
         for optimizer in MASKS:
             splits = [split for block in self.blocks if (split := block.split(optimizer)) is not None]
@@ -173,7 +173,7 @@ class Probe(Record):
                     "lr": f"{min(allowance.largest_lr for allowance in allowances):.2g}",
                 }
                 chi = np.min([allowance.chi for allowance in allowances], axis=0)
-                here = np.min([allowance.chi_at_lr for allowance in allowances], axis=0)  # NaN: some block has none
+                here = np.min([allowance.chi_at_lr for allowance in allowances], axis=0)  # NaN if a block has none
                 for beta, equal, now in zip(allowances[0].beta_flat, chi, here, strict=True):
                     row[f"β₂ = {beta:g}"] = f"{equal:.2f} / " + (f"{now:.2f}" if np.isfinite(now) else "none")
                 rows.append(row)

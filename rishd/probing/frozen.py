@@ -1,4 +1,4 @@
-"""Optimizers that see the gradients of one point and never leave it, so that their updates there compare."""
+"""Optimizers that take in gradients at one point without leaving it, so that their updates can be compared."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from riemannian_ode.preconditioner import Memory, Preconditioner
 if TYPE_CHECKING:
     from rishd.pretraining.config import OptimizerConfig
 
-FLOOR = 1e-6  # of the largest singular value: below it float32 gradients hold rounding only
+FLOOR = 1e-6  # relative to the largest singular value; below it float32 gradients contain only rounding
 
 
 class FrozenOptimizer:
-    """An optimizer whose parameters are put back after every step.
+    """An optimizer whose parameters are reset after every step.
 
     Args:
-        model: The model; a copy of it is made.
-        build: Makes the optimizer of the copy, with learning rate 1 and without weight decay.
+        model: The model, which is copied.
+        build: Creates the optimizer of the copy, with learning rate 1 and without weight decay.
 
     Attributes:
-        directions: u of the last step by parameter name, with w − u the parameter after a step of learning rate 1.
-        gradients: Of the last step.
+        directions: u of the last step by parameter name, where w − u is the parameter after a step with learning rate
+            1.
+        gradients: Gradients of the last step.
     """
 
     def __init__(self, model: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
@@ -54,14 +55,14 @@ class FrozenOptimizer:
 
     @classmethod
     def trained(cls, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> FrozenOptimizer:
-        """A copy of an optimizer with the state that training has given it.
+        """A frozen copy of an optimizer with its trained state.
 
-        The largest learning rate of its groups becomes 1, so that those of the others are relative to it; weight decay
-        becomes 0. If all are 0, as in the first step of a warm-up, their ``initial_lr`` count.
+        The largest learning rate of its groups becomes 1, and the others are scaled accordingly; weight decay becomes
+        0. If all are 0, as in the first step of a warm-up, ``initial_lr`` is used.
 
         Args:
-            optimizer: It is not changed.
-            parameters: Those of it that gradients will come for, by name.
+            optimizer: The optimizer, which is not changed.
+            parameters: Its parameters that will get gradients, by name.
 
         Raises:
             ValueError: for an optimizer that cannot be copied, such as one on several ranks.
@@ -77,13 +78,13 @@ class FrozenOptimizer:
         rates = [float(group["lr"]) for group in groups]
         if not any(rates):
             rates = [float(group.get("initial_lr", 0.0)) or 1.0 for group in groups]
-        on_sphere = any(group.get("norm") == "constant" for group in groups)  # a step is not linear in its angle
+        on_sphere = any(group.get("norm") == "constant" for group in groups)  # a step is not linear in the angle
         for group, rate in zip(groups, rates, strict=True):
             set_number(group, "lr", rate if on_sphere else rate / max(rates))
             if "weight_decay" in group:
                 set_number(group, "weight_decay", 0.0)
         held = {name: copies[place[p]] for name, p in parameters.items()}
-        if not on_sphere:  # without decay no direction depends on the point, and from 0 it is not rounded
+        if not on_sphere:  # without decay directions do not depend on the point, and starting at 0 avoids rounding
             with torch.no_grad():
                 for p in held.values():
                     p.zero_()
@@ -101,10 +102,10 @@ class FrozenOptimizer:
         return cls(model, lambda own: build_optimizer(replace(config, lr=1.0, weight_decay=0.0), own))
 
     def observe(self, gradients: Mapping[str, Tensor]) -> None:
-        """Take a gradient in.
+        """Take in a gradient.
 
         Args:
-            gradients: By parameter name.
+            gradients: Gradients by parameter name.
         """
         for name, p in self._parameters.items():
             p.grad = gradients[name].to(p.dtype, copy=True)
@@ -117,7 +118,7 @@ class FrozenOptimizer:
 
     @property
     def names(self) -> list[str]:
-        """Parameters that gradients come for."""
+        """Names of the parameters that get gradients."""
         return list(self._parameters)
 
     def group(self, name: str) -> dict[str, Any]:
@@ -131,10 +132,10 @@ class FrozenOptimizer:
         return state
 
     def rule(self, name: str) -> tuple[UpdateRule, Memory] | None:
-        """Update rule of a parameter, and the memory of its preconditioner.
+        """Update rule of a parameter and its preconditioner's memory.
 
         Returns:
-            ``None`` for parameters of LITE's optimizers that are not plain matrices of their rule.
+            ``None`` for parameters of LITE's optimizers that are not single matrices of their rule.
         """
         group, state = self.group(name), self.state(name)
         if isinstance(self.optimizer, LITEOptimizer):
@@ -151,19 +152,19 @@ def torch_rule(
     """Update rule and memory of a parameter of torch's SGD, Adam or AdamW.
 
     Raises:
-        ValueError: for another optimizer, or a setting that is no metric of this project.
+        ValueError: for another optimizer, or a setting that is not a metric of this project.
     """
     if isinstance(optimizer, torch.optim.SGD):
         theta = group["momentum"]
         gain = 1.0 - group["dampening"]
         return UpdateRule(preconditioner=Identity(), alpha=1.0 - theta, gain=gain), {}
-    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+    if not isinstance(optimizer, torch.optim.Adam):  # includes AdamW
         raise ValueError(
-            f"the metric of {type(optimizer).__name__} is not known here; it is of lite's optimizers and of torch's "
-            "SGD, Adam and AdamW."
+            f"the metric of {type(optimizer).__name__} is not known here; use one of lite's optimizers, or torch's "
+            f"SGD, Adam or AdamW."
         )
     if group["amsgrad"]:
-        raise ValueError("amsgrad = True divides by a maximum over time, which is no second moment; set it False.")
+        raise ValueError("amsgrad = True divides by a maximum over time, which is not a second moment; set it False.")
     theta, beta2 = group["betas"]
     metric = SecondMoment(beta2=beta2, eps=group["eps"])
     memory = {"v": state["exp_avg_sq"], "v_mass": 1.0 - beta2 ** state["step"].double()}
@@ -176,11 +177,11 @@ class Geometry:
 
     Args:
         alpha: α = 1 − θ.
-        beta: β of the base method, theory's units: 1/θ for Muon's Nesterov form, else 0.
-        gain: η over the learning rate.
+        beta: β of the base method, in the theory's units: 1/θ for Muon's Nesterov form, else 0.
+        gain: Ratio of η to the learning rate.
         root: X ↦ F^{-1/2}X.
-        flat: X ↦ QX, which commutes with F.
-        chance: Share of the directions that are sharp: a random direction's ‖PX‖².
+        flat: X ↦ QX, where Q commutes with F.
+        chance: Share of sharp directions, which is a random direction's ‖PX‖².
     """
 
     alpha: float
@@ -192,15 +193,15 @@ class Geometry:
 
 
 def geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Geometry | None:
-    """Metric of a parameter by its preconditioner, and the sharp mask that LITE gives it.
+    """Metric of a parameter from its preconditioner, and LITE's sharp mask for it.
 
     Args:
-        base: Frozen optimizer, which treats all directions alike.
+        base: Frozen optimizer without a split.
         name: Parameter.
         sharp_fraction: r.
 
     Returns:
-        ``None`` for parameters of LITE's optimizers that are not plain matrices of their rule.
+        ``None`` for parameters of LITE's optimizers that are not single matrices of their rule.
 
     Raises:
         ValueError: for a metric that is neither Muon's nor diagonal.
@@ -221,8 +222,8 @@ def geometry(base: FrozenOptimizer, name: str, sharp_fraction: float) -> Geometr
 def _polar_parts(covector: Tensor, direction: Tensor, sharp_fraction: float) -> tuple[Projector, Projector, float]:
     r"""Muon's metric and the mask of MuonLITE.
 
-    F acts on the shorter side of :math:`\tilde M = U\,\mathrm{diag}(\sigma)V^\top`, with :math:`F^{-1}\tilde M` the
-    update as it is: Newton–Schulz and scale included. P keeps the top k right singular directions.
+    F acts on the shorter side of :math:`\tilde M = U\,\mathrm{diag}(\sigma)V^\top`, and :math:`F^{-1}\tilde M` is the
+    actual update, including Newton–Schulz and scale. P keeps the top k right singular directions.
     """
     rank = max(1, sharp_rank(sharp_fraction, covector))
     flat = SubspaceComplement(top_right_subspace(covector, rank))
@@ -230,11 +231,11 @@ def _polar_parts(covector: Tensor, direction: Tensor, sharp_fraction: float) -> 
 
 
 def polar_root(covector: Tensor, direction: Tensor) -> Projector:
-    """F^{-1/2} on the shorter side of the covector, with F⁻¹ the update over it, singular value by singular value.
+    """F^{-1/2} on the covector's shorter side, where F⁻¹ is the update over the covector, per singular value.
 
     Args:
         covector: M̃, shape ``(m, n)``.
-        direction: Its update.
+        direction: The update.
     """
     u, sigma, vh = torch.linalg.svd(covector, full_matrices=False)
     singular = sigma.clamp(min=max(FLOOR * float(sigma[0]), torch.finfo(sigma.dtype).tiny))
@@ -249,7 +250,7 @@ def polar_root(covector: Tensor, direction: Tensor) -> Projector:
 def _diagonal_parts(
     preconditioner: Preconditioner, memory: Memory, g: Tensor, sharp_fraction: float
 ) -> tuple[Projector, Projector, float]:
-    """A metric that is diagonal in its frame, and the mask of the coordinates where it is largest."""
+    """A metric that is diagonal in its frame, and the mask of its largest coordinates."""
     inverse = diagonal_inverse(preconditioner, memory, g)
     count = max(1, round(sharp_fraction * inverse.numel()))
     is_flat = torch.ones_like(inverse).reshape(-1)
@@ -265,7 +266,7 @@ def diagonal_inverse(preconditioner: Preconditioner, memory: Memory, g: Tensor) 
     """Diagonal of F⁻¹ in the frame.
 
     Raises:
-        ValueError: if F is not diagonal there.
+        ValueError: if F is not diagonal in the frame.
     """
     framed = preconditioner.to_frame(memory, g)
     inverse: Tensor = preconditioner.raise_index(memory, torch.ones_like(framed))

@@ -1,7 +1,7 @@
-r"""How much of a mini-batch's gradient is noise, in sharp and in flat directions of an optimizer's mask.
+r"""Noise of mini-batch gradients in sharp and in flat directions of an optimizer's mask.
 
-By claim C10 the loss floor that noise leaves in a direction grows by the factor by which LITE speeds it up: LITE can
-gain where the batch is large beside the noise scale of the flat directions.
+By claim C10 the loss floor of a direction under noise grows by the factor by which LITE speeds the direction up. So
+LITE gains if the batch is large compared with the noise scale of the flat directions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rishd.probing.frozen import Geometry
 
 @dataclass(frozen=True)
 class NoiseScale:
-    r"""Batch for which the gradient and its noise are equal, in whitened coordinates :math:`F^{-1/2}g`.
+    r"""Batch size at which the gradient and its noise are equal, in whitened coordinates :math:`F^{-1/2}g`.
 
     Args:
-        optimizer: Whose metric and mask, or the operator whose top eigenvectors are sharp.
-        sharp: Noise scale of the sharp part over the size of a mini-batch; infinite where mini-batches have no
-            gradient in common.
-        flat: Of the flat part.
-        sharp_share: Share of the squared gradient, noise left out, that is sharp.
+        optimizer: Optimizer with the metric and mask, or operator whose top eigenvectors are sharp.
+        sharp: Noise scale of the sharp part over the size of a mini-batch; infinite if mini-batches have no common
+            gradient.
+        flat: The same for the flat part.
+        sharp_share: Sharp share of the squared gradient without noise.
     """
 
     optimizer: str
@@ -37,12 +37,12 @@ def noise_scale(optimizer: str, gradients: Sequence[Tensor], geometry: Geometry)
     r"""Noise scale tr Σ/‖g‖² of mini-batches, with gradients g + noise of covariance Σ.
 
     Unbiased from K independent mini-batches: :math:`\|g\|^2 \approx (\|\sum_k g_k\|^2 - \sum_k\|g_k\|^2)/(K(K-1))`, and
-    :math:`\operatorname{tr}\Sigma` is what the mean of :math:`\|g_k\|^2` has beyond it. The mask is a momentum's and
-    should come from other mini-batches: its own noise would count as signal in sharp directions.
+    :math:`\operatorname{tr}\Sigma` is the excess of the mean of :math:`\|g_k\|^2` over it. The mask comes from a
+    momentum and should use other mini-batches, because its noise would otherwise count as signal in sharp directions.
 
     Args:
         optimizer: Name, for the record.
-        gradients: One a mini-batch, at least 2, all of one shape.
+        gradients: One per mini-batch, at least 2, all of one shape.
         geometry: Metric and mask.
 
     Source: McCandlish et al., arXiv:1812.06162, equation 2.8 and Appendix A.1.
@@ -53,12 +53,12 @@ def noise_scale(optimizer: str, gradients: Sequence[Tensor], geometry: Geometry)
 
 
 def parts_noise(name: str, sharp: Tensor, flat: Tensor) -> NoiseScale:
-    """:func:`noise_scale` of gradients that are cut already.
+    """:func:`noise_scale` for gradients that are already split.
 
     Args:
-        name: For the record.
+        name: Name, for the record.
         sharp: Sharp part of each mini-batch's gradient in any orthonormal coordinates, shape ``(K, ...)``.
-        flat: The flat part.
+        flat: Flat part of each gradient.
     """
     (sharp_signal, sharp_scale), (flat_signal, flat_scale) = (_signal_and_scale(x) for x in (sharp, flat))
     total = sharp_signal + flat_signal

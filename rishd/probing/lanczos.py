@@ -1,4 +1,4 @@
-"""Spectra of symmetric operators that are known by their products: ARPACK for the top, quadrature for the rest."""
+"""Spectra of symmetric operators given by products: ARPACK for the top, stochastic quadrature for the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator
 
 Product: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
-_BREAKDOWN = 1e-6  # of the largest coefficient: the Krylov space is then invariant up to the rounding of float32
+_BREAKDOWN = 1e-6  # relative to the largest coefficient; the Krylov space is then invariant up to float32 rounding
 
 
 class Eigenpairs(NamedTuple):
@@ -42,9 +42,9 @@ def top_eigenpairs(
         product: v ↦ Hv for vectors of shape ``(p,)``.
         dimension: p.
         count: k, 0 < k < p.
-        seed: Of the starting vector.
+        seed: Seed of the starting vector.
         tolerance: Relative accuracy of the eigenvalues.
-        dtype: Of the vectors, float64 by default.
+        dtype: Dtype of the vectors, float64 by default.
 
     Returns:
         At least one pair; fewer than ``count`` if the others did not converge.
@@ -68,13 +68,13 @@ def top_eigenpairs(
     except ArpackError:
         if np.any(product(start)):
             raise
-        return Eigenpairs(np.zeros(count), np.eye(dimension, count))  # the operator is zero
+        return Eigenpairs(np.zeros(count), np.eye(dimension, count))  # the zero operator
     order = np.argsort(values)[::-1]
     return Eigenpairs(values[order].astype(np.float64), vectors[:, order])
 
 
 def spectral_measure(product: Product, start: np.ndarray, steps: int) -> SpectralMeasure:
-    r"""How a vector's squared norm is spread over the spectrum, by Gaussian quadrature.
+    r"""Distribution of a vector's squared norm over the spectrum, by Gaussian quadrature.
 
     .. math:: \frac{u^\top \phi(H) u}{\|u\|^2} \approx \sum_i \tau_i^2\,\phi(\theta_i)
 
@@ -84,10 +84,10 @@ def spectral_measure(product: Product, start: np.ndarray, steps: int) -> Spectra
     Args:
         product: v ↦ Hv for vectors of shape ``(p,)``.
         start: u, shape ``(p,)``, not zero.
-        steps: Lanczos steps; fewer if the Krylov space closes before.
+        steps: Lanczos steps; fewer if the Krylov space closes earlier.
 
     Raises:
-        ValueError: for a vector without length.
+        ValueError: for a zero or non-finite vector.
 
     Source: Golub and Welsch (1969); Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017), section 3.
     """
@@ -121,14 +121,14 @@ def spectral_density(
     Args:
         product: v ↦ Hv for vectors of shape ``(p,)``.
         dimension: p.
-        probes: Random vectors.
-        steps: Lanczos steps of each.
-        seed: Of the vectors.
-        dtype: Of the vectors, float64 by default.
+        probes: Number of random vectors.
+        steps: Lanczos steps per vector.
+        seed: Seed of the vectors.
+        dtype: Dtype of the vectors, float64 by default.
 
     Returns:
-        All nodes, ascending, with weights that sum to 1: Σ weights·φ(nodes) estimates tr φ(H)/p without bias but for
-        the quadrature's.
+        All nodes, ascending, with weights that sum to 1. Σ weights·φ(nodes) estimates tr φ(H)/p, unbiased except for
+            the quadrature error.
 
     Source: Ubaru, Chen and Saad (2017), section 3; for networks Ghorbani, Krishnan and Xiao, arXiv:1901.10159.
     """

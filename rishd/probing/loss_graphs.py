@@ -1,4 +1,4 @@
-r"""Hessian, Gauss–Newton and empirical Fisher of a mean loss, by products with graphs that are kept.
+r"""Products with the Hessian, Gauss–Newton and empirical Fisher matrix of a mean loss, from retained graphs.
 
 With outputs f(w) of examples n = 1, …, N, their Jacobian J, and the loss :math:`L = \frac1N\sum_n\ell_n(f_n)`,
 
@@ -6,8 +6,8 @@ With outputs f(w) of examples n = 1, …, N, their Jacobian J, and the loss :mat
     \nabla^2L, \qquad G = J^\top\,\nabla_f^2L\,J, \qquad
     E = \frac1N\sum_n\nabla\ell_n\nabla\ell_n^\top
 
-Products are further backward passes through graphs of the first ones, so any model works that can be differentiated
-twice backwards. Forward derivatives are not needed: SiLU's gradient, for one, has none in torch.
+Products are second backward passes through the graphs of the first, so any model works that supports double backward.
+Forward derivatives are not needed; SiLU's gradient, for example, has none in torch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OPERATORS: tuple[Operator, ...] = ("hessian", "gauss-newton", "fisher")
 
 @dataclass(frozen=True)
 class Pass:
-    """A batch that went through the model.
+    """A batch after the model's forward pass.
 
     Args:
-        loss: Mean over its examples, 0-dimensional.
-        count: How many these are.
-        output: What the loss is a function of, examples along the first axis; ``None`` if that is not known.
+        loss: Mean loss over its examples, 0-dimensional.
+        count: Number of examples.
+        output: The loss's input, with examples along the first axis; ``None`` if unknown.
         loss_of: Output ↦ loss.
     """
 
@@ -49,13 +49,13 @@ class Pass:
 class LossGraphs:
     """Curvature of the mean loss over passes, in chosen parameters.
 
-    Memory is that of two training passes over all batches, held until the object is gone; the Gauss–Newton matrix and
-    the empirical Fisher matrix take a third.
+    It uses the memory of two training passes over all batches until the object is deleted; the Gauss–Newton matrix and
+    the empirical Fisher matrix need a third.
 
     Args:
-        passes: Batches after their way through the model.
-        parameters: By name.
-        with_outputs: Whether products other than the Hessian's are wanted.
+        passes: Batches after the forward pass.
+        parameters: Parameters by name.
+        with_outputs: Whether to support products other than the Hessian's.
 
     Raises:
         ProbeError: for a loss that is not a finite number, or a model that cannot be differentiated twice.
@@ -100,11 +100,11 @@ class LossGraphs:
         return torch.stack([share * part[name].detach() for share, part in parts]).sum(0)
 
     def apply(self, operator: Operator, directions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An operator's block of some parameters, times a vector.
+        """Product of an operator's block for some parameters with a vector.
 
         Args:
-            operator: Which.
-            directions: One of each parameter of the block, in its shape.
+            operator: Name of the operator.
+            directions: One direction per parameter of the block, in its shape.
         """
         names, vectors = list(directions), list(directions.values())
         inputs = [self.parameters[name] for name in names]
@@ -120,11 +120,11 @@ class LossGraphs:
 
 
 def on_parts(apply: Callable[[dict[str, Tensor]], dict[str, Tensor]], like: Mapping[str, Tensor]) -> Product:
-    """A map of tensors by name as a map of NumPy vectors of shape ``(p,)``, one tensor after the other.
+    """Turn a map of named tensors into a map of NumPy vectors of shape ``(p,)``, which concatenate the tensors.
 
     Args:
         apply: X ↦ LX.
-        like: Gives names, shapes, dtypes and devices.
+        like: Tensors that set names, shapes, dtypes and devices.
     """
     ends = np.cumsum([x.numel() for x in like.values()])[:-1]
 
@@ -137,12 +137,12 @@ def on_parts(apply: Callable[[dict[str, Tensor]], dict[str, Tensor]], like: Mapp
 
 
 def common_dtype(parameters: Mapping[str, Tensor]) -> np.dtype:
-    """NumPy's floating type of vectors over all parameters."""
+    """NumPy dtype of vectors over all parameters."""
     return np.result_type(*(np.dtype(str(p.dtype).removeprefix("torch.")) for p in parameters.values()))
 
 
 class _OutputGraph:
-    """Jacobian of a batch's output, and the derivatives of its loss by the output."""
+    """Jacobian of a batch's output, and derivatives of its loss with respect to the output."""
 
     def __init__(self, one: Pass, parameters: Mapping[str, Tensor]) -> None:
         if one.output is None or one.loss_of is None:
@@ -158,14 +158,14 @@ class _OutputGraph:
         self, operator: Operator, parameters: Mapping[str, Tensor], directions: Mapping[str, Tensor]
     ) -> tuple[Tensor, ...]:
         """GX or EX of this batch."""
-        # Jᵀy is linear in y, so that its derivative by y along X is JX.
+        # Jᵀy is linear in y, so its derivative with respect to y along X is JX.
         (pushed,) = _differentiated([self._pulled[name] for name in directions], [self._covector], directions.values())
         if operator == "gauss-newton":
             (covector,) = _differentiated([self._slope], [self._point], [pushed])
         else:
             slope = self._slope.detach()
             along = (slope * pushed).flatten(1).sum(1) if slope.ndim > 1 else slope * pushed
-            # The slope holds ∂ℓₙ/∂fₙ over N.
+            # The slope contains ∂ℓₙ/∂fₙ divided by N.
             covector = len(slope) * slope * along.reshape(-1, *[1] * (slope.ndim - 1))
         return _differentiated([self._output], [parameters[name] for name in directions], [covector])
 
@@ -177,7 +177,7 @@ def _differentiated(
     *,
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Σ weight·∂value/∂input for every input; the graph stays. Values that depend on nothing count as constant."""
+    """Σ weight·∂value/∂input for every input, keeping the graph. Values without a graph count as constant."""
     paired = zip(values, weights, strict=True) if weights is not None else ((value, None) for value in values)
     moving = [(value, weight) for value, weight in paired if value.requires_grad]
     if not moving:
@@ -197,5 +197,5 @@ def _differentiated(
             raise
         raise ProbeError(
             f"the model cannot be differentiated twice: {one_line(problem, 200)}. Fused attention is the usual cause: "
-            "load the model with attn_implementation='eager', or name other parameters."
+            f"load the model with attn_implementation='eager', or name other parameters."
         ) from problem

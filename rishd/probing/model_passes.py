@@ -1,4 +1,4 @@
-"""Batches of any model and loss, brought into one form."""
+"""Batches of any model and loss in a common form."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch.nn import functional
 from rishd.probing.loss_graphs import Pass
 from rishd.probing.parameter_choice import ProbeError
 
-# (input, target), or a model's arguments by name. An input may be such a mapping, too.
+# (input, target), or a model's arguments by name. An input may also be such a mapping.
 Batch: TypeAlias = tuple[Any, Any] | Mapping[str, Any]
 # (output, target) ↦ mean loss; for mappings (model, batch) ↦ mean loss.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
-_IGNORED = -100  # of labels, as in torch and transformers
-_AGREEMENT = 1e-3  # relative, of the model's own loss and ours: half-precision outputs
+_IGNORED = -100  # label to ignore, as in torch and transformers
+_AGREEMENT = 1e-3  # relative difference between the model's loss and ours for half-precision outputs
 
 
 def wide_model(model: nn.Module) -> nn.Module:
-    """The model itself, or a copy in float32 if parameters have half precision, with a warning.
+    """The model, or with a warning a float32 copy if parameters have half precision.
 
     Raises:
         ProbeError: for a sharded model.
@@ -42,10 +42,10 @@ def wide_model(model: nn.Module) -> nn.Module:
 
 
 def checked_batches(batches: Sequence[Batch], loss: Loss | None) -> list[Batch]:
-    """Batches, all of one form and with a loss that fits.
+    """Check that batches have one form and fit the loss.
 
     Raises:
-        ProbeError: naming what does not fit.
+        ProbeError: naming the mismatch.
     """
     listed = list(batches)
     if not listed:
@@ -70,21 +70,21 @@ def checked_batches(batches: Sequence[Batch], loss: Loss | None) -> list[Batch]:
 
 
 def has_outputs(batches: Sequence[Batch], loss: Loss | None) -> bool:
-    """Whether the loss is a function of an output that is known, as Gauss–Newton and Fisher need."""
+    """Whether the loss is a function of a known output, as Gauss–Newton and Fisher need."""
     return loss is None or _is_pair(batches[0])
 
 
 def model_passes(model: nn.Module, loss: Loss | None, batches: Sequence[Batch]) -> Iterator[Pass]:
-    """Every batch through the model.
+    """Forward passes of all batches.
 
     Args:
         model: The model.
         loss: See :func:`rishd.probing.curvature.probe_model`.
-        batches: Of :func:`checked_batches`.
+        batches: Result of :func:`checked_batches`.
 
     Raises:
-        ProbeError: for a loss that is not one number, or that differs from the mean cross-entropy of the next tokens
-            where the model's own is asked for.
+        ProbeError: for a loss that is not one number, or a model's own loss that differs from the mean cross-entropy of
+            the next tokens.
     """
     device = next(model.parameters()).device
     for number, given in enumerate(batches):
@@ -104,7 +104,7 @@ def model_passes(model: nn.Module, loss: Loss | None, batches: Sequence[Batch]) 
 
 
 def _next_tokens(model: nn.Module, batch: Mapping[str, Any], *, is_first: bool) -> Pass:
-    """A causal language model with an example a token."""
+    """Pass of a causal language model with one example per token."""
     takes_cache = hasattr(getattr(model, "config", None), "use_cache")
     arguments = {**batch, "use_cache": False} if takes_cache else dict(batch)
     labels = arguments.pop("labels")
@@ -134,7 +134,7 @@ def _of_output(output: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Pass:
 
 
 def _output(returned: Any) -> Tensor:
-    """The tensor that a loss takes; transformers' outputs hold it as logits."""
+    """The tensor that a loss takes; in transformers' outputs it is called logits."""
     output: Tensor = getattr(returned, "logits", returned)
     return output
 

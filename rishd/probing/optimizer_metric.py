@@ -1,8 +1,8 @@
-r"""The square root of an optimizer's metric at its next step, :math:`D^{1/2}` with the direction :math:`u = D\tilde m`.
+r"""Square root :math:`D^{1/2}` of an optimizer's metric at its next step, with direction :math:`u = D\tilde m`.
 
-D is F⁻¹ with what stands beside it: the learning rate of the group over the largest one, the scale of the matrix, and χ
-along flat directions. Sharpness in this metric, :math:`\lambda_{\max}(D^{1/2}\nabla^2L\,D^{1/2})`, is what the edge of
-stability is about: 2(1 + θ)/((1 − θ)η) for Adam with momentum θ.
+D is F⁻¹ times further factors: the learning rate of the group over the largest one, the scale of the matrix, and χ
+along flat directions. The edge of stability concerns sharpness in this metric,
+:math:`\lambda_{\max}(D^{1/2}\nabla^2L\,D^{1/2})`: 2(1 + θ)/((1 − θ)η) for Adam with momentum θ.
 
 Source: Cohen et al., *Adaptive gradient methods at the edge of stability*, arXiv:2207.14484.
 """
@@ -29,17 +29,17 @@ from rishd.probing.frozen import FLOOR, FrozenOptimizer, diagonal_inverse, polar
 
 
 def metric_root(frozen: FrozenOptimizer, name: str) -> Projector:
-    """X ↦ D^{1/2}X of one parameter, for tensors of its shape.
+    """The map X ↦ D^{1/2}X of one parameter, for tensors of its shape.
 
-    For maps that are not linear, Muon's polar factor and Lion's sign, D is what the step made of its covector: singular
-    value by singular value, or number by number.
+    For nonlinear maps (Muon's polar factor and Lion's sign), D is the ratio of the step to its covector, per singular
+    value or per entry.
 
     Args:
-        frozen: An optimizer that has made a step.
+        frozen: An optimizer that has taken a step.
         name: The parameter.
 
     Raises:
-        ValueError: for an optimizer whose metric has no square root that is known here, by name and reason.
+        ValueError: for an optimizer whose metric has no known square root, with name and reason.
     """
     optimizer, group, state, g = frozen.optimizer, frozen.group(name), frozen.state(name), frozen.gradients[name]
     u = frozen.directions[name].to(g.dtype)
@@ -54,7 +54,7 @@ def metric_root(frozen: FrozenOptimizer, name: str) -> Projector:
     entries = parameter_entries(
         optimizer.elementwise_state(group),
         group,
-        u,  # what is cut into matrices
+        u,  # parameters that are cut into matrices
         {"g": g.contiguous()},
         state,
         step=0,
@@ -77,7 +77,7 @@ def _member(values: tuple[Memory, Tensor, Tensor, Tensor], place: int) -> tuple[
 
 
 def _on_views(group: dict[str, Any], roots: Sequence[Sequence[Projector]], x: Tensor) -> Tensor:
-    """Every root on its matrix of a parameter."""
+    """Apply each root to its matrix of a parameter."""
     x = x.contiguous()
     image = torch.empty_like(x)
     for own, source, target in zip(roots, group_views(group, x), group_views(group, image), strict=True):

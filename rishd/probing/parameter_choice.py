@@ -1,4 +1,4 @@
-"""Parameters by the patterns of their names, and the error of a probe that cannot be made."""
+"""Choice of parameters by name patterns, and the error for impossible probes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class ProbeError(ValueError):
-    """A model or checkpoint that cannot be probed; the message says why and what to do."""
+    """A model or checkpoint that cannot be probed; the message gives the reason and the remedy."""
 
 
 def matching_names(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
@@ -17,10 +17,10 @@ def matching_names(model: nn.Module, patterns: Sequence[str] | None) -> list[str
 
     Args:
         model: The model.
-        patterns: ``*`` stands for anything; ``None`` takes all.
+        patterns: Name patterns, in which ``*`` matches anything; ``None`` matches all.
 
     Raises:
-        ProbeError: for a pattern that no trainable parameter has, or a model without any.
+        ProbeError: for a pattern that matches no trainable parameter, or a model without trainable parameters.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if not names:

@@ -1,4 +1,4 @@
-"""The probe: spectra of Hessian blocks at a checkpoint, what updates and masks see of them, what C9 allows there."""
+"""The probe of a checkpoint: spectra of Hessian blocks, updates and masks in them, and the steps that C9 allows."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from rishd.probing.trained_model import (
 )
 from rishd.progress import Advance
 
-_PASS = 16  # sequences a graph
-_SHARP_SHARE = 0.1  # of λ_max: curvature above it counts as sharp in summaries
+_PASS = 16  # sequences per graph
+_SHARP_SHARE = 0.1  # relative to λ_max; curvature above it counts as sharp in summaries
 
 
 def probe(path: Path, settings: ProbeSettings, progress: Advance) -> Probe:
@@ -43,7 +43,7 @@ def probe(path: Path, settings: ProbeSettings, progress: Advance) -> Probe:
         progress: Called with (what, done, total).
 
     Raises:
-        ProbeError: if the checkpoint cannot be read or no block is left.
+        ProbeError: if the checkpoint cannot be read or no block remains.
     """
     checkpoint = load_checkpoint(path)
     model, config = checkpoint.model, checkpoint.config
@@ -102,7 +102,7 @@ def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]
         patterns: As in :class:`ProbeSettings`.
 
     Raises:
-        ProbeError: for a pattern that no trainable parameter has.
+        ProbeError: for a pattern that matches no trainable parameter.
     """
     names = matching_names(model, patterns)
     if patterns is not None:
@@ -118,7 +118,7 @@ def chosen_blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]
 def frozen_optimizers(
     model: nn.Module, run: OptimizerConfig, names: Sequence[str] = PROBED
 ) -> dict[str, FrozenOptimizer]:
-    """One of each named optimizer: with the run's settings where it is the run's own, else with the defaults."""
+    """The named optimizers; the run's own optimizer gets the run's settings, the others their defaults."""
     return {
         name: FrozenOptimizer.configured(
             model, replace(run, name=name) if name == run.name else OptimizerConfig(name=name)
@@ -128,7 +128,7 @@ def frozen_optimizers(
 
 
 def mean_gradient(model: nn.Module, batches: Iterable[Inputs]) -> Mapping[str, Tensor]:
-    """Gradient of the mean loss over all tokens that count, by parameter name."""
+    """Gradient of the mean loss over all counted tokens, by parameter name."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     tokens = 0
@@ -190,7 +190,7 @@ def _probe_block(
 
 
 def _geometries(memories: Mapping[str, FrozenOptimizer], name: str, fraction: float) -> dict[str, Geometry]:
-    """Metrics and masks of LITE that a parameter has."""
+    """Metrics and LITE masks of a parameter."""
     if memories["muon"].directions[name].ndim != 2:
         return {}
     made = {f"{base}-lite": geometry(memories[base], name, fraction) for base in ("muon", "soap")}

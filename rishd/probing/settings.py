@@ -1,4 +1,4 @@
-"""What a probe measures."""
+"""Settings of a probe."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ PROBED = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """What is measured.
+    """Settings of :func:`rishd.probing.probe.probe`.
 
     Args:
-        blocks: Patterns of parameter names (``*`` stands for anything); ``None`` is every matrix of the middle layer.
-        tokens: Tokens of the training split that the Hessian is of.
-        eigenvalues: Top eigenpairs of each block.
-        probes: Random vectors of the density.
-        lanczos_steps: Lanczos steps of each.
-        gradients: Mini-batches, of the run's size, that build the optimizers' memories.
-        noise_batches: Small batches of 16 sequences, others than these, that the gradients' noise is measured from.
-        optimizers: Names of the optimizers whose updates are compared; the first five are what masks and noise need.
-        sharp_fraction: r of the masks where the run has none.
-        seed: Of the random vectors.
+        blocks: Patterns of parameter names (``*`` matches anything); ``None`` is every matrix of the middle layer.
+        tokens: Tokens of the training split that define the Hessian.
+        eigenvalues: Number of top eigenpairs per block.
+        probes: Number of random vectors for the spectral density.
+        lanczos_steps: Lanczos steps per random vector.
+        gradients: Number of mini-batches, of the run's size, used to build the optimizers' memories.
+        noise_batches: Number of other, small batches of 16 sequences used to measure gradient noise.
+        optimizers: Names of the optimizers to compare; masks and noise need the first five.
+        sharp_fraction: r of the masks if the run does not set it.
+        seed: Seed of the random vectors.
     """
 
     blocks: tuple[str, ...] | None = None
@@ -44,7 +44,7 @@ class ProbeSettings:
             ("eigenvalues", 1),
             ("probes", 1),
             ("lanczos_steps", 2),
-            ("gradients", 2),  # SOAP's first one only sets its basis
+            ("gradients", 2),  # the first gradient of SOAP only sets its basis
             ("noise_batches", 2),
         ):
             if getattr(self, name) < least:

@@ -1,4 +1,4 @@
-r"""Curvature of the sharp and the flat block under an optimizer's metric, and what the certificates allow there."""
+r"""Curvature of the sharp and the flat block in an optimizer's metric, and the steps that certificates allow."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from rishd.probing.block_hessian import BlockHessian, on_vectors
 from rishd.probing.frozen import Geometry
 from rishd.probing.lanczos import top_eigenpairs
 
-#: Limit on κ by the claim that has it.
+#: Limit on κ, by claim.
 LIMITS: dict[str, Callable[[Any, Any], np.ndarray]] = {"C9 (descent)": descent_limit, "C6 (stability)": stable_limit}
-BETA_FLAT = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)  # tried, theory's units
+BETA_FLAT = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)  # values tried, in the theory's units
 
 
 @dataclass(frozen=True)
 class Allowance:
-    r"""χ that a limit allows.
+    r"""The χ that a limit allows.
 
     Args:
-        rule: Key of :data:`LIMITS`.
+        rule: A key of :data:`LIMITS`.
         largest_lr: Largest learning rate at which the sharp block of the base method is within the limit.
         lr: Learning rate of the run; ``None`` if unknown.
-        beta_flat: β₂, theory's units, shape ``(betas,)``.
-        chi: Largest χ at each β₂ with the flat block as near its limit as the sharp one is, shape ``(betas,)``.
-        chi_at_lr: The same at the run's learning rate with both blocks at their limits; NaN where the sharp block is
-            beyond its own already.
+        beta_flat: β₂ in the theory's units, shape ``(betas,)``.
+        chi: Largest χ at each β₂ with the flat block as close to its limit as the sharp block, shape ``(betas,)``.
+        chi_at_lr: The same at the run's learning rate with both blocks at their limits; NaN if the sharp block already
+            exceeds its limit.
     """
 
     rule: str
@@ -47,15 +47,15 @@ class SplitCurvature:
     r"""Block curvatures of :math:`F^{-1/2}HF^{-1/2}`.
 
     Args:
-        optimizer: Whose metric and mask.
+        optimizer: Optimizer with the metric and mask.
         sharp: λ_max(H_ss).
         flat: λ_max(H_ff).
         coupling: ‖H_sf‖.
         sharp_bound: L_s at t = 1.
         flat_bound: L_f at t = 1.
         coverage: Mean of ‖PX‖² over the top eigenvectors X of the block's plain Hessian.
-        chance: A random direction's.
-        allowances: One a rule.
+        chance: The same for random directions.
+        allowances: One per rule.
     """
 
     optimizer: str
@@ -70,7 +70,7 @@ class SplitCurvature:
 
     @property
     def speedup(self) -> float:
-        """L_s/L_f: the flat speed-up χ(1 + αβ₂)/(1 + αβ₁) that C9 certifies at the sharp block's margin."""
+        """L_s/L_f, the flat speed-up χ(1 + αβ₂)/(1 + αβ₁) that C9 certifies at the sharp block's margin."""
         return self.sharp_bound / self.flat_bound
 
 
@@ -89,11 +89,11 @@ def split_curvature(
     Args:
         optimizer: Name, for the record.
         hessian: The model's Hessian.
-        name: Parameter.
+        name: Name of the parameter.
         geometry: Metric and mask.
         top: Top eigenvectors of the block, shape ``(p, k)``.
-        lr: Learning rate of the run, ``None`` if unknown.
-        seed: Of Lanczos's starts.
+        lr: Learning rate of the run; ``None`` if unknown.
+        seed: Seed of the Lanczos start vectors.
     """
     like = hessian.parameters[name]
     dtype = like.detach().reshape(-1)[:1].cpu().numpy().dtype
@@ -124,7 +124,7 @@ def split_curvature(
         chi_at_lr = np.full(len(beta), np.nan)
         if lr is not None:
             eta = lr * geometry.gain
-            slack = within / eta - in_sharp  # what is left of the sharp block's limit for the coupling, t‖H_sf‖
+            slack = within / eta - in_sharp  # part of the sharp block's limit that remains for the coupling, t‖H_sf‖
             if slack > 0:
                 balance = slack / coupling if coupling > 0 else np.inf
                 chi_at_lr = flat_limits / (eta * coupled_curvatures(in_sharp, in_flat, coupling, balance)[1])

@@ -1,4 +1,4 @@
-"""Trained models of ``rishd pretrain`` with the sequences they were trained on."""
+"""Trained models of ``rishd pretrain``, and their training sequences."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from rishd.pretraining.weights import WEIGHTS, read_model
 from rishd.probing.parameter_choice import ProbeError
 from rishd.progress import Advance
 
-# A model's arguments by name (ids, labels, with some packings positions), each of shape ``(sequences, length)``, int64.
+# A model's arguments by name (ids, labels, positions for some packings), each of shape ``(sequences, length)``, int64.
 Inputs: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model and where it stands.
+    """A model at a step of its run.
 
     Args:
-        folder: Of the model's files.
-        model: In float32, with attention that can be differentiated twice.
-        config: The run that made it.
-        step: Optimizer steps made.
+        folder: Folder of the model's files.
+        model: The model in float32, with attention that can be differentiated twice.
+        config: Configuration of its run.
+        step: Optimizer steps done.
     """
 
     folder: Path
@@ -48,10 +48,10 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """A run's folder (its last state), or one of its folders ``checkpoint-N`` and ``model``.
+    """Load the last state of a run's folder, or one of its folders ``checkpoint-N`` and ``model``.
 
     Raises:
-        ProbeError: if there is no run or no model.
+        ProbeError: if the path has no run or no model.
     """
     run = next((folder for folder in (path, path.parent) if (folder / RECORD).exists()), None)
     if run is None:
@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             check_listed(folder, sums)
             check_files(folder, sums)
         model = read_model(folder, attn_implementation="eager")
-    except Exception as problem:  # transformers and safetensors have errors of their own
+    except Exception as problem:  # transformers and safetensors raise their own errors
         raise ProbeError(
             f"{folder} cannot be read ({one_line(problem, 300)}); name another checkpoint of the run."
         ) from problem
@@ -89,7 +89,7 @@ def training_sequences(config: PretrainConfig, count: int, progress: Advance) ->
         progress: Called with (what, done, total).
 
     Raises:
-        ProbeError: if the split has fewer.
+        ProbeError: if the split has fewer sequences.
     """
     corpus = load_corpus(config.data, progress)
     tokenizer = load_tokenizer(config.data, corpus, progress)
@@ -106,12 +106,12 @@ def training_sequences(config: PretrainConfig, count: int, progress: Advance) ->
 
 
 def passes(inputs: Inputs, start: int, stop: int, size: int) -> list[Inputs]:
-    """Sequences ``start`` to ``stop``, cut into passes of ``size`` or fewer."""
+    """Sequences ``start`` to ``stop``, cut into passes of at most ``size``."""
     cuts = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
     return [{name: values[cut] for name, values in inputs.items()} for cut in cuts]
 
 
 def loss_and_count(model: torch.nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
-    """Mean loss of the tokens that count in training, and how many these are."""
-    count = int((inputs["labels"][..., 1:] != IGNORED).sum())  # labels are shifted by the model
+    """Mean loss over the tokens that count in training, and their number."""
+    count = int((inputs["labels"][..., 1:] != IGNORED).sum())  # the model shifts labels
     return model(**inputs, use_cache=False).loss, count

@@ -1,4 +1,4 @@
-"""Curvature in a run of transformers' Trainer."""
+"""A callback that records curvature in runs of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rishd.probing.curvature_record import CurvatureRecord
 
 
 class CurvatureCallback(TrainerCallback):
-    """A :class:`rishd.probing.curvature_record.CurvatureRecord` after the steps of transformers' Trainer.
+    """Calls a :class:`rishd.probing.curvature_record.CurvatureRecord` after steps of transformers' Trainer.
 
     Args:
-        record: Where to write, and what to measure how often.
-        with_update: Whether the optimizer's next update is measured.
+        record: The record, which says what to measure and how often.
+        with_update: Whether to measure the optimizer's next update.
     """
 
     def __init__(self, record: CurvatureRecord, *, with_update: bool = True) -> None:
@@ -42,7 +42,7 @@ class CurvatureCallback(TrainerCallback):
 
 @contextmanager
 def _own_precision(model: nn.Module) -> Iterator[None]:
-    """The forward pass without the autocast that accelerate wraps it in."""
+    """Run the forward pass without accelerate's autocast."""
     wrapped = vars(model).get("forward")
     original = vars(model).get("_original_forward")
     if wrapped is None or original is None:

@@ -1,4 +1,4 @@
-"""Figures of claims: how close trials come to their limits, and an illustration of each claim."""
+"""Figures of claims: tightness of trials, and an illustration of each claim."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rishd.claims import Bound, ClaimResult, Identity, Panel
 from rishd.report.typeset import SCRIPT
 
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-_RANGE = (1e-4, 2.0)  # of the abscissa: what is farther below its limit, or above it, is drawn at the edge
-_PAGE_SIZE = (4.2, 3.1)  # inches: on a phone about as wide as the screen
+_RANGE = (1e-4, 2.0)  # range of the x-axis; values outside are drawn at the edge
+_PAGE_SIZE = (4.2, 3.1)  # inches; about as wide as a phone's screen
 _ROLES: dict[str, dict[str, Any]] = {
     "measured": {"lw": 1.8, "ls": "-"},
     "bound": {"lw": 1.4, "ls": "--"},
@@ -26,10 +26,10 @@ _ROLES: dict[str, dict[str, Any]] = {
 
 
 def claim_figure(result: ClaimResult) -> Figure | None:
-    """The claim's illustrations, and the share of instances up to each tightness.
+    """Figure of the claim's illustrations and the share of instances up to each tightness.
 
     Args:
-        result: Of a claim.
+        result: Result of a claim.
 
     Returns:
         The figure; ``None`` for a claim without panels, bounds or identities.
@@ -38,7 +38,7 @@ def claim_figure(result: ClaimResult) -> Figure | None:
     columns = len(result.panels) + bool(trials)
     if not columns:
         return None
-    lines = -(-len(trials) // 2)  # of the legend below, in two columns
+    lines = -(-len(trials) // 2)  # height of the legend below, in two columns
     figure = Figure(figsize=(5.6 * max(columns, 1.5), 4.4 + 0.24 * lines), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for panel, here in zip(result.panels, axes, strict=False):
@@ -55,7 +55,7 @@ def panels_figure(panels: Sequence[Panel]) -> Figure:
     """Illustrations side by side, without trials.
 
     Args:
-        panels: Of one claim or of several.
+        panels: Panels of one claim or of several.
     """
     figure = Figure(figsize=(5.2 * max(len(panels), 1.4), 4.2), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
@@ -64,10 +64,10 @@ def panels_figure(panels: Sequence[Panel]) -> Figure:
 
 
 def panel_figure(panel: Panel) -> Figure:
-    """One illustration without title and legend, for a page that has both in its text.
+    """One illustration without title and legend, which the page shows as text.
 
     Args:
-        panel: Of a claim.
+        panel: Panel of a claim.
     """
     figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -77,10 +77,10 @@ def panel_figure(panel: Panel) -> Figure:
 
 
 def trials_figure(trials: Sequence[Bound | Identity]) -> Figure:
-    """How close trials come to their limits, without title and legend, for a page that has both in its text.
+    """Tightness of trials without title and legend, which the page shows as text.
 
     Args:
-        trials: Parts of a claim's evidence, each with at least one instance.
+        trials: Pieces of a claim's evidence, each with at least one instance.
     """
     figure = Figure(figsize=_PAGE_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -90,7 +90,7 @@ def trials_figure(trials: Sequence[Bound | Identity]) -> Figure:
 
 
 def _draw_panel(axes: Any, panel: Panel, *, legend: bool = True) -> None:
-    """Measured curves are solid, what bounds them has the same colour and is dashed."""
+    """Draw measured curves solid, and their bounds dashed in the same colour."""
     colours: dict[str, int] = {}
     for curve in panel.curves:
         role = "line" if curve.role == "points" else curve.role
@@ -103,7 +103,7 @@ def _draw_panel(axes: Any, panel: Panel, *, legend: bool = True) -> None:
     axes.set_yscale("log" if "y" in panel.log else "linear")
     for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "y")):
         low, high = axis.get_view_interval()
-        if name in panel.log and high >= 100.0 * low:  # decades have labels of their own; those between would overlap
+        if name in panel.log and high >= 100.0 * low:  # decades have labels; labels between them would overlap
             axis.set_minor_formatter(NullFormatter())
         elif name in panel.log and high >= 10.0 * low:
             axis.set_major_formatter("{x:g}")
@@ -114,12 +114,12 @@ def _draw_panel(axes: Any, panel: Panel, *, legend: bool = True) -> None:
 
 
 def _two_or_five(x: float, _: int | None = None) -> str:
-    """A label for ticks that begin with 2 or 5."""
+    """A label for ticks that start with 2 or 5."""
     return f"{x:g}" if f"{x:.0e}"[0] in "25" else ""
 
 
 def _mathtext(text: str) -> str:
-    """Subscripts and superscripts of a label for matplotlib."""
+    """Convert a label's subscripts and superscripts for matplotlib."""
     return SCRIPT.sub(lambda match: f"${match[1]}{{{match[2] or match[3] or match[4]}}}$", text)
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of a claim: its sections typeset, its figures and its evidence by kind."""
+"""A claim on the report's page: typeset sections, figures, and evidence by kind."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rishd.report.claim_figures import panel_figure, trials_figure
 from rishd.report.typeset import scripts, typeset
 from rishd.report.vector import inline_svg, line_marks
 
-_ATTAINED, _FAR = 0.99, 0.5  # tightness from which a bound counts as attained, and below which as far from it
+_ATTAINED, _FAR = 0.99, 0.5  # tightness above which a bound counts as attained, and below which as far from attained
 
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a figure's legend, set in the page's text.
+    """An entry of a figure's legend in the page's text.
 
     Args:
         mark: Sample of the line.
-        label: What it is.
+        label: Its text.
     """
 
     mark: Markup
@@ -33,9 +33,9 @@ class Drawing:
     """A figure of a claim.
 
     Args:
-        title: Above it.
+        title: Title.
         svg: The figure.
-        keys: Of its curves; empty if the evidence's table has them.
+        keys: Legend of its curves; empty if the evidence table has it.
     """
 
     title: Markup
@@ -50,9 +50,9 @@ class ClaimView:
     Args:
         result: Verdict and evidence.
         summary: First line of its statement, typeset.
-        sections: Statement, Hypotheses, … typeset, by heading.
+        sections: Typeset sections (Statement, Hypotheses, …) by heading.
         drawings: Its figures.
-        marks: Sample of the curve that a part of the evidence has in the trials' figure, by its place in the evidence.
+        marks: Sample of each curve in the trials' figure, by the index of its evidence.
     """
 
     result: ClaimResult
@@ -68,27 +68,27 @@ class ClaimView:
 
     @property
     def bounds(self) -> list[tuple[int, Bound]]:
-        """Bounds with their places in the evidence."""
+        """Bounds with their indices in the evidence."""
         return [(place, part) for place, part in enumerate(self.result.evidence) if isinstance(part, Bound)]
 
     @property
     def identities(self) -> list[tuple[int, Identity]]:
-        """Identities with their places in the evidence."""
+        """Identities with their indices in the evidence."""
         return [(place, part) for place, part in enumerate(self.result.evidence) if isinstance(part, Identity)]
 
     @property
     def measurements(self) -> list[Measurement]:
-        """What is reported without a bound."""
+        """Measurements, which have no bound."""
         return [part for part in self.result.evidence if isinstance(part, Measurement)]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where bounds of the claims stand.
+    """Attained bounds and bounds far from attained.
 
     Args:
-        attained: Claim and bound that instances attain, up to a hundredth: their constants cannot be improved.
-        far: Claim and bound that nothing found comes within a factor of two of.
+        attained: Claims and bounds that instances attain up to 1%, so that their constants cannot be improved.
+        far: Claims and bounds to which no instance found comes within a factor of two.
     """
 
     attained: Sequence[tuple[str, Bound]]
@@ -96,11 +96,11 @@ class Standing:
 
 
 def claim_view(result: ClaimResult, *, link_to: Collection[str]) -> ClaimView:
-    """What the page shows of a claim.
+    """Build the view of a claim.
 
     Args:
-        result: Of a claim of this version's registry; of another one there is no statement.
-        link_to: Claims on the page.
+        result: Result of a claim; a claim missing from this version's registry has no statement.
+        link_to: Claims on the page, for links.
     """
     sections = dict(CLAIMS[result.key].sections) if result.key in CLAIMS else {"": result.title}
     others = [key for key in link_to if key != result.key]
@@ -122,7 +122,7 @@ def claim_view(result: ClaimResult, *, link_to: Collection[str]) -> ClaimView:
 
 
 def standing(results: Sequence[ClaimResult]) -> Standing:
-    """Which bounds are attained, and which ones nothing found comes near; only what an adversary attacked counts."""
+    """The attained bounds, and those that no instance approaches; only bounds attacked by an adversary count."""
     attacked = [
         (result.key, part)
         for result in results

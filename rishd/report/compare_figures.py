@@ -20,14 +20,14 @@ from rishd.comparing.transfer import Transfer
 _PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _LINES = ("-", "--", ":")
 _MARKS = ("o", "s", "^", "D", "v")
-_HEADROOM = 1.5  # losses further above the best one than this many times the spread of the finals are of runs gone bad
+_HEADROOM = 1.5  # a run failed if its loss exceeds the best by more than this many times the spread of final losses
 
 
 def comparison_figure(comparison: Comparison) -> Figure:
-    """Loss over learning rates in the search, and final losses with intervals.
+    """Plot losses against learning rates in the search, and final losses with intervals.
 
     Args:
-        comparison: Of :func:`rishd.comparing.statistics.compare`.
+        comparison: Result of :func:`rishd.comparing.statistics.compare`.
     """
     styles = _styles(comparison.results)
     final = [row for row in _ends(comparison) if row.loss is not None and math.isfinite(row.loss.mean)]
@@ -69,7 +69,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
 
 
 def _ends(comparison: Comparison) -> list[VariantResult]:
-    """Results with different final runs: a variant for shorter runs has those of the variant that it is like."""
+    """Results with distinct final runs; a variant for shorter runs shares the final runs of its parent."""
     ends: list[VariantResult] = []
     for row in comparison.results:
         if all(row.losses != other.losses for other in ends):
@@ -78,7 +78,7 @@ def _ends(comparison: Comparison) -> list[VariantResult]:
 
 
 def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Comparison) -> Figure:
-    """Validation loss over tokens of every variant at its best learning rate, mean over seeds.
+    """Plot validation loss against tokens for every variant at its best learning rate, mean over seeds.
 
     Args:
         plan: The comparison.
@@ -112,10 +112,10 @@ def curve_figure(plan: Plan, recorded: Mapping[str, RecordedRun], comparison: Co
 
 
 def length_figure(comparison: Comparison) -> Figure:
-    """Final loss of separately annealed runs over their length, with the baseline's final loss.
+    """Plot the final losses of separately annealed runs against their length, with the baseline's final loss.
 
     Args:
-        comparison: Of :func:`rishd.comparing.statistics.compare`.
+        comparison: Result of :func:`rishd.comparing.statistics.compare`.
     """
     shown = [row for row in comparison.results if row.lengths and row.loss is not None]
     bases = [base for row in shown if row.baseline and (base := comparison.result(row.baseline, row.cell))]
@@ -152,10 +152,10 @@ def length_figure(comparison: Comparison) -> Figure:
 
 
 def scaling_figure(laws: Sequence[PowerLaw]) -> Figure:
-    """Fitted power laws with the points they are fitted to.
+    """Plot fitted power laws with their data points.
 
     Args:
-        laws: Of :func:`rishd.comparing.scaling.scaling_laws`.
+        laws: Result of :func:`rishd.comparing.scaling.scaling_laws`.
     """
     axes_names = list(dict.fromkeys(law.axis for law in laws))
     figure = Figure(figsize=(6.2 * len(axes_names), 4.2), layout="constrained")
@@ -184,10 +184,10 @@ def scaling_figure(laws: Sequence[PowerLaw]) -> Figure:
 
 
 def transfer_figure(transfers: Sequence[Transfer]) -> Figure:
-    """Loss over the learning rate of models of several sizes, a panel a variant; the best ones are filled.
+    """Plot loss against learning rate for models of several sizes, one panel per variant; best rates are filled.
 
     Args:
-        transfers: Of :func:`rishd.comparing.transfer.transfers`.
+        transfers: Result of :func:`rishd.comparing.transfer.transfers`.
     """
     columns = min(3, len(transfers))
     rows = -(-len(transfers) // columns)
@@ -214,7 +214,7 @@ def transfer_figure(transfers: Sequence[Transfer]) -> Figure:
 
 
 def _styles(results: Sequence[VariantResult]) -> dict[tuple[str, str], tuple[str, str]]:
-    """A colour for each variant and a line for each cell."""
+    """A colour for each variant and a line style for each cell."""
     variants = list(dict.fromkeys(row.variant for row in results))
     cells = list(dict.fromkeys(row.cell for row in results))
     return {
@@ -234,7 +234,7 @@ def _name(row: VariantResult) -> str:
 
 
 def _ceiling(losses: Sequence[float]) -> float:
-    """Where losses of runs that went bad are drawn."""
+    """The height at which losses of failed runs are drawn."""
     good = sorted(loss for loss in losses if math.isfinite(loss))
     if not good:
         return math.inf

@@ -1,4 +1,4 @@
-"""Figures: each takes data and returns a matplotlib Figure; nothing is computed here but what is drawn."""
+"""Figures: functions from data to a matplotlib Figure, without further computations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _OPTIMIZER_COLOURS = {"muon": BASE_COLOUR, "muon-lite": LITE_COLOUR, "adamw": GR
 
 
 def valley_figure(flows: ValleyFlows) -> Figure:
-    """The valley from above with both trajectories, and height over time.
+    """Plot the valley from above with both trajectories, and height over time.
 
     Args:
-        flows: Of :func:`rishd.studies.valley.valley_flows`.
+        flows: Result of :func:`rishd.studies.valley.valley_flows`.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     above, over_time = figure.subplots(1, 2, width_ratios=(1.6, 1))
@@ -38,16 +38,16 @@ def valley_figure(flows: ValleyFlows) -> Figure:
 
 
 def energy_figure(study: EnergyStudy) -> Figure:
-    """Energy over time, and the residual of its identity with and without the Riemannian correction.
+    """Plot energy over time, and the residual of its identity with and without the Riemannian correction.
 
     Args:
-        study: Of :func:`rishd.studies.energy.energy_study`.
+        study: Result of :func:`rishd.studies.energy.energy_study`.
     """
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     energy, residual = figure.subplots(1, 2)
     energy.semilogy(study.times, study.energy, color=BLUE)
     energy.set(xlabel="time t", ylabel="E = f + (η/2)‖m‖²", title="Energy of a flow with a state-dependent metric")
-    floor = 1e-16  # double precision: below it the residual is exactly zero
+    floor = 1e-16  # in double precision smaller residuals are exactly zero
     for values, colour, name in (
         (study.residual_without, VERMILION, "R dropped, as optimizers do"),
         (study.residual_with, BLUE, "R kept"),
@@ -61,7 +61,7 @@ def energy_figure(study: EnergyStudy) -> Figure:
 
 
 def stability_figure(alpha: float) -> Figure:
-    """Spectral radius over κ and β with the closed-form limits.
+    """Plot the spectral radius over κ and β with the closed-form limits.
 
     Args:
         alpha: α.
@@ -72,7 +72,7 @@ def stability_figure(alpha: float) -> Figure:
 
 
 def loss_figure(runs: Mapping[str, Any]) -> Figure:
-    """Training and validation loss of several runs.
+    """Plot training and validation loss of several runs.
 
     Args:
         runs: Optimizer name to :class:`rishd.pretraining.results.RunResult`.

@@ -15,11 +15,11 @@ from rishd.studies.integrators import IntegratorStudy
 from rishd.studies.optimizer_steps import FLOW, OptimizerSteps
 
 _MARKERS = "osD^v<>PX*"
-_CEILING = 1e3  # where the search for stable steps ends
+_CEILING = 1e3  # end of the search for stable steps
 
 
 def _family(name: str) -> str:
-    """Colour of a scheme by what it declares to be."""
+    """Colour of a scheme by its declared structure."""
     scheme = INTEGRATORS[name]
     if "optimizer" in scheme.structure:
         return BLACK
@@ -33,7 +33,7 @@ def _family(name: str) -> str:
 
 
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour per family and a marker within it: told apart without colour, and in print."""
+    """A colour per family and a marker per scheme, distinguishable without colour and in print."""
     seen: dict[str, int] = {}
     styles = {}
     for name in names:
@@ -51,10 +51,10 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def work_precision_figure(study: IntegratorStudy) -> Figure:
-    """Error against gradient evaluations and against seconds, a column per problem.
+    """Plot error against gradient evaluations and against seconds, one column per problem.
 
     Args:
-        study: Of :func:`rishd.studies.integrators.integrator_study`.
+        study: Result of :func:`rishd.studies.integrators.integrator_study`.
     """
     problems = list(dict.fromkeys(run.problem for run in study.runs))
     styles = _styles(dict.fromkeys(run.scheme for run in study.runs))
@@ -77,10 +77,10 @@ def work_precision_figure(study: IntegratorStudy) -> Figure:
 
 
 def stable_step_figure(study: IntegratorStudy) -> Figure:
-    """Largest stable step against curvature, a panel per β, with the closed form.
+    """Plot the largest stable step against curvature, one panel per β, with the closed form.
 
     Args:
-        study: Of :func:`rishd.studies.integrators.integrator_study`.
+        study: Result of :func:`rishd.studies.integrators.integrator_study`.
     """
     betas = sorted({row.beta for row in study.stable_steps})
     styles = _styles(dict.fromkeys(row.scheme for row in study.stable_steps))
@@ -113,10 +113,10 @@ def stable_step_figure(study: IntegratorStudy) -> Figure:
 
 
 def optimizer_step_figure(study: IntegratorStudy) -> Figure:
-    """Loss over the flow's, and distance to the flow, after 20 steps of h = 1, a column per problem.
+    """Plot loss over the flow's, and distance to the flow, after 20 steps of h = 1, one column per problem.
 
     Args:
-        study: Of :func:`rishd.studies.integrators.integrator_study`.
+        study: Result of :func:`rishd.studies.integrators.integrator_study`.
     """
     problems = list(dict.fromkeys(row.problem for row in study.optimizer_steps))
     names = [name for name in dict.fromkeys(row.scheme for row in study.optimizer_steps) if name != FLOW]
@@ -142,7 +142,7 @@ def optimizer_step_figure(study: IntegratorStudy) -> Figure:
 
 
 def _draw_losses(axes: Any, rows: dict[str, OptimizerSteps], names: Sequence[str]) -> Any:
-    """A cell per scheme and learning rate: its loss over the flow's, × where it diverges, s where its solver fails."""
+    """Draw a cell per scheme and learning rate: loss over the flow's, × if it diverges, s if its solver fails."""
     flow = rows[FLOW]
     table = np.full((len(names), len(flow.learning_rates)), np.nan)
     for i, name in enumerate(names):
@@ -167,7 +167,7 @@ def _legend(
     location: Literal["outside right center", "outside lower center"] = "outside right center",
     columns: int = 1,
 ) -> None:
-    """One legend for all panels, beside them."""
+    """Draw one legend for all panels next to them."""
     handles = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
     named = {label: line for label, line in handles.items() if not label.startswith("_")}
     figure.legend(list(named.values()), list(named), loc=location, fontsize=8, ncols=columns)

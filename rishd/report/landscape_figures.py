@@ -15,10 +15,10 @@ _COLUMNS = 3
 
 
 def landscape_figure(maps: Sequence[LandscapeMap]) -> Figure:
-    """Height above the infimum on a logarithmic scale, with rivers, floors, minima and saddles.
+    """Plot height above the infimum on a logarithmic scale, with rivers, floors, minima and saddles.
 
     Args:
-        maps: Of :func:`rishd.studies.landscapes.landscape_maps`.
+        maps: Result of :func:`rishd.studies.landscapes.landscape_maps`.
     """
     rows = -(-len(maps) // _COLUMNS)
     figure = Figure(figsize=(11.5, 3.7 * rows), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the symbols of the report mean, in reStructuredText."""
+"""Notation of the report, in reStructuredText."""
 
 NOTATION = r"""
 The flow RISHD in phase space, with momentum :math:`m` and gradient :math:`g = \nabla f(w)`:
@@ -15,9 +15,9 @@ LITE's update rule, semi-implicit Euler with step 1 and :math:`R = 0`:
 
 - :math:`w` parameters, :math:`f` objective with infimum :math:`f_*` and minimiser :math:`w_*`, :math:`H = \nabla^2f`
 - :math:`F(w)` metric, the preconditioner; :math:`\lVert v\rVert_F^2 = v^\top Fv`; :math:`R` Riemannian correction, zero
-  where :math:`F` is constant
-- :math:`\eta` learning rate, :math:`\alpha` damping of the momentum, :math:`\beta` Hessian damping beside a momentum
-  that is a sum of gradients
+  if :math:`F` is constant
+- :math:`\eta` learning rate, :math:`\alpha` damping of the momentum, :math:`\beta` Hessian damping relative to a
+  momentum that sums gradients
 - :math:`P` projector on the sharp directions, :math:`Q = I - P` on the flat ones; :math:`\beta_1`, :math:`\beta_2`
   their Hessian damping, :math:`\chi` the factor on the flat ones' learning rate
 - :math:`A = F^{-1}(P + \chi Q)` and :math:`B = \beta_1P + \beta_2Q`

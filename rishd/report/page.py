@@ -32,9 +32,9 @@ class Section:
 
     Args:
         title: Heading.
-        text: Paragraphs.
-        figure: Figure below them; ``None`` is none.
-        caption: Under the figure.
+        text: Its paragraphs.
+        figure: Figure below the text, or ``None``.
+        caption: Caption of the figure.
     """
 
     title: str
@@ -50,10 +50,10 @@ class Report:
     Args:
         title: Heading of the page.
         validation: The claims' results.
-        sections: Between the findings and the claims.
-        studies: Results of studies.
+        sections: Sections between the findings and the claims.
+        studies: Records of studies.
         correspondence: Rows of the table of known optimizers, column ↦ text; empty for none.
-        facts: What else was used, shown at the end: name to text.
+        facts: Further facts shown at the end: name to text.
     """
 
     title: str
@@ -65,11 +65,11 @@ class Report:
 
 
 def write_report(path: Path, report: Report, *, progress: Advance = silent) -> None:
-    """Write one HTML file that needs no other, atomically.
+    """Write a self-contained HTML file, atomically.
 
     Args:
-        path: Where.
-        report: What.
+        path: File to write.
+        report: Its content.
         progress: Called with (what, done, total) as the claims are drawn.
     """
     validation = report.validation
@@ -126,18 +126,18 @@ def _environment() -> Environment:
 
 
 def _missed(part: Identity | Bound) -> int:
-    """Instances that a hypothesis does not admit."""
+    """Number of instances that violate a hypothesis."""
     tried = part.value if isinstance(part, Bound) else part.residuals
     return int(tried.size - part.values.size)
 
 
 def _place(tightness: float) -> str:
-    """Abscissa of a tightness in a strip 120 wide with the limit 1 at 104; what is larger or no number is beyond."""
+    """Position of a tightness in a strip of width 120 with the limit 1 at 104; larger values and NaN lie beyond."""
     return f"{4 + 100 * np.clip(np.nan_to_num(tightness, nan=1.1), 0.0, 1.1):.1f}"
 
 
 def _inches(png: str) -> str:
-    """Width that a PNG in base64 was drawn with: pixels are in bytes 16 to 19."""
+    """Width in inches of a base64 PNG; bytes 16 to 19 have its width in pixels."""
     return f"{int.from_bytes(base64.b64decode(png[:32])[16:20]) / DPI:.2f}"
 
 

@@ -14,14 +14,14 @@ from rishd.probing.lanczos import SpectralMeasure
 
 _COLOURS = {"adamw": GREEN, "muon": BLUE, "muon-lite": VERMILION, "soap": ORANGE, "soap-lite": PURPLE}
 _COLUMNS = 4
-_LEAST_SHARE = 1e-5  # drawn
+_LEAST_SHARE = 1e-5  # number of eigenvalues drawn
 
 
 def spectrum_figure(probe: Probe) -> Figure:
-    """Density of eigenvalues of every block, with its largest ones.
+    """Plot the eigenvalue density of every block, with its largest eigenvalues.
 
     Args:
-        probe: Of :func:`rishd.probing.probe.probe`.
+        probe: Result of :func:`rishd.probing.probe.probe`.
     """
     figure, panels = _panels(len(probe.blocks))
     for axes, block in zip(panels, probe.blocks, strict=False):
@@ -38,10 +38,10 @@ def spectrum_figure(probe: Probe) -> Figure:
 
 
 def update_figure(probe: Probe) -> Figure:
-    """Share of each update at curvatures above a threshold, for every block.
+    """Plot the share of each update at curvatures above a threshold, for every block.
 
     Args:
-        probe: Of :func:`rishd.probing.probe.probe`.
+        probe: Result of :func:`rishd.probing.probe.probe`.
     """
     figure, panels = _panels(len(probe.blocks))
     for axes, block in zip(panels, probe.blocks, strict=False):
@@ -66,10 +66,10 @@ def update_figure(probe: Probe) -> Figure:
 
 
 def certificate_probe_figure(probe: Probe) -> Figure:
-    """Coverage of the top eigenspaces by the masks, the flat speed-up that C9 certifies, gradients' noise scale.
+    """Plot the masks' coverage of top eigenspaces, the flat speed-up that C9 certifies, and the noise scale.
 
     Args:
-        probe: Of :func:`rishd.probing.probe.probe`.
+        probe: Result of :func:`rishd.probing.probe.probe`.
     """
     figure = Figure(figsize=(14.0, 2.0 + 0.45 * len(probe.blocks)), layout="constrained")
     covered, speed, noise = figure.subplots(1, 3, sharey=True)
@@ -105,7 +105,7 @@ def certificate_probe_figure(probe: Probe) -> Figure:
 
 
 def _finite(value: float) -> float:
-    """NaN, which is not drawn, for what has no size."""
+    """Replace non-finite values by NaN, which is not drawn."""
     return value if math.isfinite(value) else math.nan
 
 
@@ -122,12 +122,12 @@ def _panels(count: int) -> tuple[Figure, Any]:
 
 
 def _threshold(block: BlockProbe) -> float:
-    """Curvature within which the axis is linear: a thousandth of the largest."""
+    """Curvature up to which the axis is linear: a thousandth of the largest."""
     return max(abs(float(block.eigenvalues[0])), abs(float(block.density.nodes[0])), 1e-30) * 1e-3
 
 
 def _edges(block: BlockProbe) -> np.ndarray:
-    """Bins that are even on the figure's axis."""
+    """Bin edges that are evenly spaced on the figure's axis."""
     linear = _threshold(block)
     ends = np.array([block.density.nodes[0], max(block.density.nodes[-1], block.eigenvalues[0])]) / linear
     low, high = np.sign(ends) * np.log1p(np.abs(ends))

@@ -1,4 +1,4 @@
-"""Results of ``rishd study`` as they lie in a folder: written by the command, read by the report."""
+"""Saved results of ``rishd study``, written by the command and read by the report."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rishd.provenance import versions
 from rishd.saved_types import require_types
 from rishd.study import STUDIES, StudyResult, summary
 
-DPI = 140  # of figures as images
+DPI = 140  # resolution of figures as images
 _PACKAGES = ("rishd", "numpy", "scipy", "torch", "matplotlib")
 
 
 class StudyFolderError(ValueError):
-    """A folder without readable results of studies; the message says why and what to do."""
+    """A folder without readable results of studies; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class StudyRecord:
     """A study's results for the report.
 
     Args:
-        name: Of the study.
-        title: What it asks.
+        name: Name of the study.
+        title: Its question.
         quick: Whether it was a first look.
         seed: Random seed.
-        conclusion: What its data say.
-        table: Rows, column ↦ text.
+        conclusion: Its conclusion.
+        table: Rows as column ↦ text.
         figures: PNG files.
         made_with: Versions of software.
         when: Time, UTC.
@@ -60,9 +60,9 @@ def write_study(folder: Path, name: str, result: StudyResult, *, quick: bool, se
     """Write a study's figures and then its record, ``NAME.json``, atomically.
 
     Args:
-        folder: Where.
-        name: Of the study.
-        result: What it found.
+        folder: Folder to write to.
+        name: Name of the study.
+        result: Its result.
         quick: Whether it was a first look.
         seed: Random seed.
 
@@ -89,14 +89,14 @@ def write_study(folder: Path, name: str, result: StudyResult, *, quick: bool, se
 
 
 def read_studies(folder: Path, *, required: bool = True) -> list[StudyRecord]:
-    """Results that lie in ``folder/NAME/NAME.json`` or ``folder/NAME.json``, in the order of the registry.
+    """Results in ``folder/NAME/NAME.json`` or ``folder/NAME.json``, in the order of the registry.
 
     Args:
-        folder: What ``rishd study`` wrote to, by default runs/studies.
+        folder: Output folder of ``rishd study``, by default runs/studies.
         required: Whether a folder without results is an error.
 
     Raises:
-        StudyFolderError: for a folder without results where they are required, or a file that cannot be read.
+        StudyFolderError: for a folder without results if they are required, or an unreadable file.
     """
     places = [place for name in STUDIES for place in (folder / name / f"{name}.json", folder / f"{name}.json")]
     found = [place for place in places if place.exists()]

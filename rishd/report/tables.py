@@ -1,4 +1,4 @@
-"""Tables of the documentation, from the registries."""
+"""Tables of the documentation, generated from the registries."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from discretizations.known_optimizers import CORRESPONDENCES
 
 
 def correspondence_rows() -> list[dict[str, str]]:
-    """Known optimizers, one row each: column ↦ text."""
+    """Rows of known optimizers: column ↦ text."""
     return [row.as_text() for row in CORRESPONDENCES.values()]
 
 
 def correspondence_table() -> str:
-    """Known optimizers as Markdown: one row each, formulas as text."""
+    """Markdown table of known optimizers, one row each, with formulas as text."""
     rows = correspondence_rows()
     code = ("implementation",)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

@@ -13,11 +13,11 @@ from rich.table import Column, Table
 
 from rishd.report.typeset import ratio
 
-_NO_NUMBERS = ("not applicable", "work limit")  # what a scheme's status begins with then
+_NO_NUMBERS = ("not applicable", "work limit")  # start of a scheme's status in these cases
 
 
 def claims_table(results: Sequence[Any]) -> Table:
-    """One row a claim: verdict, instances, tightness of its tightest bound, worst residual, seconds."""
+    """One row per claim: verdict, instances, tightness of its tightest bound, worst residual, seconds."""
     table = Table(
         Column("claim", no_wrap=True),
         "what",
@@ -48,7 +48,7 @@ def claims_table(results: Sequence[Any]) -> Table:
 
 
 def evidence_table(result: Any) -> Table:
-    """One row a part of a claim's evidence: what, how often it was tried, and its worst value beside the limit."""
+    """One row per piece of evidence: description, number of trials, and worst value with its limit."""
     from rishd.claims.evidence import Bound, Identity, Proof
 
     table = Table(
@@ -83,7 +83,7 @@ def _tightness_text(bound: Any) -> str:
 
 
 def integrator_table(study: Any) -> Table:
-    """One row a problem and scheme: precision at its finest setting, cost of six digits, energy drift."""
+    """One row per problem and scheme: precision at its finest setting, cost of six digits, energy drift."""
     table = Table("problem", "integrator", "best error", "gradients to 1e-6", "seconds to 1e-6", "energy drift")
     rows: dict[tuple[str, str], list[Any]] = {}
     for run in study.runs:
@@ -107,7 +107,7 @@ def integrator_table(study: Any) -> Table:
 
 
 def optimizer_step_table(study: Any) -> Table:
-    """One row a problem and scheme: steps of h = 1."""
+    """One row per problem and scheme: steps of h = 1."""
     table = Table(
         "problem", "integrator", "gradients a step", "descends up to η", "least loss", "at η", "flow's loss at that η"
     )
@@ -130,7 +130,7 @@ def optimizer_step_table(study: Any) -> Table:
 
 
 def text_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows of equal columns as they are."""
+    """Table of rows with equal columns, unchanged."""
     table = Table()
     for column in rows[0]:
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""Text for the report: reStructuredText with formulas as MathML, plain text with sub- and superscripts, numbers."""
+"""Typesetting for the report: reStructuredText with MathML, plain text with sub- and superscripts, numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Collection
 import numpy as np
 from markupsafe import Markup, escape
 
-# No file that the text names is read into the page, and no raw HTML taken over. What is not reStructuredText is shown
-# with docutils' message beside it, so that a report that took minutes is not lost; tests see that there is no message.
+# Files named in the text are not read, and raw HTML is disabled. Invalid reStructuredText is shown with docutils'
+# message, so that a report that took minutes is not lost; tests check that there are no messages.
 _SETTINGS = {
     "math_output": "MathML",
     "halt_level": 5,
@@ -20,7 +20,7 @@ _SETTINGS = {
     "raw_enabled": False,
 }
 _MATH = re.compile(r"<math.*?</math>", re.DOTALL)
-_PUNCTUATED = re.compile(r"(<math>(?:(?!</math>).)*</math>)([,;.:)]+)", re.DOTALL)  # no line may begin with them
+_PUNCTUATED = re.compile(r"(<math>(?:(?!</math>).)*</math>)([,;.:)]+)", re.DOTALL)  # must not start a line
 _TAG = re.compile(r'(<math.*?</math>|<span class="docutils literal">.*?</span>|<[^>]*>)', re.DOTALL)
 _CLAIM = re.compile(r"\bC\d+[a-z]?\b")
 # A braced script, or a short one: w_k, L_s, λ_max, f*_0 but not the underscores of a name such as lite_step.
@@ -29,11 +29,11 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def typeset(text: str, *, link_to: Collection[str] = ()) -> Markup:
-    """HTML of reStructuredText; formulas become MathML, which browsers draw without a script or a network.
+    """Convert reStructuredText to HTML; formulas become MathML, which browsers render without scripts or network.
 
     Args:
         text: reStructuredText, e.g. of :attr:`rishd.claims.claim.Claim.sections`.
-        link_to: Keys of claims on the same page; mentions of them become links.
+        link_to: Keys of claims on the same page, whose mentions become links.
     """
     from docutils.core import publish_parts
 
@@ -46,12 +46,12 @@ def typeset(text: str, *, link_to: Collection[str] = ()) -> Markup:
 
 
 def scripts(text: str) -> Markup:
-    """Escaped plain text with its subscripts and superscripts raised and lowered, e.g. of ``f(w_k)`` or ``e^{−rt}``."""
+    """Escaped plain text with real subscripts and superscripts, e.g. for ``f(w_k)`` or ``e^{−rt}``."""
     return Markup(_raised(str(escape(text))))
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A number with so many digits, with a power of ten where it is very large or small, e.g. 1.8·10⁻⁶."""
+    """A number with the given digits, with a power of ten if it is very large or small, e.g. 1.8·10⁻⁶."""
     if not np.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
     if value == 0 or 1e-3 <= abs(value) < 1e5:
@@ -61,7 +61,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def ratio(value: float, digits: int = 4) -> str:
-    """A tightness with so many decimals, rounded away from 1: only a bound that is exceeded reads as more than 1."""
+    """A tightness with the given decimals, rounded away from 1: only a violated bound reads as more than 1."""
     if not abs(value) < 1e4:  # nor a number at all
         return number(value)
     if value == 1.0:
@@ -72,13 +72,13 @@ def ratio(value: float, digits: int = 4) -> str:
 
 
 def _capitalised(text: str) -> str:
-    """A capital at the beginning, unless the first word is a formula or a name such as arXiv or docs/theory."""
+    """Capitalise the first word unless it is a formula or a name such as arXiv or docs/theory."""
     word = text.split(maxsplit=1)[0] if text.strip() else ""
     return text[:1].upper() + text[1:] if word.rstrip(",;.").replace("-", "").isalpha() and word.islower() else text
 
 
 def _compact(match: re.Match[str]) -> str:
-    """MathML without indentation and namespace, which HTML implies; norm bars keep their height unless told to grow."""
+    """MathML without indentation and the namespace that HTML implies; norm bars stretch only if requested."""
     text = re.sub(r">\s+<", "><", match[0])
     text = text.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     open_bars = 0
@@ -86,7 +86,7 @@ def _compact(match: re.Match[str]) -> str:
     def of_one_height(bar: re.Match[str]) -> str:
         nonlocal open_bars
         if not bar[1] and not open_bars:
-            return bar[0]  # of \left, or the \right that goes with it
+            return bar[0]  # of \left, or the matching \right
         open_bars += 1 if bar[1] else -1
         return f'<mo stretchy="false">{bar[2]}'
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG in the colours and fonts of the page, and samples of their lines for its text."""
+"""Matplotlib figures as inline SVG in the page's colours and fonts, and samples of their lines for legends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from riemannian_ode.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
-# Variables of the style sheet, which lightens the colours on a dark page.
+# Variables of the style sheet, which lightens the colours in dark mode.
 _VARIABLES = {
     BLACK: "currentColor",
     BLUE: "var(--blue)",
@@ -35,12 +35,12 @@ _DASHES = {"--": "5 3", ":": "1.5 2.5", "-.": "5 2 1.5 2"}
 
 
 def inline_svg(figure: Figure, *, name: str, alt: str) -> Markup:
-    """The figure as an SVG element of an HTML page: scalable, in the page's colours, its text as text.
+    """The figure as an SVG element for an HTML page: scalable, in the page's colours, with text as text.
 
     Args:
-        figure: Drawn with this package's colours.
-        name: Unique on the page; its identifiers begin with it.
-        alt: What it shows, for those who do not see it.
+        figure: Figure drawn with this package's colours.
+        name: Prefix of its identifiers, unique on the page.
+        alt: Alternative text.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -64,12 +64,12 @@ def inline_svg(figure: Figure, *, name: str, alt: str) -> Markup:
 
 
 def line_marks(figure: Figure) -> list[Markup]:
-    """Samples of a figure's curves that have a label, in order, for a legend in the page's text."""
+    """Samples of a figure's labelled curves, in order, for a legend in the page's text."""
     return [line_mark(line) for axes in figure.axes for line in axes.get_legend_handles_labels()[0]]
 
 
 def line_mark(line: Any) -> Markup:
-    """A sample of a line: its colour, dashes and marker.
+    """Sample of a line with its colour, dashes and marker.
 
     Args:
         line: Matplotlib's ``Line2D``.

@@ -1,1 +1,1 @@
-"""Studies: simulations whose data the report draws."""
+"""Studies: simulations whose results the report shows."""

@@ -1,4 +1,4 @@
-"""Figures of the studies of mask, damping and certificate on river valleys."""
+"""Figures of the mask, damping and certificate studies on river valleys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rishd.studies.damping import ALPHA, DampingStudy, damping_study
 from rishd.studies.mask import MaskStudy, mask_study
 from rishd.study import STUDIES, StudyResult
 
-_HIGHEST = 1e2  # heights above it are of runs that diverged, drawn there
+_HIGHEST = 1e2  # heights above it belong to diverged runs, and are drawn there
 _AXIS = {
     "softness": "softness s of the mask",
     "cadence": "steps between refreshes (last: never)",
@@ -37,10 +37,10 @@ _METHODS: dict[str, dict[str, Any]] = {
 
 
 def mask_figure(study: MaskStudy) -> Figure:
-    """Height and largest stable learning rate over the size of each fault, a column a fault.
+    """Plot height and largest stable learning rate against the size of each fault, one column per fault.
 
     Args:
-        study: Of :func:`rishd.studies.mask.mask_study`.
+        study: Result of :func:`rishd.studies.mask.mask_study`.
     """
     figure = Figure(figsize=(11.5, 6.2), layout="constrained")
     grid = figure.subplots(2, len(study.sweeps), sharey="row", squeeze=False)
@@ -69,16 +69,16 @@ def mask_figure(study: MaskStudy) -> Figure:
 
 @STUDIES.register(place=30)
 def mask(quick: bool, seed: int) -> StudyResult:
-    """How soft, how stale and how wrong the sharp/flat mask may be."""
+    """How soft, stale or wrong the sharp/flat mask may be."""
     study = mask_study(quick=quick, seed=seed)
     return StudyResult(study.as_dict(), study.table(), {"mask": lambda: mask_figure(study)}, study.conclusion)
 
 
 def damping_figure(study: DampingStudy) -> Figure:
-    """Largest stable learning rate and height over β by place; heights of the ablation over steps.
+    """Plot largest stable learning rate and height against β by place, and heights of the ablation over steps.
 
     Args:
-        study: Of :func:`rishd.studies.damping.damping_study`.
+        study: Result of :func:`rishd.studies.damping.damping_study`.
     """
     figure = Figure(figsize=(12.5, 4.0), layout="constrained")
     stable, height, ablation = figure.subplots(1, 3)
@@ -116,12 +116,12 @@ def damping(quick: bool, seed: int) -> StudyResult:
 
 
 def certificate_figure(study: CertificateStudy) -> Figure:
-    """Heights over χ and β₂ at the best sharp rank, what each limit allows there, and each method's choice.
+    """Plot heights over χ and β₂ at the best sharp rank, each limit's allowed region, and each method's choice.
 
-    A choice at another sharp rank is hollow.
+    A choice at another sharp rank is drawn hollow.
 
     Args:
-        study: Of :func:`rishd.studies.certificate.certificate_study`.
+        study: Result of :func:`rishd.studies.certificate.certificate_study`.
     """
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     panels = figure.subplots(1, len(study.cases), sharey=True, squeeze=False)[0]

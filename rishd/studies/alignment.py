@@ -1,7 +1,7 @@
-"""The alignment study (claim C14): the Hessian directions optimizers move along, and what the momentum's mask covers.
+"""The alignment study (claim C14): Hessian directions of optimizers' updates, and the momentum mask's coverage.
 
-A tiny transformer is trained once by AdamW on mini-batches; every optimizer's memory watches the same gradients, so
-that at each stage all updates are taken at the same point.
+A tiny transformer is trained once by AdamW on mini-batches. Every optimizer's memory takes in the same gradients, so at
+each stage all updates are evaluated at the same point.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from rishd.record import Record
 from toy_landscapes import BigramModel, TinyTransformer
 
 ALPHA, ETA = 0.1, 3e-3
-CHI, BETA_FLAT = 4.0, 1.0  # of LITE, β beside the preconditioned EMA
+CHI, BETA_FLAT = 4.0, 1.0  # LITE's settings, with β relative to the preconditioned EMA
 OPTIMIZERS = ("SGD", "AdamW", "Muon", "SOAP", "LITE")
 _BATCH = 16
 _BETA2, _EPS, _FREQUENCY = 0.95, 1e-8, 5
-_SHARP_FRACTION = 0.25  # of the right directions of every matrix
+_SHARP_FRACTION = 0.25  # sharp fraction of every matrix's right directions
 _BINS = 12
-_TOP = 0.05  # of the eigen-directions: the sharp end
+_TOP = 0.05  # fraction of the eigendirections at the sharp end
 
 
 @dataclass(frozen=True)
 class UpdateSpectrum:
-    """One optimizer's update over the Hessian's eigen-directions.
+    """One optimizer's update over the Hessian's eigendirections.
 
     Args:
         optimizer: Of :data:`OPTIMIZERS`.
@@ -55,13 +55,13 @@ class UpdateSpectrum:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a matrix's top Hessian eigenspace the momentum's right subspace holds.
+    """Coverage of a matrix's top Hessian eigenspace by the momentum's right subspace.
 
     Args:
         layer: Name of the parameter.
         step: Training steps before it.
         score: Mean of ‖XV‖² over the top m·k eigenvectors X of the m×n block's Hessian.
-        chance: k/n, a random subspace's.
+        chance: k/n, the score of a random subspace.
     """
 
     layer: str
@@ -72,14 +72,14 @@ class Coverage:
 
 @dataclass(frozen=True)
 class AlignmentStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Training steps of the stages.
         losses: Training loss at each stage.
         eigenvalues: Bin edges' mean Hessian eigenvalue at each stage, descending, shape ``(stages, bins)``.
-        updates: A row an optimizer and stage.
-        coverage: A row a matrix and stage.
+        updates: One row per optimizer and stage.
+        coverage: One row per matrix and stage.
     """
 
     steps: tuple[int, ...]
@@ -89,12 +89,12 @@ class AlignmentStudy(Record):
     coverage: tuple[Coverage, ...]
 
     def update(self, optimizer: str, step: int) -> UpdateSpectrum:
-        """Row of an optimizer and stage."""
+        """The row of an optimizer and stage."""
         return next(row for row in self.updates if (row.optimizer, row.step) == (optimizer, step))
 
     @property
     def conclusion(self) -> str:
-        """Who is isotropic, and what the mask covers."""
+        """Isotropy of the updates, and coverage by the mask."""
         last = self.steps[-1]
         rows = sorted((self.update(name, last) for name in OPTIMIZERS), key=lambda row: -row.isotropy)
         listed = ", ".join(f"{row.optimizer} {row.isotropy:.3f} ({100 * row.sharp_share:.0f}%)" for row in rows)
@@ -113,7 +113,7 @@ class AlignmentStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row an optimizer and stage."""
+        """One row per optimizer and stage."""
         return [
             {
                 "optimizer": row.optimizer,
@@ -128,15 +128,15 @@ class AlignmentStudy(Record):
 def alignment_study(
     *, quick: bool = False, seed: int = 0, eta: float = ETA, alpha: float = ALPHA, concentration: float = 0.3
 ) -> AlignmentStudy:
-    """Train once, and look at every optimizer's update at each stage.
+    """Train once, and evaluate every optimizer's update at each stage.
 
     Args:
-        quick: A narrower model and fewer stages.
-        seed: Of corpus, start and batches.
+        quick: Whether to use a narrower model and fewer stages.
+        seed: Seed of corpus, start and batches.
         eta: Learning rate of AdamW, which trains.
         alpha: 1 − θ of every optimizer's momentum.
-        concentration: Of the Dirichlet law that the rows of the corpus' Markov chain are drawn from: the smaller, the
-            more certain the next token.
+        concentration: Concentration of the Dirichlet distribution of the Markov chain's rows; the smaller, the more
+            certain the next token.
     """
     chain = np.random.default_rng(seed).dirichlet(np.full(8, concentration), size=8) + 0.01
     model = BigramModel(chain / chain.sum(1, keepdims=True))
@@ -189,11 +189,11 @@ def alignment_study(
 
 
 class _Tracker:
-    """One optimizer's metric of one parameter; vectors take Adam's but for SGD, as in practice.
+    """One optimizer's metric of one parameter; vectors use Adam's, except for SGD, as in practice.
 
     Args:
         optimizer: Of :data:`OPTIMIZERS`.
-        key: Parameter.
+        key: Name of the parameter.
         shape: Its shape.
     """
 
@@ -214,13 +214,13 @@ class _Tracker:
         self.step = 0
 
     def observe(self, g: Tensor) -> None:
-        """Take a gradient in."""
+        """Take in a gradient."""
         if self.memory is None:
             self.memory = self.metric.initial(g)
             if self.metric.skips_first:
                 self.memory = self.metric.first(self.memory, g)
                 return
-        if due := self.metric.due(self.step):  # of the step before, whose update was looked at in the old frame
+        if due := self.metric.due(self.step):  # of the previous step, whose update was evaluated in the old frame
             self.memory, _ = self.metric.jump(self.memory, torch.zeros_like(g), self.step, due=due)
         self.memory = self.metric.observe(self.memory, g, self.metric.to_frame(self.memory, g))
         self.step += 1
@@ -233,7 +233,7 @@ class _Tracker:
         return raised
 
     def direction(self, m: Tensor, g: Tensor) -> Tensor:
-        """The update's direction u; matrices of Muon, LITE have Moonlight's scale, AdamW's root mean square 0.2."""
+        """The update's direction u; matrices of Muon and LITE get Moonlight's scale, AdamW's root mean square 0.2."""
         is_lite = self.optimizer == "LITE" and self.is_matrix
         rank = _sharp_rank(g.shape[-1]) if self.is_matrix else 0
         u: Tensor = lite_direction(
@@ -254,7 +254,7 @@ def _sharp_rank(columns: int) -> int:
 
 
 def _spectrum(optimizer: str, step: int, components: Tensor) -> UpdateSpectrum:
-    """From components ⟨v_i, u⟩ by descending eigenvalue."""
+    """The spectrum from components ⟨v_i, u⟩ in order of descending eigenvalue."""
     share = components**2 / (components**2).sum()
     p = len(share)
     size = [float((p * part.mean()) ** 0.5) for part in share.tensor_split(_BINS)]

@@ -1,4 +1,4 @@
-r"""The certificate study: χ, β₂ and the sharp rank d_s chosen from curvature, against a grid search on a valley.
+r"""The certificate study: choosing χ, β₂ and the sharp rank d_s from curvature, against a grid search on a valley.
 
 A rule gives the largest κ it allows, ``limit(α, β)``: C9's for certified descent, C6's for linear stability. With the
 flat curvature :math:`L_f(d_s)` that leaves :math:`\chi(\beta_2) = \text{limit}(\alpha, \beta_2)/(\eta L_f)`; β₂ and
@@ -22,12 +22,12 @@ from rishd.studies.descent import Coefficients, Mask, descend, graded_valley, up
 from toy_landscapes import RiverValley
 
 ALPHA = 0.1
-_SHARE = 0.5  # of the stability limit: the tuned learning rate
+_SHARE = 0.5  # tuned learning rate relative to the stability limit
 
 
 @dataclass(frozen=True)
 class Choice:
-    """χ, β₂ and d_s by one method.
+    """χ, β₂ and d_s chosen by one method.
 
     Args:
         method: Name of the limit, or ``"grid search"``.
@@ -49,11 +49,11 @@ class LearningRateCase:
     """All choices at one learning rate.
 
     Args:
-        name: How η was chosen.
+        name: How η is chosen.
         eta: η.
         base_height: Height of the base method.
-        heights: Heights of the grid, shape ``(ranks, chis, betas)``.
-        choices: One a method.
+        heights: Heights on the grid, shape ``(ranks, chis, betas)``.
+        choices: One per method.
         allowed: Method to the largest χ over ``beta`` at the grid search's d_s, shape ``(betas,)``.
     """
 
@@ -65,23 +65,23 @@ class LearningRateCase:
     allowed: dict[str, np.ndarray]
 
     def choice(self, method: str) -> Choice:
-        """That of a method."""
+        """The choice of a method."""
         return next(choice for choice in self.choices if choice.method == method)
 
     def share(self, method: str) -> float:
-        """Part of the grid search's gain over the base method, in logarithms of the height."""
+        """Share of the grid search's gain over the base method, in the logarithm of the height."""
         best = np.log(self.base_height / self.choice("grid search").height)
         return float(np.log(self.base_height / self.choice(method).height) / best)
 
     def share_text(self, method: str) -> str:
-        """The share in words; nothing for a choice that is worse than the base method."""
+        """The share as text; empty for a choice that is worse than the base method."""
         share = self.share(method)
         return f" ({100 * share:.0f}% of the gain)" if share > 0 else ""
 
 
 @dataclass(frozen=True)
 class CertificateStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Number of steps.
@@ -89,7 +89,7 @@ class CertificateStudy(Record):
         ranks: d_s tried.
         chi: χ tried, shape ``(chis,)``.
         beta: β₂ tried, shape ``(betas,)``.
-        cases: A case a learning rate.
+        cases: One per learning rate.
     """
 
     steps: int
@@ -101,7 +101,7 @@ class CertificateStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """How near the grid search each rule comes."""
+        """How close each rule comes to the grid search."""
         parts = []
         for case in self.cases:
             grid = case.choice("grid search")
@@ -119,7 +119,7 @@ class CertificateStudy(Record):
         return " ".join(parts)
 
     def table(self) -> list[dict[str, str]]:
-        """A row a learning rate and method."""
+        """One row per learning rate and method."""
         return [
             {
                 "η": f"{case.name}: {case.eta:.3g}",
@@ -143,8 +143,8 @@ def certificate_study(*, quick: bool = False, seed: int = 0) -> CertificateStudy
     """Choose by both limits and by a grid search, at the certified and at a tuned learning rate.
 
     Args:
-        quick: Coarser grid and fewer starts.
-        seed: Of the starts.
+        quick: Whether to use a coarser grid and fewer starts.
+        seed: Seed of the starts.
     """
     valley = graded_valley()
     starts = upstream_starts(valley, 2 if quick else 12, seed)
@@ -178,13 +178,13 @@ def certificate_study(*, quick: bool = False, seed: int = 0) -> CertificateStudy
 def choose(
     limit: Callable[[Any, Any], np.ndarray], eta: float, curvatures: np.ndarray, bottom: np.ndarray
 ) -> tuple[int, float, float]:
-    """d_s, χ and β₂ whose slowest mode contracts fastest among those that the limit allows.
+    """The d_s, χ and β₂ with the fastest slowest mode among those that the limit allows.
 
     Args:
         limit: Largest κ at (α, β).
         eta: η.
         curvatures: Bounds on the Hessian's eigenvalues, descending, shape ``(p,)``.
-        bottom: Eigenvalues where the run ends, descending, shape ``(p,)``.
+        bottom: Eigenvalues at the end of the run, descending, shape ``(p,)``.
     """
     beta = np.linspace(0.0, 12.0, 121)
     best = (np.inf, 1, 1.0, 0.0)
@@ -211,7 +211,7 @@ def top_eigenspace_mask(valley: RiverValley, rank: int) -> Mask:
 def _heights(
     valley: RiverValley, starts: np.ndarray, rank: int, eta: float, chi: Any, beta: Any, *, steps: int
 ) -> np.ndarray:
-    """Median height over starts at the end, shape of the grid of χ and β₂ without its last axis of length 1."""
+    """Median final height over starts, shape of the grid of χ and β₂ without its last axis of length 1."""
     grid = np.broadcast_shapes(np.shape(chi), np.shape(beta))[:-1]
     w = np.broadcast_to(
         starts.reshape(-1, *(1 for _ in grid), valley.dimension), (len(starts), *grid, valley.dimension)

@@ -1,7 +1,7 @@
-r"""The correction study: how large the Riemannian correction R is, and what dropping it changes (claim C13).
+r"""The correction study: the size of the Riemannian correction R, and the effect of dropping it (claim C13).
 
-The metrics are those of Adam, Muon and SOAP as functions of the position: the optimizers' memories with the gradient
-:math:`G = \nabla f(W)` in place of its averages, regularised by ε.
+The metrics are those of Adam, Muon and SOAP as functions of the position: the gradient :math:`G = \nabla f(W)` replaces
+its averages in the optimizers' memories, regularised by ε.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from toy_landscapes import KroneckerQuadratic, Landscape
 
 _SHAPE = (2, 3)
 _ALPHA, _BETA = 0.1, 1.0
-_THETA2 = 0.95  # of averages
-_REACH = 0.15  # ηt at the end: a sign-like update of size η/α a step has then gone 1.5, about as far as the start is
+_THETA2 = 0.95  # θ₂ of averages
+_REACH = 0.15  # final ηt: a sign-like update of size η/α per step has then moved 1.5, about the distance of the start
 _LEFT, _RIGHT = np.diag([1.0, 0.3]), np.diag([1.0, 0.3, 0.1])
 
 
 class AtGradient(VaryingMetric):
-    """A metric of gradients as a metric of positions, F(w) = F'(∇f(w)).
+    """A metric of positions from a metric of gradients, F(w) = F'(∇f(w)).
 
     Args:
         inner: F', a function of the gradient.
@@ -54,7 +54,7 @@ class AtGradient(VaryingMetric):
 
 
 class FactoredRootMetric(VaryingMetric):
-    r"""SOAP's metric of a matrix G where its second moments factorise: :math:`L^{1/2}VR^{1/2}/\sqrt{\mathrm{tr}\,L}`.
+    r"""SOAP's metric of a matrix G with factorised second moments: :math:`L^{1/2}VR^{1/2}/\sqrt{\mathrm{tr}\,L}`.
 
     :math:`L = GG^\top + \epsilon^2I` and :math:`R = G^\top G + \epsilon^2I`; the eigenbasis is SOAP's.
 
@@ -87,15 +87,15 @@ class FactoredRootMetric(VaryingMetric):
         ).reshape(c.shape)
 
     def check(self, w: Array) -> None:
-        """Any matrix of the shape will do."""
+        """Accept any matrix of the shape."""
 
 
 def optimizer_metric(name: str, landscape: Landscape, epsilon: float) -> Metric:
     """Metric of an optimizer as a function of the position.
 
     Args:
-        name: ``"Adam"`` with √(v + ε²), ``"Muon"``, ``"SOAP"``, or ``"Adam, √v + ε"``, as Adam's code has it: its
-            derivative jumps where a gradient changes its sign.
+        name: ``"Adam"`` with √(v + ε²), ``"Muon"``, ``"SOAP"``, or ``"Adam, √v + ε"`` as in Adam's code, whose
+            derivative jumps where a gradient changes sign.
         landscape: f of a 2×3 matrix.
         epsilon: ε, in units of the gradient.
     """
@@ -113,18 +113,18 @@ def optimizer_metric(name: str, landscape: Landscape, epsilon: float) -> Metric:
 
 @dataclass(frozen=True)
 class CorrectionRow:
-    """One metric, learning rate and curvature, over all starts.
+    """Results for one metric, learning rate and curvature, over all starts.
 
     Args:
-        metric: Whose metric.
+        metric: Name of the metric.
         eta: η.
         curvature: Largest Hessian eigenvalue.
         typical: Median over time and starts of ‖R‖/‖−αm + g‖ along the flow with R.
         of_gradient: Median of ‖R‖/‖g‖.
         distance: Largest distance between the flows with and without R, over the largest ‖w − w*‖; median of starts.
-        loss_ratio: Mean of f over the flow with R, over that without; median of starts.
-        of_memory: Median of ½‖Ḟn‖/‖−αm + g‖ along the optimizer's own flow, whose metric is made of averages with
-            θ₂ = 0.95; NaN for a metric without memory.
+        loss_ratio: Mean of f along the flow with R over the mean without R; median of starts.
+        of_memory: Median of ½‖Ḟn‖/‖−αm + g‖ along the optimizer's own flow, whose metric uses averages with θ₂ = 0.95;
+            NaN for a metric without memory.
     """
 
     metric: str
@@ -139,13 +139,13 @@ class CorrectionRow:
 
 @dataclass(frozen=True)
 class CorrectionStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         alpha: α.
-        beta: β, theory's units.
+        beta: β in the theory's units.
         epsilon: ε of all metrics.
-        rows: A row a metric, curvature and learning rate.
+        rows: One row per metric, curvature and learning rate.
     """
 
     alpha: float
@@ -154,10 +154,10 @@ class CorrectionStudy(Record):
     rows: tuple[CorrectionRow, ...]
 
     def exponent(self, metric: str, variable: str) -> float:
-        """Power p of typical ‖R‖/‖−αm + g‖ ∝ variable^p: least squares in logarithms, the other variable apart.
+        """Power p of typical ‖R‖/‖−αm + g‖ ∝ variable^p: least squares in logarithms, other variable fixed.
 
         Args:
-            metric: Name.
+            metric: Name of the metric.
             variable: ``"eta"`` or ``"curvature"``.
         """
         other = "curvature" if variable == "eta" else "eta"
@@ -170,12 +170,12 @@ class CorrectionStudy(Record):
 
     @property
     def metrics(self) -> list[str]:
-        """Names."""
+        """Names of the metrics."""
         return list(dict.fromkeys(row.metric for row in self.rows))
 
     @property
     def conclusion(self) -> str:
-        """How large, and whether it matters."""
+        """The size of R, and whether it matters."""
         eta = min(row.eta for row in self.rows), max(row.eta for row in self.rows)
         ends = {
             name: [
@@ -198,7 +198,7 @@ class CorrectionStudy(Record):
         )
 
     def _of_memory(self) -> str:
-        """How large the force of the metric's motion is if averages take the place of the gradient."""
+        """Size of the force due to the metric's motion if averages replace the gradient."""
         rows = [row for row in self.rows if np.isfinite(row.of_memory)]
         parts = []
         for name in dict.fromkeys(row.metric for row in rows):
@@ -211,7 +211,7 @@ class CorrectionStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a metric, curvature and learning rate."""
+        """One row per metric, curvature and learning rate."""
         return [
             {
                 "metric": row.metric,
@@ -231,8 +231,8 @@ def correction_study(*, quick: bool = False, seed: int = 0) -> CorrectionStudy:
     """Flows with and without R from the same starts on a quadratic of 2×3 matrices.
 
     Args:
-        quick: Fewer learning rates, curvatures and starts.
-        seed: Of the starts.
+        quick: Whether to use fewer learning rates, curvatures and starts.
+        seed: Seed of the starts.
     """
     etas = np.geomspace(4e-3 if quick else 5e-4, 1e-2, 2 if quick else 5)
     curvatures = (0.3, 3.0) if quick else (0.3, 1.0, 3.0, 10.0)
@@ -254,7 +254,7 @@ class CorrectionRuns(NamedTuple):
         share: ‖R‖/‖−αm + g‖ along the flow with R, shape ``(steps, n)``.
         of_gradient: ‖R‖/‖g‖, the same shape.
         distance: Largest distance between the two flows over the largest ‖w − w*‖, shape ``(n,)``.
-        loss_ratio: Mean of f over the flow with R, over that without, shape ``(n,)``.
+        loss_ratio: Mean of f along the flow with R over the mean without R, shape ``(n,)``.
     """
 
     share: np.ndarray
@@ -269,10 +269,10 @@ def correction_runs(
     """The optimizer's own scheme, semi-implicit Euler at h = 1, with and without R.
 
     Args:
-        name: Of :func:`optimizer_metric`.
+        name: A name for :func:`optimizer_metric`.
         curvature: Largest Hessian eigenvalue.
         eta: η.
-        starts: Shape ``(n, 6)``.
+        starts: Starts, shape ``(n, 6)``.
         epsilon: ε.
         steps: Number of steps; 0.15/η by default.
     """
@@ -284,7 +284,7 @@ def correction_runs(
     ]
     steps = round(_REACH / eta) if steps is None else steps
     exact, dropped = (simulate(system, starts, steps=steps, progress=False).checked() for system in systems)
-    w, m = exact.w[1:], exact.m[1:]  # at the start m = 0 and R = 0
+    w, m = exact.w[1:], exact.m[1:]  # m = 0 and R = 0 at the start
     g = landscape.gradient(w)
     r = metric.correction(w, systems[0].rates(0.0, w, m)[0], m)
     size = np.zeros(w.shape[:-1]) if r is None else np.linalg.norm(r, axis=-1)
@@ -298,7 +298,7 @@ def correction_runs(
 
 
 def correction_row(name: str, curvature: float, eta: float, starts: np.ndarray, *, epsilon: float) -> CorrectionRow:
-    """Medians of :func:`correction_runs`, whose arguments these are."""
+    """Medians of :func:`correction_runs`, which has the same arguments."""
     runs = correction_runs(name, curvature, eta, starts, epsilon=epsilon)
     share, of_gradient, distance, ratio = (float(np.median(part)) for part in runs)
     memory = memory_force(name, curvature, eta, starts, epsilon=epsilon)
@@ -308,8 +308,8 @@ def correction_row(name: str, curvature: float, eta: float, starts: np.ndarray, 
 def memory_force(name: str, curvature: float, eta: float, starts: np.ndarray, *, epsilon: float) -> float:
     """Median of ½‖Ḟn‖/‖−αm + g‖ along an optimizer's own flow, or NaN for a metric without memory.
 
-    With n = F⁻¹m, ½Ḟn is the force that would close the energy identity (claim C19), as R does for F(w). Arguments are
-    those of :func:`correction_runs`.
+    With n = F⁻¹m, ½Ḟn is the force that would close the energy identity (claim C19), as R does for F(w). Arguments as
+    for :func:`correction_runs`.
     """
     if name not in _OPTIMIZERS:
         return float("nan")

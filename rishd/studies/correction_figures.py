@@ -11,10 +11,10 @@ from rishd.study import STUDIES, StudyResult
 
 
 def correction_figure(study: CorrectionStudy) -> Figure:
-    """Size of R over learning rate and curvature, and how far dropping it moves the flow, a column a metric.
+    """Plot the size of R over learning rate and curvature, and the effect of dropping it, one column per metric.
 
     Args:
-        study: Of :func:`rishd.studies.correction.correction_study`.
+        study: Result of :func:`rishd.studies.correction.correction_study`.
     """
     figure = Figure(figsize=(11.5, 6.4), layout="constrained")
     grid = figure.subplots(2, len(study.metrics), sharex=True, sharey="row", squeeze=False)
@@ -46,7 +46,7 @@ def correction_figure(study: CorrectionStudy) -> Figure:
 
 @STUDIES.register(place=20)
 def correction(quick: bool, seed: int) -> StudyResult:
-    """The Riemannian correction R that optimizers drop: its size, and what dropping it changes."""
+    """The Riemannian correction R that optimizers drop: its size, and the effect of dropping it."""
     study = correction_study(quick=quick, seed=seed)
     return StudyResult(
         study.as_dict(), study.table(), {"correction": lambda: correction_figure(study)}, study.conclusion

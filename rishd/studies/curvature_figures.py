@@ -1,4 +1,4 @@
-"""Figures of the studies of curvature proxies and of alignment."""
+"""Figures of the proxy and alignment studies."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PROXY_COLOURS = {
 }
 _OPTIMIZER_COLOURS = dict(zip(OPTIMIZERS, (BLACK, GREEN, BLUE, ORANGE, VERMILION), strict=True))
 _STAGE_COLOURS = (SKY, BLUE, BLACK)
-_CEILING = 3.0  # losses above it are of runs that diverged
+_CEILING = 3.0  # losses above it belong to diverged runs
 
 
 def proxy_figure(study: ProxyStudy) -> Figure:
-    """Curvature captured by each mask, loss over learning rates under it, and Muon's loss over β by metric.
+    """Plot the curvature captured by each mask, its loss over learning rates, and Muon's loss over β by metric.
 
     Args:
-        study: Of :func:`rishd.studies.proxy.proxy_study`.
+        study: Result of :func:`rishd.studies.proxy.proxy_study`.
     """
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     captured, loss, damping = figure.subplots(1, 3)
@@ -58,16 +58,16 @@ def proxy_figure(study: ProxyStudy) -> Figure:
 
 @STUDIES.register(place=80)
 def proxy(quick: bool, seed: int) -> StudyResult:
-    """Where a matrix's mask should come from, and which metric should damp the gradient."""
+    """The best source of a matrix's mask, and the best metric for damping the gradient."""
     study = proxy_study(quick=quick, seed=seed)
     return StudyResult(study.as_dict(), study.table(), {"proxy": lambda: proxy_figure(study)}, study.conclusion)
 
 
 def alignment_figure(study: AlignmentStudy) -> Figure:
-    """Update size over the Hessian's eigen-directions at each stage, and the mask's coverage by layer.
+    """Plot update size over the Hessian's eigendirections at each stage, and the mask's coverage by layer.
 
     Args:
-        study: Of :func:`rishd.studies.alignment.alignment_study`.
+        study: Result of :func:`rishd.studies.alignment.alignment_study`.
     """
     figure = Figure(figsize=(4.2 * len(study.steps) + 4.6, 4.4), layout="constrained")
     panels: Any = figure.subplots(1, len(study.steps) + 1, width_ratios=[1.0] * len(study.steps) + [1.25])
@@ -103,7 +103,7 @@ def alignment_figure(study: AlignmentStudy) -> Figure:
 
 @STUDIES.register(place=90)
 def alignment(quick: bool, seed: int) -> StudyResult:
-    """Update size by Hessian eigen-direction; what the momentum's mask covers of the top eigenspace."""
+    """Update size by Hessian eigendirection, and the momentum mask's coverage of the top eigenspace."""
     study = alignment_study(quick=quick, seed=seed)
     return StudyResult(study.as_dict(), study.table(), {"alignment": lambda: alignment_figure(study)}, study.conclusion)
 

@@ -1,4 +1,4 @@
-"""The damping study: Hessian damping in flat, in sharp and in all directions, and the paper's ablation, on a valley."""
+"""The damping study: Hessian damping of flat, sharp or all directions on a valley, and the paper's ablation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rishd.studies.descent import (
 from toy_landscapes import RiverValley
 
 ALPHA = 0.1
-CHI, BETA = 4.0, 5.0  # of the ablation: χ(1 + αβ) = 6
-PLACES = {"all directions": (1.0, 1.0), "flat only": (0.0, 1.0), "sharp only": (1.0, 0.0)}  # β₁ and β₂ over β
-_SHARE = 0.08  # of the undamped stability limit: the common learning rate
-_OWN_SHARE = 0.7  # of each rule's own limit
-_SETTLING = 600  # steps after which a run must have settled
-# Name ↦ (χ, β₁ over β, β₂ over β): LITE-L and LITE-H are the paper's ablations.
+CHI, BETA = 4.0, 5.0  # settings of the ablation: χ(1 + αβ) = 6
+PLACES = {"all directions": (1.0, 1.0), "flat only": (0.0, 1.0), "sharp only": (1.0, 0.0)}  # β₁ and β₂ relative to β
+_SHARE = 0.08  # common learning rate relative to the undamped stability limit
+_OWN_SHARE = 0.7  # learning rate relative to each rule's own limit
+_SETTLING = 600  # steps after which a run must have converged
+# Name ↦ (χ, β₁ relative to β, β₂ relative to β); LITE-L and LITE-H are the paper's ablations.
 _ABLATION = {
     "base": (1.0, 0.0, 0.0),
     "χ only (LITE-L)": (CHI, 0.0, 0.0),
@@ -39,13 +39,13 @@ _ABLATION = {
 
 @dataclass(frozen=True)
 class DampingSweep:
-    """β in one place.
+    """Sweep of β in one place.
 
     Args:
-        place: Of :data:`PLACES`.
-        stable: Largest stable learning rate over β, shape ``(b,)``; infinite above the search.
+        place: A key of :data:`PLACES`.
+        stable: Largest stable learning rate for each β, shape ``(b,)``; infinite beyond the search range.
         predicted: Claim C6 with the largest curvature on the river, shape ``(b,)``.
-        height: Median height after the fixed steps at the common learning rate, shape ``(b,)``.
+        height: Median height after the fixed number of steps at the common learning rate, shape ``(b,)``.
     """
 
     place: str
@@ -56,14 +56,14 @@ class DampingSweep:
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A rule of the ablation.
+    """Results for one rule of the ablation.
 
     Args:
-        rule: Name.
+        rule: Name of the rule.
         speedup: χ(1 + αβ₂) of flat modes at equal learning rate, claim C5.
         stable: Largest stable learning rate.
         heights: Median height over steps at the common learning rate, shape ``(steps + 1,)``.
-        own_height: Final median height at 0.7 of its own limit.
+        own_height: Final median height at 0.7 of the rule's own limit.
     """
 
     rule: str
@@ -75,14 +75,14 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class DampingStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Fixed number of steps.
         eta: Common learning rate.
-        beta: Shape ``(b,)``.
-        sweeps: A sweep a place.
-        ablation: Rules.
+        beta: Values of β, shape ``(b,)``.
+        sweeps: One sweep per place.
+        ablation: One row per rule.
     """
 
     steps: int
@@ -93,7 +93,7 @@ class DampingStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """What β does where."""
+        """The effect of β in each place."""
         sweeps = {sweep.place: sweep for sweep in self.sweeps}
         everywhere = sweeps["all directions"]
         error = float(np.abs(everywhere.stable / everywhere.predicted - 1).max())
@@ -111,7 +111,7 @@ class DampingStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a rule of the ablation."""
+        """One row per rule of the ablation."""
         return [
             {
                 "rule": row.rule,
@@ -132,8 +132,8 @@ def damping_study(*, quick: bool = False, seed: int = 0) -> DampingStudy:
     """Sweep β in each place; run the ablation.
 
     Args:
-        quick: Fewer starts, β and learning rates.
-        seed: Of the starts.
+        quick: Whether to use fewer starts, β and learning rates.
+        seed: Seed of the starts.
     """
     valley, steps = curved_valley(), 150
     starts = upstream_starts(valley, 3 if quick else 16, seed)

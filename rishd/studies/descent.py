@@ -1,4 +1,4 @@
-"""Ensembles of the update rule on river valleys, as the studies run them."""
+"""Ensembles of update rules on river valleys for the studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from discretizations.update_rule import UpdateState, lite_step
 from riemannian_ode.flow import Array, Projector
 from toy_landscapes import Landscape, RiverValley
 
-FAR = 1e8  # where runs that blew up are kept: finite, and high
+FAR = 1e8  # position of diverged runs: finite, but high
 Mask: TypeAlias = Callable[[int, Array], Projector]  # (step, w) ↦ (x ↦ Qx)
 
 
@@ -27,17 +27,17 @@ def curved_valley(*, frequency: float = 0.7, floor: float = 0.05) -> RiverValley
 
 
 def graded_valley() -> RiverValley:
-    """A valley with walls of several curvatures, so that a mask can be wrong by degrees."""
+    """A valley with walls of several curvatures, so that a mask can be partly wrong."""
     return RiverValley(
         [8.0, 2.0, 0.5], floor_curvatures=[0.05], floor_width=2.0, amplitudes=[0.8, 0.4, 0.2], frequency=0.7
     )
 
 
 def upstream_starts(valley: RiverValley, count: int, seed: int) -> np.ndarray:
-    """Random points upstream, off the floor, shape ``(count, p)``.
+    """Random start points upstream and off the floor, shape ``(count, p)``.
 
     Args:
-        valley: With one floor coordinate.
+        valley: A valley with one floor coordinate.
         count: Number of starts.
         seed: Random seed.
     """
@@ -60,10 +60,10 @@ class Coefficients:
     Args:
         eta: η, or step ↦ η.
         alpha: α.
-        beta_sharp: β₁, theory's units.
+        beta_sharp: β₁ in the theory's units.
         beta_flat: β₂.
         chi: χ.
-        mask: Flat projector at a step and point; ``None`` is the base method with β₁.
+        mask: Flat projector by step and point; ``None`` is the base method with β₁.
         decay: λ of decoupled weight decay.
     """
 
@@ -107,7 +107,7 @@ def descend(
     gradient: Callable[[int, np.ndarray], np.ndarray] | None = None,
     height: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """f along runs from every member, shape ``(steps + 1, *ensemble)``; runs that blow up stay finite and high.
+    """f along runs from every member, shape ``(steps + 1, *ensemble)``; diverging runs stay finite but high.
 
     Args:
         landscape: f.
@@ -115,7 +115,7 @@ def descend(
         rule: Update rule.
         steps: Number of steps.
         gradient: (step, w) ↦ g; the landscape's by default.
-        height: w ↦ what is recorded; f by default.
+        height: w ↦ recorded value; f by default.
     """
     record = height or landscape.value
     state, heights = UpdateState(w, np.zeros_like(w)), [record(w)]
@@ -128,12 +128,12 @@ def descend(
 
 
 def largest_settled(heights: np.ndarray, ladder: np.ndarray, *, part: float = 1.0) -> float:
-    """Largest learning rate of an ascending ladder up to which all runs settle: 0 if none, infinite if all do.
+    """Largest learning rate of an ascending ladder up to which all runs converge; 0 if none do, infinite if all do.
 
     Args:
         heights: f along runs, shape ``(steps + 1, starts, rates)``.
         ladder: Learning rates, shape ``(rates,)``.
-        part: A run settles if its last fifth stays below this part of its height at the start.
+        part: A run has converged if its last fifth stays below this fraction of its height at the start.
     """
     settled = (heights[-len(heights) // 5 :].max(0) < part * heights[0]).all(0)
     count = len(settled) if settled.all() else int(np.argmin(settled))

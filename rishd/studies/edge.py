@@ -1,9 +1,9 @@
-"""The edge study: does LITE want a larger learning rate than Muon because of the edge of stability (claim C21)?
+"""The edge study: does LITE need a larger learning rate than Muon because of the edge of stability (claim C21)?
 
-A tiny transformer is trained full batch by :class:`lite.Muon` and :class:`lite.MuonLITE` over a ladder of learning
-rates. On the way its generalised sharpness is measured in the metric of the optimizer's next step
-(:mod:`rishd.probing.edge_sharpness`). LITE's is that of its flat block: its sharp block has β₁ < 0, and with that no
-oscillation of period 2.
+A tiny transformer is trained with full batches by :class:`lite.Muon` and :class:`lite.MuonLITE` over a ladder of
+learning rates. Meanwhile its generalised sharpness is measured in the metric of the optimizer's next step
+(:mod:`rishd.probing.edge_sharpness`). For LITE it is that of the flat block, since the sharp block has β₁ < 0 and thus
+no oscillation of period 2.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ METHODS = ("Muon", "MuonLITE")
 EDGE = 2.0
 _CHI, _BETA_SHARP, _BETA_FLAT, _SHARP_FRACTION = 2.0, -0.25, 1.0, 0.1  # as published
 _RECORDS = (2.0, 2.8)  # MuonLITE's best rate over Muon's with 65 536 and 16 384 tokens, docs/results/evidence.md
-_MEASURED = (0.5, 0.65, 0.8, 0.95)  # of the steps: when the sharpness is measured
-_LAST = 0.1  # of the steps: over them losses and cosines are averaged
-_CLOSE = 1.1  # times the lowest loss: as good
+_MEASURED = (0.5, 0.65, 0.8, 0.95)  # fractions of the run at which the sharpness is measured
+_LAST = 0.1  # final fraction of the run over which losses and cosines are averaged
+_CLOSE = 1.1  # losses up to this factor of the lowest count as equally good
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class EdgeRow:
 
     Args:
         method: Of :data:`METHODS`.
-        lr: Peak of a cosine schedule that ends at a tenth.
-        loss: Mean over the last steps.
-        sharpness: ηS in the method's own metric, of the flat block for LITE; median over the measured steps.
-        muon_sharpness: In Muon's metric at the same points and rates.
+        lr: Peak of a cosine schedule that ends at a tenth of it.
+        loss: Mean loss over the last steps.
+        sharpness: ηS in the method's own metric (for LITE in the flat block); median over the measured steps.
+        muon_sharpness: ηS in Muon's metric at the same points and rates.
         cosine: Mean cosine between gradients of successive steps; −1 is an oscillation of period 2.
     """
 
@@ -57,12 +57,12 @@ class EdgeRow:
 
 @dataclass(frozen=True)
 class EdgeStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Number of steps.
-        start: Loss at the start.
-        rows: A row a method and learning rate.
+        start: Initial loss.
+        rows: One row per method and learning rate.
     """
 
     steps: int
@@ -79,12 +79,12 @@ class EdgeStudy(Record):
 
     @property
     def edge_ratio(self) -> float:
-        """LITE's learning rate at the edge over Muon's at the same point: median over the points of LITE's runs."""
+        """Ratio of LITE's to Muon's learning rate at the edge at the same point; median over LITE's runs' points."""
         return float(np.median([row.muon_sharpness / row.sharpness for row in self.of("MuonLITE")]))
 
     @property
     def conclusion(self) -> str:
-        """Whether the edge makes LITE want a larger learning rate."""
+        """Whether the edge explains LITE's larger learning rate."""
         muon, lite = (self.best(method) for method in METHODS)
         ratio = lite.lr / muon.lr
         verdict = "Yes" if min(ratio, self.edge_ratio) >= _RECORDS[0] else "No"
@@ -114,7 +114,7 @@ class EdgeStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a method and learning rate."""
+        """One row per method and learning rate."""
         return [
             {
                 "method": row.method,
@@ -132,8 +132,8 @@ def edge_study(*, quick: bool = False, seed: int = 0) -> EdgeStudy:
     """Train over the ladder of learning rates.
 
     Args:
-        quick: Fewer rates and steps.
-        seed: Of corpus and start.
+        quick: Whether to use fewer rates and steps.
+        seed: Seed of corpus and start.
     """
     chain = np.random.default_rng(seed).dirichlet(np.full(8, 0.3), size=8) + 0.01
     model = BigramModel(chain / chain.sum(1, keepdims=True))
@@ -149,7 +149,7 @@ def _row(network: TinyTransformer, start: Tensor, method: str, lr: float, steps:
     model = copy.deepcopy(network.module)
     nn.utils.vector_to_parameters(start.clone(), model.parameters())
     for p in model.parameters():
-        p.requires_grad_(p.ndim == 2)  # the next matrix can do what a norm's gains do
+        p.requires_grad_(p.ndim == 2)  # the next matrix can absorb a norm's gains
     matrices = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(method, matrices, lr)
     measured = {round(share * steps) for share in _MEASURED}
@@ -201,10 +201,10 @@ def _optimizer(method: str, matrices: list[nn.Parameter], lr: float) -> MuonLITE
 
 
 def edge_figure(study: EdgeStudy) -> Figure:
-    """Loss, generalised sharpness and the cosine of successive gradients over the learning rate.
+    """Plot loss, generalised sharpness and the cosine of successive gradients against the learning rate.
 
     Args:
-        study: Of :func:`edge_study`.
+        study: Result of :func:`edge_study`.
     """
     figure = Figure(figsize=(14.0, 4.2), layout="constrained")
     losses, sharpness, cosines = figure.subplots(1, 3)
@@ -232,6 +232,6 @@ def edge_figure(study: EdgeStudy) -> Figure:
 
 @STUDIES.register(place=120)
 def edge(quick: bool, seed: int) -> StudyResult:
-    """Whether LITE wants a larger learning rate than Muon because of the edge of stability: transformer, full batch."""
+    """Whether the edge of stability explains LITE's larger learning rate than Muon's (transformer, full batch)."""
     study = edge_study(quick=quick, seed=seed)
     return StudyResult(study.as_dict(), study.table(), {"edge": lambda: edge_figure(study)}, study.conclusion)

@@ -11,15 +11,15 @@ from riemannian_ode import RISHD, StateDependentMetric, energy_identity_residual
 from riemannian_ode.integrators.adaptive import DOP853
 from toy_landscapes import Quadratic
 
-_SPAN, _SAVES = 20.0, 1000  # units of time; save points
+_SPAN, _SAVES = 20.0, 1000  # span in units of time; number of save points
 
 
 @dataclass(frozen=True)
 class EnergyStudy:
-    """Energies and what the identity leaves over, along time.
+    """Energies and residuals of the energy identity over time.
 
     Args:
-        times: Shape ``(saves,)``.
+        times: Save times, shape ``(saves,)``.
         energy: E(t) with R kept, shape ``(saves,)``.
         residual_with: ‖E(t) − E(0) + ∫−Ė‖ with R kept, shape ``(saves,)``.
         residual_without: The same with R dropped.
@@ -32,7 +32,7 @@ class EnergyStudy:
 
 
 def energy_study() -> EnergyStudy:
-    """Integrate both flows by DOP853 from the same point."""
+    """Integrate the flows with and without R by DOP853 from the same point."""
     import torch
 
     def metric(w: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The flows that integrators are compared on."""
+"""The test problems of the integrator study."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from riemannian_ode.integrators import StepLimitError
 from toy_landscapes import Landscape, Quadratic, RiverValley
 
 ALPHA, ETA, _BETA = 0.5, 0.3, 0.2
-_MEMBERS = 4  # random starts of each problem
-WORK_LIMIT = 10_000  # gradient evaluations of a run: beyond what any scheme needs here, and at most a minute
+_MEMBERS = 4  # random starts per problem
+WORK_LIMIT = 10_000  # gradient evaluations per run: more than any scheme needs here, and at most a minute
 
 
 def stopped_text(limit: int) -> str:
-    """Status of a run that was stopped.
+    """Status text of a stopped run.
 
     Args:
-        limit: Gradient evaluations.
+        limit: Number of gradient evaluations.
     """
     return f"work limit: stopped after {limit} gradient evaluations"
 
 
 class CountedLandscape(Landscape):
-    """A landscape that counts its gradients and Hessian-vector products (one for a whole ensemble), up to a limit.
+    """A landscape that counts gradients and Hessian-vector products (one per whole ensemble), up to a limit.
 
     Args:
         inner: The landscape.
-        limit: Most evaluations.
+        limit: Largest number of evaluations.
 
     Raises:
         StepLimitError: (in ``gradient`` and ``hvp``) beyond the limit; ``simulate`` then ends with status
@@ -68,11 +68,11 @@ class Problem:
     """One flow of the study.
 
     Args:
-        name: For tables.
+        name: Name in tables.
         landscape: f.
         metric: F.
         beta: β; 0 for the state-dependent metric, so that every structured scheme applies.
-        span: Units of time.
+        span: Length in units of time.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Problem:
     span: float
 
     def system(self, landscape: Landscape, eta: Coefficient = ETA) -> RISHD:
-        """The flow, on a landscape that may count."""
+        """The flow on the given (counting) landscape."""
         return RISHD.from_optimizer(landscape, self.metric, alpha=ALPHA, eta=eta, beta=self.beta)
 
     def starts(self, seed: int) -> np.ndarray:

@@ -17,11 +17,11 @@ from rishd.studies.optimizer_steps import OptimizerSteps, optimizer_steps
 from rishd.studies.stable_steps import CURVATURES, StableStep, stable_step
 
 _STEP_COUNTS = (8, 16, 32, 64, 128, 256)
-_IMPLICIT_STEP_COUNTS = (8, 16, 32, 64)  # each step costs a Newton solve
-_DIGITS = (3, 5, 7, 9, 11)  # of an adaptive scheme's relative tolerance
+_IMPLICIT_STEP_COUNTS = (8, 16, 32, 64)  # each step needs a Newton solve
+_DIGITS = (3, 5, 7, 9, 11)  # values of an adaptive scheme's relative tolerance
 _IMPLICIT_DIGITS = (3, 5, 7, 9)
-_BETAS = (0.0, 0.5, 2.0)  # of the stable steps
-_QUICK = 3  # settings of a scheme, and curvatures, of a quick study
+_BETAS = (0.0, 0.5, 2.0)  # curvatures for the stable steps
+_QUICK = 3  # number of settings per scheme, and of curvatures, in a quick study
 QUICK_TEXT = (
     f"--quick left out: the state-dependent metric, all but the {_QUICK} coarsest settings of each scheme, and all but "
     f"{_QUICK} curvatures of the stable steps."
@@ -33,14 +33,14 @@ class Run:
     """One simulation of the study.
 
     Args:
-        problem: Name.
+        problem: Name of the problem.
         scheme: Name of the integrator.
-        h: Step, or output spacing of an adaptive scheme.
+        h: Step size, or output spacing of an adaptive scheme.
         gradients: Gradient evaluations of the ensemble.
         seconds: Wall-clock time.
-        error: Largest error of position at the end, over the largest position, against DOP853 at 1e−13.
-        drift: Largest residual of the energy identity along the run; NaN where it is not measured.
-        status: Of the trajectory, or why the scheme does not apply.
+        error: Largest final position error relative to the largest position, against DOP853 at 1e−13.
+        drift: Largest residual of the energy identity along the run; NaN if not measured.
+        status: Status of the trajectory, or why the scheme does not apply.
     """
 
     problem: str
@@ -55,12 +55,12 @@ class Run:
 
 @dataclass(frozen=True)
 class IntegratorStudy:
-    """All of it.
+    """Results of the study.
 
     Args:
-        runs: Work and precision, a row per problem, scheme and step.
-        stable_steps: A row per scheme, curvature and damping.
-        optimizer_steps: Steps of h = 1, a row per problem and scheme.
+        runs: Work and precision, one row per problem, scheme and step size.
+        stable_steps: One row per scheme, curvature and damping.
+        optimizer_steps: Steps of h = 1, one row per problem and scheme.
     """
 
     runs: tuple[Run, ...]
@@ -75,7 +75,7 @@ class IntegratorStudy:
         return list(dict.fromkeys(f"{row.scheme} on {row.problem}" for row in stopped))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not finite becomes ``None``."""
+        """Plain data for JSON; non-finite numbers become ``None``."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
@@ -94,16 +94,16 @@ def integrator_study(
     quick: bool = False,
     progress: Callable[[str, int, int], None],
 ) -> IntegratorStudy:
-    """Run the study; a scheme that needs too many gradients is stopped, and says so in its rows.
+    """Run the study; a scheme that needs too many gradients is stopped, which its rows show.
 
     Args:
         schemes: Names of integrators; all by default.
-        seed: Of the random starts.
-        quick: Less of it, see :data:`QUICK_TEXT`.
+        seed: Seed of the random starts.
+        quick: Whether to run a part of it, see :data:`QUICK_TEXT`.
         progress: Called with (what, done, total).
 
     Raises:
-        ValueError: for an unknown integrator, listing those that exist.
+        ValueError: for an unknown integrator, listing the known ones.
     """
     names = list(INTEGRATORS) if not schemes else list(schemes)
     for name in names:
@@ -139,7 +139,7 @@ def integrator_study(
 
 
 def _runs(problem: Problem, name: str, w0: np.ndarray, exact: np.ndarray, *, most: int | None = None) -> Iterator[Run]:
-    """Runs at ever finer settings, at most so many, up to one that reaches the limit of work."""
+    """Runs at increasingly fine settings, up to a given number or until a run reaches the work limit."""
     adaptive = INTEGRATORS[name].adaptive
     implicit = INTEGRATORS[name].implicit
     counts, digits = (_IMPLICIT_STEP_COUNTS, _IMPLICIT_DIGITS) if implicit else (_STEP_COUNTS, _DIGITS)
@@ -156,17 +156,17 @@ def _runs(problem: Problem, name: str, w0: np.ndarray, exact: np.ndarray, *, mos
                 h=h,
                 steps=steps,
                 integrator=scheme,
-                check_functions=False,  # the scheme's own calls are counted
+                check_functions=False,  # only the scheme's calls are counted
                 progress=False,
             )
-        except ValueError as refusal:  # the scheme says itself what it is not for
+        except ValueError as refusal:  # the scheme itself says where it does not apply
             yield Run(problem.name, name, h, 0, 0.0, float("nan"), float("nan"), f"not applicable: {refusal}")
             return
         seconds, gradients = time.perf_counter() - start, counted.gradients
         error, drift = float("nan"), float("nan")
         if flow.ok:
             error = float(np.abs(flow.w[-1] - exact).max() / np.abs(exact).max())
-            if len(flow.times) >= 64:  # below that the quadrature's error would be measured, not the scheme's
+            if len(flow.times) >= 64:  # otherwise the quadrature's error would dominate
                 drift = float(energy_identity_residual(problem.system(problem.landscape), flow).residual.max())
         stopped = flow.status == "step-limit"
         yield Run(

@@ -18,7 +18,7 @@ from toy_landscapes import (
     StraightValley,
 )
 
-_POINTS = 241  # a side of the grid, and along a curve: smooth at the size of a column of text
+_POINTS = 241  # points per grid side and per curve: smooth at the width of a text column
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class LandscapeMap:
     """A landscape over a rectangle.
 
     Args:
-        title: What it is.
+        title: Title.
         labels: Names of the two coordinates.
         x: First coordinate, shape ``(columns,)``.
         y: Second coordinate, shape ``(rows,)``.
         height: f above its infimum, shape ``(rows, columns)``.
-        curves: Label to points of a curve, shape ``(points, 2)``; NaN where it is interrupted.
+        curves: Label to points of a curve, shape ``(points, 2)``; NaN at gaps.
         minima: Global minima, shape ``(k, 2)``.
-        saddles: Shape ``(k, 2)``.
+        saddles: Saddles, shape ``(k, 2)``.
     """
 
     title: str
@@ -47,7 +47,7 @@ class LandscapeMap:
 
 
 def landscape_maps() -> tuple[LandscapeMap, ...]:
-    """The six maps of the guide."""
+    """The six maps of the landscapes guide."""
     return (_saddle(), _straight(), _meander(), _hyperbola(), _factorization(), _bigrams())
 
 

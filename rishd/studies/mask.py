@@ -1,6 +1,6 @@
-r"""The mask study: how soft, how stale and how wrong the sharp/flat mask may be, on a curved river valley.
+r"""The mask study: how soft, stale or wrong the sharp/flat mask may be on a curved river valley.
 
-Along Hessian eigenvectors with eigenvalues λ the soft mask has weights
+Along Hessian eigenvectors with eigenvalue λ, the soft mask has weights
 :math:`q(\lambda) = [1 + (\lambda/\tau)^{1/s}]^{-1}` (1 for λ ≤ 0): s → 0 is the hard mask at the threshold τ.
 """
 
@@ -29,18 +29,19 @@ from toy_landscapes import RiverValley
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0
 _THRESHOLD = 0.16  # τ: the geometric mean of the floor's curvature and the flattest wall's
-_SHARE = 0.15  # of the base method's stability limit: the common learning rate
+_SHARE = 0.15  # common learning rate relative to the base method's stability limit
 
 
 @dataclass(frozen=True)
 class MaskSweep:
-    """One fault of the mask over its size.
+    """Sweep of one fault of the mask over its size.
 
     Args:
-        fault: What is swept: softness, cadence or error rate.
-        sizes: Shape ``(k,)``: s; steps between refreshes (∞ never); probability that a step swaps sharp and flat.
+        fault: The fault: Softness, cadence or error rate.
+        sizes: Sizes, shape ``(k,)``: s; steps between refreshes (∞ for never); probability that a step swaps sharp and
+            flat.
         height: Median over starts of f after the fixed number of steps at the common learning rate, shape ``(k,)``.
-        stable: Largest stable learning rate over the base method's, shape ``(k,)``; infinite above the search.
+        stable: Largest stable learning rate over the base method's, shape ``(k,)``; infinite beyond the search range.
     """
 
     fault: str
@@ -51,16 +52,16 @@ class MaskSweep:
 
 @dataclass(frozen=True)
 class MaskStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Number of steps.
         eta: Common learning rate.
-        base_height: Height of the base method there.
+        base_height: Height of the base method at that rate.
         base_stable: Largest stable learning rate of the base method.
         chi: χ.
         beta_flat: β₂.
-        sweeps: A sweep a fault.
+        sweeps: One sweep per fault.
     """
 
     steps: int
@@ -72,20 +73,20 @@ class MaskStudy(Record):
     sweeps: tuple[MaskSweep, ...]
 
     def tolerated(self, sweep: MaskSweep, quantity: Callable[[MaskSweep], np.ndarray], bound: float) -> float | None:
-        """Largest size up to which a quantity stays at or above a bound; ``None`` if not even at the smallest."""
+        """Largest size up to which a quantity stays at or above a bound; ``None`` if it never is."""
         good = quantity(sweep) >= bound
         count = len(good) if good.all() else int(np.argmin(good))
         return float(sweep.sizes[count - 1]) if count else None
 
     def gain(self, sweep: MaskSweep) -> np.ndarray:
-        """Base method's height over that with this mask, in units of the right mask's: 1 is no loss, shape ``(k,)``."""
+        """Gain in height over the base method, relative to the exact mask's gain; 1 is no loss, shape ``(k,)``."""
         right = np.log(self.base_height / self.sweeps[0].height[0])
         gained: np.ndarray = np.log(self.base_height / sweep.height) / right
         return gained
 
     @property
     def conclusion(self) -> str:
-        """What the mask may be without losing half of the gain or of the learning rate."""
+        """The faults that keep half of the gain or of the learning rate."""
         exact = self.sweeps[0]
         keeps = ", ".join(f"{x.fault} {_size(self.tolerated(x, self.gain, 0.5))}" for x in self.sweeps)
         half = 0.5 * float(exact.stable[0])
@@ -98,7 +99,7 @@ class MaskStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a fault and size."""
+        """One row per fault and size."""
         return [
             {
                 "fault": sweep.fault,
@@ -122,8 +123,8 @@ def mask_study(*, quick: bool = False, seed: int = 0) -> MaskStudy:
     """Sweep the three faults.
 
     Args:
-        quick: Fewer starts, sizes and learning rates.
-        seed: Of the starts and the errors.
+        quick: Whether to use fewer starts, sizes and learning rates.
+        seed: Seed of the starts and the errors.
     """
     valley, steps = graded_valley(), 120
     starts = upstream_starts(valley, 2 if quick else 12, seed)
@@ -165,16 +166,16 @@ def faulty_mask(valley: RiverValley, fault: str, size: np.ndarray, *, seed: int)
 
     Args:
         valley: The landscape.
-        fault: softness, cadence or error rate.
+        fault: Softness, cadence or error rate.
         size: Its size, broadcasts against the ensemble.
-        seed: Of the errors, which are drawn for every member and step.
+        seed: Seed of the errors, which are drawn for every member and step.
     """
     rng = np.random.default_rng(seed)
     held: dict[str, Any] = {}
 
     def mask(k: int, w: Array) -> Projector:
         stale = fault == "cadence" and "vectors" in held
-        if stale:  # members whose turn it is get the new eigenvectors
+        if stale:  # members due for a refresh get the new eigenvectors
             due = np.broadcast_to(k % np.where(np.isinf(size), k + 1, size) == 0, w.shape[:-1])
             if not due.any():
                 return _weighted(held["vectors"], held["weights"])

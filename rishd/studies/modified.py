@@ -1,4 +1,4 @@
-"""The modified study: what the step h = 1 of optimizers adds to the flow (claim C22), for LITE on a small network."""
+"""The modified study: what the optimizers' step h = 1 adds to the flow (claim C22), for LITE on a small network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rishd.study import STUDIES, StudyResult
 from toy_landscapes import TwoLayerNetwork
 
 ALPHA = 0.05
-_CHI, _BETA_FLAT = 4.0, 20.0  # of LITE, theory's units
-_SHARE = 0.15  # of the stable limit of the sharpest direction, or of the sharpest flat one: η
-_SHARP_SHARE = 0.1  # of the directions
-# Name ↦ (χ, β₁, β₂), theory's units.
+_CHI, _BETA_FLAT = 4.0, 20.0  # LITE's settings, in the theory's units
+_SHARE = 0.15  # η relative to the stability limit of the sharpest direction, or of the sharpest flat direction
+_SHARP_SHARE = 0.1  # sharp fraction of the directions
+# Name ↦ (χ, β₁, β₂), in the theory's units.
 METHODS = {
     "heavy ball": (1.0, 0.0, 0.0),
     "Nesterov": (1.0, 1.0 / (1.0 - ALPHA), 1.0 / (1.0 - ALPHA)),
@@ -38,9 +38,9 @@ class ModeRates:
     Args:
         beta: β.
         kappa: κ up to the stability limit, shape ``(k,)``.
-        rule: Of the update rule.
-        flow: Of the flow.
-        penalised: Of the flow with α(1 + α/2), gain 1 + α/2 and κ(1 + βκ/2).
+        rule: Rates of the update rule.
+        flow: Rates of the flow.
+        penalised: Rates of the flow with α(1 + α/2), gain 1 + α/2 and κ(1 + βκ/2).
     """
 
     beta: float
@@ -57,10 +57,10 @@ class MethodRow:
     Args:
         method: Of :data:`METHODS`.
         eta: Learning rate.
-        gaps: Flow of :data:`_FLOWS` ↦ its distance from the update rule at every step, over the length of the update
-            rule's path, shape ``(steps + 1,)``.
-        penalty: (η/4)gᵀABg over f, largest along the path of the update rule.
-        flat_share: Share of the flat directions in the penalty, at the same step.
+        gaps: Flow of :data:`_FLOWS` ↦ its distance from the update rule at every step, relative to the length of the
+            update rule's path, shape ``(steps + 1,)``.
+        penalty: Largest (η/4)gᵀABg over f along the path of the update rule.
+        flat_share: Share of flat directions in the penalty at the same step.
     """
 
     method: str
@@ -77,12 +77,12 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class ModifiedStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         alpha: α.
-        modes: A row a β.
-        rows: A row a method.
+        modes: One row per β.
+        rows: One row per method.
     """
 
     alpha: float
@@ -91,7 +91,7 @@ class ModifiedStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """What h = 1 adds."""
+        """What the step h = 1 adds."""
         own, shifted, penalised = _FLOWS
         parts = "; ".join(
             f"{row.method} {100 * row.distances[own]:.2g}% from the flow, {100 * row.distances[shifted]:.2g}% once "
@@ -109,7 +109,7 @@ class ModifiedStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a method."""
+        """One row per method."""
         return [
             {
                 "method": row.method,
@@ -123,11 +123,11 @@ class ModifiedStudy(Record):
 
 
 def modified_study(*, quick: bool = False, seed: int = 0) -> ModifiedStudy:
-    """Compare the update rule with the flow, its shift and the penalised flow.
+    """Compare the update rule with the flow, the shifted flow and the penalised flow.
 
     Args:
-        quick: Fewer steps and κ.
-        seed: Of the network and its start.
+        quick: Whether to use fewer steps and κ.
+        seed: Seed of the network and its start.
     """
     betas = (0.0, 1.0 / (1.0 - ALPHA), _BETA_FLAT)
     modes = tuple(_mode_rates(beta, 60 if quick else 300) for beta in betas)
@@ -140,7 +140,7 @@ def modified_study(*, quick: bool = False, seed: int = 0) -> ModifiedStudy:
 def _mode_rates(beta: float, count: int) -> ModeRates:
     kappa = np.geomspace(1e-3, 0.999, count) * float(stable_limit(ALPHA, beta))
     grow = 1.0 + 0.5 * ALPHA
-    # Gain c and β are gain 1 and β/c at κc: units of β.
+    # Gain c and β equal gain 1 and β/c at κc (units of β).
     stiff = kappa * (1.0 + 0.5 * beta * kappa) * grow
     return ModeRates(
         beta,
@@ -199,10 +199,10 @@ def _flat_share(rule: ConstantRule, sharp: np.ndarray, g: np.ndarray) -> float:
 
 
 def modified_figure(study: ModifiedStudy) -> Figure:
-    """Rates of modes on top, distances on the network below.
+    """Plot rates of modes on top and distances on the network below.
 
     Args:
-        study: Of :func:`modified_study`.
+        study: Result of :func:`modified_study`.
     """
     figure = Figure(figsize=(12.0, 7.2), layout="constrained")
     upper, lower = figure.subplots(2, len(study.rows))
@@ -232,6 +232,6 @@ def modified_figure(study: ModifiedStudy) -> Figure:
 
 @STUDIES.register(place=110)
 def modified(quick: bool, seed: int) -> StudyResult:
-    """What the step h = 1 of optimizers adds to the flow: a shift, some damping, a penalty on the gradient."""
+    """What the optimizers' step h = 1 adds to the flow: a shift, some damping, a penalty on the gradient."""
     study = modified_study(quick=quick, seed=seed)
     return StudyResult(study.as_dict(), study.table(), {"modified": lambda: modified_figure(study)}, study.conclusion)

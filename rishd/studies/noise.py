@@ -1,7 +1,7 @@
-r"""The noise study: LITE's gain over the base method under gradient noise, learning rate constant and annealed.
+r"""The noise study: LITE's gain over the base method under gradient noise, with constant and annealed learning rates.
 
-On the curved valley, noise of standard deviation σ per coordinate stands for batches of :math:`1/\sigma^2` samples
-whose gradients have variance 1. On a linear regression the noise is that of real mini-batches.
+On the curved valley, noise with standard deviation σ per coordinate represents batches of :math:`1/\sigma^2` samples
+whose gradients have variance 1. On a linear regression the noise comes from real mini-batches.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from toy_landscapes import GaussianNoise, Landscape, LinearRegression, MiniBatch
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0
 SCHEDULES = ("constant", "annealed")
-_TAIL = 0.05  # of the steps: over them the final height is averaged
-_SAMPLES, _INPUT_SPECTRUM = 64, (8.0, 4.0, 0.02, 0.01, 0.005)  # of the regression: two sharp directions, three flat
-_SHARE = 0.1  # of the stability limit: the learning rate of the comparison at equal η
+_TAIL = 0.05  # final fraction of the steps over which the height is averaged
+_SAMPLES, _INPUT_SPECTRUM = 64, (8.0, 4.0, 0.02, 0.01, 0.005)  # of the regression: two sharp and three flat directions
+_SHARE = 0.1  # learning rate of the comparison at equal η, relative to the stability limit
 
 
 @dataclass(frozen=True)
 class NoiseSweep:
-    """One schedule over σ.
+    """Results of one schedule for each σ.
 
     Args:
-        schedule: Of :data:`SCHEDULES`.
+        schedule: A key of :data:`SCHEDULES`.
         base: Mean final height of the base method at its best learning rate, shape ``(k,)``.
-        lite: LITE's, at its own best, shape ``(k,)``.
+        lite: LITE's at its own best learning rate, shape ``(k,)``.
         base_eta: Best learning rates of the base method, shape ``(k,)``.
-        lite_eta: LITE's.
+        lite_eta: LITE's best learning rates.
         equal_base: Mean final height of the base method at the common learning rate, shape ``(k,)``.
-        equal_lite: LITE's there.
+        equal_lite: LITE's height at the common learning rate.
     """
 
     schedule: str
@@ -62,19 +62,19 @@ class NoiseSweep:
 
     @property
     def equal_gain(self) -> np.ndarray:
-        """The same at the common learning rate."""
+        """Base method's height over LITE's at the common learning rate."""
         ratio: np.ndarray = self.equal_base / self.equal_lite
         return ratio
 
 
 @dataclass(frozen=True)
 class BatchSweep:
-    """One schedule over the batch size, on a linear regression.
+    """Results of one schedule for each batch size, on a linear regression.
 
     Args:
-        schedule: Of :data:`SCHEDULES`.
+        schedule: A key of :data:`SCHEDULES`.
         base: Mean final height of the base method at its best learning rate, shape ``(k,)``.
-        lite: LITE's, at its own best, shape ``(k,)``.
+        lite: LITE's at its own best learning rate, shape ``(k,)``.
     """
 
     schedule: str
@@ -90,7 +90,7 @@ class BatchSweep:
 
 @dataclass(frozen=True)
 class NoiseStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Number of steps.
@@ -98,9 +98,9 @@ class NoiseStudy(Record):
         sigma: σ, shape ``(k,)``.
         floor_ratio: Base method's stationary height over LITE's at the common learning rate: claim C10's covariance at
             the bottom of the valley, where it is a quadratic.
-        sweeps: One a schedule.
+        sweeps: One per schedule.
         batches: Batch sizes of the regression, shape ``(k,)``.
-        batch_sweeps: One a schedule.
+        batch_sweeps: One per schedule.
     """
 
     steps: int
@@ -136,7 +136,7 @@ class NoiseStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a schedule and σ."""
+        """One row per schedule and σ."""
         return [
             {
                 "schedule": sweep.schedule,
@@ -153,13 +153,13 @@ class NoiseStudy(Record):
 
 
 def noise_study(*, quick: bool = False, seed: int = 0) -> NoiseStudy:
-    """Both methods under growing noise, with learning rates tuned and equal.
+    """Run both methods under growing noise, with tuned and with equal learning rates.
 
     Args:
-        quick: Fewer starts, learning rates and σ.
-        seed: Of starts and noise.
+        quick: Whether to use fewer starts, learning rates and σ.
+        seed: Seed of starts and noise.
     """
-    # So flat a floor that the base method is still on its way at the largest stable learning rate: sharpness binds.
+    # The floor is so flat that the base method has not converged even at the largest stable learning rate.
     valley, steps = curved_valley(floor=0.005), 300
     starts = upstream_starts(valley, 8 if quick else 64, seed)
     limit = float(stable_limit(ALPHA, 0.0)) / sharpest_curvature(valley)
@@ -196,7 +196,7 @@ def noise_study(*, quick: bool = False, seed: int = 0) -> NoiseStudy:
 
 
 def _batch_sweeps(batches: np.ndarray, *, members: int, rates: int, steps: int, seed: int) -> tuple[BatchSweep, ...]:
-    """Both methods on a linear regression with mini-batches, each at its best learning rate."""
+    """Run both methods on a linear regression with mini-batches, each at its best learning rate."""
     regression = LinearRegression.synthetic(
         [1.0], _INPUT_SPECTRUM, samples=_SAMPLES, noise=0.3, seed=seed, sharp_rank=2
     )
@@ -223,7 +223,7 @@ def stationary_height(curvature: float, eta: float, alpha: float, beta: float) -
 
     Args:
         curvature: λ.
-        eta: η, with χ where the mode is flat.
+        eta: η, times χ if the mode is flat.
         alpha: α.
         beta: β.
     """

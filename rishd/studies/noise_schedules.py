@@ -1,10 +1,9 @@
-r"""Which χ(t) is best for a flat mode under gradient noise, at a given horizon.
+r"""The best χ(t) for a flat mode under gradient noise at a given horizon.
 
-A mode's second moments are exact recursions, so no path is drawn: with :math:`y = (w, \eta a\,m)`,
+A mode's second moments satisfy exact recursions, so no paths are simulated: with :math:`y = (w, \eta a\,m)`,
 :math:`S_{k+1} = M_kS_kM_k^\top + \sigma^2b_kb_k^\top`, where χ multiplies the position's row of M and b. In the slow
-limit the loss ℓ of the flow obeys :math:`\dot\ell = -2s\chi(\ell - \chi\ell_\infty)`, with the base method's rate s
-and floor :math:`\ell_\infty` (claim C20). Its best χ is :math:`\ell/2\ell_\infty`, so that
-:math:`\chi \propto 1/(t + t_0)`.
+limit the flow's loss ℓ satisfies :math:`\dot\ell = -2s\chi(\ell - \chi\ell_\infty)`, with the base method's rate s and
+floor :math:`\ell_\infty` (claim C20). The best χ is :math:`\ell/2\ell_\infty`, so :math:`\chi \propto 1/(t + t_0)`.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from discretizations.noise import flow_loss_floor, loss_floor
 from lite.schedules import learning_rate_factor
 from rishd.record import Record
 
-ALPHA, BETA, KAPPA = 0.05, 1.0, 2e-4  # of the mode: Muon's momentum; slow, as flat directions are
+ALPHA, BETA, KAPPA = 0.05, 1.0, 2e-4  # α and κ of the mode: Muon's momentum; slow, like flat directions
 SCHEDULES: tuple[Literal["constant", "cosine", "wsd"], ...] = ("constant", "cosine", "wsd")
-_SWEEPS = 60  # of coordinate descent over χ(t); 12 leave waves in χ and 0.6% of the loss
+_SWEEPS = 60  # sweeps of coordinate descent over χ(t); with 12, χ has waves and the loss is 0.6% larger
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class FloorRow:
 
     Args:
         chi: χ.
-        eta: Learning rate over that of the mode above.
+        eta: Learning rate relative to the mode's above.
         batch: Batch size; the gradient's variance is 1 over it.
-        flow: Claim C20, in units of a.
-        rule: Claim C10, likewise.
+        flow: Floor of claim C20, in units of a.
+        rule: Floor of claim C10, in units of a.
     """
 
     chi: float
@@ -49,13 +48,13 @@ class BestChi:
 
     Args:
         noise: The base method's floor over the loss at the start.
-        horizon: 2sT: how often the base method would fall by e without noise.
+        horizon: 2sT, the number of factors e by which the base method's loss would fall without noise.
         peaks: Best peak of each of :data:`SCHEDULES`.
-        losses: Loss at the end with it, over the loss at the start.
-        best: χ(t) by coordinate descent, from the formula, shape ``(steps,)``.
-        best_loss: Its loss.
-        formula: χ(t) of :func:`slow_limit_chi`, likewise.
-        formula_loss: Its loss.
+        losses: Final loss with these peaks, relative to the initial loss.
+        best: χ(t) by coordinate descent started from the formula, shape ``(steps,)``.
+        best_loss: Its final loss.
+        formula: χ(t) of :func:`slow_limit_chi`, shape ``(steps,)``.
+        formula_loss: Its final loss.
     """
 
     noise: float
@@ -70,12 +69,12 @@ class BestChi:
 
 @dataclass(frozen=True)
 class ScheduleStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         largest: Largest χ allowed.
-        floors: C20 beside C10.
-        cases: Noises and horizons.
+        floors: Floors of C20 and C10.
+        cases: One per noise and horizon.
     """
 
     largest: float
@@ -84,7 +83,7 @@ class ScheduleStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """What the best χ(t) looks like, and what the schedules of training lose."""
+        """The form of the best χ(t), and the loss of the schedules used in training."""
         losses = np.stack([case.losses / case.best_loss for case in self.cases])
         formula = np.array([case.formula_loss / case.best_loss for case in self.cases])
         apart = max(row.rule / row.flow for row in self.floors) - 1.0
@@ -110,17 +109,17 @@ class ScheduleStudy(Record):
         return f"Of the three, {quiet} is best at the least noise, and {noisy} at the most"
 
     def _best_of(self, which: Callable[[Iterable[float]], float]) -> str:
-        """The schedule that ends lowest at the least or the most noise, on average over the horizons."""
+        """The schedule with the lowest final loss at the smallest or largest noise, averaged over the horizons."""
         noise = which(case.noise for case in self.cases)
         losses = np.stack([case.losses / case.best_loss for case in self.cases if case.noise == noise])
         return SCHEDULES[int(losses.mean(0).argmin())]
 
 
 def schedule_study(*, quick: bool = False) -> ScheduleStudy:
-    """The best χ(t), and the best constant, cosine and wsd ones, over noise and horizon.
+    """The best χ(t), and the best constant, cosine and wsd schedules, over noise and horizon.
 
     Args:
-        quick: Fewer of them, and fewer steps.
+        quick: Whether to use fewer cases and steps.
     """
     steps, largest = (150, 20.0) if quick else (600, 20.0)
     noises = (1e-3, 0.1) if quick else (1e-4, 1e-3, 1e-2, 0.1)
@@ -142,7 +141,7 @@ def _floors(chi: float, eta: float, batch: int) -> tuple[float, float]:
 
 
 def slow_limit_chi(noise: float, kappa: float, steps: int, largest: float) -> np.ndarray:
-    r"""Best χ of the slow limit, :math:`\min(\chi_{max}, \ell/2\ell_\infty)`, at each step, shape ``(steps,)``.
+    r"""Best χ at each step in the slow limit, :math:`\min(\chi_{max}, \ell/2\ell_\infty)`, shape ``(steps,)``.
 
     Args:
         noise: The base method's floor over the loss at the start.
@@ -160,7 +159,7 @@ def slow_limit_chi(noise: float, kappa: float, steps: int, largest: float) -> np
 
 
 def final_loss(chi: np.ndarray, noise: float, kappa: float) -> np.ndarray:
-    """Mean loss of the mode after the steps of the update rule, over that at the start, from rest.
+    """Mean loss of the mode after the update rule's steps, relative to the initial loss, from rest.
 
     Args:
         chi: χ at every step, shape ``(steps, *ensemble)``.
@@ -174,17 +173,17 @@ def final_loss(chi: np.ndarray, noise: float, kappa: float) -> np.ndarray:
 
 
 def _variance(noise: float, kappa: float) -> float:
-    """σ² in units where the mode starts at w = 1 and ηa = 1."""
+    """σ² in units in which the mode starts at w = 1 and ηa = 1."""
     return noise * 0.5 * kappa / float(loss_floor(kappa, ALPHA, BETA, rate=1.0, sigma=1.0))
 
 
 def _start(noise: float, kappa: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Second moments of (w, ηa·m, σξ), the noise of the step to come last, shape ``(*shape, 3, 3)``."""
+    """Second moments of (w, ηa·m, σξ), where ξ is the noise of the next step, shape ``(*shape, 3, 3)``."""
     return np.broadcast_to(np.diag([1.0, 0.0, _variance(noise, kappa)]), (*shape, 3, 3))
 
 
 def _maps(kappa: float) -> tuple[np.ndarray, np.ndarray]:
-    """A step of (w, ηa·m, σξ) as M₀ + χM₁; the noise is drawn anew, with the same variance."""
+    """A step of (w, ηa·m, σξ) as M₀ + χM₁; the noise is redrawn with the same variance."""
     still = np.array([[1.0, 0.0, 0.0], [kappa, 1.0 - ALPHA, 1.0], [0.0, 0.0, 0.0]])
     moving = np.array([[-(1.0 + BETA) * kappa, -(1.0 - ALPHA), -(1.0 + BETA)], [0.0] * 3, [0.0] * 3])
     return still, moving
@@ -199,7 +198,7 @@ def _stepped(moments: np.ndarray, chi: np.ndarray, kappa: float) -> np.ndarray:
 
 
 def _improved(chi: np.ndarray, noise: float, kappa: float, largest: float) -> np.ndarray:
-    """χ(t) after sweeps of exact coordinate descent: the final loss is a quadratic in the χ of one step."""
+    """χ(t) after sweeps of exact coordinate descent: the final loss is quadratic in the χ of one step."""
     (still, moving), steps = _maps(kappa), len(chi)
     for _ in range(_SWEEPS):
         costs = [np.diag([1.0, 0.0, 0.0])]

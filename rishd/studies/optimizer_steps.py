@@ -1,4 +1,4 @@
-"""Schemes as optimizers: steps of h = 1 over a range of learning rates, beside the flow at the same time."""
+"""Schemes as optimizers: steps of h = 1 over a range of learning rates, compared with the flow at the same time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rishd.studies.integrator_problems import CountedLandscape, Problem
 
 LEARNING_RATES = tuple(float(eta) for eta in np.geomspace(0.03, 9.5, 11))
 STEPS = 20
-FLOW = "the flow"  # the row of what the schemes approximate
+FLOW = "the flow"  # the row of the flow that the schemes approximate
 
 
 Outcome: TypeAlias = Literal["descends", "diverges", "solver failed"]
@@ -23,16 +23,16 @@ Outcome: TypeAlias = Literal["descends", "diverges", "solver failed"]
 
 @dataclass(frozen=True)
 class OptimizerSteps:
-    """A scheme after 20 steps of h = 1, an entry per learning rate.
+    """A scheme after 20 steps of h = 1, with one entry per learning rate.
 
     Args:
-        problem: Name.
+        problem: Name of the problem.
         scheme: Name of the integrator, or :data:`FLOW`: DOP853 at a relative tolerance of 1e−7.
-        gradients: Gradient evaluations of a step (of the ensemble), the mean over all runs; NaN for the flow.
-        learning_rates: η.
-        outcomes: Whether the mean loss ends below the start's.
-        losses: Mean f over the starts at the end; infinite where a member is lost or the scheme's solver failed.
-        distances: Largest ‖w − w_flow‖/‖w_0‖ over the starts at the end.
+        gradients: Gradient evaluations (of the ensemble) per step, mean over all runs; NaN for the flow.
+        learning_rates: Values of η.
+        outcomes: Whether the mean loss ends below its initial value.
+        losses: Mean final f over the starts; infinite if a member is lost or the scheme's solver failed.
+        distances: Largest final ‖w − w_flow‖/‖w_0‖ over the starts.
         status: ``"finished"``, or why the scheme does not apply or was stopped (the other entries are then empty).
     """
 
@@ -47,7 +47,7 @@ class OptimizerSteps:
 
     @property
     def largest_descending(self) -> float:
-        """Largest η up to which every one descends; 0 if the smallest does not."""
+        """Largest η up to which all learning rates descend; 0 if the smallest does not."""
         first_bad = next((i for i, outcome in enumerate(self.outcomes) if outcome != "descends"), len(self.outcomes))
         return self.learning_rates[first_bad - 1] if first_bad else 0.0
 
@@ -79,7 +79,7 @@ def optimizer_steps(problem: Problem, schemes: Sequence[str], w0: np.ndarray) ->
     for name in schemes:
         try:
             ends = _run(problem, name, starts, eta)
-        except ValueError as refusal:  # the scheme says itself what it is not for
+        except ValueError as refusal:  # the scheme itself says where it does not apply
             yield OptimizerSteps(problem.name, name, 0.0, status=f"not applicable: {refusal}")
             continue
         except StepLimitError as stopped:
@@ -89,7 +89,7 @@ def optimizer_steps(problem: Problem, schemes: Sequence[str], w0: np.ndarray) ->
 
 
 class _Ends(NamedTuple):
-    """Positions at the end, NaN for lost members; for which rates the solver failed; gradient evaluations a step."""
+    """Final positions (NaN for lost members), rates for which the solver failed, and gradient evaluations per step."""
 
     w: np.ndarray
     failed: np.ndarray
@@ -97,7 +97,7 @@ class _Ends(NamedTuple):
 
 
 def _run(problem: Problem, name: str, starts: np.ndarray, eta: np.ndarray) -> _Ends:
-    """All learning rates at once."""
+    """Run all learning rates at once."""
     counted = CountedLandscape(problem.landscape)
     system = problem.system(counted, eta)
     run = simulate(
@@ -107,7 +107,7 @@ def _run(problem: Problem, name: str, starts: np.ndarray, eta: np.ndarray) -> _E
         steps=STEPS,
         save_every=STEPS,
         integrator=name,
-        check_functions=False,  # the scheme's own calls are counted
+        check_functions=False,  # only the scheme's calls are counted
         progress=False,
     )
     if run.status == "step-limit":

@@ -1,9 +1,9 @@
-r"""The proxy study: what a matrix's mask should be taken from, and with which metric the gradient should be damped.
+r"""The proxy study: sources for a matrix's mask, and metrics for damping the gradient.
 
 Masks act on the input side: a sharp subspace of k right directions. On a two-layer network, trained with mini-batches,
-it is taken from the momentum (as published), from the gradients' second moment, from the samples' (the empirical
-Fisher), or from Hessian–vector products; the exact one is the top eigenspace of the Hessian block's partial trace
-:math:`C = \sum_i H_{(i,\cdot),(i,\cdot)}`, the curvature that a right subspace can hold.
+the mask comes from the momentum (as published), from the gradients' second moment, from the samples' (the empirical
+Fisher), or from Hessian–vector products. The exact mask is the top eigenspace of the Hessian block's partial trace
+:math:`C = \sum_i H_{(i,\cdot),(i,\cdot)}`, the curvature that a right subspace can capture.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ METRICS = ("own", "momentum's")
 _DECAY = 0.95  # EMA coefficient of the Gram matrices
 _BATCH = 8
 _RANK = 2  # k, of 8 right directions
-_PROBES = 2  # random directions of Hessian–vector products a step
-_REGULARISATION = 1e-3  # of the momentum's Gram matrix, over its mean eigenvalue
+_PROBES = 2  # random directions of Hessian–vector products per step
+_REGULARISATION = 1e-3  # damping of the momentum's Gram matrix relative to its mean eigenvalue
 _FAR = 1e3
 
 
 @dataclass(frozen=True)
 class ProxyRow:
-    """A mask of LITE over heavy ball.
+    """Results of one mask of LITE over heavy ball.
 
     Args:
-        proxy: Of :data:`PROXIES`, ``"random"`` or ``"none"`` (the base method).
-        captured: Mean share of the curvature that k directions can hold, along the base method's run; 0 for none.
+        proxy: A key of :data:`PROXIES`, ``"random"`` or ``"none"`` (the base method).
+        captured: Mean captured share of the curvature that k directions can hold, along the base method's run; 0 for
+            none.
         loss: Median final loss over seeds at each learning rate, shape ``(rates,)``.
     """
 
@@ -53,11 +54,11 @@ class ProxyRow:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """How Muon's Hessian damping takes the gradient.
+    """Results of one metric for the gradient in Muon's Hessian damping.
 
     Args:
-        metric: Of :data:`METRICS`: msign(g), or g under the metric of the momentum.
-        beta: β beside the preconditioned EMA.
+        metric: A key of :data:`METRICS`: msign(g), or g in the metric of the momentum.
+        beta: β relative to the preconditioned EMA.
         loss: Median final loss over seeds at each learning rate, shape ``(rates,)``.
     """
 
@@ -68,15 +69,15 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ProxyStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Number of steps.
         rank: k.
         rates: Learning rates of heavy ball, shape ``(rates,)``.
         muon_rates: Learning rates of Muon.
-        proxies: Masks.
-        metrics: Metrics of the damping.
+        proxies: One row per mask.
+        metrics: One row per metric and β.
     """
 
     steps: int
@@ -88,7 +89,7 @@ class ProxyStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """Which proxy, and what the metric costs."""
+        """The best proxy, and the cost of the metric."""
         real = [row for row in self.proxies if row.proxy in PROXIES and row.proxy != "exact"]
         holds = sorted(real, key=lambda row: -row.captured)
         captured = ", ".join(f"{row.proxy} {row.captured:.2f}" for row in holds)
@@ -108,7 +109,7 @@ class ProxyStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a mask, then a row a metric and β."""
+        """One row per mask, then one per metric and β."""
         masks = [
             {"what": f"mask: {row.proxy}", "captured": f"{row.captured:.2f}", "lowest loss": f"{row.loss.min():.3g}"}
             for row in self.proxies
@@ -131,11 +132,11 @@ def proxy_study(*, quick: bool = False, seed: int = 0) -> ProxyStudy:
     """Train with every mask and metric from the same starts with the same batches.
 
     Args:
-        quick: Fewer seeds, learning rates and steps.
-        seed: Of network, starts and batches.
+        quick: Whether to use fewer seeds, learning rates and steps.
+        seed: Seed of network, starts and batches.
     """
     network = TwoLayerNetwork.teacher_student(inputs=8, width=8, outputs=4, samples=64, noise=0.1, seed=seed)
-    # Inputs of unequal variance, so that some directions are sharp.
+    # Inputs have unequal variances, so that some directions are sharp.
     network = TwoLayerNetwork(network.inputs * np.geomspace(3.0, 0.1, 8), network.targets, width=8)
     members, steps = (3, 30) if quick else (4, 80)
     starts = torch.as_tensor(network.initial(seed, (members, 1)))
@@ -161,8 +162,8 @@ class MaskSource:
 
     Args:
         network: The landscape.
-        proxy: Of :data:`PROXIES`, or ``"random"``.
-        seed: Of random probes.
+        proxy: A key of :data:`PROXIES`, or ``"random"``.
+        seed: Seed of random probes.
     """
 
     def __init__(self, network: TwoLayerNetwork, proxy: str, seed: int) -> None:
@@ -188,7 +189,7 @@ class MaskSource:
         return {name: torch.linalg.eigh(gram)[1][..., -_RANK:] for name, gram in self.grams.items()}
 
     def _observed(self, w: Tensor, g: dict[str, Tensor], batch: Tensor) -> dict[str, Tensor]:
-        """What this step adds to the n×n Gram matrices."""
+        """The contribution of this step to the n×n Gram matrices."""
         layout = self.network.layout
         if self.proxy == "second moment":
             return {name: x.mT @ x for name, x in g.items()}
@@ -199,7 +200,7 @@ class MaskSource:
         if self.proxy == "exact":
             return partial_traces(self.network, w)
         grams = {name: torch.zeros_like(x.mT @ x) for name, x in g.items()}
-        for name, block in layout.items():  # one block's direction at a time: its own part of the product
+        for name, block in layout.items():  # one block's direction at a time, using that block's part of the product
             for _ in range(_PROBES):
                 v = torch.zeros_like(w)
                 noise = torch.randn(*w.shape[:-1], block.size, generator=self.generator, dtype=w.dtype)
@@ -246,7 +247,7 @@ def _train(
     beta: float = 0.0,
     watched: tuple[MaskSource, Callable[[Tensor, dict[str, Tensor]], None]] | None = None,
 ) -> np.ndarray:
-    """Median final loss over members; heavy ball with LITE's χ under masks, or Muon with damping β under a metric."""
+    """Median final loss over members: heavy ball with LITE's χ and masks, or Muon with damping β in a metric."""
     generator, layout = torch.Generator().manual_seed(seed + 1), network.layout
     m = torch.zeros_like(w)
     for _ in range(steps):
@@ -288,7 +289,7 @@ def _column(eta: Tensor) -> Tensor:
 
 
 def _metric(name: str, m: Tensor, g: Tensor) -> Callable[[Any], Any]:
-    """x ↦ F⁻¹x: every covector's own polar factor, or the right factor of the momentum's metric."""
+    """The map x ↦ F⁻¹x: each covector's own polar factor, or the right factor of the momentum's metric."""
     if name == "own":
         return exact_polar
     ahead = momentum_step(m, g, alpha=ALPHA, gain=ALPHA)

@@ -1,4 +1,4 @@
-"""The robustness study: LITE and its base method under what training does to an update rule, on a curved valley."""
+"""The robustness study: LITE and its base method on a curved valley under disturbances that occur in training."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from toy_landscapes import RiverValley
 
 ALPHA, CHI, BETA_FLAT = 0.1, 4.0, 5.0
 _STEPS = 100
-_SHARE = 0.1  # of the stability limit: η
-_OFFSET = np.array([5.0, 0.0])  # of the valley's end from w = 0, so that weight decay pulls away from it
-_SPIKE_AT, _SPIKE_LENGTH = 40, 5  # steps
+_SHARE = 0.1  # η relative to the stability limit
+_OFFSET = np.array([5.0, 0.0])  # distance of the valley's end from w = 0, so that weight decay pulls away from it
+_SPIKE_AT, _SPIKE_LENGTH = 40, 5  # in steps
 PRECISIONS = ("float32", "bfloat16")
-_FREQUENCIES = (0.35, 0.7, 1.4)  # ω of rivers that turn slower and faster
+_FREQUENCIES = (0.35, 0.7, 1.4)  # ω of rivers with slower and faster bends
 
 
 @dataclass(frozen=True)
 class RobustnessSweep:
-    """One disturbance over its size, for both methods.
+    """Results of both methods for each size of one disturbance.
 
     Args:
-        disturbance: What it is.
-        label: What its size means.
-        sizes: Shape ``(k,)``; infinite is no clipping.
+        disturbance: Its name.
+        label: Meaning of its size.
+        sizes: Sizes, shape ``(k,)``; infinite means no clipping.
         base: Median final height of the base method, shape ``(k,)``.
-        lite: LITE's.
+        lite: Median final height of LITE, shape ``(k,)``.
     """
 
     disturbance: str
@@ -60,14 +60,14 @@ class RobustnessSweep:
 
 @dataclass(frozen=True)
 class RobustnessStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         steps: Number of steps.
         eta: η.
         chi: χ.
         beta_flat: β₂.
-        sweeps: One a disturbance; sizes begin with none.
+        sweeps: One per disturbance; sizes start with no disturbance.
     """
 
     steps: int
@@ -78,7 +78,7 @@ class RobustnessStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """How LITE's gain fares."""
+        """LITE's gain under the disturbances."""
         parts = []
         for sweep in self.sweeps:
             if sweep.disturbance in PRECISIONS:
@@ -98,7 +98,7 @@ class RobustnessStudy(Record):
         )
 
     def table(self) -> list[dict[str, str]]:
-        """A row a disturbance and size."""
+        """One row per disturbance and size."""
         return [
             {
                 "disturbance": sweep.disturbance,
@@ -116,8 +116,8 @@ def robustness_study(*, quick: bool = False, seed: int = 0) -> RobustnessStudy:
     """Run every disturbance.
 
     Args:
-        quick: Fewer starts.
-        seed: Of the starts.
+        quick: Whether to use fewer starts.
+        seed: Seed of the starts.
     """
     valley = curved_valley()
     starts = upstream_starts(valley, 4 if quick else 32, seed)
@@ -162,7 +162,7 @@ def robustness_study(*, quick: bool = False, seed: int = 0) -> RobustnessStudy:
 
 
 def _lag_sweep(frequency: float, count: int, eta: float, seed: int) -> RobustnessSweep:
-    """The mask of L steps ago, on a river of another turn."""
+    """Sweep of a mask that lags by L steps, on rivers with different bends."""
     valley = curved_valley(frequency=frequency)
     starts = upstream_starts(valley, count, seed)
     lags = np.array([0, 1, 2, 4, 8, 16, 32])
@@ -183,7 +183,7 @@ def _lag_sweep(frequency: float, count: int, eta: float, seed: int) -> Robustnes
 
 
 def lagging_mask(valley: RiverValley, lag: int) -> Mask:
-    """The Hessian's mask at the point of ``lag`` steps ago (at the start: of the first)."""
+    """The Hessian's mask at the point ``lag`` steps ago (at the first point in the beginning)."""
     seen: deque[Array] = deque(maxlen=lag + 1)
 
     def mask(k: int, w: Array) -> Projector:
@@ -200,7 +200,7 @@ def _rule(valley: RiverValley, eta: float, *, lite: bool) -> Coefficients:
 
 
 def _clipped(g: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """g with its norm at most ``bound``, a member at a time."""
+    """g clipped to norm ``bound``, member by member."""
     norm = np.linalg.norm(g, axis=-1, keepdims=True)
     clipped: np.ndarray = g * np.minimum(1.0, bound / np.maximum(norm, np.finfo(g.dtype).tiny))
     return clipped
@@ -213,7 +213,7 @@ def _descend(
     *,
     gradient: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Heights of runs whose w = 0 lies off the valley's end."""
+    """Heights of runs with w = 0 away from the valley's end."""
     shape = gradient or (lambda g: g)
     mask = rule.mask
     moved = None if mask is None else (lambda k, w: mask(k, w - _OFFSET))
@@ -228,7 +228,7 @@ def _descend(
 
 
 def _low_precision(valley: RiverValley, starts: np.ndarray, rule: Coefficients, dtype: torch.dtype) -> np.ndarray:
-    """Heights of runs with state and update in ``dtype``; gradient and mask are those of the rounded point."""
+    """Heights of runs with state and update in ``dtype``; gradient and mask use the rounded point."""
     mask = rule.mask
     wide = torch.float64
 

@@ -12,8 +12,8 @@ from rishd.studies.schemes import OPTIMIZER, SchemeStudy, scheme_study
 from rishd.study import STUDIES, StudyResult
 
 _CURVATURE = {"ls": (0, (4, 2)), "lw": 1.4}
-# Schemes with one gradient are solid, those that need the curvature dashed. position-first-euler has the modes of
-# semi-implicit-euler and shares its line.
+# Schemes with one gradient are solid, schemes that need curvature are dashed. position-first-euler has the same modes
+# as semi-implicit-euler and shares its line.
 _STYLES: dict[str, dict[str, Any]] = {
     OPTIMIZER: {"color": BLACK, "lw": 2.2, "label": "semi-implicit = position-first"},
     "explicit-euler": {"color": VERMILION, "lw": 1.6, "label": "explicit"},
@@ -28,10 +28,10 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def scheme_figure(study: SchemeStudy) -> Figure:
-    """Largest stable κ against β, the same over the optimizers', and decay rates over κ at two β.
+    """Plot the largest stable κ against β, the same relative to the optimizers', and decay rates over κ at two β.
 
     Args:
-        study: Of :func:`rishd.studies.schemes.scheme_study`.
+        study: Result of :func:`rishd.studies.schemes.scheme_study`.
     """
     figure = Figure(figsize=(11.5, 7.4), layout="constrained")
     limit, ratio, plain, nesterov = figure.subplots(2, 2).flat
@@ -73,6 +73,6 @@ def scheme_figure(study: SchemeStudy) -> Figure:
 
 @STUDIES.register(place=10)
 def schemes(quick: bool, seed: int) -> StudyResult:
-    """Discretisations of the flow at h = 1: which is more stable, which is faster."""
+    """Discretisations of the flow at h = 1: stability and speed."""
     study = scheme_study(quick=quick, seed=seed)
     return StudyResult(study.as_dict(), study.table(), {"schemes": lambda: scheme_figure(study)}, study.conclusion)

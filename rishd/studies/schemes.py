@@ -1,4 +1,4 @@
-"""The schemes study: which discretisation of the flow is more stable, and which is faster, at h = 1."""
+"""The schemes study: stability and speed of discretisations of the flow at h = 1."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from toy_landscapes import RiverValley
 
 OPTIMIZER = "semi-implicit-euler"
 _MEASURED_BETAS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
-_SHARE = 0.8  # of its own limit: where the schemes' speeds on the valley are compared
-_FALL = 0.9  # of the height at the start
-_FLOOR_TIMES = 12.0  # length of a run, in times that the slowest run's floor needs
-_SETTLED = 0.1  # a run settles if its last fifth stays below this part of the height at the start
+_SHARE = 0.8  # learning rate relative to each scheme's limit at which speeds on the valley are compared
+_FALL = 0.9  # target relative to the initial height
+_FLOOR_TIMES = 12.0  # length of a run, in units of the slowest run's time scale
+_SETTLED = 0.1  # a run has converged if its last fifth stays below this fraction of the initial height
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class ValleyRow:
 
     Args:
         scheme: Name.
-        beta: β, theory's units.
+        beta: β in the theory's units.
         predicted: Learning rate at which the largest curvature on the river has the largest stable κ; infinite for
             curvature schemes.
-        measured: Largest learning rate up to which all runs settle; 0 if not even the smallest tried does (0.8 of the
-            prediction; for curvature schemes 0.3 of the optimizers' rule's), infinite if all do.
-        steps: Median steps to lose 90% of the height at 0.8 of the predicted limit (curvature schemes: of the
-            optimizers' rule's); infinite if half of the runs do not.
+        measured: Largest learning rate up to which all runs converge; 0 if runs fail even at the smallest rate tried
+            (0.8 of the prediction; for curvature schemes 0.3 of the optimizers' rule's), infinite if all converge.
+        steps: Median number of steps to lose 90% of the height at 0.8 of the predicted limit (for curvature schemes, of
+            the optimizers' rule's limit); infinite if half of the runs do not.
     """
 
     scheme: str
@@ -57,16 +57,16 @@ class ValleyRow:
 
 @dataclass(frozen=True)
 class SchemeStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
         alpha: α.
         nesterov: β of Nesterov's form, 1/(1 − α).
-        beta: Shape ``(b,)``.
+        beta: Values of β, shape ``(b,)``.
         limits: Largest stable κ of the schemes with one gradient over β, each of shape ``(b,)``.
-        kappa: Shape ``(k,)``.
+        kappa: Values of κ, shape ``(k,)``.
         rates: Decay rate over κ at β = 0 and at ``nesterov``, by scheme, each of shape ``(2, k)``.
-        rows: Limits in closed form and measured.
+        rows: Limits in closed form and by measurement.
         valley: Runs on the valley.
     """
 
@@ -84,12 +84,12 @@ class SchemeStudy(Record):
         return float(stable_limit(scheme, self.alpha, beta))
 
     def reach(self, scheme: str, beta: float) -> float:
-        """Rate of the slowest mode times the condition number, at the stability limit: slow rate · largest stable κ."""
+        """Rate of the slowest mode times the condition number at the stability limit: slow rate · largest stable κ."""
         return float(slow_rate(scheme, self.alpha, beta)) * self.limit(scheme, beta)
 
     @property
     def conclusion(self) -> str:
-        """Which is more stable and which is faster, with this study's numbers."""
+        """The most stable and the fastest scheme, with this study's numbers."""
         limits = {name: self.limit(name, 0.0) for name in ONE_GRADIENT_SCHEMES}
         top = max(limits, key=lambda name: limits[name])
         late = self.limit("explicit-euler", self.nesterov) / self.limit(OPTIMIZER, self.nesterov)
@@ -109,12 +109,12 @@ class SchemeStudy(Record):
 
     @property
     def slow_rate_spread(self) -> float:
-        """Largest over smallest slow rate of all schemes at β = 0, minus 1."""
+        """Ratio of the largest to the smallest slow rate of all schemes at β = 0, minus 1."""
         rates = [float(slow_rate(name, self.alpha, 0.0)) for name in all_schemes()]
         return max(rates) / min(rates) - 1.0
 
     def table(self) -> list[dict[str, str]]:
-        """A row a β and scheme: limit, reach, and how it fared on the valley."""
+        """One row per β and scheme: limit, reach, and results on the valley."""
 
         def number(value: float, zero: str, infinite: str) -> str:
             return zero if value == 0 else infinite if np.isinf(value) else f"{value:.3g}"
@@ -135,12 +135,12 @@ class SchemeStudy(Record):
 
 
 def scheme_study(*, alpha: float = 0.1, quick: bool = False, seed: int = 0) -> SchemeStudy:
-    """Closed forms over β and κ, limits found numerically, and runs on a curved river valley.
+    """Evaluate closed forms over β and κ, numerical limits, and runs on a curved river valley.
 
     Args:
         alpha: α in (0, 1).
-        quick: Coarser grids and fewer starts.
-        seed: Of the random starts on the valley.
+        quick: Whether to use coarser grids and fewer starts.
+        seed: Seed of the random starts on the valley.
     """
     nesterov = 1.0 / (1.0 - alpha)
     beta = np.linspace(0.0, 4.0, 161 if quick else 801)
@@ -163,7 +163,7 @@ def scheme_study(*, alpha: float = 0.1, quick: bool = False, seed: int = 0) -> S
 
 
 def measured_limit(scheme: str, alpha: float, beta: float) -> float:
-    """Largest κ below which the eigenvalues of the step are inside the unit circle: first crossing, by bisection.
+    """Largest κ below which the step's eigenvalues lie inside the unit circle (first crossing, by bisection).
 
     Args:
         scheme: Name of a scheme with one gradient.
@@ -219,9 +219,9 @@ def _heights(
         if plain:
             w, m = ONE_GRADIENT_SCHEMES[name].step(w, m, g, alpha=alpha, eta=rates, beta=beta)
         else:
-            # What an optimizer could afford: the diagonal of the Hessian, without its negative part.
+            # What an optimizer could compute: the diagonal of the Hessian without its negative part.
             curvature = torch.diagonal(valley.hessian(w), dim1=-2, dim2=-1).clamp(min=0.0)
             w, m = CURVATURE_SCHEMES[name].step(w, m, g, curvature, alpha=alpha, eta=rates, beta=beta)
-        w, m = w.clip(-FAR, FAR), m.clip(-FAR, FAR)  # runs that blew up stay finite, and high
+        w, m = w.clip(-FAR, FAR), m.clip(-FAR, FAR)  # diverged runs stay finite, but high
         heights.append(valley.value(w))
     return np.stack([np.asarray(height) for height in heights])

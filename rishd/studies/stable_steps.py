@@ -20,11 +20,11 @@ class StableStep:
     """Largest stable step of a scheme on one mode.
 
     Args:
-        scheme: Name.
+        scheme: Name of the scheme.
         kappa: Preconditioned curvature ηλa at h = 1.
         beta: β, theory's units.
-        measured: Largest h with spectral radius ≤ 1, by bisection; infinite if none below the search's end.
-        closed_form: Of claim C6 rescaled to h, for the optimizers' scheme; NaN for others, and beyond hα = 1.
+        measured: Largest h with spectral radius ≤ 1, by bisection; infinite if there is no limit in the search range.
+        closed_form: Claim C6 rescaled to h, for the optimizers' scheme; NaN for others, and beyond hα = 1.
     """
 
     scheme: str
@@ -38,7 +38,7 @@ def stable_step(name: str, kappa: float, beta: float) -> StableStep:
     """Bisect for the largest h up to which a step's matrix has spectral radius ≤ 1; α = 0.5.
 
     Args:
-        name: Of a one-step integrator.
+        name: Name of a one-step integrator.
         kappa: Preconditioned curvature.
         beta: β, theory's units.
     """
@@ -72,9 +72,10 @@ def stable_step(name: str, kappa: float, beta: float) -> StableStep:
 
 
 def _closed_form(kappa: float, beta: float) -> float:
-    """Claim C6 at step h; NaN where the limit lies beyond its hypothesis hα ≤ 1.
+    """Claim C6 at step size h; NaN if the limit lies beyond its hypothesis hα ≤ 1.
 
-    m = h·m' turns step h into step 1 with α' = hα, β' = β/h, κ' = h²κ: the h where κ' reaches its limit.
+    m = h·m' turns step h into step 1 with α' = hα, β' = β/h, κ' = h²κ; the result is the h at which κ' reaches its
+    limit.
     """
     low, high = 1e-6, 1.0 / ALPHA
 

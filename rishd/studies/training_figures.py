@@ -1,4 +1,4 @@
-"""Figures of the studies of noise and robustness."""
+"""Figures of the noise and robustness studies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rishd.studies.noise_schedules import SCHEDULES, ScheduleStudy, schedule_stu
 from rishd.studies.robustness import RobustnessStudy, RobustnessSweep, robustness_study
 from rishd.study import STUDIES, StudyResult
 
-_HIGHEST = 1e2  # heights above it are of runs that diverged, drawn there
+_HIGHEST = 1e2  # heights above it belong to diverged runs, and are drawn there
 _LAG_COLOURS = (GREEN, VERMILION, PURPLE)
 
 
 def noise_figure(study: NoiseStudy) -> Figure:
-    """Final heights at the best learning rates and the gain over σ, and final heights over the batch size.
+    """Plot final heights at the best learning rates and the gain over σ, and final heights over the batch size.
 
     Args:
-        study: Of :func:`rishd.studies.noise.noise_study`.
+        study: Result of :func:`rishd.studies.noise.noise_study`.
     """
     figure = Figure(figsize=(15.5, 4.2), layout="constrained")
     heights, gains, batches = figure.subplots(1, 3)
@@ -61,10 +61,10 @@ def noise_figure(study: NoiseStudy) -> Figure:
 
 
 def noise_schedule_figure(study: ScheduleStudy) -> Figure:
-    """The best χ(t) of a flat mode beside its formula, and what the schedules of training lose.
+    """Plot the best χ(t) of a flat mode with its formula, and the loss of the schedules used in training.
 
     Args:
-        study: Of :func:`rishd.studies.noise_schedules.schedule_study`.
+        study: Result of :func:`rishd.studies.noise_schedules.schedule_study`.
     """
     figure = Figure(figsize=(11.5, 4.2), layout="constrained")
     best, lost = figure.subplots(1, 2)
@@ -109,10 +109,10 @@ def noise(quick: bool, seed: int) -> StudyResult:
 
 
 def robustness_figure(study: RobustnessStudy) -> Figure:
-    """Final heights of both methods over the size of each disturbance.
+    """Plot final heights of both methods over the size of each disturbance.
 
     Args:
-        study: Of :func:`rishd.studies.robustness.robustness_study`.
+        study: Result of :func:`rishd.studies.robustness.robustness_study`.
     """
     figure = Figure(figsize=(11.5, 6.8), layout="constrained")
     panels = figure.subplots(2, 3, sharey=True).flat
@@ -155,7 +155,7 @@ def robustness_figure(study: RobustnessStudy) -> Figure:
 
 @STUDIES.register(place=70)
 def robustness(quick: bool, seed: int) -> StudyResult:
-    """Clipping, weight decay, bfloat16, learning-rate spikes and lagging masks."""
+    """LITE under clipping, weight decay, bfloat16, learning-rate spikes and lagging masks."""
     study = robustness_study(quick=quick, seed=seed)
     return StudyResult(
         study.as_dict(), study.table(), {"robustness": lambda: robustness_figure(study)}, study.conclusion
@@ -174,7 +174,7 @@ def _draw_both(axes: Any, sweep: RobustnessSweep, line: str, suffix: str = "") -
 
 
 def _symlog(axes: Any, sizes: np.ndarray) -> None:
-    """Logarithmic axis with 0 on it, which names the sizes themselves."""
+    """Logarithmic axis that includes 0 and is labelled with the sizes themselves."""
     smallest = float(sizes[sizes > 0].min())
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -183,7 +183,7 @@ def _symlog(axes: Any, sizes: np.ndarray) -> None:
 
 
 def _plain_sizes(axes: Any, sizes: np.ndarray) -> None:
-    """Logarithmic axis that names the sizes themselves."""
+    """Logarithmic axis labelled with the sizes themselves."""
     places = np.where(np.isinf(sizes), 3 * sizes[np.isfinite(sizes)].max(), sizes)
     axes.set_xscale("log")
     axes.set_xticks(places, ["none" if np.isinf(size) else f"{size:g}" for size in sizes])

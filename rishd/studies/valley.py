@@ -11,7 +11,7 @@ from discretizations.stability import asymptotic_speedup
 from riemannian_ode import RISHD, Trajectory, simulate
 from toy_landscapes import RiverValley
 
-_ALPHA, _ETA, _BETA = 0.5, 0.05, 0.0  # base method: heavy ball with momentum 0.5
+_ALPHA, _ETA, _BETA = 0.5, 0.05, 0.0  # the base method is heavy ball with momentum 0.5
 _CHI, _BETA_FLAT = 3.0, 2.0
 _START = (-9.0, 1.6)
 _STEPS = 300
@@ -19,7 +19,7 @@ _STEPS = 300
 
 @dataclass(frozen=True)
 class ValleyFlows:
-    """Trajectories on a valley, and the river they should follow.
+    """Trajectories in a valley, and the river that they should follow.
 
     Args:
         valley: The landscape.
@@ -41,10 +41,9 @@ class ValleyFlows:
 
     @property
     def measured_speedup(self) -> float:
-        """Time the base method takes over LITE's, to lose 90% of the height lost over the base method's whole run.
+        """Ratio of the base method's to LITE's time to lose 90% of the height that the base method loses in its run.
 
-        Both are counted from the moment the walls' energy is gone (a tenth of the run), where the flows follow the
-        river.
+        Both times start when the walls' energy is gone (after a tenth of the run) and the flows follow the river.
         """
         heights = [self.valley.value(flow.w) for flow in (self.base, self.lite)]
         begin = len(self.base.times) // 10
@@ -61,7 +60,7 @@ class ValleyFlows:
 
 
 def valley_flows(*, progress: bool | None = None) -> ValleyFlows:
-    """Simulate both flows from the same point by semi-implicit Euler at h = 1, the optimizers' own scheme."""
+    """Simulate both flows from the same point by semi-implicit Euler at h = 1, the optimizers' scheme."""
     valley = RiverValley([8.0], floor_curvatures=[0.05], floor_width=2.0, amplitudes=0.8, frequency=0.7)
     shared: dict[str, Any] = {"alpha": _ALPHA, "eta": _ETA, "beta": _BETA}
     base = RISHD.from_optimizer(valley, **shared)

@@ -17,16 +17,16 @@ from rishd.study import STUDIES, StudyResult
 
 ALPHA = 0.3  # of the split; its base method is Nesterov's with κ = α, which moves like gradient descent with step 1/L
 _BETA = 1.0 / (1.0 - ALPHA)
-_RATIOS = (4.0, 16.0, 64.0)  # L_s/L_f
+_RATIOS = (4.0, 16.0, 64.0)  # ratio L_s/L_f
 _FAR = 4.0
 _SLACK_CASES = tuple((alpha, beta) for alpha in (0.1, 0.3, 0.6) for beta in (0.0, 1.0 / (1.0 - alpha)))
-_TIE = 1e-4  # relative; smaller differences are the solver's
-_SHARE = 0.5  # of the limit of C9: κ of the slack
+_TIE = 1e-4  # relative; smaller differences are solver errors
+_SHARE = 0.5  # κ of the slack relative to the limit of C9
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method with one block.
+    """Results of a method with one block.
 
     Args:
         method: Its name.
@@ -63,11 +63,11 @@ class SplitRow:
     """LITE's χ and β₂ for starts with √L_f‖Q(w₀ − w*)‖ up to r times √L_s‖P(w₀ − w*)‖.
 
     Args:
-        reach: r.
+        reach: The ratio r.
         worst: Worst case at each χL_f/L_s of the study, with β₂ = β₁.
         best_share: χL_f/L_s with the best worst case.
-        best_beta: Its β₂.
-        best: Its worst case.
+        best_beta: Its best β₂.
+        best: Worst case with these.
     """
 
     reach: float
@@ -79,17 +79,17 @@ class SplitRow:
 
 @dataclass(frozen=True)
 class WorstCaseStudy(Record):
-    """All of it.
+    """Results of the study.
 
     Args:
-        minimax: Worst case of the best method of all, the optimized gradient method, N = 1, 2, …
-        methods: A row a method.
-        slack: A row an (α, β).
-        split_steps: N of the split.
-        shares: χL_f/L_s.
-        split: A row an r.
+        minimax: Worst case of the optimal method, the optimized gradient method, N = 1, 2, …
+        methods: One row per method.
+        slack: One row per (α, β).
+        split_steps: Number of steps N for the split.
+        shares: Values of χL_f/L_s.
+        split: One row per r.
         ball: L_s/L_f ↦ worst case at χ = 1 and at χ = L_s/L_f, for starts in a ball.
-        blockwise: Worst case over the exact one if only each block's own curvature is bounded, at most.
+        blockwise: Largest ratio to the exact worst case if only each block's own curvature is bounded.
     """
 
     minimax: np.ndarray
@@ -103,7 +103,7 @@ class WorstCaseStudy(Record):
 
     @property
     def conclusion(self) -> str:
-        """What worst cases say of the methods, of C8b, and of χ and β₂."""
+        """What worst cases imply for the methods, for C8b, and for χ and β₂."""
         steps = len(self.minimax)
         methods = ", ".join(f"{row.method} {row.worst[-1]:.3g}" for row in self.methods)
         ends = np.array([row.tightness[[0, -1]] for row in self.slack])
@@ -129,7 +129,7 @@ class WorstCaseStudy(Record):
         return float(row.worst[self.shares == 1.0 / ratio][0])
 
     def table(self) -> list[dict[str, str]]:
-        """A row a ratio of curvatures and kind of start."""
+        """One row per ratio of curvatures and kind of start."""
         rows = [
             {
                 "L_s/L_f": f"{ratio:g}",
@@ -157,10 +157,10 @@ class WorstCaseStudy(Record):
 
 
 def worst_case_study(*, quick: bool = False) -> WorstCaseStudy:
-    """Worst cases of methods, C8b's slack, and the best χ and β₂.
+    """Compute worst cases of methods, C8b's slack, and the best χ and β₂.
 
     Args:
-        quick: Fewer steps and evaluations.
+        quick: Whether to use fewer steps and evaluations.
 
     Raises:
         MissingExtraError: without the ``pep`` extra.
@@ -186,7 +186,7 @@ def _sigmoid(x: float) -> float:
     return float(1.0 / (1.0 + np.exp(-x)))
 
 
-# Name ↦ (free parameters ↦ α, κ, β; where the search for the best ones begins).
+# Name ↦ (free parameters ↦ α, κ, β; start of the search for the best ones).
 _METHODS: dict[str, tuple[Callable[[np.ndarray], tuple[float, float, float]], tuple[float, ...]]] = {
     "gradient descent": (lambda x: (1.0, float(np.exp(x[0])), 0.0), (0.5,)),
     "heavy ball": (lambda x: (_sigmoid(x[0]), float(np.exp(x[1])), 0.0), (1.0, 0.3)),
@@ -200,7 +200,7 @@ def _method(name: str, steps: int, budget: int) -> MethodRow:
 
 
 def _free_method(known: Sequence[MethodRow], steps: int, budget: int) -> MethodRow:
-    """All three coefficients free, from the best of the known methods: never worse than they are."""
+    """All three coefficients free, started from the best known method, so the result is never worse."""
     best = min(known, key=lambda row: row.worst[-1])
     inside = min(best.alpha, 0.95)
     start = (np.log(inside / (1.0 - inside)), np.log(best.kappa), best.beta)
@@ -223,7 +223,7 @@ def _worst(coefficients: tuple[float, float, float], steps: int) -> float:
 
 
 def _search(loss: Callable[[np.ndarray], float], start: Sequence[float], budget: int) -> np.ndarray:
-    """A local minimiser, by Nelder and Mead: worst cases have kinks."""
+    """Local minimisation by Nelder–Mead, since worst cases have kinks."""
     first = np.asarray(start, dtype=float)
     simplex = first + np.vstack([np.zeros(first.size), 0.2 * np.eye(first.size)])
     found = minimize(
@@ -262,10 +262,10 @@ def _split_row(reach: float, shares: np.ndarray, steps: int, budget: int) -> Spl
 
 
 def worst_case_figure(study: WorstCaseStudy) -> Figure:
-    """Methods, C8b's slack, and the worst case against χ.
+    """Plot methods, C8b's slack, and the worst case against χ.
 
     Args:
-        study: Of :func:`worst_case_study`.
+        study: Result of :func:`worst_case_study`.
     """
     figure = Figure(figsize=(13.5, 4.6), layout="constrained")
     methods, slack, split = figure.subplots(1, 3)

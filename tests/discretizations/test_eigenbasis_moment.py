@@ -145,7 +145,7 @@ def test_the_metric_is_adams_in_the_frame_or_the_product_of_the_sides():
     torch.testing.assert_close(KRONECKER.raise_index(memory, x), x / (product.sqrt() + 0.1))
     memory["left_values"][1] = -1.0  # a stage of an integrator may leave the bounds
     torch.testing.assert_close(KRONECKER.raise_index(memory, x)[1], x[1] / 0.1)
-    with pytest.raises(ValueError, match="moment = 'kronecker' is the metric of factors fitted with divergence = 'kl'"):
+    with pytest.raises(ValueError, match="moment = 'kronecker' needs factors fitted with divergence = 'kl'"):
         replace(SOAP, moment="kronecker")
 
 

@@ -370,7 +370,7 @@ def test_a_head_that_is_none_is_refused():
     model = nn.ModuleDict({"x": nn.Linear(4, 4), "head": nn.Sequential(nn.Dropout(), nn.Linear(4, 9))})
     assert kinds(model, head=model["head"][1])["head.1.weight"] == "head"
     for head in (model["head"], nn.Linear(4, 9)):
-        with pytest.raises(ValueError, match="whose weight is no parameter of the model"):
+        with pytest.raises(ValueError, match="whose weight is not a parameter of the model"):
             param_groups(model, head=head)
 
 
@@ -441,8 +441,8 @@ def test_an_unknown_stack_can_be_declared():
         ({"chi": {"attention": 2.0}}, "chi names kind 'attention', which is unknown"),
         ({"settings": {"bias": {}}}, "settings names kind 'bias'"),
         ({"kinds": {nn.Linear: "hidden"}}, "kinds names kind 'hidden'"),
-        ({"kinds": {nn.LSTM: "matrix"}}, "kinds names 'LSTM', which is no parameter"),
-        ({"kinds": {"0.wieght": "matrix"}}, "kinds names '0.wieght', which is no parameter"),
+        ({"kinds": {nn.LSTM: "matrix"}}, "kinds names 'LSTM', which is not a parameter"),
+        ({"kinds": {"0.wieght": "matrix"}}, "kinds names '0.wieght', which is not a parameter"),
         ({"kinds": {"0.bias": "matrix"}}, r"parameter 0\.bias has shape \(4,\), so it cannot be of kind 'matrix'"),
     ],
 )

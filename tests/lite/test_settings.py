@@ -313,7 +313,7 @@ def test_damping_inside_moves_as_much_as_outside_where_noise_dominates():
         (partial(MuonLITE, scale=lambda shape: shape), "must be positive"),
         (partial(MuonLITE, ns="quintic"), "ns = 'quintic' is unknown"),
         (partial(MuonLITE, ns=[(1.5, -0.5)]), "a list of coefficients"),
-        (partial(MuonLITE, ns=[(1.5, float("inf"), 0.0)]), "no finite number"),
+        (partial(MuonLITE, ns=[(1.5, float("inf"), 0.0)]), "not a finite number"),
         (partial(MuonLITE, nesterov=1), "nesterov = 1 must be True or False"),
     ],
 )

@@ -183,7 +183,7 @@ def test_checkpoints_of_other_runs_are_refused(changes, message, tmp_path):
     with pytest.raises(CheckpointError, match="start is"):
         simulate(system(), W0 + 1.0, **options)
     file.write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="no checkpoint of a simulation"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of a simulation"):
         simulate(system(), W0, **options)
 
 
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_cannot_be_written_or_read_is_named_at_once(tmp_path):
     content = file.read_bytes()
     for broken in (b"", content[: len(content) // 2]):
         file.write_bytes(broken)
-        with pytest.raises(CheckpointError, match="is no checkpoint of a simulation"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint of a simulation"):
             simulate(system(), W0, steps=2, checkpoint=file)
         with pytest.raises(ValueError, match="is not a saved trajectory"):
             Trajectory.load(file)

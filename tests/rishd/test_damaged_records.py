@@ -130,7 +130,7 @@ def test_lines_that_are_no_records(tmp_path, line, last):
     (tmp_path / "runs.jsonl").write_bytes(line + b"\n" + (b"" if last else good + b"\n"))
     with pytest.raises(JsonLinesError) as caught:
         read_runs(tmp_path)
-    one_line(caught, "runs.jsonl, line 1", "take the line out")
+    one_line(caught, "runs.jsonl, line 1", "remove the line")
     if line == b"{}":
         return
     (tmp_path / "metrics.jsonl").write_bytes(line + b"\n" + (b"" if last else b'{"step": 1}\n'))

@@ -172,7 +172,7 @@ def test_animations_are_written(tmp_path, suffix):
         (lambda: Plane(np.zeros(2), np.ones((2, 2))), "parallel or zero"),
         (lambda: Plane(np.zeros(3), np.ones((2, 2))), "directions has shape|give a point"),
         (lambda: Plane(np.full(2, np.nan), np.eye(2)), "not finite"),
-        (lambda: Plane.through(np.zeros((2, 3))), "has 2 finite ones"),
+        (lambda: Plane.through(np.zeros((2, 3))), "has 2 finite points"),
         (lambda: Plane.random(np.zeros(3)).project(np.zeros(2)), "lies in 3 dimensions"),
         (lambda: animate(VALLEY, {}, "x.gif"), "trajectories is empty"),
         (lambda: plot_flows(VALLEY, {}), "trajectories is empty"),
@@ -188,7 +188,7 @@ def test_bad_input_is_named(call, message):
 def test_trajectories_without_two_finite_states_are_refused():
     one = simulate(FLOW, np.array([-9.0, 1.6]), h=1.0, steps=1)
     single = type(one)(**{**vars(one), "w": one.w[:1], "m": one.m[:1], "times": one.times[:1]})
-    with pytest.raises(ValueError, match="has 1 finite saved state; two make a line"):
+    with pytest.raises(ValueError, match="has 1 finite saved state; a line needs two"):
         single.plot()
     lost = type(one)(**{**vars(one), "w": np.full_like(one.w, np.nan)})
     with pytest.raises(ValueError, match="0 finite saved states"):

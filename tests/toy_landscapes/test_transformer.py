@@ -81,7 +81,7 @@ def test_float32_stays_float32():
         (lambda: TinyTransformer(np.array([[0, 5, 1]]), hidden=0), "hidden = 0"),
         (
             lambda: TinyTransformer.on_bigrams(BigramModel.two_kinds(certain=1, uncertain=1, vocabulary=3), seed=0),
-            "as many of both",
+            "a chain needs equally many",
         ),
     ],
 )
