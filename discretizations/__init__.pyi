@@ -17,7 +17,6 @@ from discretizations.correspondence import Correspondence as Correspondence
 from discretizations.correspondence import KnownOptimizer as KnownOptimizer
 from discretizations.curvature_schemes import CURVATURE_SCHEMES as CURVATURE_SCHEMES
 from discretizations.curvature_schemes import CurvatureScheme as CurvatureScheme
-from discretizations.hypergradient import HypergradientRatio as HypergradientRatio
 from discretizations.known_optimizers import CORRESPONDENCES as CORRESPONDENCES
 from discretizations.modified_equation import PenalisedObjective as PenalisedObjective
 from discretizations.modified_equation import modified_field as modified_field
@@ -33,6 +32,7 @@ from discretizations.plotting import plot_modes as plot_modes
 from discretizations.plotting import plot_stability as plot_stability
 from discretizations.preconditioners import PRECONDITIONERS as PRECONDITIONERS
 from discretizations.preconditioners.eigenbasis_moment import EigenbasisMoment as EigenbasisMoment
+from discretizations.preconditioners.hypergradient_ratio import HypergradientRatio as HypergradientRatio
 from discretizations.preconditioners.identity import Identity as Identity
 from discretizations.preconditioners.kronecker_root import KroneckerRoot as KroneckerRoot
 from discretizations.preconditioners.masks import CoordinateMask as CoordinateMask

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from discretizations.hypergradient import FLAT_STEP, HypergradientRatio
+from discretizations.preconditioners.hypergradient_ratio import FLAT_STEP, HypergradientRatio
 from riemannian_ode.flow import Array, Projector, differ, lite_velocity, position_step
 from riemannian_ode.preconditioner import Memory, Preconditioner
 from riemannian_ode.stages import (

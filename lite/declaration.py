@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from discretizations.hypergradient import HypergradientRatio
+from discretizations.preconditioners.hypergradient_ratio import HypergradientRatio
 from discretizations.update_rule import UpdateRule
 from lite.adamw import adamw_rule
 from lite.parameters.decay import decay_rate
