@@ -1,7 +1,7 @@
-"""What a step costs on several ranks: deviation, collectives, bytes, FLOPs; and large models by formula.
+"""Cost of a step on several ranks: deviation, collectives, bytes, FLOPs; and large models by formula.
 
-Measured are MuonLITE and SOAPLITE under DDP, FSDP2 and HSDP on gloo processes of this machine, one thread each, with a
-small Llama's parameters and given gradients. Bytes are those that a rank sends to others: exact for all-to-all and
+It measures MuonLITE and SOAPLITE under DDP, FSDP2 and HSDP on gloo processes of this machine, one thread each, with a
+small Llama's parameters and given gradients. Bytes are counted as a rank sends them to others: exact for all-to-all and
 all-gather (a ring), 2(N−1)/N of the buffer for an all-reduce. dion (https://github.com/microsoft/dion) is not run: its
 traffic for Muon is taken by formula, each shard once to its matrix's owner and once back, in bfloat16.
 
@@ -220,9 +220,9 @@ def prediction(name: str, world: int) -> dict[str, float]:
 
 
 def soap_prediction(name: str, world: int) -> dict[str, float]:
-    """The same for SOAP-LITE, float32 messages, with its moments on owners and in shards.
+    """Predicted costs of SOAP-LITE under FSDP2, float32 messages, with its moments on owners and in shards.
 
-    Messages are those of the largest megabatch on the rank that owns most of it: what comes and what goes back.
+    Messages are those of the largest megabatch on the rank that owns most of it: in both directions.
     """
     shapes = matrices(*LLAMAS[name])
     metric = EigenbasisMoment(beta2=0.95, mask=CoordinateMask(sharp_fraction=0.1))
@@ -269,7 +269,7 @@ def main() -> None:
         rows.append({"name": name, "value": value, "unit": unit})
         print(f"{name:84} {value:14.6g} {unit}", flush=True)
 
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, gloo, 1 thread a rank")
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, gloo, 1 thread per rank")
     shapes = matrices(HIDDEN, FFN, LAYERS, HIDDEN)
     numbers, classes = sum(m * n for m, n in shapes), len({*shapes, (VOCABULARY, HIDDEN), (HIDDEN,)})
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,8 @@
 
 All integrate RISHD with the χ split on the same two-dimensional valley in float64 with equal steps. Ours are
 semi-implicit Euler steps; the peers take explicit Euler steps (SciPy: RK45 held to the same step) of the right-hand
-side written out by hand in their own idiom, as its fastest user would. Every peer runs in its best setting of those
-listed; compiling is timed apart. Runs are interleaved and the medians compared.
+side written by hand in each peer's own idiom, for speed. Every peer runs in the best of the listed settings;
+compilation is timed separately. Runs are interleaved and the medians compared.
 
     python benchmarks/ensemble_simulation.py [--json FILE] [--repeats 7]
 
@@ -66,9 +66,9 @@ def rates(u: Any, s: Any, m_u: Any, m_s: Any, xp: Any, beta_flat: float = BETA_F
 
 
 class Contender(NamedTuple):
-    """One way to run: ``run(steps)`` makes the steps; ``compile_seconds`` went into its first call.
+    """One way to run: ``run(steps)`` makes the steps; ``compile_seconds`` is the compilation time of its first call.
 
-    Where ``share`` is below 1, ``run`` makes that share of the members' steps only, and its time is scaled up.
+    If ``share`` is below 1, ``run`` only makes that share of the members' steps, and its time is scaled up.
     """
 
     name: str
@@ -178,14 +178,14 @@ def with_scipy(n: int) -> list[Contender]:
 
 
 def check() -> None:
-    """The hand-written right-hand side is the package's."""
+    """Check that the hand-written right-hand side equals the package's."""
     w, m = np.random.default_rng(1).normal(size=(2, 50, 2))
     by_hand = np.stack(rates(*w.T, *m.T, np), axis=-1)
     np.testing.assert_allclose(by_hand, np.concatenate(system().rates(0.0, w, m), axis=-1), rtol=1e-9, atol=1e-9)
 
 
 def interleaved(contenders: list[Contender], steps: int, repeats: int) -> dict[tuple[str, str], float]:
-    """Median seconds a step of each, one run of each in turn."""
+    """Median seconds per step of each contender, with interleaved runs."""
     seconds: dict[tuple[str, str], list[float]] = {(c.name, c.setting): [] for c in contenders}
     for _ in range(repeats):
         for contender in contenders:
@@ -197,7 +197,7 @@ def interleaved(contenders: list[Contender], steps: int, repeats: int) -> dict[t
 
 
 def driver_overhead(n: int, steps: int, repeats: int, *, save_every: int) -> float:
-    """`simulate` over a bare loop of the same plain steps, which keeps the last state only."""
+    """Overhead of `simulate` over a bare loop of the same plain steps that keeps only the last state."""
     flow, scheme, w0 = system(), integrator("semi-implicit-euler"), start(n)
     ratios = []
     for _ in range(repeats):
@@ -213,7 +213,7 @@ def driver_overhead(n: int, steps: int, repeats: int, *, save_every: int) -> flo
 
 
 def scaling(axis: str, repeats: int) -> list[tuple[int, float]]:
-    """Nanoseconds a step and a number along N (p = 2) or along p (N = 1), plain numpy."""
+    """Nanoseconds per step and number as N grows (p = 2) or as p grows (N = 1), plain numpy."""
     found = []
     for size in (1_000, 10_000, 100_000, 1_000_000):
         if axis == "N":
@@ -258,7 +258,7 @@ def main() -> None:
         rows.append({"name": name, "value": value, "unit": unit})
 
     for n, steps in STEPS.items():
-        print(f"\nN = {n}: microseconds a step, median of {options.repeats}")
+        print(f"\nN = {n}: microseconds per step, median of {options.repeats}")
         contenders = ours(n) + with_torchdiffeq(n) + with_diffrax(n, steps)
         if n <= 1000:  # beyond, a loop over members is out of the question
             contenders += with_scipy(n)
@@ -283,7 +283,7 @@ def main() -> None:
         row(f"{name}/N=1000", overhead, "ratio")
     for axis in ("N", "p"):
         for size, nanoseconds in scaling(axis, options.repeats):
-            print(f"plain cost along {axis}: {size:>9} numbers  {nanoseconds:8.1f} ns a number and step")
+            print(f"plain cost along {axis}: {size:>9} numbers  {nanoseconds:8.1f} ns per number and step")
             row(f"nanoseconds_per_number/{axis}={size}", nanoseconds, "ns")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

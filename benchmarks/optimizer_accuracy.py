@@ -1,6 +1,6 @@
 """How far MuonLITE's parameters move from those of the exact algorithm in float64.
 
-Gradients are a slowly turning signal of rank 8 plus noise, as in ``tests/lite``. ``accuracy_20_steps`` compares 20
+Gradients are a slowly rotating signal of rank 8 plus noise, as in ``tests/lite``. ``accuracy_20_steps`` compares 20
 steps of the tracked mask with the same Newton–Schulz polynomial and the mask by SVD in float64, for k at the rank of
 the signal and for the default r = 0.1, which puts k into the noise. ``parity_threshold_50_steps`` compares 50 steps of
 the published soft mask in float32 with the published formulas in float64 (``tests/lite/reference.py``).
@@ -49,7 +49,7 @@ def movement(shape: tuple[int, int], dtype: torch.dtype, gs: list[Tensor], **opt
 
 
 def exact_movement(shape: tuple[int, int], gs: list[Tensor], half: bool, **options: Any) -> Tensor:
-    """Movement in float64, with the coefficients that half precision takes for this shape where asked."""
+    """Movement in float64, optionally with the coefficients that half precision uses for this shape."""
     safety = []
 
     def coefficients(steps: int, **keywords: float) -> list[tuple[float, float, float]]:
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write rows {name, value, unit} to this file")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    print(f"torch {torch.__version__}; signal of rank {RANK}, noise {NOISE} an entry, turn {TURN} a step, lr {LR}")
+    print(f"torch {torch.__version__}; signal of rank {RANK}, noise {NOISE} per entry, turn {TURN} per step, lr {LR}")
     rows: list[dict[str, Any]] = []
 
     def row(name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Step time, matrix work, state and peak memory of the optimizers, beside those of torch and of other packages."""
+"""Step time, matrix work, state and peak memory of the optimizers, against those of torch and of other packages."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class TwoSidedSOAP(torch.optim.Optimizer):
-    """SOAP as its authors' code has it (github.com/nikhilvyas/SOAP), one matrix at a time, float32 state.
+    """SOAP as in its authors' code (github.com/nikhilvyas/SOAP), one matrix at a time, float32 state.
 
-    Ten products a step: the gradient goes to the eigenbasis (2), the update back (2), the first moment back and to the
-    new basis at every step (4), and both factors are made whole (2). Their first version, Algorithm 3 of
+    Ten products per step: the gradient goes to the eigenbasis (2), the update back (2), the first moment back and to
+    the new basis at every step (4), and both factors are computed in full (2). Their first version, Algorithm 3 of
     arXiv:2409.11321, rotates the first moment once instead (8 products); pytorch_optimizer's SOAP does so.
     """
 
@@ -220,12 +220,13 @@ def parameters(model: str, dtype: torch.dtype, layers: int) -> list[nn.Parameter
 def step_seconds(
     optimizers: dict[str, torch.optim.Optimizer], repeats: int, *, busy: dict[str, list[float]] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every step, one step of each in turn.
+    """Seconds of every step, with the optimizers' steps interleaved.
 
     Args:
-        optimizers: By name.
-        repeats: Steps of each.
-        busy: Gets the share of the processors' time that each step had: one far below 1 has waited for other programs.
+        optimizers: Optimizers by name.
+        repeats: Number of steps of each.
+        busy: Receives the share of the processors' time that each step had; a share far below 1 means that it waited
+            for other programs.
 
     Raises:
         RuntimeError: if an optimizer drops its gradients, so that its next steps would do nothing.
@@ -251,7 +252,7 @@ def flops(optimizer: torch.optim.Optimizer) -> int:
 
 
 def peak_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Largest sum of allocations minus releases during a step, beside what was there before."""
+    """Largest sum of allocations minus releases during a step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         optimizer.step()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -267,7 +268,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """Operations a second of batched products of 768×768 matrices, the best of sixty."""
+    """Operations per second of batched products of 768×768 matrices, the best of sixty."""
     x = torch.randn(4, 768, 768).to(dtype)
     taken = []
     for _ in range(60):
@@ -340,7 +341,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--rules", nargs="+", default=["muon", "soap"], choices=[*RULES, "all"])
-    parser.add_argument("--layers", type=int, help="the first layers only, to be done sooner; names of rows say so")
+    parser.add_argument("--layers", type=int, help="only the first layers, for a shorter run; names of rows say so")
     parser.add_argument("--repeats", type=int, default=9, help="interleaved steps of the Muon rows (odd)")
     parser.add_argument(
         "--soap-steps", type=int, default=SOAP_STEPS, help="steps of the rows of SOAP and of the family"
@@ -348,7 +349,7 @@ def main() -> None:
     options = parser.parse_args()
     rules = RULES if "all" in options.rules else options.rules
     torch.set_num_threads(THREADS)
-    # As in a training process: freed tensors have told the C library's allocator to keep memory of this size.
+    # As in a training process: freed tensors make the C library's allocator keep memory of this size.
     torch.empty(31 * 2**20, dtype=torch.uint8).fill_(1)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     peers = ", ".join(f"{name} {version(name)}" for name in ("heavyball", "pytorch_optimizer"))
@@ -373,7 +374,7 @@ def main() -> None:
                 soap_rows(model, dtype, layers, options.soap_steps, row)
             if "family" in rules:
                 family_rows(model, dtype, layers, options.soap_steps, row)
-            if options.json:  # after each part, so that an interrupted run leaves what it has
+            if options.json:  # after each part, so that an interrupted run leaves its results so far
                 options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What ``rishd pretrain`` costs beyond a loop written by hand with the same model, batches, optimizer and clipping."""
+"""Overhead of ``rishd pretrain`` over a hand-written loop with the same model, batches, optimizer and clipping."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every_10_steps": {"logging.every": 10},
     "bare": {"logging.every": 10, "logging.updates_every": 0, "logging.trackers": []},
 }
-Seconds = dict[str, float]  # a step: of the processor, and on the clock
+Seconds = dict[str, float]  # per step: processor time and wall-clock time
 
 
 def base_config(options: argparse.Namespace, text: Path) -> Any:
     from rishd.pretraining.config_files import make_config
 
-    for i in range(200):  # enough for a tokenizer of 320 tokens; the model has a preset's vocabulary all the same
+    for i in range(200):  # enough for a tokenizer of 320 tokens; the model still has its preset's vocabulary
         lines = "\n".join(f"river {i} flows past valley {j} with height {i * j}" for j in range(100))
         (text / f"{i:03}.txt").write_text(lines, encoding="utf-8")
     return make_config(
@@ -47,7 +47,7 @@ def base_config(options: argparse.Namespace, text: Path) -> Any:
 
 
 def by_hand(config: Any) -> Seconds:
-    """The loop that a person would write, from the second step on."""
+    """A hand-written training loop, timed from the second step on."""
     from rishd.pretraining.blocks import make_collator, training_blocks
     from rishd.pretraining.corpus import load_corpus
     from rishd.pretraining.models import build_model, model_config
@@ -88,7 +88,7 @@ def by_hand(config: Any) -> Seconds:
 
 
 def by_rishd(config: Any, folder: Path) -> Seconds:
-    """The same run by ``rishd pretrain``, from the second step on; evaluation and checkpoint are not counted."""
+    """The same run by ``rishd pretrain``, timed from the second step on; evaluation and checkpoint are not counted."""
     from rishd.pretraining.run import train
 
     rows = [row for row in train(config, folder).rows if "loss" in row]
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--optimizer", default="muon-lite")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=31, help="of each run; the first is not counted")
+    parser.add_argument("--steps", type=int, default=31, help="steps of each run; the first is not counted")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each variant (odd)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     options = parser.parse_args()

@@ -1,10 +1,10 @@
 """Steps per second of `riemannian_ode` with noise on a curved river valley, against torchsde and diffrax.
 
 All integrate RISHD with the χ split (β = 0) and the same gradient noise on the same two-dimensional valley in float64
-with equal Euler–Maruyama steps: ours is semi-implicit Euler. Noise enters the momentum alone, so that it is additive
-and peers draw two numbers a step and member. The peers' right-hand side is written out by hand in their own idiom;
-torchsde gets the product with the noise in place of a matrix, and diffrax its fastest Brownian path. Every peer runs in
-its best setting of those listed; compiling is timed apart. Runs are interleaved and the medians compared.
+with equal Euler–Maruyama steps: ours is semi-implicit Euler. Noise enters only the momentum, so that it is additive and
+peers draw two numbers per step and member. The peers' right-hand side is written out by hand in their own idiom;
+torchsde gets the product with the noise instead of a matrix, and diffrax its fastest Brownian path. Every peer runs in
+the best of the listed settings; compilation is timed separately. Runs are interleaved and the medians compared.
 
     python benchmarks/stochastic_simulation.py [--json FILE] [--repeats 5]
 
@@ -57,7 +57,7 @@ def ours(n: int) -> list[Contender]:
 
 
 class Valley(torch.nn.Module):
-    """The flow as torchsde takes it: drift, and the product of its diffusion with an increment."""
+    """The flow in torchsde's form: drift, and the product of its diffusion with an increment."""
 
     noise_type, sde_type = "additive", "ito"
 
@@ -149,7 +149,7 @@ def with_diffrax(n: int, steps: int) -> list[Contender]:
 
 
 def check() -> None:
-    """The hand-written right-hand side is the package's, and the peers' ensembles spread as ours do."""
+    """Check that the hand-written right-hand side equals the package's and the peers' ensembles have our spread."""
     w, m = np.random.default_rng(1).normal(size=(2, 50, 2))
     by_hand = np.stack(rates(*w.T, *m.T, np, beta_flat=0.0), axis=-1)
     np.testing.assert_allclose(by_hand, np.concatenate(system().rates(0.0, w, m), axis=-1), rtol=1e-9, atol=1e-9)
@@ -176,7 +176,7 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for n, steps in STEPS.items():
-        print(f"\nN = {n}: microseconds a step, median of {options.repeats}")
+        print(f"\nN = {n}: microseconds per step, median of {options.repeats}")
         contenders = ours(n) + with_torchsde(n) + with_diffrax(n, steps)
         medians = interleaved(contenders, steps, options.repeats)
         for contender in contenders:

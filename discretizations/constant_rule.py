@@ -104,8 +104,8 @@ def split_rule(
         alpha: α.
         sharp: Orthonormal basis of the sharp subspace, shape ``(p, d_s)``; d_s = 0 makes all directions flat.
         chi: χ.
-        beta_sharp: β₁, theory's units.
-        beta_flat: β₂, theory's units.
+        beta_sharp: β₁ in the theory's units.
+        beta_flat: β₂ in the theory's units.
 
     Raises:
         ValueError: for columns that are not orthonormal, and as in :class:`ConstantRule`.

@@ -82,7 +82,7 @@ class CurvatureScheme(ABC):
             curvature: λ ≥ 0 at ``w``, shape of ``w``.
             eta: Learning rate η, a number or broadcasting against ``w``.
             alpha: α > 0, per unit time.
-            beta: β ≥ 0, theory's units.
+            beta: β ≥ 0 in the theory's units.
             inverse_metric: a, the diagonal of F⁻¹, shape of ``w`` or a number.
             h: Step size; 1 for an optimizer.
 

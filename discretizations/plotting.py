@@ -68,7 +68,7 @@ def plot_stability(
         alpha: α in (0, 1].
         ax: matplotlib axes; by default those of a new figure, ``ax.figure``.
         kappa: Range of κ = ηλa.
-        beta: Range of β, theory's units.
+        beta: Range of β in the theory's units.
         marks: Points (κ, β) to mark, by name.
         bar: Whether to draw a colour bar.
 

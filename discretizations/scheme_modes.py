@@ -41,7 +41,7 @@ def step_polynomial(scheme: str, alpha: Array, beta: Array, *, expm1: Callable[[
     Args:
         scheme: Name of any scheme except ``exponential-euler``, whose step is exact.
         alpha: α > 0.
-        beta: β, theory's units.
+        beta: β in the theory's units.
         expm1: x ↦ eˣ − 1 for the type of ``alpha``.
 
     Raises:
@@ -137,7 +137,7 @@ def slow_rate(scheme: str, alpha: Array, beta: Array, *, tanh: Callable[[Any], A
     Args:
         scheme: Name.
         alpha: α > 0.
-        beta: β, theory's units.
+        beta: β in the theory's units.
         tanh: Hyperbolic tangent for the type of ``alpha``.
 
     Raises:

@@ -93,7 +93,7 @@ class OneGradientScheme(ABC):
             g: Gradient at ``w``, shape of ``w``.
             eta: Learning rate η.
             alpha: α > 0, per unit time.
-            beta: β (β₁ with a split), theory's units.
+            beta: β (β₁ with a split) in the theory's units.
             beta_flat: β₂; ``beta`` by default. Needs a split.
             chi: χ. Needs a split.
             split: (m̃, a) ↦ (x ↦ Qx); ``None`` is the base method. With a split F⁻¹ must be linear.
@@ -173,7 +173,7 @@ class OneGradientScheme(ABC):
 
         Args:
             alpha: α > 0, with hα < 1 for explicit Euler.
-            beta: β, theory's units.
+            beta: β in the theory's units.
             h: Step.
             functions: See :meth:`kick`.
 

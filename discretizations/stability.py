@@ -80,8 +80,8 @@ def asymptotic_speedup(alpha: Array, beta_sharp: Array, beta_flat: Array, chi: A
 
     Args:
         alpha: α > 0.
-        beta_sharp: β₁ of the base method, theory's units.
-        beta_flat: β₂, theory's units.
+        beta_sharp: β₁ of the base method, in the theory's units.
+        beta_flat: β₂ in the theory's units.
         chi: χ.
 
     Source: derived in docs/theory, claim C5.
@@ -187,7 +187,7 @@ def descent_limit(alpha: Array, beta: Array) -> np.ndarray:
 
     Args:
         alpha: α in (0, 1].
-        beta: β > −1/(2 − α), broadcasts, theory's units.
+        beta: β > −1/(2 − α) in the theory's units; broadcasts.
 
     Returns:
         Limit on κ, broadcast shape.

@@ -37,7 +37,7 @@ class RuleBlock:
 
     Args:
         kappa: κ = ηaL > 0.
-        beta: β > −1/(2 − α), theory's units.
+        beta: β > −1/(2 − α) in the theory's units.
         lookahead: c of the point :math:`w_N + c\,\eta Am_{N-1}` at which the loss is evaluated.
         weight: ω > 0, weight of the block's squared distance in the size of the start.
 
@@ -169,7 +169,7 @@ def convex_rate_tightness(kappa: Sequence[float], beta: Sequence[float], *, alph
 def minimax_loss(steps: int) -> np.ndarray:
     r"""Smallest worst case of any method with N gradients at L‖w₀ − w_*‖² = 1, :math:`1/(2\theta_N^2)` from N = 1 on.
 
-    With :math:`\theta_0 = 1`, :math:`\theta_{k+1} = \frac12(1 + \sqrt{1 + 4\theta_k^2})`, and 8 in place of 4 in the
+    With :math:`\theta_0 = 1`, :math:`\theta_{k+1} = \frac12(1 + \sqrt{1 + 4\theta_k^2})`, and 8 instead of 4 in the
     last step.
 
     Args:

@@ -41,7 +41,7 @@ class FactoredMoment(Preconditioner):
 
 
 class FactoredLITE(LITEOptimizer):
-    """Adam's averages with this metric; β₁ and β₂ in theory's units, beside a summed momentum."""
+    """Adam's averages with this metric; β₁ and β₂ in the theory's units (for a summed momentum)."""
 
     rule = "factored-moment"
 

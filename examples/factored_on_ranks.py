@@ -15,7 +15,7 @@ from lite import param_groups
 
 
 def build(parallel=None):
-    """Model, what to call it by, and optimizer; in one process, or on the ranks of the default group."""
+    """The model, the callable that runs it, and its optimizer; in one process, or on the ranks of the default group."""
     torch.manual_seed(0)  # the same weights on every rank
     model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 1)).double()
     forward, settings = model, {}
@@ -40,7 +40,7 @@ def train(forward, optimizer, steps, rank=0, world=1):
 
 
 def state_of(model, optimizer):
-    """What a checkpoint holds."""
+    """Model and optimizer state, as a checkpoint holds them."""
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
@@ -54,7 +54,7 @@ def load(model, optimizer, folder):
 
 
 def on_rank(rank, world, folder, parallel="fsdp2"):
-    """Train twelve steps at once, then six and six with a checkpoint between them; both end at the same bits."""
+    """Train twelve steps in one go, then six and six with a checkpoint in between; both end with the same bits."""
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world), rank=rank, world_size=world)
     whole, forward, optimizer = build(parallel)
     loss = train(forward, optimizer, range(12), rank, world)
@@ -68,4 +68,4 @@ def on_rank(rank, world, folder, parallel="fsdp2"):
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(*(x.full_tensor() if parallel == "fsdp2" else x for x in (p, q)))
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads may outlive the group, and C++ then aborts Python's shutdown now and then
+    os._exit(0)  # gloo's threads may outlive the group; C++ then sometimes aborts Python's shutdown

@@ -35,7 +35,7 @@ class TinyModel(nn.Module):
 
 
 def batch(step):
-    """Sequences in which each token is a fixed function of the two before it; the same for the same step."""
+    """Sequences in which each token is a fixed function of the two before it; always the same for a given step."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(VOCABULARY, (16, 12), generator=generator)
     for k in range(2, tokens.size(1)):
@@ -47,8 +47,8 @@ def train(folder, *, steps, save_every=50, stop_after=None):
     """Train, or continue from the last checkpoint in a folder.
 
     Args:
-        folder: Where the checkpoint lies.
-        steps: Steps of the whole run.
+        folder: Folder of the checkpoint.
+        steps: Number of steps of the whole run.
         save_every: Steps between checkpoints.
         stop_after: Stop this call at this step, as an interruption would; None trains to the end.
 
@@ -89,8 +89,8 @@ def train(folder, *, steps, save_every=50, stop_after=None):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default="runs/plain_loop", help="where the checkpoint lies")
-    parser.add_argument("--steps", type=int, default=300, help="steps of the whole run")
+    parser.add_argument("--folder", default="runs/plain_loop", help="folder of the checkpoint")
+    parser.add_argument("--steps", type=int, default=300, help="number of steps of the whole run")
     arguments = parser.parse_args()
     _, losses = train(arguments.folder, steps=arguments.steps)
     print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps" if losses else "the run was complete")

@@ -1,4 +1,4 @@
-"""A small Llama on several ranks: DDP or FSDP2, gloo on CPUs or nccl on GPUs, checkpoints that any number can load.
+"""A small Llama on several ranks: DDP or FSDP2, gloo on CPUs or nccl on GPUs, checkpoints for any number of ranks.
 
     torchrun --standalone --nproc-per-node=2 examples/several_ranks.py --parallel fsdp2
     torchrun --standalone --nproc-per-node=4 examples/several_ranks.py --parallel ddp
@@ -33,7 +33,7 @@ BATCH, LENGTH = 16, 32  # sequences of all ranks together, and their tokens
 
 
 def build(parallel, optimizer_name, device):
-    """Model, what to call it by, and optimizer."""
+    """The model, the callable that runs it, and its optimizer."""
     torch.manual_seed(0)  # the same weights on every rank
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).to(device)
     forward, settings = model, {}
@@ -44,14 +44,14 @@ def build(parallel, optimizer_name, device):
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)  # DTensors: nothing to tell the optimizer
+        fully_shard(model, mesh=mesh)  # the parameters are DTensors: the optimizer needs no group
     if optimizer_name == "soap":
         return model, forward, SOAPLITE(param_groups(model, matrix_rule="soap"), lr=3e-3, **settings)
     return model, forward, MuonLITE(param_groups(model), lr=3e-3, **settings)
 
 
 def batch(step, device):
-    """This rank's sequences: each token is the one before, plus a number that the sequence keeps."""
+    """This rank's sequences: each token is the previous one plus a constant of the sequence."""
     generator = torch.Generator().manual_seed(step)
     start, stride = (torch.randint(SIZES["vocab_size"], (BATCH, 1), generator=generator) for _ in range(2))
     tokens = (start + stride * torch.arange(LENGTH)) % SIZES["vocab_size"]
@@ -59,7 +59,7 @@ def batch(step, device):
 
 
 def last_checkpoint(folder):
-    """The newest one that is whole: its metadata is written last."""
+    """The newest complete checkpoint: its metadata is written last."""
     whole = [path.parent for path in Path(folder).glob("step-*/.metadata")]
     return max(whole, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
@@ -76,7 +76,7 @@ def train(arguments, device):
         optimizer.load_state_dict(state["optimizer"])
         start = int(saved.name.removeprefix("step-"))
 
-    # An asynchronous save talks in the background: through a group of its own, and that is gloo on GPUs too.
+    # An asynchronous save communicates in the background, so it needs a separate group, which is gloo on GPUs too.
     background, saving = dist.new_group(backend="gloo"), None
     losses = []
     for step in range(start, arguments.steps):
@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--optimizer", choices=("muon", "soap"), default="muon")
     parser.add_argument("--steps", type=int, default=200, help="steps of the whole run")
     parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
-    parser.add_argument("--folder", default="runs/several_ranks", help="where the checkpoints lie")
+    parser.add_argument("--folder", default="runs/several_ranks", help="folder of the checkpoints")
     arguments = parser.parse_args()
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -121,7 +121,7 @@ def main():
         print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps" if losses else "the run was complete")
     dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads may outlive the group, and C++ then aborts Python's shutdown now and then
+    os._exit(0)  # gloo's threads may outlive the group; C++ then sometimes aborts Python's shutdown
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ class Rule(Dataset):
 
 
 class RatesOfLITE(TrainerCallback):
-    """Moves χ and β_flat beside the Trainer's own scheduler, which moves the learning rate.
+    """Sets χ and β_flat, while the Trainer's own scheduler sets the learning rate.
 
-    Both follow the number of steps made, so that a resumed run needs no further state.
+    Both depend only on the number of steps, so that a resumed run needs no further state.
     """
 
     def __init__(self, schedule):
@@ -86,7 +86,7 @@ def make_trainer(folder, *, steps, save_steps=100, width=64):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default="runs/trainer", help="where checkpoints lie")
+    parser.add_argument("--folder", default="runs/trainer", help="folder of the checkpoints")
     parser.add_argument("--steps", type=int, default=200, help="steps of the whole run")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     options = parser.parse_args()

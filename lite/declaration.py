@@ -84,7 +84,7 @@ class Declaration(ABC):
     def check_rule(self, group: dict[str, Any]) -> None:  # noqa: B027  # a rule may have nothing to refuse
         """Refuse hyperparameters of the rule that are out of range."""
 
-    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:  # noqa: B027  # likewise
+    def check_matrices(self, group: dict[str, Any], entries: Sequence[TensorEntry]) -> None:  # noqa: B027  # as above
         """Refuse, before a step, settings of a group that do not fit the state of its matrices.
 
         Every rank checks all matrices by shapes and settings alone; on several ranks entries are on the meta device.
@@ -146,7 +146,7 @@ class Declaration(ABC):
             numbers: Running number of each matrix among those of its shape in the group, independent of the batch.
 
         Returns:
-            New parameters and state; unchanged tensors may be returned as they are.
+            New parameters and state; unchanged tensors may be returned as such.
         """
         return rule_update(
             self.update_rule(group, matrix_shape(w)),

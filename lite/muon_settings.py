@@ -107,7 +107,7 @@ def group_scale(group: dict[str, Any], shape: tuple[int, int]) -> float:
         return update_scale(shape, scale)  # type: ignore[arg-type]
     if isinstance(scale, dict):
         return float(scale.get(shape, 1.0))  # other shapes occur only where the scale does not matter
-    return 1.0 if shape == ANY_SHAPE else float(scale(shape))  # likewise
+    return 1.0 if shape == ANY_SHAPE else float(scale(shape))  # as above
 
 
 def matrix_shapes(group: dict[str, Any]) -> list[tuple[int, int]]:

@@ -192,7 +192,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
         Args:
             options: Options of ``torch.compile``. By default shapes are constants, and this optimizer may have 64
-                graphs of its own: SOAP has one for each step between two refreshes of a basis.
+                graphs: SOAP has one for each step between two refreshes of a basis.
 
         Raises:
             ValueError: on several ranks, whose steps are not compiled.
@@ -253,7 +253,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
             for name, value in own.items():
                 loaded.setdefault(name, value)  # settings missing in the checkpoint
             keep_tensors(own, loaded)
-        # torch casts floating-point state to the parameter's dtype; put the saved values back as they were.
+        # torch casts floating-point state to the parameter's dtype; put the saved values back unchanged.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         saved = {p: state_dict["state"].get(index) for index, p in zip(indices, self._parameters(), strict=True)}
         executor.load_state(self._work(), {p: state for p, state in saved.items() if state is not None})

@@ -124,7 +124,7 @@ def rate(coefficient: Coefficient, t: float, *, name: str = "a coefficient", mis
         coefficient: The coefficient.
         t: Time.
         name: Name used in errors.
-        missing: Used in place of a missing derivative; with ``None`` a missing derivative is an error.
+        missing: Used instead of a missing derivative; with ``None`` a missing derivative is an error.
 
     Raises:
         ValueError: if it varies in time and no derivative was given.

@@ -329,7 +329,7 @@ class RISHD:
         return self.rates_with(t, w, m, self.objective.gradient(w))
 
     def rates_with(self, t: float, w: Array, m: Array, g: Array) -> tuple[Array, Array]:
-        """The right-hand side with g in place of ∇f(w); linear in (m, g) if F is constant and no split moves."""
+        """The right-hand side with g instead of ∇f(w); linear in (m, g) if F is constant and no split moves."""
         if self.memory is not None:
             return self.memory.rates(self.coefficients(t), w, m, g)
         velocity = -self.at("eta", t) * self.direction(t, w, m, g)

@@ -101,7 +101,7 @@ class RememberedMetric(Metric):
 
         Args:
             w: Positions, shape ``(*ensemble, p)``.
-            m: Momentum, likewise.
+            m: Momentum, same shape.
             g: Gradient there; used if the preconditioner's first gradient only sets its frame.
             memory0: Memory by key, each of shape ``(*ensemble, …)``; by default the memory before the first gradient.
             name: Name used in errors.
@@ -257,8 +257,8 @@ class RememberedMetric(Metric):
 
         Args:
             w: Positions, shape ``(*ensemble, p)``.
-            m: Momenta, likewise.
-            g: Gradients, likewise.
+            m: Momenta, same shape.
+            g: Gradients, same shape.
             memory: Memory by key, as stored in a trajectory at a save.
 
         Raises:

@@ -46,6 +46,6 @@ def check_parts(objective: Any, metric: Any, flat: Any) -> None:
     if metric is not None and not isinstance(metric, (Metric, Preconditioner)):
         raise ValueError(f"metric is of type {type(metric).__name__}; give a Metric, e.g. ConstantMetric(matrix).")
     if flat is not None and isinstance(metric, Preconditioner):
-        raise ValueError("flat is given, but a preconditioner has sharp directions of its own; give it a mask instead.")
+        raise ValueError("flat is given, but a preconditioner has its own sharp directions; give it a mask instead.")
     if flat is not None:
         require_method("flat", flat, "PhasePoint ↦ (x ↦ Qx), e.g. landscape.flat_split or ConstantSplit(basis)")

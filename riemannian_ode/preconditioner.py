@@ -185,7 +185,7 @@ class Preconditioner(ABC):
     def no_split(self) -> ValueError:
         """The error raised by a preconditioner without flat directions."""
         return ValueError(
-            f"preconditioner {self.name!r} has no sharp directions of its own; keep chi = 1 and beta_flat = beta_sharp."
+            f"preconditioner {self.name!r} has no sharp directions; keep chi = 1 and beta_flat = beta_sharp."
         )
 
     def watch(self, memory: Memory, covector: Array) -> Memory:

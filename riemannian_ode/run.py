@@ -230,5 +230,5 @@ class Run:
                 events=self.events,
             )
         except OSError as problem:
-            text = f"checkpoint {self.file} was not written ({problem}); the run goes on without it."
+            text = f"checkpoint {self.file} was not written ({problem}); the run continues without it."
             warnings.warn(text, stacklevel=2)

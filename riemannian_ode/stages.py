@@ -31,7 +31,7 @@ class TakenIn(NamedTuple):
         m: Momentum.
         memory: k.
         g: Gradient, in the dtype of :meth:`Preconditioner.at_work`.
-        covector: m̃ = m + νg, which the metric raises, likewise.
+        covector: m̃ = m + νg, which the metric raises, same shape.
     """
 
     m: Array

@@ -56,7 +56,7 @@ class GaussianNoise:
 
 
 class MiniBatches:
-    r"""The gradient over b samples of a :class:`FiniteSum`, drawn anew for every member.
+    r"""The gradient over b samples of a :class:`FiniteSum`, drawn independently for every member.
 
     With C the covariance of one sample's gradient (:meth:`FiniteSum.gradient_covariance`), the noise has covariance C/b
     with replacement and :math:`\frac Cb\cdot\frac{N-b}{N-1}` without.

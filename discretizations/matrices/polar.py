@@ -64,7 +64,7 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     Args:
         x: Matrices, shape ``(*batch, m, n)``.
         steps: Number of iterations.
-        dtype: Floating type of the iteration; that of ``x`` by default.
+        dtype: Dtype of the iteration; that of ``x`` by default.
         floor: ε. With the published value (:data:`PUBLISHED_FLOOR`) the results for tiny matrices are smaller than
             their polar factors; with 0 the result does not depend on the scale of ``x``.
 

@@ -85,7 +85,8 @@ class Guard:
     """Keeps tensors unchanged in a step with non-finite gradients, without a device sync.
 
     Args:
-        usable: Whether the gradients are finite, 0-dimensional, on the tensors' device; ``None`` if nobody has checked.
+        usable: Whether the gradients are finite, 0-dimensional, on the tensors' device; ``None`` if they were not
+            checked.
     """
 
     def __init__(self, usable: Tensor | None) -> None:

@@ -101,7 +101,7 @@ class CompiledSteps:
 
     @property
     def layout(self) -> Layout:
-        """What it became."""
+        """The form that was built."""
         layout: Layout = self.kernel.layout
         return layout
 

@@ -122,7 +122,7 @@ class Integrator(ABC):
             first: Steps already done (in a resumed run).
 
         Raises:
-            IntegratorError: if the scheme cannot go on.
+            IntegratorError: if the scheme cannot continue.
         """
 
     def partial_step(self, system: RISHD, t: float, state: PhaseState, h: float) -> PhaseState:

@@ -44,8 +44,8 @@ def solve(
     The Jacobian J is built once at the guess, kept while it works (simplified Newton), and then rebuilt. Up to 48
     unknowns per member it is factorised, and a member's iterates do not depend on the other members. Beyond that, each
     correction is one GMRES solve for all members. A known derivative is factorised up to 512 unknowns per member, as
-    long as all Jacobians together have at most 4 million entries. Members that are not finite at the guess stay as they
-    are.
+    long as all Jacobians together have at most 4 million entries. Members that are not finite at the guess stay
+    unchanged.
 
     A correction within the rounding error of its equations is accepted, whatever the tolerance (not with GMRES):
 

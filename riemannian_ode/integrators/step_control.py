@@ -26,7 +26,7 @@ def tolerances(rtol: float | None, atol: float | None, w: Array, *, default: Tol
 
     Args:
         rtol: The user's value; ``None`` is the default, raised to 64 units of the dtype's rounding.
-        atol: Likewise; its default grows with that of ``rtol``.
+        atol: Absolute tolerance; its default grows with that of ``rtol``.
         w: The state.
         default: Default tolerances in float64.
 

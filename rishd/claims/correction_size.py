@@ -28,7 +28,7 @@ def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     :math:`\lVert R\rVert/\lVert g\rVert`, and the distance of flows with and without :math:`R`, for the metrics of
     Adam, Muon and SOAP as functions of the position.
 
-    Hypotheses: :math:`F(w)` is the optimizer's metric with :math:`\nabla f(w)` in place of its averages, regularised by
+    Hypotheses: :math:`F(w)` is the optimizer's metric with :math:`\nabla f(w)` instead of its averages, regularised by
     :math:`\epsilon`; :math:`\alpha = 0.1`, :math:`\beta = 1`.
 
     Proof: none; C2 gives R's exact part in the energy, and C13b shows what its size depends on.

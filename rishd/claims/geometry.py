@@ -37,7 +37,7 @@ class SplitGeometry:
         metric_eigenvalues: Eigenvalues of F along U's columns, shape ``(n, p)``.
         sharp_rank: d_s.
         chi: χ, shape ``(n,)``.
-        beta_sharp: β₁, shape ``(n,)``, theory's units.
+        beta_sharp: β₁ in the theory's units, shape ``(n,)``.
         beta_flat: β₂, shape ``(n,)``.
     """
 

@@ -29,8 +29,8 @@ def compare(
         int | None, typer.Option(min=1, help="Threads of each process; by default its share of the cores.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep models and checkpoints of recorded runs.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is due and stop.")] = False,
-    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs to do and stop.")] = False,
+    output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
     """Run the missing runs of a comparison, and print which variant is ahead, by how much and how surely.
 

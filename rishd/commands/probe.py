@@ -41,7 +41,7 @@ def probe(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of data and figures; CHECKPOINT/probe by default.")
     ] = None,
-    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
     """Measure a trained model's Hessian by block: spectra, updates, masks, and the step that certificate C9 allows."""
     from rishd.pretraining import require_extra

@@ -21,7 +21,7 @@ def integrators(
         bool, typer.Option("--quick", help="Two of the three flows and coarse settings: under half a minute.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of the starts.")] = 0,
-    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
     """Compare integrators: work against precision, energy drift, stable steps, optimizer steps; tables and figures.
 
@@ -61,7 +61,7 @@ def study(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of the figures and data; runs/studies/NAME by default.")
     ] = None,
-    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
     """Run a study: a table, its conclusion, data and figures."""
     from rishd.report.study_records import write_study
@@ -87,7 +87,7 @@ def study(
 
 
 def correspondence(
-    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
     """Print known optimizers as rows of one update rule: metric, α, β, gain c, η and decay λ'."""
     from discretizations.known_optimizers import CORRESPONDENCES
@@ -99,5 +99,5 @@ def correspondence(
     same = rows[0]["scheme"]
     out.print(text_table([{k: v for k, v in row.items() if k not in ("implementation", "scheme")} for row in rows]))
     out.print(
-        f"every row: {same} of the flow at h = 1; β in theory's units; docs/guides/correspondence", highlight=False
+        f"every row: {same} of the flow at h = 1; β in the theory's units; docs/guides/correspondence", highlight=False
     )

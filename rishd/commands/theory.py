@@ -44,7 +44,7 @@ def validate(
     save: Save = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the claims that --save's file has.")] = False,
     figures: Annotated[Path | None, typer.Option(help="Folder for a figure of each claim; none by default.")] = None,
-    output: Annotated[Format, typer.Option("--format", help="table for people, json for machines.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
     """Prove or try the claims of the theory, and print a verdict on each.
 

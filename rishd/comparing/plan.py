@@ -14,7 +14,7 @@ A YAML or TOML file::
       muon-lite:
         set: {optimizer.name: muon-lite}
         lr: [2.5e-3, 5e-3, 1e-2, 2e-2]
-        lengths: [0.6, 0.75]           # further runs of that share of the steps, with schedules of their own
+        lengths: [0.6, 0.75]           # further runs of that share of the steps, with their own schedules
       chi-only:
         like: muon-lite                # its settings and, unless lr is given, its best learning rate
         set: {optimizer.settings.beta_flat: 0.0, optimizer.settings.beta_sharp: 0.0}

@@ -202,7 +202,7 @@ def unequal_starts(runs: Iterable[RecordedRun]) -> tuple[str, ...]:
             groups.setdefault(json.dumps(shared, sort_keys=True), {})[run.data["label"]] = float(first)
     return tuple(
         f"{low} begins with a loss of {group[low]:.4f} and {high} with {group[high]:.4f} on the same seed: they saw "
-        "other text or initial weights. The program has changed between them; record them anew."
+        "other text or initial weights. The program has changed between them; record them again."
         for group in groups.values()
         for low, high in ((min(group, key=lambda key: group[key]), max(group, key=lambda key: group[key])),)
         if group[high] - group[low] > _SAME_START * group[low]

@@ -55,7 +55,7 @@ def kept(folder: Path) -> str:
 def way_out(checkpoint: Path) -> str:
     """The remedy for a damaged checkpoint."""
     older = [path for path in whole_checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
-    return f"remove {checkpoint}, then --resume goes on from {older[-1].name if older else 'the first step'}"
+    return f"remove {checkpoint}, then --resume continues from {older[-1].name if older else 'the first step'}"
 
 
 @contextmanager

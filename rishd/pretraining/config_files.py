@@ -164,7 +164,7 @@ def _finding(error: Any) -> str:
         case "refused":  # raised by config.Count
             return f"{where} = {shown(error['input'])} {error['msg']}"
         case "unexpected_keyword_argument":
-            return f"{where} is no known setting (its value is {shown(error['input'])})"
+            return f"{where} is not a known setting (its value is {shown(error['input'])})"
         case "missing":
             return f"{where} is missing"
         case _:

@@ -166,7 +166,7 @@ def format_problem(path: Path, number: Any) -> str:
     if type(number) is int and number == FORMAT:
         return ""
     return (
-        f"{path} has format {shown(number)}; this version of rishd knows format {FORMAT} only. Read it with the "
+        f"{path} has format {shown(number)}; this version of rishd reads format {FORMAT} only. Read it with the "
         "version that wrote it."
     )
 

@@ -307,6 +307,6 @@ def _check_trainer_state(state: TrainerState, step: int) -> None:
         raise ValueError(f"global_step is {state.global_step!r}, expected {step}")
     for name in ("epoch", "total_flos", "num_input_tokens_seen"):
         if not isinstance(getattr(state, name), int | float):
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a number")
     if not isinstance(state.log_history, list) or state.best_model_checkpoint is not None:
         raise ValueError("log_history is no list, or best_model_checkpoint is set")

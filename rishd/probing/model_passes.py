@@ -60,7 +60,7 @@ def checked_batches(batches: Sequence[Batch], loss: Loss | None) -> list[Batch]:
     if len(kinds) > 1:
         raise ProbeError("batches mixes pairs and mappings; give one of them.")
     if loss is None and kinds == {True}:
-        raise ProbeError("loss = None is for models with a loss of their own; give a function of (output, target).")
+        raise ProbeError("loss = None is for models that compute their own loss; give a function of (output, target).")
     if loss is None and any("labels" not in batch for batch in listed):
         raise ProbeError("a batch has no 'labels', which a loss of the model's own needs; add them, or give loss.")
     reduction = getattr(loss, "reduction", "mean")

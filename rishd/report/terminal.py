@@ -109,7 +109,7 @@ def integrator_table(study: Any) -> Table:
 def optimizer_step_table(study: Any) -> Table:
     """One row per problem and scheme: steps of h = 1."""
     table = Table(
-        "problem", "integrator", "gradients a step", "descends up to η", "least loss", "at η", "flow's loss at that η"
+        "problem", "integrator", "gradients per step", "descends up to η", "least loss", "at η", "flow's loss at that η"
     )
     flows = {row.problem: row for row in study.optimizer_steps if math.isnan(row.gradients)}
     for row in study.optimizer_steps:

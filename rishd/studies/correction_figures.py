@@ -38,7 +38,7 @@ def correction_figure(study: CorrectionStudy) -> Figure:
     grid[0, 0].legend(fontsize=8)
     figure.suptitle(
         f"The Riemannian correction, α = {study.alpha:g}, β = {study.beta:g}, ε = {study.epsilon:g}; "
-        "dotted: ‖R‖ / ‖g‖; dashed: ½‖Ḟn‖ of the optimizer's averages in the place of ‖R‖",
+        "dotted: ‖R‖ / ‖g‖; dashed: ½‖Ḟn‖ of the optimizer's averages instead of ‖R‖",
         fontsize=11,
     )
     return figure

@@ -22,7 +22,7 @@ class StableStep:
     Args:
         scheme: Name of the scheme.
         kappa: Preconditioned curvature ηλa at h = 1.
-        beta: β, theory's units.
+        beta: β in the theory's units.
         measured: Largest h with spectral radius ≤ 1, by bisection; infinite if there is no limit in the search range.
         closed_form: Claim C6 rescaled to h, for the optimizers' scheme; NaN for others, and beyond hα = 1.
     """
@@ -40,7 +40,7 @@ def stable_step(name: str, kappa: float, beta: float) -> StableStep:
     Args:
         name: Name of a one-step integrator.
         kappa: Preconditioned curvature.
-        beta: β, theory's units.
+        beta: β in the theory's units.
     """
     landscape = Quadratic([kappa])
     system = RISHD.from_optimizer(landscape, alpha=ALPHA, eta=1.0, beta=beta)

@@ -126,7 +126,7 @@ def test_keys_depend_on_what_numbers_depend_on():
     [
         ({"variants": {}}, "variants is empty"),
         ({"baseline": "muom"}, "Did you mean 'muon'"),
-        ({"sedes": [1]}, "sedes is no known setting"),
+        ({"sedes": [1]}, "sedes is not a known setting"),
         ({"seeds": []}, "seeds"),
         ({"variants": {"a": {"like": "b"}, "b": {"like": "a"}}, "baseline": None}, "in a circle"),
         ({"variants": {"muon": {"lr": [1e-2, 1e-2]}}}, "each once"),

@@ -70,9 +70,9 @@ TEXTS = {
     "set": ("model: {settings: !!set {a}}", None, "no plain data"),
     "half a character": ('model: {preset: "\\uD800"}', None, "surrogate"),
     "NUL": ('data: {dataset: "a\\0b"}', '[data]\ndataset = "a\\u0000b"', "data.dataset"),
-    "unknown key": (f"optimizer: {{nam: {LONG}}}", f'[optimizer]\nnam = "{LONG}"', "optimizer.nam is no known setting"),
-    "unknown long key": (f"optimizer: {{? {LONG[:1000]} : 1}}", f"[optimizer]\n{LONG} = 1", "no known setting"),
-    "unknown key that breaks lines": ('"a\\u2028b": 1', '"a\\u2028b" = 1', "no known setting"),
+    "unknown key": (f"optimizer: {{nam: {LONG}}}", f'[optimizer]\nnam = "{LONG}"', "nam is not a known setting"),
+    "unknown long key": (f"optimizer: {{? {LONG[:1000]} : 1}}", f"[optimizer]\n{LONG} = 1", "not a known setting"),
+    "unknown key that breaks lines": ('"a\\u2028b": 1', '"a\\u2028b" = 1', "not a known setting"),
     "many unknown keys": (
         "\n".join(f"k{i}: 1" for i in range(2000)),
         "\n".join(f"k{i} = 1" for i in range(2000)),
@@ -143,7 +143,7 @@ def test_counts_are_at_least_one(key):
         ("optimizer.settings={a: &a [*a]}", "holds itself"),
         ("optimizer.settings={a: 1, a: 2}", "there twice"),
         ("optimizer.name=../../x:y", "optimizer.name"),
-        (f"optimizer.nam={LONG}", "optimizer.nam is no known setting"),
+        (f"optimizer.nam={LONG}", "optimizer.nam is not a known setting"),
         (LONG, "not of the form"),
         (f"seed={LONG}", "seed ="),
         (f"seed.{LONG[:100]}=1", "seed"),
@@ -170,8 +170,8 @@ def test_overrides_are_refused_in_one_line(override, word):
         ({"every_seed": "no"}, "every_seed"),
         ({"lengths": [float("nan")]}, "lengths"),
         ({"like": LONG}, "like"),
-        ({LONG: 1}, "no known setting"),
-        ({"set": {LONG: 1}}, "no known setting"),
+        ({LONG: 1}, "not a known setting"),
+        ({"set": {LONG: 1}}, "not a known setting"),
     ],
 )
 def test_variants_of_a_plan_are_refused_in_one_line(changes, word):

@@ -224,7 +224,7 @@ def test_sharding_by_accelerate_is_refused(text, tmp_path, monkeypatch):
         ({"optimizer.settings": {"chy": 2.0}}, "muon-lite takes no chy; its settings are momentum"),
         ({"optimizer.name": "torch.optim:Rprop"}, "takes no weight_decay.*weight_decay: null"),
         ({"optimizer.name": "adamw", "optimizer.groups": {"norm": {"lr": 1.0}}}, "groups is for LITE's optimizers"),
-        ({"optimizer.momentum": 0.9}, "optimizer.momentum is no known setting"),
+        ({"optimizer.momentum": 0.9}, "optimizer.momentum is not a known setting"),
         ({"model.preset": "10M"}, "preset = '10M' is unknown"),
         ({"schedule.name": "step"}, "schedule.name = 'step'"),
         ({"optimizer.lr": float("nan")}, "lr = nan"),

@@ -57,7 +57,7 @@ def test_yaml_and_json_bring_a_configuration_back(file, tmp_path):
         ("optimizer: [", [], "malformed"),
         ("- a\n- b", [], "must hold sections"),
         ("optimizer: 3", [], "optimizer = 3: input should be a dictionary"),
-        ("optimiser: {lr: 1}", [], "optimiser is no known setting"),
+        ("optimiser: {lr: 1}", [], "optimiser is not a known setting"),
         ("seed: 1.5\ntraining: {steps: many}", [], "training.steps = 'many'.*seed = 1.5"),
         ("seed: 1", ["seed"], "not of the form section.key=value"),
         ("seed: 1", ["seed=["], "not YAML"),

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_older_one_resumes(killed, name)
         message = str(caught.value)
         assert str(path) in message
         assert "\n" not in message
-        assert f"remove {path.parent}, then --resume goes on from checkpoint-2" in message
+        assert f"remove {path.parent}, then --resume continues from checkpoint-2" in message
     assert read_summary(folder) is None  # nothing has been touched
     shutil.rmtree(path.parent)
     _, said = run(config, folder, resume=True)
