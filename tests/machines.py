@@ -1,4 +1,4 @@
-"""What some tests need of a machine, and which tests are skipped where it is missing.
+"""Requirements of some tests on the machine, and the tests that are skipped without them.
 
 ============================== ============================================ =====================================
 needs                          skipped without it                           tested everywhere instead
@@ -20,7 +20,7 @@ Chromium                       ``rishd/test_report_in_browser.py``          the 
 ============================== ============================================ =====================================
 
 On processors with matrix units (AMX) the library multiplies in bfloat16, because it is faster there; the programs are
-tested there all the same, as they run on any processor with AVX-512 bfloat16. "program" and "library" are the fixture
+still tested there, as they run on any processor with AVX-512 bfloat16. "program" and "library" are the fixture
 ``bfloat16_products`` of ``conftest.py``.
 """
 

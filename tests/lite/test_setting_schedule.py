@@ -1,4 +1,4 @@
-"""Settings as functions of the step: they act at their step, survive a checkpoint, and bad ones are named."""
+"""Settings as functions of the step: they act at their step, survive a checkpoint, and errors name bad ones."""
 
 import copy
 

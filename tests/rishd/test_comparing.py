@@ -1,4 +1,4 @@
-"""Comparisons: plans, what is due, statistics of recorded runs, scaling laws, and real tiny runs."""
+"""Comparisons: plans, runs to do, statistics of recorded runs, scaling laws, and real tiny runs."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Malformed configurations: whatever a file holds, it is a valid configuration or one short line that names the key."""
+"""Malformed configurations: any file is a valid configuration or gives one short line that names the key."""
 
 import json
 
@@ -33,7 +33,7 @@ def refused(call, *words):
     return message
 
 
-# (YAML, TOML or None where it has no such thing, what the message names)
+# (YAML, TOML or None if TOML cannot express it, text in the message)
 TEXTS = {
     "alias bomb": (BOMB, None, "expand to more than"),
     "merge bomb": (MERGES, None, "expand to more than"),

@@ -1,4 +1,4 @@
-"""Models of a run: presets, files, counts against torch's own, and what does not fit."""
+"""Models of a run: presets, files, counts against torch's, and models that do not fit."""
 
 import json
 
@@ -34,7 +34,7 @@ def made_of(config, vocab_size=None, tokenizer=None):
     )
 
 
-# Published sizes with a vocabulary of 32000, in millions: embedding and head, then what the name says.
+# Published sizes with a vocabulary of 32000, in millions: embedding and head, then the size in the name.
 PARAMETERS = {"9M": 9.0, "60M": 58.1, "130M": 134.1, "250M": 247.4, "350M": 368.0, "500M": 518.1, "1B": 1339.1}
 PARAMETERS["moe-1B"] = 1040.5
 

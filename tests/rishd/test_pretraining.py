@@ -167,7 +167,7 @@ def test_attention_logits_are_clipped_after_each_step(text, tmp_path):
 
 
 def test_a_process_uses_one_device(text, tmp_path, monkeypatch):
-    """The Trainer would put the passes on every device that it sees, each with a whole one."""
+    """The Trainer would run a full pass on every visible device."""
     made = TrainingArguments.__post_init__
 
     def see_eight(arguments):

@@ -1,4 +1,4 @@
-"""Plots show what they are given: axes, curves and points are looked at as data; bad input is named."""
+"""Plots show their input: axes, curves and points are checked as data; errors name bad input."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ from toy_landscapes import (
 
 
 class Mine:
-    """An objective of one's own, without a dimension."""
+    """A user's objective without a dimension."""
 
     def value(self, w):
         return np.sum(w**2, axis=-1) + w[..., 0] * w[..., -1]
@@ -87,7 +87,7 @@ def test_known_curves_lie_where_they_should():
 
 
 def test_planes_of_a_point():
-    """Coordinates of lifted points are what was lifted, and the centre is the point itself."""
+    """Lifting and projecting gives the same coordinates, and the centre is the point itself."""
     center = np.array([1.0, 2.0, 3.0, 4.0])
     for plane in (Plane.random(center, seed=1), Plane.of_coordinates(4, 2, 0, center=center)):
         xy = np.random.default_rng(0).normal(size=(7, 2))
