@@ -7,7 +7,7 @@ a C++ compiler                 ``riemannian_ode/test_compiled.py`` (most),  plai
                                ``test_circular.py``; docs pages with        ``riemannian_ode``; the error that names
                                ``compile=``; Inductor in                    the compiler; ``lite/test_compile.py``
                                ``lite/test_compile.py``                     with other backends
-a C++ compiler                 ``lite/test_fused_muon.py``, but for its     the formulas one by one: its test of
+a C++ compiler                 ``lite/test_fused_muon.py``, except its      the formulas one by one: its test of
                                test of the formulas                         them, and all of ``lite`` in float32
 AVX-512 bfloat16 and a C++     ``discretizations/test_gram_products.py``,   the library's products, by the same tests
 compiler                       ``test_polar.py``: cases "program"           with "library"

@@ -13,7 +13,7 @@ from tests.test_public_api import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CODE = [path for name in (*PACKAGES, "examples", "benchmarks") for path in sorted((ROOT / name).rglob("*.py"))]
+CODE = [path for name in (*PACKAGES, "examples", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py")]
 PAGES = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
 

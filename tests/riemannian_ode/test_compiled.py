@@ -47,7 +47,7 @@ CASES = {
         np.random.default_rng(0).normal(size=(3, 2)),
         "loop",
     ),
-    "one value a member at every time, two axes, float32": (
+    "one value per member at every time, two axes, float32": (
         lambda: lite(
             VALLEY,
             alpha=np.array([[0.1, 0.3], [0.2, 0.25], [0.4, 0.35]]),

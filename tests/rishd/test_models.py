@@ -195,7 +195,7 @@ def test_a_configuration_file_of_transformers(text, tmp_path):
     ("changes", "message"),
     [
         ({"model.config": "{tmp}/missing"}, "cannot be read"),
-        ({"model.config": "{tmp}/odd.json"}, "no configuration of transformers"),
+        ({"model.config": "{tmp}/odd.json"}, "not a configuration of transformers"),
         ({"model.config": "{tmp}/vit.json"}, "no causal language model of type 'vit'"),
         ({"model.config": "{tmp}/gpt2", "data.vocab_size": 500}, "the tokenizer has 500 tokens, .* vocabulary of 400"),
         ({"model.config": "{tmp}/gpt2", "data.sequence_length": 128}, "max_position_embeddings = 64"),

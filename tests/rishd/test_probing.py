@@ -343,4 +343,4 @@ def test_command_probes_a_run_and_refuses_other_folders(tmp_path, tmp_path_facto
     assert table.exit_code == 0, table.output
     assert "step 2 of muon-lite" in table.stdout
     refused = CliRunner().invoke(app, ["probe", str(tmp_path)])
-    assert "is no run of rishd pretrain" in str(refused.exception)
+    assert "is not a run of rishd pretrain" in str(refused.exception)
