@@ -45,13 +45,13 @@ autodoc_type_aliases = {
         "TensorLayout",
     )
 }
-python_maximum_signature_line_length = 88  # longer ones get one parameter a line
+python_maximum_signature_line_length = 88  # longer ones get one parameter per line
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # "Attributes:" as a field list; as directives they would compete with autodoc's members
 
 
 def _skip_field(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out fields of named tuples: their docstring is "Alias for field number 0"; the class says what they are."""
+    """Leave out fields of named tuples: their docstring is "Alias for field number 0"; the class describes them."""
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 

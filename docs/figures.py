@@ -1,6 +1,6 @@
 """Write the figures of README and docs: python docs/figures.py (some minutes).
 
-Arguments name what to redo: studies, figures of claims, river_valley, landscapes or integrators.
+Arguments choose the figures: studies, figures of claims, river_valley, landscapes or integrators.
 """
 
 import sys
@@ -33,11 +33,11 @@ PANELS = {
     "memory_energies": ("C19", "C19b"),
 }
 
-SWEEPS = {"C21c": 100}  # instances: with fewer its panel has no sweep
+SWEEPS = {"C21c": 100}  # instances: with fewer, its panel has no sweep
 
 
 def write_conclusion(name: str, conclusion: str) -> None:
-    """Put a study's conclusion between its marks in the guide, where it has them."""
+    """Put a study's conclusion between its marks in the guide, if it has them."""
     begin, end = f"<!-- conclusion of {name} -->\n", "<!-- end -->"
     head, mark, tail = GUIDE.read_text(encoding="utf-8").partition(begin)
     if mark:

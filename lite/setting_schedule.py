@@ -84,7 +84,7 @@ def _check_keys(name: str, given: Any, groups: list[dict[str, Any]]) -> None:
     known = {group.get("kind") for group in groups} - {None} | set(range(len(groups)))
     for key, function in functions.items():
         if isinstance(given, Mapping) and key not in known:
-            raise ValueError(f"{name} is given for {shown(key)}, which is no kind or number of a group; there are "
+            raise ValueError(f"{name} is given for {shown(key)}, which is no group's kind or number; there are "
                              f"{', '.join(map(str, sorted(known, key=str)))}.")  # fmt: skip
         if not callable(function):
             raise ValueError(f"{name} = {shown(function)} must be a function of the step, e.g. lambda k: 2.0.")

@@ -14,7 +14,7 @@ settings.load_profile("fixed")
 
 @pytest.fixture
 def needs_bfloat16_program() -> None:
-    """Skip where the C++ program of bfloat16 products does not run; it need not be the faster way."""
+    """Skip if the C++ program of bfloat16 products does not run, whether or not it would be faster."""
     from discretizations.matrices.bfloat16_products import HAS_VECTORS, program
 
     if not (HAS_VECTORS and program()):
@@ -23,7 +23,7 @@ def needs_bfloat16_program() -> None:
 
 @pytest.fixture(params=["program", "library"])
 def bfloat16_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Products in bfloat16 by the C++ program wherever it runs, if faster or not; and by the library."""
+    """Products in bfloat16 by the C++ program wherever it runs, and by the library."""
     if request.param == "program":
         request.getfixturevalue("needs_bfloat16_program")
     monkeypatch.setattr("discretizations.matrices.bfloat16_products._IS_FASTER_HERE", request.param == "program")

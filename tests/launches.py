@@ -1,4 +1,4 @@
-"""Processes that tests start: under torchrun on a port that torch finds, and with their words where they fail."""
+"""Processes that tests start, under torchrun on a port that torch finds; failures show their output."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def finished(command, *, timeout=1800, code=0, **environment):
-    """Run a command to its end; one that ends otherwise than with ``code`` fails the test with all that it said."""
+    """Run a command to its end; an exit code other than ``code`` fails the test with the command's output."""
     words = [str(word) for word in command]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=own, cwd=ROOT, check=False)
@@ -18,13 +18,13 @@ def finished(command, *, timeout=1800, code=0, **environment):
 
 
 def torchrun(ranks, *arguments, **options):
-    """:func:`finished` for a script, or ``-m`` a module, on some ranks of this machine."""
+    """Run a script, or ``-m`` a module, on some ranks of this machine; see :func:`finished`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return finished([*launcher, *arguments], **options)
 
 
 def accelerate_launch(ranks, *arguments, **options):
-    """:func:`torchrun`, started by accelerate; ``--multi_gpu`` is its word for several ranks, CPUs' as well."""
+    """As :func:`torchrun`, but started by accelerate; ``--multi_gpu`` is its option for several ranks, also on CPUs."""
     places = [f"--num_processes={ranks}", "--num_machines=1", "--main_process_port=0"]
     choices = ["--multi_gpu", "--mixed_precision=no", "--dynamo_backend=no"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *choices, *places]

@@ -1,4 +1,4 @@
-"""What some tests need of a machine, and which tests are skipped where it is missing.
+"""Requirements of some tests on the machine, and the tests that are skipped without them.
 
 ============================== ============================================ =====================================
 needs                          skipped without it                           tested everywhere instead
@@ -7,7 +7,7 @@ a C++ compiler                 ``riemannian_ode/test_compiled.py`` (most),  plai
                                ``test_circular.py``; docs pages with        ``riemannian_ode``; the error that names
                                ``compile=``; Inductor in                    the compiler; ``lite/test_compile.py``
                                ``lite/test_compile.py``                     with other backends
-a C++ compiler                 ``lite/test_fused_muon.py``, but for its     the formulas one by one: its test of
+a C++ compiler                 ``lite/test_fused_muon.py``, except its      the formulas one by one: its test of
                                test of the formulas                         them, and all of ``lite`` in float32
 AVX-512 bfloat16 and a C++     ``discretizations/test_gram_products.py``,   the library's products, by the same tests
 compiler                       ``test_polar.py``: cases "program"           with "library"
@@ -20,7 +20,7 @@ Chromium                       ``rishd/test_report_in_browser.py``          the 
 ============================== ============================================ =====================================
 
 On processors with matrix units (AMX) the library multiplies in bfloat16, because it is faster there; the programs are
-tested there all the same, as they run on any processor with AVX-512 bfloat16. "program" and "library" are the fixture
+still tested there, as they run on any processor with AVX-512 bfloat16. "program" and "library" are the fixture
 ``bfloat16_products`` of ``conftest.py``.
 """
 

@@ -200,7 +200,7 @@ class ForkingRunner:
             return found, [name for name in sys.modules if name.partition(".")[0] not in OURS]
 
         found, libraries = _Forked(run).result()
-        for name in libraries:  # that tests load on their way: every mutant's process would load them anew
+        for name in libraries:  # that tests load on their way: every mutant's process would load them again
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         if failed := [seconds for _, seconds, _ in found if isinstance(seconds, str)]:

@@ -1,4 +1,4 @@
-"""What importing costs: `import lite` must bring torch and nothing heavier."""
+"""The cost of imports: `import lite` must load torch and nothing heavier."""
 
 import sys
 
@@ -18,7 +18,7 @@ def test_import_lite_loads_nothing_heavy():
 
 
 def test_import_lite_takes_a_small_part_of_torchs_own_time():
-    """By the interpreter's own account of each module, in one process, so that a slow or busy machine slows both."""
+    """By the interpreter's own timing of each module in one process, so that a busy machine slows both."""
     code = "import torch; from lite import MuonLITE, SOAPLITE, param_groups"
     shares = []
     while not shares or (min(shares) >= 0.15 and len(shares) < 5):

@@ -2,9 +2,9 @@
 // columns.
 //
 // Gram matrices and polynomials in them are symmetric, and only their blocks on and below the diagonal are computed;
-// library products have no such form in bfloat16. Sums are in float32, each result is
-// rounded to bfloat16 once, as in the library's products. A row of blocks is summed in one order whatever the number of
-// threads, so results do not depend on it.
+// the library has no such products in bfloat16. Sums are in float32, and each result
+// is rounded to bfloat16 once, as in the library's products. A row of blocks is summed in a fixed order, so results do
+// not depend on the number of threads.
 //
 // Matrices are padded with zeros to whole blocks: the iteration maps zero rows and columns to themselves.
 
@@ -32,7 +32,7 @@ struct Team {  // threads that work on one matrix
 #pragma omp barrier
     }
   }
-  // Columns of blocks in turn, forth and back, so that those of a triangle are shared evenly.
+  // Columns of blocks, dealt out forth and back, so that a triangle is divided evenly.
   bool owns(int64_t column) const {
     int64_t turn = column % (2 * size);
     return rank == (turn < size ? turn : 2 * size - 1 - turn);
@@ -71,14 +71,14 @@ __m512 widened(const Half* p) { return widened(_mm256_loadu_si256((const __m256i
 
 void narrowed(Half* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
 
-// Places of pairs of numbers, one of each of two rows, from a column on.
+// Pairs of numbers, one from each of two rows, from a column on.
 __m512i interleaving(int column) {
   alignas(64) Half places[32];
   for (int i = 0; i < 32; ++i) places[i] = Half(column + i / 2 + (i % 2) * 32);
   return _mm512_load_si512(places);
 }
 
-// One column of blocks of B as the products want it: for every pair of its rows, 32 pairs of numbers.
+// One column of blocks of B in the layout that the products need: for every pair of its rows, 32 pairs of numbers.
 void pack(uint32_t* panel, const Half* b, int64_t ld, int64_t depth) {
   __m512i low = interleaving(0), high = interleaving(16);
   for (int64_t k = 0; k < depth; k += 2, panel += kBlock) {
@@ -88,7 +88,7 @@ void pack(uint32_t* panel, const Half* b, int64_t ld, int64_t depth) {
   }
 }
 
-// The same of a transposed B: 32 of its rows.
+// The same layout for a transposed B: 32 of its rows.
 void pack_transposed(uint32_t* panel, const Half* b, int64_t ld, int64_t depth) {
   for (int64_t half = 0; half < kBlock; half += 16)
     for (int64_t k = 0; k < depth; k += kBlock) {
@@ -103,8 +103,8 @@ struct Term {
   float alpha = 1, beta = 0, gamma = 0;
 };
 
-// Rows x 16 Vectors numbers of C <- alpha A B + beta D, in registers until they are rounded. On a diagonal block, whose
-// row `diagonal` this tile begins with, gamma is added to the diagonal.
+// Rows x 16 Vectors numbers of C <- alpha A B + beta D, in registers until they are rounded. On a diagonal block, in
+// which this tile starts at row `diagonal`, gamma is added to the diagonal.
 template <int Rows, int Vectors, class Out>
 void tile(Out* c, const Half* d, int64_t ld, const Half* a, const uint32_t* panel, int64_t depth, Term term,
           int diagonal) {
@@ -124,7 +124,7 @@ void tile(Out* c, const Half* d, int64_t ld, const Half* a, const uint32_t* pane
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    if constexpr (std::is_same_v<Out, float>) {  // not rounded, A B alone
+    if constexpr (std::is_same_v<Out, float>) {  // A B only, not rounded
       for (int h = 0; h < Vectors; ++h) _mm512_storeu_ps(c + i * ld + 16 * h, sums[i][h]);
       continue;
     }
@@ -158,7 +158,7 @@ void mirror(Half* to, int64_t to_ld, const Half* from, int64_t from_ld) {
   }
 }
 
-// What is above the diagonal tiles of a diagonal block, from what is below.
+// Copy the part below the diagonal tiles of a diagonal block to the part above them.
 void mirror_corner(Half* block, int64_t ld) {
   __m512i r[16];
   for (int i = 0; i < 16; ++i) r[i] = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(block + (16 + i) * ld)));
@@ -168,8 +168,8 @@ void mirror_corner(Half* block, int64_t ld) {
 
 enum class Kind { general, symmetric, gram };
 
-// C <- alpha A B + beta D + gamma 1, D of the shape of C; for a Gram matrix B is the transpose of A, which has as many
-// rows. Only general products may have C = D = B. Panel is this thread's own.
+// C <- alpha A B + beta D + gamma 1, where D has the shape of C; for a Gram matrix B is the transpose of A, which has as
+// many rows. Only general products may have C = D = B. The panel belongs to this thread.
 void product(Team team, Kind kind, Half* c, const Half* a, const Half* b, const Half* d, int64_t rows, int64_t columns,
              int64_t depth, Term term, uint32_t* panel) {
   bool half = kind != Kind::general;
@@ -203,7 +203,7 @@ __mmask32 first(int64_t count) {  // numbers of a row
   return count >= kBlock ? ~__mmask32(0) : count <= 0 ? __mmask32(0) : (__mmask32(1) << count) - 1;
 }
 
-// The Frobenius norm, summed in one order whatever the number of threads.
+// The Frobenius norm, summed in a fixed order for any number of threads.
 float norm(const Half* x, int64_t count) {
   __m512 sums[8];
   for (auto& sum : sums) sum = _mm512_setzero_ps();
@@ -275,8 +275,8 @@ void iterate(Team team, Half* out, const Half* x, int64_t m, int64_t n, float sa
     float a = coefficients[0], b = coefficients[1], c = coefficients[2];
     if (step < 2 * pairs) {  // two steps on the Gram matrix: y <- q p y, p = p1(g), q = p2(p g p)
       symmetric(p, g, g, {c, b, a});
-      // p g as it stands: rounded p and g do not commute, and p g p must be that of the rounded p, else q p, a small
-      // difference of large numbers, overflows.
+      // p g is not symmetrised: rounded p and g do not commute, and p g p must use the rounded p; otherwise q p, a
+      // small difference of large numbers, overflows.
       product(team, Kind::general, t, p, g, p, side, side, side, {}, panel);
       symmetric(g, t, p);
       ++step, coefficients += 3;
@@ -310,7 +310,7 @@ void load_columns(Team team, Half* y, const float* v, int64_t n, int64_t k, int6
   team.wait();
 }
 
-// C <- A B of few rows; B may be given as its transpose.
+// C <- A B for A with few rows; B may be given as its transpose.
 template <class Out>
 void few_rows(Team team, Out* c, const Half* a, const Half* b, bool transposed, int64_t rows, int64_t columns,
               int64_t depth, uint32_t* panel) {
@@ -342,7 +342,7 @@ void project(Team team, float* out, const Half* x, const float* v, int64_t m, in
     few_rows(team, out, image, y, false, rows, wide, tall, panel);
 }
 
-// Matrices in turn, a whole one for each thread while there are enough, then each by all threads.
+// Each thread takes a whole matrix while there are enough; the remaining ones are computed by all threads together.
 template <class Call>
 void each_matrix(int64_t batch, int64_t threads, Call call) {
 #pragma omp parallel num_threads(int(threads))
@@ -358,8 +358,8 @@ void each_matrix(int64_t batch, int64_t threads, Call call) {
 
 }  // namespace
 
-// batch matrices m x n, each over max(safety |x| + floor, smallest). Of `work` each thread has a part for a matrix's
-// buffers (the first one where all work on a matrix), of `panels` each has its own.
+// batch matrices m x n, each divided by max(safety |x| + floor, smallest). Each thread has a part of `work` for a
+// matrix's buffers (the first part if all threads work on one matrix), and a part of `panels`.
 extern "C" void newton_schulz(Half* out, const Half* x, int64_t batch, int64_t m, int64_t n, float safety, float floor,
                               float smallest, const float* coefficients, int64_t steps, int64_t pairs, Half* work,
                               int64_t work_size, uint32_t* panels, int64_t panel_size, int64_t threads) {

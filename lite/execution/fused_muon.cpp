@@ -1,5 +1,5 @@
-// The elementwise formulas of Muon-LITE, each in one pass over memory. The loops are plain, for the compiler to
-// vectorise; arithmetic is in float32.
+// The elementwise formulas of Muon-LITE, each in one pass over memory. The loops are plain, so that the compiler
+// vectorises them; arithmetic is in float32.
 
 #include <cmath>
 #include <cstdint>

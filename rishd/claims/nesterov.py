@@ -122,7 +122,7 @@ def _inequalities(
     tightest = (gaps * np.exp(promised)).max(0)
     return {
         "f(x_k) − f* over its bound, at the worst k": Inequality(tightest, 5.0 * square, hypotheses),
-        "the same with ½L in the place of 5L": Inequality(tightest, 0.5 * square, hypotheses),
+        "the same with ½L instead of 5L": Inequality(tightest, 0.5 * square, hypotheses),
         "promised exponent over the measured one, at the worst k": Inequality(
             decay_tightness(steps, gaps, rate, 5.0 * square), np.ones_like(rate), hypotheses
         ),

@@ -95,7 +95,7 @@ def with_value(mapping: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     """
     head, dot, rest = key.partition(".")
     if not head or (dot and not rest) or key.count(".") >= _DEEPEST_KEY:
-        raise ConfigError(f"{shown(key)} is no dotted key of a setting, such as optimizer.lr.")
+        raise ConfigError(f"{shown(key)} is not the dotted key of a setting, such as optimizer.lr.")
     inner = mapping.get(head)
     if rest and not (inner is None or isinstance(inner, Mapping)):
         raise ConfigError(f"{shown(key)} leads through {shown(head)}, which is {shown(inner)} and no section.")

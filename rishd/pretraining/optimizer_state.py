@@ -122,7 +122,7 @@ class _PlainReader(FileSystemReader):
         with (Path(self.path) / ".metadata").open("rb") as stream:
             metadata = _IndexUnpickler(stream).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError(".metadata is no index of torch.distributed.checkpoint")
+            raise pickle.UnpicklingError(".metadata is not an index of torch.distributed.checkpoint")
         metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -175,7 +175,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     if cls is None:
         raise ConfigError(f"optimizer.name = {shown(name)}: the module has no {class_name[:60]!r}.")
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)) or inspect.isabstract(cls):
-        raise ConfigError(f"optimizer.name = {shown(name)} is no class of torch.optim.Optimizer to build.")
+        raise ConfigError(f"optimizer.name = {shown(name)} is not a concrete subclass of torch.optim.Optimizer.")
     return cls
 
 

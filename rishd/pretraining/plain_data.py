@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
             if isinstance(node, yaml.ScalarNode):
                 self._require_plain(node)
             elif node.tag not in (_TAG + "seq", _TAG + "map"):
-                raise _refused(node, f"{shown(node.tag)} is no plain data")
+                raise _refused(node, f"{shown(node.tag)} is not plain data")
             elif isinstance(node, yaml.MappingNode):
                 _require_keys(node)
             inner = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     def _require_plain(self, node: Any) -> None:
         meant = self.resolve(yaml.ScalarNode, node.value, (True, False))  # treated as untagged
         if node.tag != _TAG + "str" and (node.tag != meant or node.tag.removeprefix(_TAG) not in _SCALARS):
-            raise _refused(node, f"{shown(node.value)} is no plain {one_line(node.tag.removeprefix(_TAG), 30)}")
+            raise _refused(node, f"{shown(node.value)} is not a plain {one_line(node.tag.removeprefix(_TAG), 30)}")
         if node.tag == _TAG + "int" and len(node.value) > 20:
             raise _refused(node, f"the integer {shown(node.value)} is too large")
 

@@ -309,4 +309,4 @@ def _check_trainer_state(state: TrainerState, step: int) -> None:
         if not isinstance(getattr(state, name), int | float):
             raise ValueError(f"{name} is not a number")
     if not isinstance(state.log_history, list) or state.best_model_checkpoint is not None:
-        raise ValueError("log_history is no list, or best_model_checkpoint is set")
+        raise ValueError("log_history is not a list, or best_model_checkpoint is set")

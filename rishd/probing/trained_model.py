@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     run = next((folder for folder in (path, path.parent) if (folder / RECORD).exists()), None)
     if run is None:
-        raise ProbeError(f"{path} is no run of rishd pretrain: neither it nor the folder above holds {RECORD}.")
+        raise ProbeError(f"{path} is not a run of rishd pretrain: neither it nor the folder above holds {RECORD}.")
     config = make_config(read_record(run)["config"], source=str(run / RECORD))
     folder = path
     if path == run:

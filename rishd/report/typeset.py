@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 # Files named in the text are not read, and raw HTML is disabled. Invalid reStructuredText is shown with docutils'
-# message, so that a report that took minutes is not lost; tests check that there are no messages.
+# message, so that a report that took minutes is not lost; tests check that no messages occur.
 _SETTINGS = {
     "math_output": "MathML",
     "halt_level": 5,

@@ -79,7 +79,7 @@ class MaskStudy(Record):
         return float(sweep.sizes[count - 1]) if count else None
 
     def gain(self, sweep: MaskSweep) -> np.ndarray:
-        """Gain in height over the base method, relative to the exact mask's gain; 1 is no loss, shape ``(k,)``."""
+        """Gain in height over the base method, relative to the exact mask's gain (1: no loss), shape ``(k,)``."""
         right = np.log(self.base_height / self.sweeps[0].height[0])
         gained: np.ndarray = np.log(self.base_height / sweep.height) / right
         return gained

@@ -104,8 +104,8 @@ class ProxyStudy(Record):
             f"Of the curvature that {self.rank} right directions can hold the masks hold: {captured} (random "
             f"{random.captured:.2f}); the lowest final losses over learning rates are: {losses}. "
             f"Muon's lowest loss is {_best(plain):.3g} without damping, {_best(own):.3g} with the gradient under its "
-            f"own metric (β = {own.beta:g}, a second polar factor a step) and {_best(shared):.3g} under the momentum's "
-            f"(β = {shared.beta:g}, none)."
+            f"own metric (β = {own.beta:g}, a second polar factor per step) and {_best(shared):.3g} under the "
+            f"momentum's (β = {shared.beta:g}, none)."
         )
 
     def table(self) -> list[dict[str, str]]:

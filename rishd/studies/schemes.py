@@ -97,7 +97,7 @@ class SchemeStudy(Record):
         quick = max(contraction, key=lambda name: contraction[name])
         gain = self.reach(top, 0.0) / self.reach(OPTIMIZER, 0.0) - 1
         return (
-            f"Stability at α = {self.alpha:g}: with one gradient a step and β = 0 {top} has the largest stable κ, "
+            f"Stability at α = {self.alpha:g}: with one gradient per step and β = 0 {top} has the largest stable κ, "
             f"{limits[top]:.3g} against {limits[OPTIMIZER]:.3g} of the optimizers' {OPTIMIZER} and "
             f"{limits['explicit-euler']:.3g} of explicit-euler, but at Nesterov's β = {self.nesterov:.3g} the limit of "
             f"explicit-euler is {late:.2g} times the optimizers': each is their own rule at other α, β and η. "

@@ -1,4 +1,4 @@
-"""The central flow: its edge, its variance, the complementarity problem, and what it refuses."""
+"""The central flow: its edge, its variance, the complementarity problem, and its errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Descent certificates: closed forms against eigenvalues, literature, and objectives that break them."""
+"""Descent certificates: closed forms against eigenvalues, the literature, and objectives that violate them."""
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_outside_the_hypotheses_is_refused(arguments, message):
 
 @pytest.mark.parametrize("balance", [0.3, 1.0, 4.0])
 def test_coupling_in_the_plane_is_bounded_without_slack(balance):
-    """Two dimensions: majorant − H = [[t|c|, −c], [−c, |c|/t]] is singular, so that no smaller bound would do."""
+    """Two dimensions: majorant − H = [[t|c|, −c], [−c, |c|/t]] is singular, so that no smaller bound holds."""
     matrix = np.array([[2.0, -0.7], [-0.7, 0.4]])
     across, along = block_curvatures(matrix, np.eye(2)[:, :1], balance)
     assert np.linalg.eigvalsh(np.diag([across, along]) - matrix)[0] == pytest.approx(0.0, abs=1e-12)
@@ -129,7 +129,7 @@ def test_noise_growth_with_lookahead_is_its_formula_number_by_number():
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize(("alpha", "beta"), [(0.1, 0.5), (0.5, -0.3), (0.02, 3.0)])
 def test_offset_is_the_least_at_which_the_form_is_negative_semidefinite(alpha, beta, part):
-    """One below, for no constant weight; at it, for the best of them. The form is written out as in docs/theory."""
+    """One below it, no constant weight works; at it, the best one does. The form is written out as in docs/theory."""
     certificate, s = lookahead_certificate(alpha, beta), 1 - alpha
     c, phi, kappa = certificate.lookahead, certificate.weight, part * certificate.limit
     falling = descent_form(kappa, alpha, beta, lookahead=c, weight=phi)
@@ -189,7 +189,7 @@ def test_arrays_are_their_members():
 
 
 def test_blocks_without_positive_curvature_count_as_flat():
-    """Only the coupling is left, shared by the balance; 1 by default."""
+    """Only the coupling remains, divided by the balance; 1 by default."""
     matrix = np.array([[-2.0, 0.3], [0.3, -1.0]])
     np.testing.assert_allclose(block_curvatures(matrix, np.eye(2)[:, :1], 2.0), (0.6, 0.15))
     np.testing.assert_allclose(block_curvatures(matrix, np.eye(2)[:, :1]), (0.3, 0.3))
@@ -197,7 +197,7 @@ def test_blocks_without_positive_curvature_count_as_flat():
 
 
 def test_the_coupling_is_the_largest_singular_value():
-    """Of H_sf, not its Frobenius norm."""
+    """The largest singular value of H_sf, not its Frobenius norm."""
     matrix = np.zeros((4, 4))
     matrix[:2, 2:] = np.diag([3.0, 4.0])
     matrix += matrix.T

@@ -1,4 +1,4 @@
-"""Every row of the table against the real optimizer, or against the paper's algorithm written plainly."""
+"""Every row of the table against the real optimizer, or against a plain implementation of the paper's algorithm."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def path_of_torch(optimizer_class, shape, **settings):
 def assert_same_path(found, expected):
     expected = torch.as_tensor(expected)
     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
-    assert (expected[-1] - expected[0]).abs().max() > 1e-2  # it went somewhere
+    assert (expected[-1] - expected[0]).abs().max() > 1e-2  # the parameters moved
 
 
 SGD, RMSprop, Adam, AdamW, Muon = (
@@ -103,7 +103,7 @@ def test_muon_iterates_in_its_own_precision():
 
 
 def test_shampoo_is_the_papers_algorithm():
-    """The Kronecker product as a matrix, and a linear solve."""
+    """Against the Kronecker product as a matrix, and a linear solve."""
     settings = {"lr": 0.2, "eps": 1e-2}
     assert_same_path(path_of_row("shampoo", (4, 3), **settings), shampoo_path(*landscape((4, 3)), STEPS, **settings))
 
@@ -160,7 +160,7 @@ def test_units_of_beta():
 
 
 def test_a_momentum_of_vectors_is_another_optimizer():
-    """RMSprop's buffer sums F⁻¹g; the same row with a covector's momentum walks elsewhere."""
+    """RMSprop's buffer sums F⁻¹g; the same row with a covector's momentum takes another path."""
     row = correspondence("rmsprop-momentum")
     start, gradient = landscape((12,))
     ends = []
@@ -198,7 +198,7 @@ def test_unknown_optimizers_and_shapes_are_refused():
 
 
 def test_soap_s_moments_move_with_the_columns_of_the_basis():
-    """A refresh that only puts eigenvectors in order leaves the metric as it was."""
+    """A refresh that only sorts eigenvectors does not change the metric."""
     metric = EigenbasisMoment(beta2=0.9, frequency=1)
     v = torch.tensor([[1.0, 4.0], [9.0, 16.0], [25.0, 36.0]], dtype=torch.float64)
     memory = metric.initial(v) | {

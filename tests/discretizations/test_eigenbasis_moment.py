@@ -25,7 +25,7 @@ def orthogonal(seed, n):
 
 
 def remembered(rule, batch=()):
-    """A memory in which every part is told from every other."""
+    """A memory in which all parts differ."""
     memory = rule.initial(torch.zeros(*batch, *SHAPE, dtype=torch.float64), batch=len(batch))
     for key, value in memory.items():
         n = value.size(-1) if value.ndim else 0
@@ -41,7 +41,7 @@ def remembered(rule, batch=()):
 
 
 def whitened(rule, memory, g, side):
-    """What a side's factor takes in."""
+    """The term that a side's factor averages."""
     x, other = (g, "right") if side == "left" else (g.mT, "left")
     if rule.divergence == "frobenius":
         return x @ x.mT
@@ -158,7 +158,7 @@ def test_matrices_take_turns_in_refreshing():
 @pytest.mark.parametrize("rule", [SOAP, KL, KRONECKER], ids=["soap", "kl", "kronecker"])
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_a_jump_sorts_the_columns_and_turns_momentum_and_moments_with_them(rule, batch):
-    """Of diagonal factors the identity is an eigenbasis in the wrong order: the jump is a permutation."""
+    """For diagonal factors the identity is an eigenbasis in the wrong order: the jump is a permutation."""
     memory = remembered(rule, batch)
     orders = {"left": [2, 0, 3, 1], "right": [5, 1, 0, 4, 2, 3]}
     for side, order in orders.items():
@@ -180,7 +180,7 @@ def test_a_jump_sorts_the_columns_and_turns_momentum_and_moments_with_them(rule,
         if "left_values" in memory:
             torch.testing.assert_close(after["left_values"][i], before["left_values"][i][rows])
             torch.testing.assert_close(after["right_values"][i], before["right_values"][i][columns])
-    torch.testing.assert_close(rule.from_frame(after, turned), m)  # the momentum itself is what it was
+    torch.testing.assert_close(rule.from_frame(after, turned), m)  # the momentum itself does not change
     for key in ("left", "right", "v_mass"):
         torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
     same, kept = rule.jump(after, turned, 6, due=[])

@@ -25,7 +25,7 @@ def warm(name, *ensemble, **changes):
 @pytest.mark.parametrize("ensemble", [(), (2, 2)])
 @pytest.mark.parametrize("name", [name for name in FLOWS if name not in (*ADAPTS, *NO_GRADIENT)])
 def test_identity_holds_along_every_flow(name, ensemble):
-    """Also through the work of approximate masks and polynomials, which are no gradients."""
+    """Also with the work of approximate masks and polynomials, which are not gradients."""
     system, w, m, memory = warm(name, *ensemble, **({"eta": 0.001} if name == "sign" else {}))
     found = run(system, w, m0=m, memory0=memory, t0=4.0, h=0.002, steps=20, integrator="rk4")
     assert energy_identity_residual(system, found).residual.max() <= 1e-7  # a tracked mask adapts between steps
@@ -171,7 +171,7 @@ def test_inverse_root_has_its_derivative_where_eigenvalues_coincide(order):
 
 
 def test_energy_of_a_gradient_that_vanishes_in_places():
-    """v = 0 with a rate of 0: the root has no derivative there, the energy has one."""
+    """At v = 0 with a rate of 0 the root has no derivative, but the energy has one."""
 
     class Sparse(Wells):
         def gradient(self, w):

@@ -1,4 +1,4 @@
-"""Products with few columns against the same in float64."""
+"""Products with few columns against float64."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def unit(x):
     st.integers(0, 99),
 )
 def test_products_are_those_of_the_library(batch, m, n, k, scale, seed):
-    """But for a factor: to the rounding of V and XV to bfloat16, for any shape and scale."""
+    """Up to a factor, and to the rounding of V and XV to bfloat16, for any shape and scale."""
     x, v = inputs(batch, m, n, k, seed, scale)
     image = x.double() / scale @ v.bfloat16().double()
     for ours, exact in (

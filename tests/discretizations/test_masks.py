@@ -1,4 +1,4 @@
-"""Masks of preconditioners: their memory before the first step, their flat part, and what they say of themselves."""
+"""Masks of preconditioners: their memory before the first step, their flat part, and their declared properties."""
 
 import itertools
 import math
@@ -47,7 +47,7 @@ def sharp_part(directions):
 @pytest.mark.parametrize("mask", [ExactSubspace, TrackedSubspace])
 @pytest.mark.parametrize(("fraction", "rank"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.0, 4)])
 def test_sharp_is_the_top_right_singular_space(mask, fraction, rank):
-    """Of rank round(r·min(m, n)); the tracked one gets there from its own start."""
+    """The space has rank round(r·min(m, n)); the tracked one converges to it from its own start."""
     flat, _ = flat_part(mask(sharp_fraction=fraction), steps=60)
     torch.testing.assert_close(flat(ASKED), ASKED - sharp_part(V[:, :rank]), rtol=0, atol=1e-9)
 
@@ -110,7 +110,7 @@ def splitmix64(counter):
 
 
 def test_redrawn_subspaces_are_those_of_splitmix64_and_box_muller():
-    """So a saved number of draws goes on with the same ones. Its first outputs are known."""
+    """So a run continued from a saved number of draws sees the same subspaces. The first outputs are published."""
     assert [splitmix64(k) for k in (1, 2, 3)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     n, k, numbers = 5, 2, (0, 3, 10**9)
     counters = np.array(numbers)[:, None] * (2 * n * k) + np.arange(1, 2 * n * k + 1)
@@ -135,7 +135,7 @@ def test_redrawn_subspaces_are_those_of_splitmix64_and_box_muller():
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize(("by", "sigma"), [("spectral", 8.0), ("frobenius", math.sqrt(85.0))])
 def test_the_graded_mask_leaves_flat_what_a_singular_value_is_below_the_largest(by, sigma, scale, dtype):
-    """1 − σ_i/σ along v_i, at any scale: of msign(X) itself, of other matrices, and of matrices of either shape."""
+    """It is 1 − σ_i/σ along v_i, at any scale: for msign(X) itself, for others, and for tall and wide matrices."""
     tolerance = 2e-5 if dtype == torch.float32 else 1e-8
     for x, right in ((X, V), (X.mT, U)):
         mask, scaled = GradedMask(by=by), (scale * x).to(dtype)
@@ -191,7 +191,7 @@ def test_the_graded_mask_of_nothing_is_finite(by):
 
 
 def test_what_masks_see_of_a_step_without_flat_directions():
-    """The tracked space and the leading direction go on; other masks remember nothing of it."""
+    """The tracked space and the leading direction are updated; other masks keep no memory of the step."""
     tracked, graded = TrackedSubspace(sharp_fraction=0.5), GradedMask()
     for mask, key in ((tracked, "subspace"), (graded, "leading")):
         memory = mask.initial(X) | {"other": 1.0}
@@ -247,7 +247,7 @@ def test_the_coordinate_mask_of_a_parameter_ranks_its_second_moment(shape):
     ones = torch.ones(shape, dtype=torch.float64)
     torch.testing.assert_close(flat(3.0 * ones), 3.0 * (2.0 - 2.0 * v).clamp(0.0, 1.0))
     assert after["other"] == 1
-    # Half of the elements are above the mean, and 9 of 12 above its half: both levels rise.
+    # Half of the elements are above the mean, and 9 of 12 above half the mean: both levels rise.
     assert (float(after["hi"]), float(after["lo"])) == (pytest.approx(1.05**0.5), pytest.approx(0.5 * 1.05**0.5))
     torch.testing.assert_close(mask.flat(memory, v)[1]["hi"], torch.tensor(1.05, dtype=torch.float64))
     _, rest = CoordinateMask(sharp_fraction=1.0).flat(memory, v)
@@ -265,7 +265,7 @@ def test_each_parameter_of_a_batch_has_its_own_levels():
         alone, own = mask.flat({key: x[i] for key, x in levels.items()}, v[i])
         torch.testing.assert_close(flat(ones)[i], alone(ones[i]))
         assert all(own[key] == after[key][i] for key in levels)
-    # The floor widens the band where v is small: there nothing below hi is wholly sharp.
+    # The floor widens the band where v is small: nothing below hi is fully sharp there.
     plain, _ = CoordinateMask(sharp_fraction=0.25).flat(levels, v)
     assert bool((flat(ones)[1] >= plain(ones)[1]).all()) and not torch.allclose(flat(ones)[1], plain(ones)[1])
 

@@ -1,4 +1,4 @@
-"""Flows whose metric remembers gradients: RISHD with a preconditioner in place of a metric."""
+"""Flows whose metric remembers gradients: RISHD with a preconditioner instead of a metric."""
 
 import math
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ P = math.prod(SHAPE)
 AVERAGE = {"alpha": 0.1, "gain": 0.1, "eta": 0.02}
 LITE = {"chi": 2.0, "beta_flat": 0.5}
 
-# Every preconditioner, with its mask where it has one.
+# Every preconditioner, with its mask if it has one.
 FLOWS = {
     "identity": (Identity(), {"alpha": 0.1, "eta": 0.01, "decay": 0.1}),
     "adam": (SecondMoment(beta2=0.95), AVERAGE | {"corrects_momentum": True, "decay": 0.1}),
@@ -108,7 +108,7 @@ def flow(name, **changes):
 
 
 def smooth_start(name, scheme):
-    """Changes with which a flow exists from an empty memory: β over a vanishing mass has no integral."""
+    """Settings with which a flow exists from an empty memory: β over a vanishing mass is not integrable."""
     is_corrected = FLOWS[name][1].get("corrects_momentum", False)
     damped = {"beta": 0.0, "beta_flat": 0.0} if "beta_flat" in FLOWS[name][1] else {}
     return damped if is_corrected and scheme != "semi-implicit-euler" else {}
@@ -233,7 +233,7 @@ def test_a_checkpoint_knows_the_preconditioner(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["semi-implicit-euler", "rk4"])
 def test_bases_jump_at_their_times_only(scheme):
-    """At t = 3, 6, …, between steps, whatever the step size; momentum and metric are what they were, in the new one."""
+    """At t = 3, 6, …, between steps, whatever the step size; momentum and metric are unchanged, in the new basis."""
     found = run(flow("soap"), start(), integrator=scheme, h=0.25, steps=32)
     turns = np.abs(np.diff(found.memory["left_basis"], axis=0)).max((1, 2)) > 0
     assert found.times[1:][turns].tolist() == [3.0, 6.0]
@@ -262,7 +262,7 @@ def test_coefficients_of_every_kind_broadcast(name, scheme):
     ],
 )
 def test_a_member_that_is_not_finite_does_not_stop_the_others(name, scheme):
-    """Though factorisations raise for NaN."""
+    """Although factorisations raise for NaN."""
 
     class Cliff(Wells):
         def gradient(self, w):
@@ -280,7 +280,7 @@ def test_a_member_that_is_not_finite_does_not_stop_the_others(name, scheme):
 
 @pytest.mark.parametrize(("scheme", "h"), [("rk4", 0.25), ("heun", 0.25), ("semi-implicit-euler", 1e-3)])
 def test_weight_decay_of_soap_s_flat_directions_is_that_of_the_flow(scheme, h):
-    """The optimizer has it once a period, which is another discretisation."""
+    """The optimizer applies it once per period, which is another discretisation."""
     preconditioner = EigenbasisMoment(beta2=0.9, frequency=3, mask=CoordinateMask(sharp_fraction=0.3))
     zero = type("Zero", (), {"value": lambda _, w: 0.0 * w.sum(-1), "gradient": lambda _, w: 0.0 * w})()
     system = RISHD.from_optimizer(zero, preconditioner, alpha=0.1, eta=0.1, decay=0.5, chi=3.0, shape=SHAPE)

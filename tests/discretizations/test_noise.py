@@ -92,7 +92,7 @@ def test_arrays_are_their_members():
 
 
 def test_whole_numbers_count_as_floats():
-    """And single precision is not kept: covariances near a stability limit lose it."""
+    """And results are in double precision, since covariances near a stability limit need it."""
     single = np.float32([0.1, 0.3])
     assert noise_input(single).dtype == np.float64
     for function in (stationary_covariance, flow_covariance, floor_ratio_bounds):

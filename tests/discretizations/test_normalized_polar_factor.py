@@ -1,4 +1,4 @@
-"""NorMuon's metric against its equations, written plainly with the polar factor from an SVD."""
+"""NorMuon's metric against a plain implementation of its equations with the polar factor from an SVD."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def polar(x):
 
 
 def scaled(x, rows, by):
-    """ρ diag(√v + ε)⁻¹X with the Frobenius norm that ``by`` has."""
+    """ρ diag(√v + ε)⁻¹X with the Frobenius norm of ``by``."""
     weights = 1.0 / (rows.sqrt() + EPS)
     rho = torch.linalg.matrix_norm(by) / torch.linalg.matrix_norm(weights[..., None] * by)
     return rho[..., None, None] * weights[..., None] * x
@@ -29,7 +29,7 @@ def scaled(x, rows, by):
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 3)])
 @pytest.mark.parametrize("h", [None, 1.0, 0.3, 0.0])
 def test_a_step_averages_the_squares_of_rows_and_divides_by_their_root(shape, h):
-    """The step's own rows are taken in first; one metric raises covector and gradient."""
+    """The average includes the step's own rows; one metric raises covector and gradient."""
     m, g = matrices(*shape), matrices(*shape, seed=1)
     rows = torch.linspace(0.01, 0.3, shape[-2], dtype=torch.float64).expand(shape[:-1])
     memory, options = {"rows": rows, "kept": 1}, {} if h is None else {"h": h}
@@ -57,7 +57,7 @@ def test_a_flow_raises_with_the_rows_as_they_are():
 
 
 def test_before_the_first_gradient_rows_are_those_of_the_covector():
-    """Member by member: one has seen gradients. It is the limit of the flow from v = 0."""
+    """Member by member, since one member has seen gradients. It is the limit of the flow from v = 0."""
     m = matrices(2, 4, 3)
     rows = torch.tensor([[0.0] * 4, [0.0, 0.1, 0.2, 0.3]], dtype=torch.float64)
     found = RULE.raise_index({"rows": rows}, m)

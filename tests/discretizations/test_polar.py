@@ -109,7 +109,7 @@ def test_singular_values_below_the_rounding_of_the_longer_side_count_as_zero(dty
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.04)]
 )
 def test_after_few_steps_the_safety_factor_is_that_of_the_published_coefficients(shape, dtype, tolerance):
-    """Only the Gram form in half precision, of more rows than these, has another one."""
+    """Only the Gram form in half precision, for more rows than these, has another one."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     scaled = x.double() / (1.01 * torch.linalg.matrix_norm(x.double()))
     expected = newton_schulz(scaled, polar_express_coefficients(2), gram=False)
@@ -154,7 +154,7 @@ def test_gram_form_is_for_elongated_matrices(monkeypatch):
 @either_way
 @pytest.mark.parametrize("aspect", [2, 3, 4, 8])
 def test_gram_form_in_bfloat16_is_finite_and_near_orthogonal(aspect):
-    """Later steps on one Gram matrix would overflow; it is taken anew every two steps."""
+    """More steps on one Gram matrix would overflow; it is recomputed every two steps."""
     for seed, scale in ((0, 1.0), (1, 1e-4), (2, 1e4)):
         x = scale * torch.randn(32, 32 * aspect, generator=torch.Generator().manual_seed(seed))
         for y in (x, x.mT):
@@ -164,7 +164,7 @@ def test_gram_form_in_bfloat16_is_finite_and_near_orthogonal(aspect):
 
 
 def test_which_matrices_take_the_gram_form():
-    """From an aspect of 1.9 on, of the matrices and not of the batch; in half precision from 128 rows on."""
+    """Matrices (not batches) with an aspect ratio of at least 1.9; in half precision also at least 128 rows."""
     for shape, dtype, pairs in (
         ((10, 19), torch.float32, 3),
         ((19, 10), torch.float64, 3),
@@ -190,7 +190,7 @@ def test_fast_dtype_is_exact_where_asked_and_known_to_the_hardware():
     fast = torch.bfloat16 if polar._CPU_MULTIPLIES_BFLOAT16 else torch.float32
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert fast_dtype(torch.zeros(1, dtype=dtype)) == fast
-        # A device that has neither CPU's nor CUDA's matrix units takes float32.
+        # A device that is neither a CPU nor CUDA uses float32.
         assert fast_dtype(torch.zeros(1, dtype=dtype, device="meta")) == torch.float32
         assert fast_dtype(SimpleNamespace(dtype=dtype, device=torch.device("cuda"))) == torch.bfloat16
 
@@ -210,7 +210,7 @@ def test_half_precision_never_diverges(shape):
 
 @functools.cache
 def dominated(rows: int, columns: int, *, count: int, seed: int) -> torch.Tensor:
-    """One direction above all others, of few or many equal entries as a constant or an outlying feature makes it."""
+    """One direction dominates, with few or many equal entries, as from a constant or an outlying feature."""
     source = torch.Generator().manual_seed(seed)
 
     def direction(size: int) -> torch.Tensor:
@@ -245,7 +245,7 @@ def test_half_precision_never_diverges_from_a_dominant_direction(shape):
     "shape", [(1, 1), (40, 70), (70, 40), (2, 33, 31), (3, 130, 300), (5, 300, 130), (2, 2, 96, 64)]
 )
 def test_polar_express_in_bfloat16_is_the_same_polynomial(shape):
-    """As near to float64 as plain steps by the library's products, for sizes that are no multiples of a block too."""
+    """As close to float64 as plain steps with the library's products, also for sizes that no block divides."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     gram = max(shape[-2:]) >= 1.9 * min(shape[-2:]) and min(shape[-2:]) >= 128
     coefficients = polar_express_coefficients(6, safety=1.1 if gram else 1.01)

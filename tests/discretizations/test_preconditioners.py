@@ -1,4 +1,4 @@
-"""Metrics of optimizers against their formulas: memory, what it takes in, what it raises, what is sharp."""
+"""Metrics of optimizers against their formulas: memory, averages, raised covectors, sharp directions."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def normal(seed, *shape, dtype=torch.float64):
 
 @pytest.mark.parametrize(("fraction", "rank"), [(0.01, 1), (0.25, 3), (0.5, 6), (1.0, 12)])
 def test_sharp_under_the_sign_metric_are_the_largest_coordinates_of_each_member(fraction, rank):
-    """k = round(rp) of them, at least one, whatever their sign; the threshold is the smallest."""
+    """k = round(rp) of them, at least one, of either sign; the threshold is the smallest."""
     generator = torch.Generator().manual_seed(0)
     covector = torch.randn(2, 4, 3, generator=generator)
     rule = Sign(sharp_fraction=fraction)
@@ -93,7 +93,7 @@ def test_second_moments_under_a_mask_are_ranked_by_it():
 
 @pytest.mark.parametrize("tracks", [False, True])
 def test_adams_metric_has_epsilon_where_it_says(tracks):
-    """Behind the correction of bias, before it, or without one; at v = 0 the derivative is 0."""
+    """After the bias correction, before it, or without one; at v = 0 the derivative is 0."""
     v = torch.tensor([[0.0, 4.0], [9.0, 1.0]], dtype=torch.float64, requires_grad=tracks)
     x, mass = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(), torch.tensor([0.25, 0.64]).double()
     root, scale = torch.tensor([[0.0, 2.0], [3.0, 1.0]]).double(), torch.tensor([[0.5], [0.8]]).double()
@@ -170,7 +170,7 @@ def test_shampoo_grafted_has_the_size_of_adam_matrix_by_matrix():
 
 
 def test_shampoo_keeps_roots_and_sharp_directions_between_refreshes():
-    """Those of the first gradient, then new ones for the matrices that are due, and for them alone."""
+    """They are those of the first gradient; later only the matrices due for a refresh get new ones."""
     rule = KroneckerRoot(beta2=0.8, eps=1e-3, frequency=3, sharp_fraction=0.6)
     fresh = replace(rule, frequency=1)
     assert rule.skips_first and not fresh.skips_first
@@ -275,7 +275,7 @@ def test_two_polar_factors_at_once_are_two(iteration, dtype, shape):
 
 
 def test_batches_of_matrices_go_through_one_iteration_together(monkeypatch):
-    """Not single matrices, and no SVD; and torch's coefficients never take the Gram form, as in torch."""
+    """Except single matrices and the SVD; torch's coefficients never use the Gram form, as in torch."""
     shapes = []
 
     def seen(x, **settings):
@@ -298,7 +298,7 @@ def test_batches_of_matrices_go_through_one_iteration_together(monkeypatch):
 
 
 def test_the_iteration_has_its_own_floating_type():
-    """Covectors are at least as wide, unless they are rounded to it first; the SVD has that of the covector."""
+    """Covectors are at least as wide, unless they are rounded to it first; the SVD uses the covector's dtype."""
     x, half = normal(0, 4, 7, dtype=torch.float32), torch.bfloat16
     for rule, iteration, at_work in (
         (PolarFactor(), torch.float32, torch.float32),

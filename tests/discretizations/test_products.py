@@ -1,4 +1,4 @@
-"""The fast float32 kernels are the products and bases that torch has, on every processor."""
+"""The fast float32 kernels agree with torch's products and bases on every processor."""
 
 import pytest
 import torch

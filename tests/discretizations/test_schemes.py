@@ -173,7 +173,7 @@ def test_every_scheme_with_one_gradient_is_the_optimizers_rule(name, alpha, beta
 
 
 def tensor_step_matrix(name, kappa, alpha, beta):
-    """Step of a mode with λ = κ, η = a = 1, from the update rule on unit vectors."""
+    """Step of a mode with λ = κ, η = a = 1, from the update rule applied to unit vectors."""
     columns = []
     for unit in torch.eye(2).double():
         w, m = unit[:1], unit[1:]
@@ -275,7 +275,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.parametrize("name", ONE_GRADIENT_SCHEMES)
 def test_every_scheme_is_its_formula_with_a_split_and_with_a_metric_that_is_not_linear(name, rng):
-    """w − hη[PF⁻¹(rm + β₁g) + χQF⁻¹(rm + β₂g)] with a linear F⁻¹, w − hηF⁻¹(rm + βg) with any."""
+    """w − hη[PF⁻¹(rm + β₁g) + χQF⁻¹(rm + β₂g)] for a linear F⁻¹, w − hηF⁻¹(rm + βg) for any."""
     scheme, alpha, h, eta, beta, beta_flat, chi = ONE_GRADIENT_SCHEMES[name], 0.4, 0.7, 0.3, 0.6, 1.3, 2.5
     w, m, g = rng.normal(size=(3, 4))
     share, gain, weight = scheme.kick(alpha, h)

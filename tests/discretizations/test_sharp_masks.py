@@ -1,4 +1,4 @@
-"""Masks: what they keep, and how their thresholds move."""
+"""Masks: the directions that they keep, and how their thresholds move."""
 
 import math
 
@@ -139,7 +139,7 @@ def test_the_complement_of_a_subspace_broadcasts_over_batches():
 
 
 def test_thresholds_stay_apart():
-    """lo ≤ 0.95·hi whatever passes."""
+    """lo ≤ 0.95·hi, however many elements pass."""
     near = CoordinateThresholds(torch.tensor(1.0), torch.tensor(0.99))
     passing = CoordinateThresholds(torch.tensor(0.0), torch.tensor(1.0))  # hi falls, lo rises
     hi, lo = adapt_coordinate_thresholds(near, passing, sharp_fraction=0.1)
@@ -155,7 +155,7 @@ def test_threshold_mask_of_a_zero_momentum_is_finite():
 @pytest.mark.parametrize("floor", [0.0, 0.3])
 @pytest.mark.parametrize("tracks", [False, True])
 def test_the_coordinate_mask_is_its_formula_recorded_by_autograd_or_not(tracks, floor):
-    """1 from hi·mean on, also there; the floor widens the band below."""
+    """1 from hi·mean on, hi·mean included; the floor widens the band below."""
     v = torch.tensor([0.0, 1.0, 1.5, 2.0, 3.0, 4.5], dtype=torch.float64, requires_grad=tracks)  # mean 2
     mask = coordinate_mask(v, CoordinateThresholds(torch.tensor(1.5), torch.tensor(0.25)), floor=floor)
     inside = (v.detach() - 0.5) / (3.0 - 0.5 + floor)
@@ -166,7 +166,7 @@ def test_the_coordinate_mask_is_its_formula_recorded_by_autograd_or_not(tracks, 
 
 
 def test_elements_may_each_be_a_parameter():
-    """Then every one is its own mean."""
+    """Then every element is its own mean."""
     v, hi = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 1.0])
     levels = CoordinateThresholds(hi, torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(coordinate_mask(v, levels, dim=()), torch.tensor([0.5 / 1.5, 1.0]))

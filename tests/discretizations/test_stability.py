@@ -31,7 +31,7 @@ def test_mode_roots_equal_the_companion_matrix(kappa, alpha, beta):
 
 
 def test_small_curvature_keeps_its_digits():
-    """(1/α + β)κ to 12 digits at κ = 1e−14, where the textbook formula has none left."""
+    """(1/α + β)κ to 12 digits at κ = 1e−14, where the textbook formula loses all digits."""
     assert flat_rate(1e-14, 0.1, 0.5) == pytest.approx(10.5e-14, rel=1e-11)
 
 
@@ -142,7 +142,7 @@ def test_arrays_are_their_members():
 )
 @pytest.mark.parametrize("single", [0, 1, 2])
 def test_single_precision_is_computed_in_double(function, single):
-    """Each argument in turn: what it is worth in double precision, not a result rounded on the way."""
+    """Each argument in turn gives the double-precision result, without intermediate rounding."""
     arguments = [np.array([0.1, 0.3]), np.array([0.1, 0.7]), np.array([0.3, 1.1])]
     arguments[single] = arguments[single].astype(np.float32)
     expected = function(*(x.astype(np.float64) for x in arguments))

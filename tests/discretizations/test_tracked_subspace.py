@@ -28,7 +28,7 @@ def with_spectrum(sigma, m, n, seed=0):
 
 
 def turning(steps, shape=(24, 40), rank=8, dtype=torch.float64, seed=0):
-    """A slowly turning signal of separated singular values plus noise."""
+    """A slowly rotating signal with separated singular values, plus noise."""
     source = generator(seed)
     left, right = (torch.randn(s, rank, generator=source, dtype=torch.float64) for s in shape)
     strength = torch.linspace(3.0, 1.0, rank, dtype=torch.float64)
@@ -54,7 +54,7 @@ def defect(v):
 
 
 def off_the_cpu(x, basis):
-    """One call as devices other than the CPU make it."""
+    """One call by the code path of devices other than the CPU."""
     block = x.mT @ (x @ basis)
     columns = cholesky_orthonormalize(block / torch.linalg.vector_norm(block, dim=-2, keepdim=True))
     image = x @ columns
@@ -93,7 +93,7 @@ def test_columns_stay_orthonormal_and_near_the_svd_in_float32(step):
         assert defect(basis) < 5e-6
         if k >= 10:
             worst = max(worst, sine(top(x, 8), basis[:, :8]))
-    assert worst < 0.15  # measured: 0.08, a lag of about one step's turn
+    assert worst < 0.15  # measured: 0.08, a lag of about one step's rotation
 
 
 def test_float32_is_float64_rounded():
@@ -122,7 +122,7 @@ BAD = [0.0, float("nan"), float("inf"), -float("inf")]
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_bad_matrices_keep_the_old_basis_and_it_recovers(dtype, value, everywhere):
-    """In a batch only the bad matrix waits."""
+    """In a batch only the bad matrix keeps its basis."""
     matrices = list(turning(8, dtype=dtype))
     basis = initial_subspace(torch.zeros(2, 24, 40, dtype=dtype), 10)
     for x in matrices:
@@ -143,7 +143,7 @@ def test_scale_of_the_matrix_does_not_matter(scale):
     start = initial_subspace(x, 10)
     plain, scaled = track_subspace(x, start), track_subspace(scale * x, start)
     assert sine(plain[:, :8], scaled[:, :8]) < 1e-4
-    assert sine(start[:, :8], plain[:, :8]) > 0.1  # it did move
+    assert sine(start[:, :8], plain[:, :8]) > 0.1  # the basis did move
 
 
 def test_the_start_is_the_same_for_all_and_a_mask_of_rank_zero_carries_nothing():
@@ -157,7 +157,7 @@ def test_the_start_is_the_same_for_all_and_a_mask_of_rank_zero_carries_nothing()
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cholesky_qr_is_qr(dtype):
-    """Up to signs of the columns, for columns as nearly parallel as warm starts and neighbours in size make them."""
+    """Up to signs of the columns, for columns as nearly parallel as from warm starts and close singular values."""
     block = torch.randn(3, 40, 6, generator=generator(), dtype=torch.float64)
     block[..., 5] = block[..., 4] + 1e-3 * block[..., 5]
     block = (block / torch.linalg.vector_norm(block, dim=-2, keepdim=True)).to(dtype)
@@ -194,7 +194,7 @@ def test_eigenvectors_of_a_multiple_of_the_identity_are_orthogonal():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_lapack_the_sharp_space_is_the_same(dtype):
-    """On a warm-started sequence; the space of the mask, not of the columns carried beyond it."""
+    """On a warm-started sequence; it compares the mask's space, without the extra columns."""
     lapack = products = initial_subspace(torch.zeros(24, 40, dtype=dtype), 10)
     worst = 0.0
     for k, x in enumerate(turning(60, dtype=dtype)):

@@ -67,7 +67,7 @@ def test_split_moves_flat_directions_chi_times_as_far(rng):
 
 
 def test_split_is_asked_at_the_new_momentum_with_the_gradient_ahead(rng):
-    """At m̃ = m_k + νg, not at m_k or m_{k−1}, and at a = F⁻¹m̃."""
+    """The split is evaluated at m̃ = m_k + νg, not at m_k or m_{k−1}, and at a = F⁻¹m̃."""
     w, m, g = rng.normal(size=(3, 4))
     asked = []
 
@@ -89,7 +89,7 @@ def test_split_is_asked_at_the_new_momentum_with_the_gradient_ahead(rng):
     ],
 )
 def test_a_batch_is_its_members(preconditioner):
-    """Memory and the momentum's mass have one batch axis in front, and every member goes its own way."""
+    """Memory and the momentum's mass have one batch axis in front, and every member is independent."""
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(3, 4, 3, dtype=torch.float64, generator=generator)
     rule = UpdateRule(preconditioner=preconditioner, alpha=0.1, gain=0.1, corrects_momentum=True)
@@ -104,7 +104,7 @@ def test_a_batch_is_its_members(preconditioner):
 
 
 class _Recorded(Identity):
-    """Jumps after every step, and keeps what it is told."""
+    """Jumps after every step, and records its arguments."""
 
     def __init__(self):
         self.told = []
@@ -197,7 +197,7 @@ AHEAD = 0.8 * M + 0.7 * G + 0.3 * G
 
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_a_step_is_algorithm_one_with_all_its_settings(is_inside):
-    """And :func:`lite_step` is the same step, where it has the setting."""
+    """And :func:`lite_step` is the same step for the settings that it has."""
     rule = UpdateRule(preconditioner=_Known(), chi_sharp=0.5, decay=0.1, damps_inside=is_inside, **SETTINGS)
     state = rule.step(rule.start(W)._replace(m=M, step=4), G, eta=0.3)
     beta, chi = np.array([0.4, 0.6]), np.array([0.5, 2.0])

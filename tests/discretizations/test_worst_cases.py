@@ -1,4 +1,4 @@
-"""Exact worst cases: PEPit's published examples, known values, and runs that may not exceed them."""
+"""Exact worst cases: PEPit's published examples, known values, and runs that must not exceed them."""
 
 import importlib
 
@@ -37,7 +37,7 @@ def test_gradient_descent_has_its_known_worst_case(kappa, steps):
 
 
 def test_no_run_exceeds_the_worst_case_and_huber_functions_come_near():
-    """Huber's function of every width, from distance 1; with momentum the worst objective is another one."""
+    """Huber functions of every width, from distance 1; with momentum the worst objective is a different one."""
     alpha, kappa, beta, steps = 0.4, 0.5, 1.5, 4
     worst = worst_case([RuleBlock(kappa=kappa, beta=beta)], alpha=alpha, steps=steps)
     width = np.geomspace(0.02, 1.0, 400)

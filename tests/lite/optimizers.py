@@ -30,7 +30,7 @@ OPTIMIZERS = {
     "soap": partial(SOAPLITE, precondition_frequency=2, beta_flat=0.5),
 }
 
-# Every rule and every way through it; MuonLITE for AdamW groups too.
+# Every rule and every code path through it; MuonLITE for AdamW groups too.
 RULES = {
     "subspace": MuonLITE,
     "threshold": partial(MuonLITE, mask="threshold"),
@@ -46,7 +46,7 @@ RULES = {
     "factored": FactoredLITE,
 }
 
-# The other optimizers, each in the forms that take different ways through a step.
+# The other optimizers, each in the forms that take different code paths through a step.
 FAMILY = {
     "adamw": partial(AdamWLITE, beta_flat=0.5),
     "lion": partial(LionLITE, beta_flat=0.5),

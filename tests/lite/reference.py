@@ -76,7 +76,7 @@ class AdamWLITEReference:
 
 
 class SOAPReference:
-    """SOAP (arXiv:2409.11321, Algorithms 3 and 4): M stays in the original basis, projected anew at each step.
+    """SOAP (arXiv:2409.11321, Algorithms 3 and 4): M stays in the original basis, projected again at each step.
 
     Conventions of its authors' code: the first gradient only sets the basis, columns are sorted at each refresh. With
     ``chi``, ``beta1`` and ``beta2`` it is LITE's Algorithm 1 (arXiv:2602.22681) on SOAP's metric, decay at every step.

@@ -9,7 +9,7 @@ _OPTIMIZER = SOAPLITE.__new__(SOAPLITE)  # whose methods for groups need no para
 
 
 class State(dict):
-    """State with its tensors as attributes, ``None`` for those that are not there."""
+    """State with its tensors as attributes, ``None`` for missing ones."""
 
     def __getattr__(self, name):
         return self.get(name)

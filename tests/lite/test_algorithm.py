@@ -12,7 +12,7 @@ from tests.lite.reference import AdamWLITEReference, MuonLITEReference
 
 
 def gradients(shape, steps, seed=0):
-    """A slowly turning low-rank signal plus noise, as weight gradients are."""
+    """A slowly rotating low-rank signal plus noise, like weight gradients."""
     rng = np.random.default_rng(seed)
     left, right = rng.normal(size=(shape[0], 4)), rng.normal(size=(4, shape[1]))
     for _ in range(steps):
@@ -50,7 +50,7 @@ def test_threshold_mask_is_the_published_algorithm_with_svd(shape, settings):
     reference = MuonLITEReference(w0, lr=0.02, **{names[key]: value for key, value in settings.items()})
     for g in gradients(shape, 30):
         # With exact polar factors ‖S‖_F is √(whole number): at √k the published comparison is decided by rounding, so ρ
-        # is taken over from ours and its adaptation checked where it is no tie.
+        # is copied from ours and its adaptation is checked where there is no tie.
         reference.rho = float(optimizer.state[p]["rho"])
         p.grad = torch.as_tensor(g)
         optimizer.step()
@@ -150,7 +150,7 @@ def test_adamw_groups_are_the_published_algorithm(r, chi):
 
 
 def small_gradients(shape, size):
-    """Spread over orders of magnitude as an embedding's are; the first one zero, as behind a layer that starts at 0."""
+    """Spread over orders of magnitude, like an embedding's; the first is zero, as before a layer that starts at 0."""
     rng = np.random.default_rng(1)
     scales = np.exp(rng.normal(size=shape))
     return [np.zeros(shape), *(size * scales * rng.normal(size=shape) for _ in range(25))]
@@ -171,7 +171,7 @@ def test_adamw_groups_of_the_published_mask_have_its_floor(shape, size):
         reference.step(g)
     published = reference.w - w0
     np.testing.assert_allclose(moved["threshold"], published, rtol=1e-9, atol=1e-12)
-    # The default is independent of scale. After the zero gradient it counts everything as flat, for decay as well.
+    # The default is independent of scale. After the zero gradient it counts everything as flat, also for decay.
     difference = relative(moved["subspace"], published)
     assert (difference > 0.02) == (size <= 1e-6)
 
@@ -179,7 +179,7 @@ def test_adamw_groups_of_the_published_mask_have_its_floor(shape, size):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 5), (3, 2, 2)])
 def test_adamw_tensors_in_a_batch_equal_one_at_a_time(shape, dtype):
-    """Masks and step counts are each tensor's own."""
+    """Each tensor has its own mask and step count."""
     source = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, generator=source, dtype=torch.float64).to(dtype) for _ in range(4)]
     together, alone = ([torch.nn.Parameter(w.clone()) for w in tensors] for _ in range(2))

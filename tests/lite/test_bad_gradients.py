@@ -37,7 +37,7 @@ def test_the_next_step_raises_with_step_and_parameter(make, at, value):
     with pytest.raises(NonFiniteError, match=rf"at step {at} of this optimizer in second\.weight, head\.weight; lower"):
         optimizer.step()
     assert equal(before, tensors(model, optimizer))
-    train(model, optimizer, 3, start=at)  # it was said once; a caller that goes on, goes on
+    train(model, optimizer, 3, start=at)  # it is reported once; a caller may continue
     optimizer.check_gradients()
     assert not equal(before, tensors(model, optimizer))
     assert all(x.isfinite().all() for x in tensors(model, optimizer))
@@ -61,7 +61,7 @@ def test_skipped_steps_leave_everything_and_training_goes_on(make, at):
 
 @pytest.mark.parametrize("rule", [SOAP, SOAPLITE])
 def test_a_bad_first_gradient_does_not_stop_elongated_matrices(rule):
-    """Whose basis is first refreshed once there are as many gradients as make their factors regular, 64 here."""
+    """Their basis is first refreshed after enough gradients for regular factors, 64 here."""
     p = nn.Parameter(torch.ones(256, 4))
     optimizer = rule([p], 0.1, weight_decay=0.0, on_nonfinite="skip")
     moved = []
@@ -79,7 +79,7 @@ def test_a_bad_first_gradient_does_not_stop_elongated_matrices(rule):
 @pytest.mark.parametrize("rule", [*RULES, "adamw"])
 @pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
 def test_a_skipped_step_is_as_if_it_had_not_been(rule, on_nonfinite, at):
-    """To the last bit: bias correction, turns of refreshes and the first basis, also through a checkpoint."""
+    """To the last bit: bias correction, the schedule of refreshes and the first basis, also through a checkpoint."""
     gradients = torch.randn(12, 24, 10, generator=torch.Generator().manual_seed(1))
     runs = []
     for bad in ((), (at,), (at, at)):
@@ -155,7 +155,7 @@ def state_of(p, optimizer):
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("rule", [*RULES, "adamw"])
 def test_gradients_whose_squares_overflow_are_not_finite(rule, dtype):
-    """Though finite: a spike, or many entries each of which could still be squared."""
+    """Although finite: a spike, or many entries each of which could still be squared."""
     p, optimizer = one_parameter(rule, dtype, on_nonfinite="skip")
     p.grad = torch.randn_like(p)
     optimizer.step()
@@ -227,7 +227,7 @@ def test_half_precision_gradients_that_overflow_are_found():
     p.grad = torch.full_like(p, 60000.0) * 2  # beyond float16
     optimizer.step()
     assert torch.equal(p, torch.ones_like(p))
-    p.grad = torch.full_like(p, 60000.0)  # its norm is beyond, it is not
+    p.grad = torch.full_like(p, 60000.0)  # its norm is beyond float16, its entries are not
     optimizer.step()
     assert not torch.equal(p, torch.ones_like(p))
 
@@ -235,7 +235,7 @@ def test_half_precision_gradients_that_overflow_are_found():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_one_bad_number_is_found_in_tensors_of_any_size(dtype, value):
-    """Large tensors are looked at one by one on a CPU, small ones together."""
+    """Large tensors are checked one by one on a CPU, small ones together."""
     tensors = [
         torch.full(shape, largest(dtype, 7000), dtype=dtype) for shape in ((3,), (70, 100), (0, 4), (2, 2), (5000,))
     ]

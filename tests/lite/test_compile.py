@@ -1,4 +1,4 @@
-"""Steps that are compiled, or recorded once and replayed: nothing is compiled anew as training goes on."""
+"""Steps that are compiled, or recorded once and replayed: nothing is recompiled as training continues."""
 
 import io
 from functools import partial
@@ -15,7 +15,7 @@ from lite import SOAP, SOAPLITE, LITESchedule, Muon, MuonLITE, param_groups
 from tests.lite.optimizers import OPTIMIZERS, Net, build, groups, loss_of, tensors, train
 from tests.machines import needs_compiler
 
-LAYOUTS = {  # shapes, and how they are seen
+LAYOUTS = {  # shapes and layouts
     "matrices": ([(8, 12), (8, 12), (30, 6)], {}),
     "fused": ([(24, 8)], {"blocks": (8, 8, 8)}),
     "experts": ([(3, 6, 8)], {"layout": "experts", "blocks": (3, 3)}),
@@ -91,9 +91,9 @@ def test_one_graph_for_all_layouts_and_every_learning_rate(mask, way, backend):
 
 @pytest.mark.parametrize(("name", "most"), [("subspace", 4), ("soap", 3 * 3)])
 def test_schedules_compile_only_where_a_part_of_the_update_comes_or_goes(name, most):
-    """χ and β₂ through their whole published course, the learning rate with them; SOAP has a period of 2 here."""
+    """χ, β₂ and the learning rate follow their whole published schedule; SOAP has a period of 2 here."""
     make = OPTIMIZERS[name]
-    # Most of SOAP's first gradients leave a null space, where rounding has its way.
+    # Most of SOAP's first gradients leave a null space, where rounding decides.
     options = {"dtype": torch.float64} if name == "soap" else {"ns_dtype": "float32"}
     runs = [build(make, **options), build(make, **options)]
     runs[1][1].compile(backend="eager", fullgraph=True)
@@ -226,7 +226,7 @@ def test_another_set_of_gradients_is_another_graph():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_settings_may_be_tensors(name):
-    """They move as numbers do, schedulers overwrite them where they lie, and checkpoints keep each kind."""
+    """They act like numbers, schedulers overwrite them in place, and checkpoints keep each kind."""
     make = OPTIMIZERS[name]
     dtype = torch.float64 if name == "soap" else torch.float32
     options = {} if name == "soap" else {"ns_dtype": "float32"}
@@ -271,7 +271,7 @@ def test_other_settings_may_not_be_tensors():
 
 
 class Recording(TorchDispatchMode):
-    """Records operations and replays them on the same memory with the same constants, as a CUDA graph does."""
+    """Records operations and replays them on the same memory with the same constants, like a CUDA graph."""
 
     def __init__(self):
         super().__init__()
@@ -292,7 +292,7 @@ class Recording(TorchDispatchMode):
 
 @pytest.mark.parametrize("mask", ["subspace", "threshold"])
 def test_a_recorded_step_follows_gradients_and_schedules(mask):
-    """Nothing that a step needs is a number of the host: memory, operations and constants stay, training goes on."""
+    """A step needs no number of the host: with fixed memory, operations and constants training continues."""
     make = partial(MuonLITE, mask=mask, ns_dtype="float32", capturable=True, on_nonfinite="skip")
     runs = [everything(make), everything(make)]
     schedulers = [

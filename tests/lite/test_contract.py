@@ -263,7 +263,7 @@ def test_chi_may_be_raised_at_any_step():
 @pytest.mark.parametrize("mask", ["subspace", "threshold"])
 @pytest.mark.parametrize("first", [0.0, 0.25])
 def test_a_sharp_fraction_raised_beyond_its_state_is_refused_before_anything_moves(first, mask):
-    """Also of matrices and vectors that come before the one that cannot."""
+    """Also for matrices and vectors that come before the offending one."""
     source = torch.Generator().manual_seed(0)
     parameters = [nn.Parameter(torch.randn(8, n, generator=source)) for n in (8, 12)] + [nn.Parameter(torch.ones(8))]
     groups = [{"params": [parameters[2]], "rule": "adamw"}, {"params": [parameters[0]]}]
@@ -287,7 +287,7 @@ def test_a_sharp_fraction_raised_beyond_its_state_is_refused_before_anything_mov
 
 @pytest.mark.parametrize("mask", ["subspace", "threshold"])
 @pytest.mark.parametrize("lowered", [0.0, 0.25])
-@pytest.mark.parametrize("blocks", [None, (4, 4)])  # a fused projection, whose parts have state of their own
+@pytest.mark.parametrize("blocks", [None, (4, 4)])  # a fused projection, whose parts have separate state
 def test_a_checkpoint_after_a_lower_sharp_fraction_loads_and_goes_on(lowered, mask, blocks):
     ends = []
     for loads in (False, True):
@@ -311,7 +311,7 @@ def test_a_checkpoint_after_a_lower_sharp_fraction_loads_and_goes_on(lowered, ma
 
 
 def test_the_ratio_of_sharp_directions_does_not_act_on_plain_matrices():
-    """They have no sharp directions: routers and matrices of unknown type in an ablation stay as they are."""
+    """They have no sharp directions: routers and matrices of unknown type in an ablation do not change."""
     ends = []
     for chi_sharp in (0.0, 1.0):
         p = nn.Parameter(torch.ones(4, 6))

@@ -23,7 +23,7 @@ def make(request):
 
 
 def refused(model, optimizer, damaged, *words):
-    """The message of a refusal that leaves parameters, state and groups as they were."""
+    """The message of a refusal that leaves parameters, state and groups unchanged."""
     before, groups = copies(model, optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
     with pytest.raises(ValueError) as caught:
         optimizer.load_state_dict(damaged)

@@ -1,4 +1,4 @@
-"""What a declaration says of its matrices, and that its stages on pieces of a matrix are its step."""
+"""Properties that a declaration gives its matrices; its stages on pieces of a matrix equal its step."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ COVECTOR, GRADIENT, PARAMETER = {"covector"}, {"covector", "g"}, {"covector", "g
 
 
 class LargestSquare(Preconditioner):
-    """F = diag(√(max g²) + ε): a memory that is no average, which the map takes in by itself."""
+    """F = diag(√(max g²) + ε): a memory that is not an average; the map itself takes in the gradient."""
 
     name = "largest-square"
 
@@ -69,7 +69,7 @@ def normal(seed, *shape, dtype=torch.float64):
 
 
 def in_pieces(optimizer, group, w, g, state, *, step, numbers):
-    """A step of two matrices whose rows lie on three shards, one of them empty; and the names of what travelled."""
+    """A step of two matrices whose rows are on three shards, one of them empty, and the names of the sent tensors."""
     sizes = [2, 0, 4]
     resting = optimizer.sharded_state if optimizer.takes_in_on_shards(group) else ()
     pieces = [x.split(sizes, dim=1) for x in (w, g, *(state[name] for name in resting))]
@@ -135,7 +135,7 @@ def test_momentum_and_squares_have_at_least_float32(dtype):
 
 
 def test_only_bfloat16_parameters_are_rounded_stochastically():
-    """Then new parameters come back in float32, else in their own type."""
+    """Then new parameters come back in float32, otherwise in their own dtype."""
     for dtype, asked, rounds in (
         (torch.bfloat16, True, True),
         (torch.bfloat16, False, False),
@@ -148,7 +148,7 @@ def test_only_bfloat16_parameters_are_rounded_stochastically():
 
 
 def test_gradients_in_half_precision_are_taken_in_in_the_momentums_type():
-    """Also where the memory is wider than the parameter; the new parameter keeps the wide type, to be rounded once."""
+    """Also if the memory is wider than the parameter; the new parameter keeps the wide dtype, to be rounded once."""
     optimizer, group = built(partial(Shampoo, precondition_frequency=1), torch.bfloat16)
     w, g = normal(0, *SHAPE, dtype=torch.bfloat16), normal(1, *SHAPE, dtype=torch.bfloat16)
     state = optimizer.matrix_state(group, w)
@@ -178,7 +178,7 @@ def test_a_first_gradient_that_only_sets_the_memory_makes_no_step_and_does_not_c
 
 
 class _Recorded(Identity):
-    """Jumps after every step, and keeps what it is told."""
+    """Jumps after every step, and records its arguments."""
 
     def __init__(self):
         self.told = []
@@ -204,7 +204,7 @@ class _Declared(Declaration):
 
 @pytest.mark.parametrize("is_phase", [False, True])
 def test_preconditioners_hear_of_every_gradient_and_of_the_numbers_of_matrices(is_phase):
-    """A compiled group, whose step is a phase, has a count."""
+    """A compiled group, whose step number is a phase, has a count."""
     declared, w = _Declared(), normal(0, *SHAPE)
     group = {"lr": 0.1} | ({"count": 4} if is_phase else {})
     state = declared.matrix_state(group, w)
@@ -248,7 +248,7 @@ def test_costs_and_places_are_those_of_the_preconditioner():
 
 
 def test_state_of_a_parameter_in_blocks_has_one_memory_a_block():
-    """What is elementwise has the parameter's shape; the rest carries the block's number."""
+    """Elementwise state has the parameter's shape; the rest carries the block's number."""
     p = nn.Parameter(torch.zeros(6, 5, dtype=torch.bfloat16))
     group = {"params": [p], "blocks": (2, 4), "block_axis": -2}
     optimizer = ShampooLITE([group], precondition_frequency=1)

@@ -1,4 +1,4 @@
-"""The optimizers beside Muon and SOAP: against their papers' algorithms written plainly, and what they reduce to."""
+"""The optimizers other than Muon and SOAP against plain implementations of their papers, and their special cases."""
 
 from functools import partial
 
@@ -121,7 +121,7 @@ def test_shampoo_is_the_papers_algorithm_with_roots_kept_between_refreshes(frequ
 def test_kl_factors_are_the_papers_algorithm(moment):
     """The KL-optimal factors of Lin et al., each fitted with gradients that the other whitens; basis of the first step.
 
-    Refreshes of the basis are SOAP's and tested there; one that never comes leaves the equations of the factors.
+    Refreshes of the basis are SOAP's and tested there; without a refresh only the equations of the factors remain.
     """
     shape = (3, 3)  # a 5×3 gradient would leave two left directions open
     s = {"m": torch.zeros(shape, dtype=torch.float64), "v": torch.zeros(shape, dtype=torch.float64)}
@@ -173,7 +173,7 @@ def test_adamw_lite_reduces_to_torchs_adamw(shape):
 
 
 def test_adamw_lite_damps_all_coordinates_alike_where_beta_is_one_number():
-    """χ = 1 and β₁ = β₂ = b is Adam with m + b(1 − θ)g in place of m: theory's units of β."""
+    """χ = 1 and β₁ = β₂ = b is Adam with m + b(1 − θ)g instead of m: β is in the theory's units."""
     m, v = torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, dtype=torch.float64)
 
     def step(w, g, t):

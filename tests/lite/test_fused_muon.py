@@ -1,4 +1,4 @@
-"""Muon's formulas in one pass over memory against the formulas themselves."""
+"""Muon's formulas in one pass over memory against the plain formulas."""
 
 from unittest import mock
 
@@ -188,7 +188,7 @@ def test_a_fused_step_is_that_of_the_plain_formulas(name, dtype, float32_momentu
 @pytest.mark.usefixtures("bfloat16_products")
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_the_formulas_alone_step_in_bfloat16_as_in_float32(name):
-    """As on machines without a compiler, and with the library's products as on those with matrix units."""
+    """Without a compiler, and with the library's products as on machines with matrix units."""
     options = {"float32_momentum": False, "fused": False}
     both = (moved(name, torch.float32, ns_dtype=dtype, **options) for dtype in ("bfloat16", "float32"))
     for half, exact in zip(*both, strict=True):
@@ -215,7 +215,7 @@ class Halved(PolarFactor):
 
 
 class OwnRule(LITEOptimizer):
-    """A rule of one's own with the polar factor; nothing but its declaration is known."""
+    """A user's rule with the polar factor, known only by its declaration."""
 
     rule = "own"
     polar, declared = PolarFactor, {}

@@ -1,4 +1,4 @@
-"""Kinds of parametrized weights and of tables that are matrices in shape only; what was decided by shape is marked."""
+"""Kinds of parametrized weights and of tables that are matrices in shape only; guesses by shape are marked."""
 
 import re
 import warnings

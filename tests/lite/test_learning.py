@@ -32,7 +32,7 @@ class TinyLanguageModel(nn.Module):
 
 
 def text(source, teacher, count):
-    """Contexts, Zipf-distributed, and the token that a fixed random network thinks likely after them."""
+    """Contexts, Zipf-distributed, and a token that a fixed random network predicts after them."""
     zipf = 1.0 / torch.arange(1, VOCABULARY + 1)
     contexts = torch.multinomial(zipf, count * CONTEXT, replacement=True, generator=source).view(count, CONTEXT)
     with torch.no_grad():
@@ -76,7 +76,7 @@ LEARNING_RATES = {
 
 @functools.cache
 def best(name):
-    """Loss at the best learning rate, mean over three models, texts and beginnings."""
+    """Loss at the best learning rate, mean over three models, texts and starts."""
     return min(sum(validation_loss(name, lr, seed) for seed in range(3)) / 3 for lr in LEARNING_RATES[name])
 
 

@@ -65,7 +65,7 @@ def quietly(load, saved):
 @pytest.mark.parametrize("saved", WRAPPERS)
 def test_wrappers_of_a_model_do_not_matter(saved, here):
     """Any combination of wrappers at saving and loading; then training continues bit for bit, without a warning."""
-    make = OPTIMIZERS["soap"]  # takes turns by names
+    make = OPTIMIZERS["soap"]  # refreshes in an order by names
     model, optimizer = wrapped(make, saved)
     train(model, optimizer, 3)
     other, other_optimizer = wrapped(make, here)
@@ -102,7 +102,7 @@ def test_the_same_names_in_another_order_load_by_name(make):
 
 
 def test_counts_of_gradients_go_with_their_parameters():
-    """By which SOAP knows that a matrix's first gradient only sets its basis."""
+    """SOAP needs them, since a matrix's first gradient only sets its basis."""
     a, b = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
     make = OPTIMIZERS["soap"]
     optimizer = make([("a", a), ("b", b)], 0.1)
@@ -200,7 +200,7 @@ def test_a_parameter_of_another_group_is_refused_by_name():
 
 
 def test_plain_numbers_load_as_counts(make):
-    """As torch's optimizers take them."""
+    """As in torch's optimizers."""
     model, optimizer = build(make)
     train(model, optimizer, 3)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -221,7 +221,7 @@ VALUES = ({"a": 1}, [1.0], None, "x", True, 1.0, torch.tensor(1 + 2j), torch.one
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_state_that_is_no_tensor_is_refused_by_key(make, value):
-    """In every key of every rule; numbers are taken for counts and thresholds alone."""
+    """In every key of every rule; numbers are accepted only for counts and thresholds."""
     model, optimizer = build(make)
     train(model, optimizer, 2)
     before = copies(model, optimizer)

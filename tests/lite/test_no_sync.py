@@ -1,6 +1,6 @@
 """No step waits for the device: under FakeTensorMode a Python branch on a tensor's value raises.
 
-A rule that counts gradients waits for one thing, whether those of the step before were finite.
+A rule that counts gradients waits for one thing: whether those of the previous step were finite.
 """
 
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from tests.lite.optimizers import FAMILY, RULES
 
 
 def parameters(device):
-    """Every layout and floating type, several of a shape, vectors and empty ones."""
+    """Every layout and dtype, several of a shape, vectors and empty ones."""
     half = torch.bfloat16
 
     def make(*shape, dtype=torch.float32):
@@ -76,7 +76,7 @@ def test_a_branch_on_a_value_would_be_found(device):
 
 
 class Event:
-    """In place of a CUDA event: the device gets there when it is waited for, or when the test says so."""
+    """Stands in for a CUDA event: it completes when it is waited for, or when the test says so."""
 
     def __init__(self):
         self.is_reached, self.waits = False, 0
@@ -101,4 +101,4 @@ def test_flags_are_read_once_the_device_has_got_there_and_four_steps_late_at_mos
     watch.check()  # not known yet
     with pytest.raises(NonFiniteError, match="at step 5 of this optimizer in w;"):
         watch.check(wait=True)
-    watch.check(wait=True)  # said once
+    watch.check(wait=True)  # reported once

@@ -1,4 +1,4 @@
-"""Checkpoints of version 0.1.0 load, and training goes on where it went with the code that wrote them."""
+"""Checkpoints of version 0.1.0 load, and training continues as with the code that wrote them."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options: floating types, stochastic rounding, the sharp learning rate."""
+"""Options: dtypes, stochastic rounding, the sharp learning rate."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_small_updates_arrive_on_average_where_nearest_rounding_loses_them(name,
 
 @pytest.mark.parametrize("ns_dtype", ["fastest", "parameter", "bfloat16", "float32"])
 def test_stochastic_rounding_comes_after_the_rule_whatever_its_floating_type(ns_dtype):
-    """A rule in bfloat16 that rounded to nearest first would lose the update."""
+    """A rule in bfloat16 that first rounds to nearest would lose the update."""
     torch.manual_seed(0)
     p = nn.Parameter(torch.ones(16, 16, dtype=BF16))
     optimizer = MuonLITE([p], 1e-3, weight_decay=0.0, stochastic_rounding=True, ns_dtype=ns_dtype)
@@ -113,7 +113,7 @@ def test_float32_momentum_follows_float32_where_bfloat16_stalls():
 @pytest.mark.parametrize("ns_dtype", ["fastest", "parameter", "bfloat16", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float64])
 def test_floating_types_of_newton_schulz(ns_dtype, dtype):
-    """Every choice moves nearly alike, parameters and momentum keep their type."""
+    """Every choice gives nearly the same movement, and parameters and momentum keep their dtype."""
     ends = []
     for options in ({"ns_dtype": ns_dtype}, {"ns_dtype": "float32"}):
         p = nn.Parameter(torch.zeros(24, 40, dtype=dtype))
@@ -195,7 +195,7 @@ KINDS = {
 
 @pytest.mark.parametrize("name", WRONG_KINDS)
 def test_settings_of_another_kind_are_refused(name):
-    """A boolean where a number is expected, text or a number where a switch is, and their like."""
+    """A boolean for a number, text or a number for a switch, and similar."""
     make = SOAPLITE if name in {"betas", "precondition_frequency", "max_precondition_dim"} else MuonLITE
     for value in KINDS[WRONG_KINDS[name]]:
         with pytest.raises(ValueError) as caught:

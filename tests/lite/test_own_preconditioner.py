@@ -179,7 +179,7 @@ def test_flat_directions_move_chi_times_as_far():
 
 @pytest.mark.parametrize("make", [FactoredLITE, ShampooLITE])
 def test_its_bfloat16_parameters_may_be_rounded_stochastically(make):
-    """The shell then works in float32: parameters and gradients come to the rule in one floating type."""
+    """The shell then works in float32: the rule gets parameters and gradients in one dtype."""
     torch.manual_seed(0)
     p = nn.Parameter(torch.ones(6, 8, dtype=torch.bfloat16))
     optimizer = make([p], 1e-4, weight_decay=0.0, stochastic_rounding=True)

@@ -132,7 +132,7 @@ def test_writing_every_view_writes_every_entry_once(model, split_heads):
 
 
 def test_groups_are_plain_data(model):
-    """Beside the parameters, so that a checkpoint loads with weights_only=True."""
+    """Except for the parameters, so that a checkpoint loads with weights_only=True."""
     groups = [{k: v for k, v in group.items() if k != "params"} for group in param_groups(model)]
     file = io.BytesIO()
     torch.save(groups, file)
@@ -159,7 +159,7 @@ def test_groups_can_be_trained_and_their_state_loaded(model, cls):
 @pytest.mark.parametrize("name", ["phi3", "mixtral", "convolutional"])
 @pytest.mark.parametrize("cls", [MuonLITE, SOAPLITE])
 def test_matrices_inside_parameters_move_as_if_they_were_parameters(name, cls):
-    """Fused projections, stacks of experts and kernels: cut or not, each matrix takes its own step."""
+    """Fused projections, stacks of experts and kernels: cut or not, each matrix makes its own step."""
     model = MODELS[name]()
     groups = param_groups(model, matrix_rule=cls.rule)
     apart = []
@@ -298,7 +298,7 @@ def test_factors_of_adapters_run_plain_muon_and_frozen_weights_nothing(dora):
 
 
 def test_timm_attention_has_query_key_and_value():
-    """A class of timm's name with its forward; the library itself is no dependency."""
+    """A class with timm's name and forward; the library itself is not a dependency."""
 
     class Attention(nn.Module):
         def __init__(self):
@@ -360,7 +360,7 @@ def test_unknown_matrices_run_plain_muon_and_the_rest_adamw():
 
 
 def test_names_do_not_decide():
-    """A hidden layer called "lm_head_norm_embed" is a matrix; the head is what is given as such."""
+    """A hidden layer called "lm_head_norm_embed" is a matrix; the head is the module given as such."""
     model = nn.ModuleDict({"lm_head_norm_embed": nn.Linear(4, 4, bias=False), "x": nn.Linear(4, 9, bias=False)})
     assert set(kinds(model).values()) == {"matrix"}
     assert kinds(model, head=model["x"])["x.weight"] == "head"
@@ -415,9 +415,9 @@ def test_kinds_are_overridden_by_type_module_and_name():
     assert by["model.layers.0.self_attn.k_proj.weight"] == "plain-matrix"
     assert by["model.layers.0.self_attn.q_proj.weight"] == "embedding"
     assert by["model.embed_tokens.weight"] == "matrix"
-    assert by["model.layers.0.self_attn.k_proj.bias"] == "other"  # a vector stays what it is
+    assert by["model.layers.0.self_attn.k_proj.bias"] == "other"  # a vector keeps its kind
 
-    # A module outweighs its type, and keeps the layout that the type tells.
+    # A module overrides its type, and keeps the layout of the type.
     experts = layer.mlp.experts
     options = {"kinds": {type(experts): "other", experts: "plain-matrix"}}
     assert settings_of(model, "0.mlp.experts.down_proj", **options)["layout"] == "experts"

@@ -1,4 +1,4 @@
-"""What holds for any shape, floating type and hyperparameters; and the tracked mask against the exact one."""
+"""Properties for any shape, dtype and hyperparameters, and the tracked mask against the exact one."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def generator(seed):
 
 
 def signal(shape, steps, seed=0, rank=8, noise=0.3):
-    """A slowly turning signal of the given rank plus noise; matrices, or a stack of them."""
+    """A slowly rotating signal of the given rank plus noise; matrices, or a stack of them."""
     rng = np.random.default_rng(seed)
     *batch, rows, columns = shape
     left, right = rng.normal(size=(*batch, rows, rank)), rng.normal(size=(*batch, rank, columns))
@@ -96,7 +96,7 @@ SQUARE = st.integers(1, 9).map(lambda n: (n, n))
 )
 @settings(max_examples=25)
 def test_the_order_of_parameters_does_not_matter(case, frequency, data):
-    """SOAP's matrices take turns in the order of their names; without names in their own, so they need frequency 1.
+    """SOAP's matrices are refreshed in the order of their names; without names in their own, so they need frequency 1.
 
     They are square, because the first gradients of others leave a null space whose basis is up to rounding.
     """
@@ -136,9 +136,9 @@ def test_the_order_of_parameters_does_not_matter(case, frequency, data):
 @example(shape=(16, 16), mask="exact", dtype=torch.float64, exponent=6.0, seed=0)
 @settings(max_examples=40)
 def test_the_scale_of_gradients_does_not_matter_to_muon(shape, mask, dtype, exponent, seed):
-    """Entries from 10⁻⁶ to 10⁶, in every floating type: the same update to 10⁻⁴.
+    """Entries from 10⁻⁶ to 10⁶, in every dtype: the same update to 10⁻⁴.
 
-    The scale is a power of two, which no type rounds: another one would change the gradients themselves, by 10⁻³ in
+    The scale is a power of two, which no dtype rounds: another scale would change the gradients themselves, by 10⁻³ in
     bfloat16, and where the mask's edge has no gap, a rounding chooses the directions.
     """
     scale = 2.0 ** round(exponent * np.log2(10.0))
@@ -198,5 +198,5 @@ def test_the_tracked_mask_moves_as_the_exact_one(shape, rank, error):
     assert relative(change(MuonLITE, shape, gs, mask="subspace", **options), expected) < error
     narrow = change(MuonLITE, shape, gs, mask="subspace", dtype=torch.float32, ns_dtype="float32", **options)
     assert relative(narrow, expected) < error
-    # The comparison can fail: without any sharp direction the movement is another one.
+    # The comparison can fail: without any sharp direction the movement differs.
     assert relative(change(MuonLITE, shape, gs, mask="exact", sharp_fraction=1e-3), expected) > 0.2

@@ -1,4 +1,4 @@
-"""Settings as functions of the step: they act at their step, survive a checkpoint, and bad ones are named."""
+"""Settings as functions of the step: they act at their step, survive a checkpoint, and errors name bad ones."""
 
 import copy
 
@@ -91,8 +91,8 @@ def test_a_constant_schedule_changes_nothing():
         ({}, "no setting is given"),
         ({"lr": lambda k: 1.0}, "setting = 'lr' is unknown|Choose"),
         ({"chi": 2.0}, "chi = 2.0 must be a function"),
-        ({"chi": {"matrices": lambda k: 2.0}}, "chi is given for 'matrices', which is no kind or number"),
-        ({"chi": {7: lambda k: 2.0}}, "no kind or number"),
+        ({"chi": {"matrices": lambda k: 2.0}}, "chi is given for 'matrices', which is no group's kind or number"),
+        ({"chi": {7: lambda k: 2.0}}, "no group's kind or number"),
         ({"chi": lambda k: -1.0}, "chi = -1.0 must be finite and at least 0: at step 0"),
         ({"beta_flat": lambda k: float("nan")}, "beta_flat = nan must be finite"),
         ({"sharp_fraction": lambda k: 2.0}, "sharp_fraction = 2.0 must be finite and between 0 and 1"),

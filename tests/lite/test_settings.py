@@ -1,4 +1,4 @@
-"""Settings of Muon kinds and of weight decay: against torch's Muon and papers written plainly."""
+"""Settings of Muon kinds and of weight decay: against torch's Muon and plain implementations of the papers."""
 
 from functools import partial
 
@@ -46,7 +46,7 @@ def assert_same(found, expected, tolerance=1e-12):
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize(("scale", "theirs"), [("rms", "match_rms_adamw"), ("original", "original")])
 def test_jordan_s_iteration_and_torch_s_scales_are_torch_s_muon(scale, theirs, nesterov, shape):
-    """torch iterates in bfloat16; the scale of its covector decides how it is rounded, so paths agree to that."""
+    """torch iterates in bfloat16; its covector's scale decides how it is rounded, so paths agree to that rounding."""
     settings = {"momentum": 0.9, "weight_decay": 0.1, "nesterov": nesterov, "ns_steps": 5}
     found = path(partial(Muon, ns="jordan", ns_dtype="bfloat16", scale=scale, **settings), shape)
     expected = path(partial(torch.optim.Muon, adjust_lr_fn=theirs, **settings), shape)
@@ -117,7 +117,7 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_cautious_decay_shrinks_where_direction_and_weight_agree(name):
-    """The step without decay tells the direction u; with cautious decay w moves by −η(u + λ[u∘w > 0]w)."""
+    """The step without decay gives the direction u; with cautious decay w moves by −η(u + λ[u∘w > 0]w)."""
     start, gradient = problem()
     ends = []
     for settings in ({"weight_decay": 0.0}, {"weight_decay": 0.4, "decay": "cautious"}):
@@ -137,7 +137,7 @@ def test_cautious_decay_shrinks_where_direction_and_weight_agree(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_independent_decay_does_not_depend_on_the_learning_rate(name):
-    """A step shrinks weights by λ·lr/peak, whatever the peak: seen where the gradient is 0."""
+    """A step shrinks weights by λ·lr/peak for any peak; tested with a gradient of 0."""
     shrunk = []
     for peak in (0.01, 0.3):
         p = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
@@ -277,13 +277,13 @@ def test_damping_inside_the_map(chi):
 
 
 def test_damping_inside_with_equal_beta_is_another_look_ahead():
-    """Without a mask it only adds to Nesterov's correction."""
+    """Without a mask it only increases Nesterov's correction."""
     x, g, found = one_step(mask="exact", damping="inside", chi=1.0, beta_sharp=2.0, beta_flat=2.0)
     torch.testing.assert_close(found, msign(x + 2.0 * g * (0.1 / 1.9) ** 0.5), rtol=0.0, atol=1e-12)
 
 
 def test_damping_inside_moves_as_much_as_outside_where_noise_dominates():
-    """Gradients are white noise: β changes the direction by as much, in the mean, before and beside the map."""
+    """Gradients are white noise: β changes the direction by the same mean amount inside and outside the map."""
     torch.manual_seed(0)
     theta, beta = 0.95, 0.1
     gradients = torch.randn(150, 20, 24, 60, dtype=torch.float64)

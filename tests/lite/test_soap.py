@@ -1,4 +1,4 @@
-"""The SOAP-LITE rule against SOAP written from its paper, and what it promises beyond it."""
+"""The SOAP-LITE rule against an implementation of SOAP's paper, and its further promises."""
 
 import copy
 
@@ -90,7 +90,7 @@ def test_it_is_lites_algorithm_on_soaps_metric(settings, frequency, decay):
 
 @pytest.mark.parametrize(("level", "speed"), [(1e9, 2.0), (1e-9, 1.0)])
 def test_decay_of_flat_directions_once_a_period_shrinks_as_much(level, speed):
-    """With zero gradients only decay acts: over whole periods like χλ at every step if all is flat, like λ if sharp."""
+    """With zero gradients only decay acts: over whole periods as χλ at every step if all is flat, as λ if sharp."""
     lite = SoapRule(lr=0.003, chi=2.0, weight_decay=0.1)
     w = torch.randn(12, 7, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     first, *_ = gradients(w.shape, 1)
@@ -152,7 +152,7 @@ def test_blocks_of_one_parameter_may_be_rotated_on_different_sides():
 @pytest.mark.parametrize("numbers", [range(3, 9), [0, 3, 4, 8, 9, 11]])
 @pytest.mark.parametrize("chi", [1.0, 2.0])
 def test_a_batch_is_its_matrices(chi, numbers):
-    """Whatever its size, and with refreshes staggered by the running number."""
+    """For any size, and with refreshes staggered by the running number."""
     lite = SoapRule(chi=chi, beta_flat=chi - 1.0, weight_decay=0.1, precondition_frequency=4)
     w = torch.randn(6, 5, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     gs = list(gradients((6, 5, 9), 25))
@@ -205,7 +205,7 @@ def test_turns_do_not_depend_on_which_others_have_gradients():
 
 @pytest.mark.parametrize("limit", [1, 50, 10**6])
 def test_the_size_of_batches_does_not_matter(limit, monkeypatch):
-    """Matrices by themselves, whose factors are changed where they lie, pairs, and all in one batch."""
+    """Single matrices, whose factors are changed in place, pairs, and all in one batch."""
     monkeypatch.setattr(SOAPLITE, "largest_cpu_batch", limit)
     params = [torch.nn.Parameter(torch.ones(4, 6, dtype=torch.float64)) for _ in range(5)]
     alone = SOAPLITE([torch.nn.Parameter(torch.ones(4, 6, dtype=torch.float64))], 0.1, precondition_frequency=1)
@@ -284,7 +284,7 @@ def test_scale_of_the_gradients_does_not_matter():
 
 
 def test_a_matrix_whose_first_gradient_comes_late_catches_up():
-    """Its zero basis moves nothing until the refresh makes a basis of it."""
+    """Its zero basis moves nothing until the refresh computes a basis."""
     soap = SoapRule(precondition_frequency=4)
     w, state = torch.zeros(5, 6), None
     state = soap.initial(w)
@@ -341,9 +341,9 @@ def test_orthogonal_iteration_converges_to_the_sorted_eigenbasis():
 @pytest.mark.parametrize("shape", [(8, 64), (64, 8), (2, 9, 6), (6, 9)])
 @pytest.mark.parametrize("rank_is_full", [True, False])
 def test_rounding_chooses_no_basis(shape, rank_is_full):
-    """Gradients that differ in their last bits alone: weights stay together where a factor is singular, too.
+    """Gradients that differ in their last bits alone: weights stay together even if a factor is singular.
 
-    As behind a layer normalisation, whose gradient has mean 0, a direction may get no gradient but for rounding. Its
+    As before a layer normalisation, whose gradient has mean 0, a direction may get a gradient by rounding only. Its
     coordinates move by rounding over ε, which is 1e-16 to 1e-8 here.
     """
     generator = torch.Generator().manual_seed(3)
@@ -376,12 +376,12 @@ SPECTRA = {
 @pytest.mark.parametrize("shape", [(32, 32), (64, 24), (24, 64)])
 @pytest.mark.parametrize("frequency", [10, 2])
 def test_float32_moves_the_weights_no_more_than_the_last_bits_of_gradients_do(shape, spectrum, frequency):
-    """Other processors sum in another order, and SOAP amplifies that: by no more than its formula does in float64."""
+    """Other processors sum in another order, and SOAP amplifies that: by no more than its formula in float64."""
     soap = SoapRule(chi=2.0, beta_flat=1.0, precondition_frequency=frequency)
     rank = min(shape)
     u, v = (torch.linalg.qr(x)[0] for x in (matrix(shape[0], rank, seed=1), matrix(shape[1], rank, seed=2)))
     values = SPECTRA[spectrum](rank)
-    # Singular vectors stay, and what they carry varies, as behind a layer that leaves directions out.
+    # Singular vectors are fixed and singular values vary, as before a layer that drops directions.
     cores = [torch.eye(rank) + 0.3 * matrix(rank, rank, seed=3 + k) for k in range(4)]
     gs = [(0.01 * (u * values.sqrt()) @ core @ (v * values.sqrt()).mT).float().double() for core in cores]
     w = torch.zeros(shape, dtype=torch.float64)
@@ -394,7 +394,7 @@ def test_float32_moves_the_weights_no_more_than_the_last_bits_of_gradients_do(sh
 
 @pytest.mark.parametrize("shape", [(4, 30), (2, 30, 4), (6, 6)])
 def test_a_phase_with_its_count_is_the_step(shape):
-    """As a compiled step has them; also while a factor cannot have full rank and its basis waits."""
+    """As in a compiled step; also while a factor cannot have full rank and its basis is not refreshed."""
     split, w = SoapRule(chi=2.0, beta_flat=1.0, precondition_frequency=3, weight_decay=0.1), torch.ones(shape).double()
     numbers = range(w.size(0)) if w.ndim == 3 else range(1)
     plain, phased = [(w, split.initial(w)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What scripts expect of any torch optimizer, for every LITE optimizer."""
+"""Behaviour that scripts expect of any torch optimizer, for every LITE optimizer."""
 
 import copy
 import io
@@ -178,7 +178,7 @@ def test_other_checkpoints_are_refused_with_the_difference(make):
 
 
 def test_a_checkpoint_without_a_setting_keeps_the_optimizers_own(make):
-    """As of an earlier version, which did not have it yet."""
+    """As for checkpoints of an earlier version, which did not have it yet."""
     model, optimizer = build(make)
     train(model, optimizer, 2)
     saved = optimizer.state_dict()
@@ -192,7 +192,7 @@ def test_a_checkpoint_without_a_setting_keeps_the_optimizers_own(make):
 
 
 def test_load_hooks_of_torch_have_their_say(make):
-    """One that changes what is loaded, also its names, and one that sees and changes what was."""
+    """A hook that changes the loaded state, also its names, and one that sees and changes the state afterwards."""
     model, optimizer = build(make)
     train(model, optimizer, 2)
     saved = optimizer.state_dict()
@@ -329,7 +329,7 @@ class Counting(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_without_ratio_and_damping_it_costs_what_the_base_costs(name):
-    """The same operations, call by call, and the same state but for the subspace or threshold that is never used."""
+    """The same operations, call by call, and the same state except for the unused subspace or threshold."""
     calls = []
     off = {"chi": 1.0, "beta_sharp": 0.0, "beta_flat": 0.0}
     base = partial(SOAP, precondition_frequency=2) if name == "soap" else Muon

@@ -1,4 +1,4 @@
-"""Flows that every integrator is tried on, from the most general one to those that special schemes ask for."""
+"""Flows that test every integrator, from the most general one to those that special schemes need."""
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def general(p=2):
 
 
 def undamped(p=2):
-    """The same with β = 0 and constant coefficients."""
+    """The general flow with β = 0 and constant coefficients."""
     objective = rippled_quadratics(np.random.default_rng(3), 4, p)
     return RISHD.from_optimizer(objective, RankOneMetric(p), alpha=0.05, eta=0.8)
 
@@ -77,7 +77,7 @@ def linear():
 
 
 def hardest_for(scheme, problems=NONLINEAR):
-    """The first problem that a scheme takes, and what it said of those before."""
+    """The first problem that a scheme accepts, and its errors for the previous ones."""
     refusals = []
     for build in problems.values():
         system = build()

@@ -25,7 +25,7 @@ WRITERS = {
 
 
 def contents(path):
-    """What is there, without the time stamps of an archive: ``None`` if nothing is."""
+    """The file's content, without the time stamps of an archive; ``None`` if it does not exist."""
     if path.is_dir():
         return {file.relative_to(path): file.read_text() for file in path.rglob("*") if file.is_file()}
     if path.suffix == ".npz" and path.exists():
@@ -96,7 +96,7 @@ def test_content_and_name_are_on_the_disk(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_ino, path.exists())))
     path = tmp_path / ("a.npz" if kind == "arrays" else "a")
     WRITERS[kind](path, "new")
-    # The content before it has its name, then the name.
+    # First the content, before it has its name; then the name.
     assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 

@@ -31,7 +31,7 @@ def circle(loop, x):
 
 
 def worst_error(loop, x):
-    """In units in the last place."""
+    """Largest error in units in the last place."""
     x, *found = circle(loop, x)
     worst = 0.0
     with mpmath.workprec(1200):

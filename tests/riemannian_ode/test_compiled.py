@@ -1,4 +1,4 @@
-"""Compiled chunks of steps: the same numbers as plain steps, exact failure times, plain errors where it cannot work."""
+"""Compiled chunks of steps: the same numbers as plain steps, exact failure times, plain errors if impossible."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ CASES = {
         np.random.default_rng(0).normal(size=(3, 2)),
         "loop",
     ),
-    "one value a member at every time, two axes, float32": (
+    "one value per member at every time, two axes, float32": (
         lambda: lite(
             VALLEY,
             alpha=np.array([[0.1, 0.3], [0.2, 0.25], [0.4, 0.35]]),
@@ -94,7 +94,7 @@ def test_compiled_steps_equal_plain_ones(case):
 
 @needs_compiler
 def test_members_do_not_depend_on_the_number_of_threads_and_steps_a_call():
-    """A block is computed the same wherever it is: in one thread or two, in long calls or short ones."""
+    """A block gives the same numbers in one thread or two, in long calls or short ones."""
     system, w0 = lite(VALLEY), np.random.default_rng(4).normal(size=(3000, 2))
     runs = []
     for threads, steps in ((1, None), (2, None), (2, 7)):
@@ -230,7 +230,7 @@ ELEMENTWISE = {
 @needs_compiler
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_compiled_functions_are_numpys(dtype, rng):
-    """All functions in one step; a member alone and one of 45 (two blocks, the second one padded)."""
+    """All functions in one step; for a single member and for 45 (two blocks, the second one padded)."""
     w, m = rng.normal(0.0, 2.0, (2, 45, len(ELEMENTWISE))).astype(dtype)
     w[3], m[5] = 0.0, 0.0
 

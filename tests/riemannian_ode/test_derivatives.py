@@ -55,7 +55,7 @@ SPLIT_COEFFICIENTS = {"alpha": 0.4, "eta": 0.7, "beta": 0.5, "beta_flat": 0.8, "
 
 
 def scheme_of(name):
-    """Adaptive steps move with what is differentiated; at a tight tolerance the difference drowns."""
+    """Adaptive steps depend on the differentiated quantity; with a tight tolerance the effect is negligible."""
     return EnsembleDormandPrince(rtol=1e-9, atol=1e-10) if name == "ensemble-rk45" else INTEGRATORS[name]()
 
 
@@ -69,7 +69,7 @@ def run_of(build, name, w0, m0, **coefficients):
 
 
 def check(build, name, coefficients, noise=2e-7):
-    """Gradients of a single run with 0-d tensors, against one numpy ensemble with a nudged member a derivative."""
+    """Gradients of a single run with 0-d tensors, against one numpy ensemble with a perturbed member per derivative."""
     numbers = np.concatenate([START, MOMENTUM, list(coefficients.values())])
     leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (START, MOMENTUM)]
     named = {key: torch.tensor(x, dtype=torch.float64, requires_grad=True) for key, x in coefficients.items()}
@@ -81,12 +81,12 @@ def check(build, name, coefficients, noise=2e-7):
     nudged = {key: moved[:, 2 * P + i] for i, key in enumerate(coefficients)}
     ends = loss(run_of(build, name, moved[:, :P].copy(), moved[:, P : 2 * P].copy(), **nudged)).numpy()
     expected = (ends[: len(numbers)] - ends[len(numbers) :]) / (2 * NUDGE)
-    assert np.abs(expected).min() > 1e-7  # every derivative is there to be missed
+    assert np.abs(expected).min() > 1e-7  # no derivative is zero, so that a missing one shows
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=noise)
     with torch.no_grad():
         plain = run_of(build, name, *leaves, **named)
     assert not plain.w.requires_grad
-    exact = name != "exponential-euler"  # it takes torch's matrix exponential where gradients are asked for
+    exact = name != "exponential-euler"  # it uses torch's matrix exponential if gradients are requested
     np.testing.assert_allclose(run.w.detach(), plain.w, rtol=1e-13 if exact else 1e-10, atol=1e-14)
 
 
@@ -116,7 +116,7 @@ def test_start_and_every_coefficient_under_every_metric(name, metric):
 def test_every_coefficient_of_a_split(name, landscape, flat):
     if name == "discrete-gradient" or (name == "ubu" and not isinstance(flat, ConstantSplit)):
         pytest.skip("the scheme refuses this split")
-    # The scheme's Jacobian has differences of a split that moves; the reference's own differences magnify their noise.
+    # The scheme's Jacobian has differences of a moving split; the reference's own differences magnify their noise.
     noise = 3e-5 if name == "exponential-euler" and not isinstance(flat, ConstantSplit) else 2e-7
     check(lambda **c: RISHD.from_optimizer(landscape, flat=flat, **c), name, SPLIT_COEFFICIENTS, noise)
 
@@ -237,7 +237,7 @@ class Detached(Euclidean):
 
 
 class Foreign:
-    """An objective that leaves torch on the way."""
+    """An objective that leaves torch internally."""
 
     def __init__(self, leave):
         self.leave = leave

@@ -1,4 +1,4 @@
-"""RISHD's constructors name what they refuse, and its parts are those that were given."""
+"""RISHD's constructors name the arguments that they refuse, and store the given parts."""
 
 import functools
 
@@ -18,7 +18,7 @@ SECOND_ORDER = {"alpha": 0.3, "beta": 0.1, "gamma": 1.0}
 @pytest.mark.parametrize("name", ["alpha", "eta", "beta", "nesterov", "gain"])
 @pytest.mark.parametrize("value", ["much", float("nan"), None])
 def test_optimizer_coefficients_that_are_no_numbers_are_named(name, value):
-    with pytest.raises(ValueError, match=rf"^(beta|{name}) = "):  # γ = c + αβ is looked at by the name of β
+    with pytest.raises(ValueError, match=rf"^(beta|{name}) = "):  # γ = c + αβ is checked under the name of β
         RISHD.from_optimizer(BOWL, **OPTIMIZER | {name: value})
 
 

@@ -1,4 +1,4 @@
-"""The plot of energies: what is drawn is the balance, and ensembles are refused."""
+"""The plot of energies: it draws the balance, and ensembles are refused."""
 
 import numpy as np
 import pytest

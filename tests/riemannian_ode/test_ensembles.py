@@ -1,4 +1,4 @@
-"""Contracts of every registered integrator for any shape and any parameters: finite or reported, and each its own."""
+"""Contracts of every registered integrator for any shape and parameters: finite or reported, members independent."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_finite_or_reported_with_shapes_kept_and_deterministic(name, flow):
 @settings(max_examples=4)
 @given(flow=flows())
 def test_members_are_their_single_runs_to_the_last_bit(name, flow):
-    """Where each member's numbers are computed by themselves, as numpy does for products and sums of rows."""
+    """If each member's numbers are computed separately, as in numpy's products and sums of rows."""
     valley, metric, coefficients, w0, m0, h = flow
     together = run_of(name, *flow)
     for member in np.ndindex(w0.shape[:-1]):
@@ -85,7 +85,7 @@ def test_members_are_their_single_runs_to_the_last_bit(name, flow):
         alone = run_of(name, valley, metric, own, w0[member], m0[member], h)
         if (
             member and alone.status == "integrator-failed"
-        ):  # a single run ends before the step that an ensemble goes on from
+        ):  # a single run ends before the step from which an ensemble continues
             assert together.causes[member] == "integrator-failed"
         saves = min(len(alone.times), len(together.times))
         np.testing.assert_array_equal(together.w[(slice(saves), *member)], alone.w[:saves])
@@ -110,7 +110,7 @@ def _positive(rng, *shape):
     return root @ np.swapaxes(root, -1, -2) + np.eye(shape[-1])
 
 
-PER_MEMBER = {  # metrics with one parameter a member, as functions of the parameters
+PER_MEMBER = {  # metrics with one parameter per member, as functions of the parameters
     "constant": (lambda rng: (_positive(rng, 4, 4),), ConstantMetric),
     "diagonal": (lambda rng: (rng.uniform(0.5, 2.0, (4, 4)),), DiagonalMetric),
     "Kronecker": (lambda rng: (_positive(rng, 4, 2), _positive(rng, 4, 2)), KroneckerMetric),

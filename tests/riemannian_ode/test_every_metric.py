@@ -1,4 +1,4 @@
-"""What every metric offers, against its dense matrix and the full array of Christoffel symbols, in six dimensions."""
+"""Every metric's methods against its dense matrix and the full array of Christoffel symbols, in six dimensions."""
 
 import numpy as np
 import pytest

@@ -109,7 +109,7 @@ def test_torch_and_numpy_agree_to_the_bit(rng):
 
 
 class _Asked:
-    """A split that remembers where it was asked; flat is the second coordinate."""
+    """A split that records the points where it is evaluated; the second coordinate is flat."""
 
     def __init__(self):
         self.points = []
@@ -124,7 +124,7 @@ def _raise_index(x):
 
 
 def test_split_is_asked_at_the_covector_that_the_metric_raises():
-    """Every way to a direction hands over m̃ = m + νg and a = F⁻¹m̃, not m, not m̃ twice."""
+    """Every code path to a direction passes m̃ = m + νg and a = F⁻¹m̃, not m, not m̃ twice."""
     w, m, g, nesterov = np.array([0.3, 0.4]), np.array([1.0, -2.0]), np.array([0.5, 0.7]), 0.6
     metric = ConstantMetric(np.diag([2.0, 5.0]))
     split = _Asked()
@@ -152,7 +152,7 @@ def test_split_is_asked_at_the_covector_that_the_metric_raises():
 
 
 def test_hessian_damping_of_a_metric_that_depends_on_the_covector_stays_beside_it():
-    """F⁻¹m + βF⁻¹g is another direction than F⁻¹(m + βg) there: only ν goes into the look-ahead."""
+    """F⁻¹m + βF⁻¹g differs from F⁻¹(m + βg) there: only ν enters the look-ahead."""
     metric = PreconditionerMetric(lambda x: x / np.sqrt((x**2).sum(-1, keepdims=True)))
     w, m, g = np.array([0.3, 0.4]), np.array([1.0, -2.0]), np.array([0.5, 0.7])
     unit_m, unit_g = m / np.linalg.norm(m), g / np.linalg.norm(g)
@@ -233,7 +233,7 @@ def test_defaults_are_those_of_the_base_method(rng):
 
 
 class _Operations(TorchDispatchMode):
-    """Names of the operations that torch runs."""
+    """Records the names of the operations that torch runs."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Adaptive schemes, exact solutions, both forms of the system, and schemes of the user's own."""
+"""Adaptive schemes, exact solutions, both forms of the system, and user-defined schemes."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_tolerances_must_be_positive():
 
 def test_adaptive_failure_keeps_the_partial_trajectory():
     class Wall:
-        """f falls to −∞ in finite time: the flow cannot go on past it."""
+        """f falls to −∞ in finite time: the flow cannot continue beyond it."""
 
         def value(self, w):
             return -(w**4).sum(-1)

@@ -1,4 +1,4 @@
-"""Learning rates over time: continuous, within their range, and with the derivative that they have."""
+"""Learning rates over time: continuous, within their range, and with the right derivative."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What ends a run early, says so, and keeps what there is: stiffness, coefficients, metrics, Ctrl-C."""
+"""Early ends of a run with a status and a partial trajectory: stiffness, coefficients, metrics, Ctrl-C."""
 
 import signal
 
@@ -69,7 +69,7 @@ def test_a_member_at_the_step_limit_is_named_and_the_others_go_on(tmp_path):
     for i in (0, 2):
         alone = RISHD.from_optimizer(VALLEY, alpha=0.5, eta=eta[i])
         np.testing.assert_array_equal(run.w[:, i], simulate(alone, w0[i], h=1.0, steps=6, integrator=scheme).w)
-    # A resumed run knows it, too.
+    # A resumed run reports it, too.
     file = tmp_path / "run.npz"
     simulate(system, w0, h=1.0, steps=3, integrator=scheme, checkpoint=file)
     resumed = simulate(system, w0, h=1.0, steps=6, integrator=scheme, checkpoint=file)
@@ -139,7 +139,7 @@ def test_coefficients_that_leave_their_range_end_the_run_before(changes, message
 
 
 def test_coefficients_of_the_second_order_form_may_be_of_any_sign():
-    """There γ is the user's own, as α is; only the optimizer's form promises to descend."""
+    """There the user chooses γ and α; only the optimizer's form promises to descend."""
     gamma = TimeDependent(lambda t: -0.1 * t)
     assert simulate(RISHD.from_coefficients(VALLEY, alpha=0.3, beta=0.1, gamma=gamma), W0, h=0.1, steps=5).ok
 
@@ -184,7 +184,7 @@ def test_a_metric_that_loses_its_symmetry_ends_the_run():
 
 
 def test_singular_newton_equations_and_lost_members_are_not_crashes():
-    """J = I − hA is singular for ẇ = w at h = 1; a lost member stays lost while the others are solved for."""
+    """J = I − hA is singular for ẇ = w at h = 1; a lost member stays lost while the others are solved."""
     system = RISHD.from_coefficients(Quadratic([-1.0]), alpha=1.0, beta=1.0, gamma=1.0)
     run = simulate(system, np.array([1.0]), h=1.0, steps=3, integrator="implicit-euler")
     assert run.status == "integrator-failed"
@@ -201,7 +201,7 @@ def test_singular_newton_equations_and_lost_members_are_not_crashes():
 
 
 def test_interrupts_at_any_moment_leave_a_run_that_continues_to_the_last_bit(tmp_path):
-    """A real alarm interrupts the same run every few milliseconds until it is through."""
+    """A real alarm interrupts the same run every few milliseconds until it is finished."""
     system = RISHD.from_optimizer(VALLEY, alpha=0.3, eta=0.2, beta=0.1)
     options = {
         "h": 0.3,

@@ -1,4 +1,4 @@
-"""One failing member does not stop the others, whatever the scheme and the failure."""
+"""One failing member does not stop the others, for every scheme and failure."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_the_others_go_on_and_are_what_they_are_alone(name):
 
 
 class Kinked(Landscape):
-    """f = 10³|w|: implicit equations have no solution near the kink, and none of Newton's iterates settles."""
+    """f = 10³|w|: implicit equations have no solution near the kink, and Newton's iteration does not converge."""
 
     dimension = sharp_rank = 1
 
@@ -82,7 +82,7 @@ def test_equations_without_a_solution_lose_their_member_only(tmp_path):
     file = tmp_path / "run.npz"
     options = {"h": 1.0, "integrator": "implicit-euler", "checkpoint": file}
     simulate(system, w0, steps=2, **options)
-    run = simulate(system, w0, steps=5, **options)  # a resumed run knows what happened before
+    run = simulate(system, w0, steps=5, **options)  # a resumed run has the earlier failures
     assert run.status == "integrator-failed"
     assert "2 of 4 members could not be integrated further, the first (member (0, 1)) at t = 1" in run.message
     assert "implicit-euler at t = 0: Newton's method did not converge for member (0, 1)" in run.message
@@ -91,7 +91,7 @@ def test_equations_without_a_solution_lose_their_member_only(tmp_path):
     np.testing.assert_array_equal(run.w[:, [0, 1], [0, 1]], 0.0)
     run.save(tmp_path / "trajectory.npz")
     np.testing.assert_array_equal(Trajectory.load(tmp_path / "trajectory.npz").causes, run.causes)
-    # Alone, or one step by itself, there is nothing to go on with.
+    # A single run, or a single step, cannot continue.
     alone = simulate(system, w0[0, 1], h=1.0, steps=5, integrator="implicit-euler")
     assert (alone.status, alone.times.tolist()) == ("integrator-failed", [0.0])
     with pytest.raises(IntegratorError, match=r"did not converge for member \(0, 1\)"):
@@ -132,7 +132,7 @@ def test_schemes_of_shared_steps_give_up_the_fastest_member_and_start_again(name
 
 VALLEY = RiverValley([2.0, 3.0, 4.0], amplitudes=0.3)
 FACTORS = MatrixFactorization(np.arange(6.0).reshape(3, 2), rank=1)
-DECOMPOSING = {  # what asks LAPACK for eigenvectors at every member
+DECOMPOSING = {  # code that calls LAPACK's eigensolver for every member
     "split of a Hessian": lambda eta: RISHD.from_optimizer(
         FACTORS, alpha=0.3, eta=eta, chi=2.0, beta_flat=1.0, flat=FACTORS.flat_split
     ),

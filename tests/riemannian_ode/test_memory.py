@@ -19,7 +19,7 @@ NOW = MappingProxyType(NOW | {"decay": 0.5})
 
 
 class Smoothed(Preconditioner):
-    """F⁻¹ = 1/(1 + v/c) with the average v of g² and its mass c; ``extra`` is a part that stands still."""
+    """F⁻¹ = 1/(1 + v/c) with the average v of g² and its mass c; ``extra`` is a constant part."""
 
     name, masses = "smoothed", ("v_mass",)
     extra = False
@@ -39,7 +39,7 @@ class Smoothed(Preconditioner):
 
 
 class Still(Smoothed):
-    """The same with a part that is no average."""
+    """The same metric with a part that is not an average."""
 
     name, extra = "still", True
 
@@ -70,7 +70,7 @@ class JumpingAlways(Jumping):
 
 
 class Told(Jumping):
-    """It writes down what it is told; every second coordinate is flat."""
+    """It records its arguments; every second coordinate is flat."""
 
     name = "told"
 
@@ -137,7 +137,7 @@ def numbers(seed, *shape, kind=np.asarray):
 
 
 def known(ensemble, *, v=0.7, v_mass=0.5, mass=0.4, **others):
-    """A memory as a trajectory has it."""
+    """A memory in the form of a trajectory."""
     memory = {"v": np.full((*ensemble, *SHAPE), v), "v_mass": np.full(ensemble, v_mass), MASS: np.full(ensemble, mass)}
     return memory | others
 
@@ -183,7 +183,7 @@ def test_state_rates_and_step_are_the_closed_forms(ensemble, kind):
 
 @pytest.mark.parametrize("empty", ["v_mass", "mass"])
 def test_rates_from_an_empty_memory_are_those_after_the_first_gradient(empty):
-    """0/0 has the limit of what one step of h = 1 takes in: v/c = g² and m/c₁ = m'/α."""
+    """The limit of 0/0 is the value after one step of h = 1: v/c = g² and m/c₁ = m'/α."""
     w, m, g = (numbers(seed) for seed in range(3))
     flow = metric()
     z = flow.start(w, m, g, known((), **{empty: 0.0}, v=0.0 if empty == "v_mass" else 0.7))
@@ -229,7 +229,7 @@ def test_by_default_the_memory_is_that_before_the_first_gradient():
     skipping = metric(Skipping)
     np.testing.assert_allclose(skipping.memory(w, skipping.start(w, m, g))["v"].reshape(2, 6), 3.0 * g)
     given = skipping.memory(w, skipping.start(w, m, g, known((2,))))
-    assert (given["v"] == 0.7).all()  # a memory that is given has seen it
+    assert (given["v"] == 0.7).all()  # a given memory has already seen it
 
 
 def test_parts_of_the_memory_keep_their_place_and_what_is_no_average_stands_still():

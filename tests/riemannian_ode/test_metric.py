@@ -1,4 +1,4 @@
-"""Metrics: index raising, the correction R against Christoffel symbols, and what is refused."""
+"""Metrics: index raising, the correction R against Christoffel symbols, and errors."""
 
 import numpy as np
 import pytest

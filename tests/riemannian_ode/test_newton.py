@@ -15,7 +15,7 @@ def zeros(*shape):
 
 
 def separate(function, slope=None):
-    """Equations of w and m alone, each number by itself, that count what is asked of them."""
+    """Separate equations of w and m, number by number, that count their evaluations."""
     calls = {"residual": 0, "derivative": 0, "product": 0}
 
     def residual(y):
@@ -49,7 +49,7 @@ def linear(p, seed=0, kind=np.asarray):
 @pytest.mark.parametrize("known", [True, False], ids=["derivative", "differences"])
 @pytest.mark.parametrize("p", [2, 24, 25, 60, 257])
 def test_linear_equations_take_one_jacobian_of_the_method_for_their_size(p, known):
-    """Factors up to 48 unknowns, or 512 with a known derivative, cost one product a column; GMRES costs fewer."""
+    """Factors up to 48 unknowns, or 512 with a known derivative, cost one product per column; GMRES costs fewer."""
     matrix, product = linear(p)
     right = np.random.default_rng(1).normal(size=(3, 2 * p))
     products = [0]
@@ -79,7 +79,7 @@ def test_a_known_derivative_of_too_many_entries_is_not_factorised():
 
 
 def test_a_known_derivative_of_just_few_enough_entries_is_factorised():
-    """16 members of 512 unknowns would be; here the same boundary for smaller ones."""
+    """16 members of 512 unknowns would be; this tests the same boundary with smaller ones."""
     equations, calls = separate(lambda y: 2.0 * y - 1.0, lambda y: 2.0 + 0.0 * y)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(newton, "_ENTRIES", 3 * 60**2)
@@ -171,7 +171,7 @@ def test_members_without_a_solution_are_named_or_lost(p, kind):
 
 
 def test_a_singular_jacobian_is_no_solution():
-    """And no iterate that is not finite reaches the equations, which may refuse the whole stack for it."""
+    """And no non-finite iterate reaches the equations, which might refuse the whole stack because of it."""
 
     def affine(slope):
         def residual(y):
@@ -228,7 +228,7 @@ def test_corrections_within_the_rounding_of_large_terms_are_accepted(part):
 
 
 def shift(p):
-    """y ↦ y shifted in a circle, w and m in one: GMRES gets nowhere on it before as many products as unknowns."""
+    """A cyclic shift of y, w and m together: GMRES makes no progress on it before as many products as unknowns."""
 
     def product(y):
         joined = np.roll(np.concatenate([y.w, y.m], axis=-1), 1, axis=-1)
@@ -238,7 +238,7 @@ def shift(p):
 
 
 def test_equations_that_gmres_leaves_have_no_solution():
-    """Its correction is 0 there, which is no sign that they are solved; a member of another kind goes on."""
+    """Its correction is 0 there, which does not mean that they are solved; a member of another kind continues."""
     p, shifted = 60, shift(60)
 
     def residual(y):
@@ -275,7 +275,7 @@ def test_rounding_is_that_of_the_state_s_type():
 
 
 def test_one_member_s_rounding_is_accepted_whatever_becomes_of_another():
-    """The first one's residual is rounding that no step removes, the second one has no root."""
+    """The first member's residual is rounding that no step removes, the second one has no root."""
     is_first = np.array([[True], [False]])
     equations = Equations(
         lambda y: PhaseState(y.w, np.where(is_first, 3e-9, y.m**2 + 1.0)),
@@ -293,7 +293,7 @@ def test_one_member_s_rounding_is_accepted_whatever_becomes_of_another():
     (1.0, 0.0015, True), (1.0, 0.0025, False), (1e6, 500.0, True), (1e6, 2000.0, False),
 ])  # fmt: skip
 def test_rounding_may_leave_a_thousandth_of_one_plus_the_member_s_size(at, off, is_accepted):
-    """Whatever the terms, and beside a member that is large and solved: accepted corrections end the iteration."""
+    """For any terms, and next to a large member that is solved: accepted corrections end the iteration."""
     roots = np.array([[at], [1e9]])
     equations, calls = separate(lambda y: y - roots, np.ones_like)
     large = equations._replace(terms=lambda y: PhaseState(1e30 + 0.0 * y.w, 1e30 + 0.0 * y.m))
@@ -379,7 +379,7 @@ def test_stiff_equations_that_gmres_leaves_are_factorised():
 
 
 def test_gmres_is_given_up_after_2000_products():
-    """On a shift, where it gets nowhere with 100 directions for 128 unknowns; each cycle begins with a residual."""
+    """On a shift, where 100 directions for 128 unknowns make no progress; each cycle starts with a residual."""
     products = []
     right = torch.eye(1, 128, dtype=torch.float64)
     found = _implicit_function._by_gmres(

@@ -1,4 +1,4 @@
-"""Gradient noise: the numbers, the orders that schemes declare, restarts, and what is refused."""
+"""Gradient noise: the numbers, the orders that schemes declare, restarts, and errors."""
 
 import itertools
 
@@ -197,7 +197,7 @@ def test_weak_order_on_a_nonlinear_flow(name, beta):
 
 
 def test_runge_kutta_of_higher_order_has_no_weak_order_2_under_noise():
-    """It declares none: with the same noise in all stages it would need Σb_i c_i² = 1/2, and an order of 3 asks 1/3."""
+    """It declares none: with the same noise in all stages it would need Σb_i c_i² = 1/2, but order 3 requires 1/3."""
     assert INTEGRATORS["rk4"].stochastic is None
     heun = INTEGRATORS["heun"].tableau
     assert np.dot(heun.weights, np.square(heun.nodes)) == 0.5
@@ -368,7 +368,7 @@ def test_noise_that_turns_invalid_on_the_way_ends_the_run(noise, message):
     assert run.times[-1] == 2.0
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(

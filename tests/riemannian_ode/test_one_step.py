@@ -1,4 +1,4 @@
-"""What one-step schemes have in common: runs, lost members, noise; and the derivative of the rates."""
+"""Common behaviour of one-step schemes: runs, lost members, noise; and the derivative of the rates."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_a_state_is_tracked_if_either_half_is():
 
 
 def test_lost_members_make_the_step_again_where_a_sound_one_is():
-    """And are NaN after it, so that their zero gradients are not multiplied by ∞."""
+    """After it they are NaN, so that their zero gradients are not multiplied by ∞."""
     w = tensors([1e200], [2.0], [3.0], requires_grad=True)
     state, starts = PhaseState(w, w.detach() + 1.0), []
 
@@ -102,7 +102,7 @@ def test_lost_members_make_the_step_again_where_a_sound_one_is():
     sound = PhaseState(tensors([1.0], [2.0]), tensors([1.0], [2.0]))
     assert without_lost_members(step, sound, sound) is sound
     lost = PhaseState(sound.w + math.inf, sound.m)
-    assert without_lost_members(step, sound, lost) is lost  # nobody to stand in
+    assert without_lost_members(step, sound, lost) is lost  # no substitute member
     opposite = PhaseState(tensors([math.inf], [2.0]), tensors([1.0], [math.nan]))
     assert without_lost_members(step, sound, opposite) is opposite
     half = PhaseState(tensors([math.inf], [2.0]), tensors([1.0], [3.0]))  # lost if either half is
@@ -133,7 +133,7 @@ def test_lost_members_are_those_of_any_ensemble():
 
 
 class Jumping:
-    """Adds to the state what it is told."""
+    """Adds its arguments to the state."""
 
     def settle(self, now, t, w, z, g, h):
         return np.array([now["alpha"], t, g[0], z[0]])
@@ -160,7 +160,7 @@ VALLEY = RiverValley([3.0], floor_curvatures=[0.2], amplitudes=0.8)
 
 
 class Bare:
-    """An objective without curvature of its own."""
+    """An objective without its own curvature."""
 
     value, gradient = staticmethod(VALLEY.value), staticmethod(VALLEY.gradient)
 
@@ -210,7 +210,7 @@ def test_the_derivative_of_the_rates_has_ten_digits_if_it_is_central_and_seven_e
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("central", [False, True])
 def test_differences_move_each_member_by_one_share_of_its_size(shape, dtype, central):
-    """No part of it by more than ε(1 + its largest entry): √ε forward, ∛ε central."""
+    """No part moves by more than ε(1 + its largest entry), with √ε for forward and ∛ε for central differences."""
     source = np.random.default_rng(2)
     sizes = 10.0 ** source.normal(size=(4, *shape[:-1], 1))  # of each member's w, m, δw and δm
     w, m, dw, dm = torch.as_tensor(source.normal(size=(4, *shape)) * sizes, dtype=dtype)

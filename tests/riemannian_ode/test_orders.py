@@ -1,4 +1,4 @@
-"""Every registered integrator reaches its declared order, and its iterates on linear flows are the known ones."""
+"""Every registered integrator reaches its declared order, and its iterates on linear flows have the known form."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def observed_order(name, system, start, span, exact):
     """Slope of the error between the two finest step sizes, on a ladder of ratio √2, whose errors are not rounding."""
     cls = INTEGRATORS[name]
     finest = 150 if not cls.implicit or cls.order == 1 else 50
-    coarsest = 6 if cls.order > 4 else finest / 3  # a high order is soon at rounding
+    coarsest = 6 if cls.order > 4 else finest / 3  # high orders reach rounding quickly
     ladder = [steps for k in range(12) if coarsest <= (steps := round(6 * 2 ** (k / 2))) <= finest]
     order, last = np.nan, None
     for steps in ladder:
@@ -64,7 +64,7 @@ def test_order_on_a_linear_flow_against_the_matrix_exponential(name, rng):
 @pytest.mark.parametrize("name", HAVE_AN_ORDER)
 def test_order_on_the_hardest_nonlinear_flow_that_a_scheme_takes(name):
     system, refusals = hardest_for(integrator(name))
-    assert all(name in refusal and "take '" in refusal for refusal in refusals)  # it says so, and what to take
+    assert all(name in refusal and "take '" in refusal for refusal in refusals)  # and names an alternative
     span = 4.0 if INTEGRATORS[name].order < 8 else 8.0  # errors must grow to stand out of rounding
     exact = simulate(system, START, h=span, steps=1, integrator=REFERENCE)
     exact = np.concatenate([exact.w[-1], exact.m[-1]], axis=-1)
@@ -136,7 +136,7 @@ def test_iterates_of_the_other_one_step_schemes_on_a_linear_flow(h, rng):
     zero = np.zeros((p, p))
     kick = np.block([[one, zero], [h * hessian, (1 - h * alpha) * one]])
     drift = np.block([[one, -h * eta * inverse], [zero, one]])
-    # With β the gradient that drives w is the one that kicked m: at the old w here, at the old w there too.
+    # With β the gradient that drives w is the one that kicked m: at the old w in both.
     damped = np.block([[one - h * eta * beta * inverse @ hessian, zero], [zero, one]])
     old_gradient = np.block([[-h * eta * beta * inverse @ hessian, zero], [zero, zero]])
     closed = {"semi-implicit-euler": drift @ kick + old_gradient, "position-first-euler": kick @ (drift @ damped)}

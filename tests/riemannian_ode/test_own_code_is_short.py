@@ -1,4 +1,4 @@
-"""An integrator and a metric of the user's own take few lines: those that the guides write (and test) stay below 25."""
+"""A user's integrator and metric take few lines: the ones in the guides (which are tested) stay below 25."""
 
 import ast
 import re

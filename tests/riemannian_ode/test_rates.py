@@ -1,4 +1,4 @@
-"""Guaranteed rates: their special cases, equations and refusals."""
+"""Guaranteed rates: their special cases, equations and errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Observers, flat memory, checkpoints: a resumed run is the run."""
+"""Observers, flat memory, checkpoints: a resumed run equals the uninterrupted one."""
 
 import tracemalloc
 
@@ -73,7 +73,7 @@ def test_resumed_adaptive_runs_restart_their_step_control_and_agree_to_the_toler
 @pytest.mark.parametrize("scheme", ["semi-implicit-euler", "implicit-midpoint"])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_resumed_runs_have_the_events_of_the_whole_run(scheme, terminal, tmp_path):
-    """Crossings before the checkpoint come from the file, later ones are found anew."""
+    """Crossings before the checkpoint come from the file, later ones are located again."""
     events = [
         Event("over the river", lambda t, w, m: w[..., 1]),
         Event("low", lambda t, w, m: VALLEY.value(w) - 0.05, direction="falling", terminal=terminal),

@@ -1,4 +1,4 @@
-"""The driver: ensembles, bad input, failures that keep what they have."""
+"""The driver: ensembles, bad input, failures that keep the partial trajectory."""
 
 import re
 

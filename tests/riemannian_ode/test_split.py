@@ -1,4 +1,4 @@
-"""Splits against metrics: what does not fit is refused, and the metric's own split obeys the theory."""
+"""Splits against metrics: a split that does not commute is refused, and the metric's own split obeys the theory."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_the_energy_identity_holds_with_the_metrics_own_split(name, split):
 
 
 def test_the_metrics_split_is_the_landscapes_in_coordinates_where_the_metric_is_the_identity():
-    """w̃ = F^{1/2}w: the same trajectory, by another way."""
+    """w̃ = F^{1/2}w: the same trajectory, computed in another way."""
     values, vectors = np.linalg.eigh(METRICS["matrix"].matrix)
     root = (vectors * np.sqrt(values)) @ vectors.T
     inverse = np.linalg.inv(root)
@@ -90,7 +90,7 @@ def test_with_the_identity_the_metrics_split_is_the_landscapes(rng):
 @given(seed=st.integers(0, 10_000), p=st.integers(1, 5), rank=st.integers(0, 5), condition=st.floats(1.0, 1e6))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_splits_that_fit_pass_and_others_do_not(seed, p, rank, condition):
-    """Axes shared with the metric, and the metric's own split, whatever the condition number."""
+    """Axes shared with the metric, and the metric's own split, for any condition number."""
     rng = np.random.default_rng(seed)
     rank = min(rank, p)
     basis = np.linalg.qr(rng.normal(size=(p, p)))[0]
@@ -119,7 +119,7 @@ def test_every_member_has_its_own_metric_and_the_one_that_does_not_fit_is_found(
 
 
 def test_a_moving_split_that_stops_commuting_ends_the_run_at_a_save():
-    """Commutes while w₁ > 0.5, turns after."""
+    """Commutes while w₁ > 0.5, rotates after."""
     metric = DiagonalMetric([1.0, 4.0])
 
     def flat(point):
@@ -133,7 +133,7 @@ def test_a_moving_split_that_stops_commuting_ends_the_run_at_a_save():
     assert "does not commute" in run.message
     assert "at t = " in run.message
     kept = simulate(lite(metric, flat, bowl, eta=0.02), np.ones(2), steps=400, save_every=400)
-    assert kept.status == "invalid-system"  # the last save is looked at in any case
+    assert kept.status == "invalid-system"  # the last save is always checked
     assert simulate(lite(metric, flat, bowl, eta=0.02, check_split=False), np.ones(2), steps=400).ok
 
 

@@ -1,4 +1,4 @@
-"""The three parts of a step, and what preconditioners have in common, number by number."""
+"""The three stages of a step, and the common parts of preconditioners, number by number."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ LITE = {"chi": 3.0, "chi_sharp": 0.5, "beta_sharp": 0.2, "beta_flat": 0.4}
 
 
 class Scaled(Preconditioner):
-    """F⁻¹ = diag(2, ½) with an average and a sum in its memory; it writes down how it is called."""
+    """F⁻¹ = diag(2, ½) with an average and a sum in its memory; it records its calls."""
 
     name, is_linear, skips_first = "scaled", True, False
 
@@ -187,7 +187,7 @@ def test_a_soft_mask_is_applied_twice_if_the_preconditioner_says_so():
 
 
 class Cubed(Scaled):
-    """F⁻¹x = (2x₁³, ½x₂³), which writes down what it learns from."""
+    """F⁻¹x = (2x₁³, ½x₂³), which records the gradients that it takes in."""
 
     def __init__(self, **changes):
         super().__init__(is_linear=False, **changes)
@@ -204,7 +204,7 @@ class Cubed(Scaled):
 @pytest.mark.parametrize("is_inside", [False, True])
 @pytest.mark.parametrize("is_split", [False, True])
 def test_damping_acts_before_or_behind_a_map_that_is_not_linear(is_inside, is_split, changes, learned):
-    """Inside, F⁻¹(m̃ + β₁Pg + β₂Qg) is one call and Q comes from m̃ alone. A rate leaves the memory as it is."""
+    """Inside, F⁻¹(m̃ + β₁Pg + β₂Qg) is one call and Q comes from m̃ alone. A rate does not change the memory."""
     rule, taken = Cubed(), TakenIn(M, {"old": 1}, G, M + G)
     directed = direct(rule, taken, damps_inside=is_inside, is_split=is_split, shrinkage=W, **LITE, **changes)
     flat, settings = (Q, LITE) if is_split else (0.0 * Q, LITE | {"beta_flat": 0.2})
@@ -268,7 +268,7 @@ def test_cautious_decay_acts_where_direction_and_parameter_agree():
     halves = with_cautious_decay(Directed(u, M, {MASS: np.array([0.5, 0.25])}), w, 0.3)
     np.testing.assert_allclose(halves.u, u + 0.3 * np.array([[0.5], [0.25]]) * agree * w)
     wide = torch.ones(1, dtype=torch.float64)
-    shrunk = with_cautious_decay(Directed(wide, wide, {}), wide.bfloat16(), 1 / 3).u  # in the type of the direction
+    shrunk = with_cautious_decay(Directed(wide, wide, {}), wide.bfloat16(), 1 / 3).u  # in the direction's dtype
     assert shrunk.dtype == torch.float64 and float(shrunk) == pytest.approx(4 / 3, rel=1e-14)
 
 

@@ -74,7 +74,7 @@ def test_a_linear_step_is_its_closed_form_at_any_stiffness(name, curvature, turn
     values = [curvature, 1.0, 0.3]
     landscape = Counted.random(values, seed=2) if turned else Counted(values)
     system = RISHD.from_optimizer(landscape, alpha=ALPHA, eta=ETA, beta=BETA)
-    # Rounding of the turned matrix, or of an energy difference, reaches the flat directions.
+    # Rounding of the rotated matrix, or of an energy difference, reaches the flat directions.
     rounds = turned or name == "discrete-gradient"
     for h in (1e-3, 0.02, 1.0):
         before = landscape.gradients

@@ -1,4 +1,4 @@
-"""What integrators preserve: symplectic forms, volumes, energies, linear flows; and how they fail."""
+"""Invariants of integrators: symplectic forms, volumes, energies, linear flows; and how they fail."""
 
 import numpy as np
 import pytest
@@ -402,7 +402,7 @@ def test_ensemble_scheme_takes_time_dependent_coefficients():
 
 
 def test_strang_splitting_keeps_its_order_where_the_split_turns():
-    """At β = 0 with a split the leapfrog would take Q at the old position: the midpoint rule has to step in."""
+    """At β = 0 with a split the leapfrog would take Q at the old position; the midpoint rule replaces it."""
     valley = RiverValley([3.0], floor_curvatures=[0.3], amplitudes=0.8, frequency=0.9)
     system = RISHD.from_optimizer(valley, alpha=0.3, eta=0.3, chi=3.0, beta_flat=0.0, flat=valley.flat_split)
     start = np.array([1.5, 0.6])

@@ -1,4 +1,4 @@
-"""Adaptive schemes choose their tolerances by the state's type."""
+"""Adaptive schemes choose their tolerances by the state's dtype."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A user's functions are refused in words if they are written for one member, or of a wrong kind or shape."""
+"""A user's functions get a plain error if they are written for one member, or have a wrong type or shape."""
 
 import re
 
@@ -94,7 +94,7 @@ def test_functions_written_for_one_member_are_refused_on_an_ensemble(name, start
 
 @pytest.mark.parametrize("members", [3, 40, (5, 8)])
 def test_functions_that_mix_members_are_refused_in_any_ensemble(members):
-    """Normalised over all members, where each has its own norm: no shape gives it away."""
+    """Normalised over all members instead of member by member: no shape reveals it."""
     start = np.random.default_rng(0).normal(size=(*np.atleast_1d(members), 2))
     with pytest.raises(ValueError, match=r"objective\.gradient gives member"):
         simulate(flow(Objective(gradient=lambda w: w / np.linalg.norm(w))), start, steps=2)
@@ -125,7 +125,7 @@ def test_the_zero_start_hides_nothing():
 )
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_functions_for_any_leading_axes_pass(axes, p, kind, seed):
-    """Also with data of every member, which a single member cannot be asked for."""
+    """Also with data per member, which cannot be evaluated for a single member."""
     rng = np.random.default_rng(seed)
     scale = rng.uniform(0.5, 2.0, axes)
     w0 = rng.normal(size=(*axes, p))
@@ -149,7 +149,7 @@ def test_problems_of_the_tests_pass(problem):
 
 
 def test_a_noisy_gradient_is_drawn_as_often_as_before():
-    """The noise of a seed stays what it was: one draw at the start, one a step."""
+    """The noise of a seed does not change: one draw at the start, one per step."""
     counts = []
     for start in (np.ones(2), np.ones((2, 2)), np.ones((4, 2))):
         generator = np.random.default_rng(0)
@@ -204,7 +204,7 @@ PARTS = ("objective", "metric", "alpha", "eta", "beta", "beta_flat", "chi", "fla
 @given(name=st.sampled_from(ARGUMENTS + PARTS), junk=JUNK)
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_arguments_of_a_wrong_kind_are_named_or_run(name, junk):
-    """No AttributeError or TypeError from deep inside: a ValueError in one line, or a trajectory."""
+    """No AttributeError or TypeError from deep inside: only a ValueError in one line, or a trajectory."""
     parts = {"objective": Objective(), "alpha": 0.3, "eta": 0.1, "flat": lambda point: lambda x: 0.0 * x, "chi": 1.5}
     run = {"w0": np.ones(2), "steps": 2, "progress": False}
     try:

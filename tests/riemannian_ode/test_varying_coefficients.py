@@ -69,7 +69,7 @@ def test_order_with_a_coefficient_that_varies(name, coefficient):
         exact = np.concatenate([run.w[-1], run.m[-1]])
         coarse, fine = (np.linalg.norm(end_of(system, name, steps) - exact) for steps in (16, 32))
         assert np.log2(coarse / fine) > INTEGRATORS[name].order - 0.35
-        if INTEGRATORS[name].order > 1:  # what is measured is the coefficient's motion, not the rest of the error
+        if INTEGRATORS[name].order > 1:  # this measures the effect of the varying coefficient only
             still = end_of(varying(coefficient, constant=True, beta=beta), name, 16)
             assert np.linalg.norm(still - exact) > 10 * fine
 
@@ -88,7 +88,7 @@ PLACES = {
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
 @pytest.mark.parametrize("name", PLACES)
 def test_schemes_take_coefficients_where_they_say(name, coefficient):
-    """The same step with the coefficient constant at its value there; the order does not always tell places apart."""
+    """The same step with the coefficient constant at its value there; the order does not always distinguish places."""
     h, t = 0.4, 0.7
     system, state = varying(coefficient), PhaseState(np.array([1.0, -0.7]), np.array([0.3, 0.5]))
     frozen = {field: system.at(field, t + PLACES[name] * h) for field in ("alpha", "eta", "nesterov", "beta_sharp")}
@@ -147,7 +147,7 @@ def test_strang_takes_each_coefficient_at_the_middle_of_its_part():
 @pytest.mark.parametrize("is_damped", [False, True])
 @pytest.mark.parametrize("fading", [False, True], ids=["α(t)", "α → 0"])
 def test_ubu_glides_by_its_closed_form_and_takes_coefficients_at_the_middle_of_its_parts(is_damped, fading):
-    """w − ηAφ(τ)m and e^{−ατ}m with φ(τ) = (1 − e^{−ατ})/α; the kick is a midpoint step where there is damping."""
+    """w − ηAφ(τ)m and e^{−ατ}m with φ(τ) = (1 − e^{−ατ})/α; with damping the kick is a midpoint step."""
     w, m, h, t = np.array([1.0, -0.7]), np.array([0.3, 0.5]), 0.4, 0.7
     system = all_varying(**({"beta": wave("beta")} if is_damped else {}), **({"alpha": 1e-6} if fading else {}))
 

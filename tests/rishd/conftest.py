@@ -8,7 +8,7 @@ from tests.rishd.runs import write_text
 
 @pytest.fixture(scope="session")
 def instances():
-    return 24  # enough to run every part; `rishd validate` tries 1200
+    return 24  # enough to run every part; `rishd validate` uses 1200
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def no_cache_of_the_user(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """A cache of this module's own."""
+    """A cache for this module only."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("RISHD_CACHE", str(folder))

@@ -1,10 +1,10 @@
-"""Optimizers with faults of their own, for ``optimizer.name``."""
+"""Faulty optimizers, for ``optimizer.name``."""
 
 import torch
 
 
 class FailsInStep(torch.optim.Optimizer):
-    """Looks at its settings in ``step`` only."""
+    """Checks its settings only in ``step``."""
 
     def __init__(self, params, lr, weight_decay=0.0, eps=1e-8):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps})

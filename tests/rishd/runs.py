@@ -33,20 +33,20 @@ def tiny(text, changes=None):
 
 
 def run(config, folder, **options):
-    """The result of a run and what it said."""
+    """The result of a run and its output."""
     said = []
     result = train(config, folder, say=said.append, **options)
     return result, said
 
 
 def weights(folder):
-    """Parameters that a run saved."""
+    """A run's saved parameters."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
 
 
-# Sizes of a small model in the words of all families; a family takes those that its configuration has.
+# Sizes of a small model under the names of all families; a family uses those that its configuration has.
 _SIZES = {
     **{"vocab_size": 320, "hidden_size": 32, "n_embd": 32, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
     **{"intermediate_size": 64, "ffn_dim": 64, "num_hidden_layers": 2, "n_layer": 2, "first_k_dense_replace": 1},
@@ -64,7 +64,7 @@ def small_model(family, folder):
     known = AutoConfig.for_model(family)
     sizes = {name: value for name, value in _SIZES.items() if hasattr(known, name)}
     file = folder / f"{family}.json"
-    write_json(file, {"model_type": family, **sizes})  # whole at any moment: ranks write it, too
+    write_json(file, {"model_type": family, **sizes})  # complete at any moment: ranks write it, too
     return {"model": {"config": str(file)}}
 
 
@@ -75,7 +75,7 @@ def short(text, changes):
 
 
 def back_to(step, folder):
-    """Make a complete run what it was when it was killed after a step."""
+    """Turn a complete run into one that was killed after a step."""
     shutil.rmtree(folder / "model")
     (folder / "summary.json").unlink()
     for checkpoint in folder.glob("checkpoint-*"):
@@ -83,12 +83,12 @@ def back_to(step, folder):
             shutil.rmtree(checkpoint)
 
 
-# Files of a run with its times or its place, and checksums of these.
+# Files of a run with times or paths, and their checksums.
 _OTHER = {"trainer_state.json", "metrics.jsonl", "training_args.bin", "SHA256SUMS", ".metadata"}
 
 
 def contents(folder):
-    """What a run has made, without its times: weights, optimizer, schedule, random numbers, losses, the final model."""
+    """The output of a run, without times: weights, optimizer, schedule, random numbers, losses, the final model."""
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     files = [
         path

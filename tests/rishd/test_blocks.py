@@ -1,4 +1,4 @@
-"""From text to blocks: tokenizers, the store that is written ahead, packing, and corpora that are too small."""
+"""From text to blocks: tokenizers, the store that is written in advance, packing, and corpora that are too small."""
 
 import hashlib
 import json
@@ -81,7 +81,7 @@ def test_a_tokenizer_and_a_store_are_made_once(text, corpus, tokenizer, cache, m
 
 
 def test_a_cache_is_left_behind_by_whoever_changes_what_it_would_have(tmp_path, small_files):
-    """If this fails, corpora are split, ordered or encoded in another way: raise the cache's format with the digest."""
+    """If this fails, corpora are split, ordered or encoded differently: raise the cache's format with the digest."""
     digest = hashlib.sha256()
     for folder in (write_text(tmp_path / "text"), write_c4(tmp_path / "c4")):  # held in memory, and streamed
         corpus = corpus_of(folder, validation_share=0.1)
@@ -105,7 +105,7 @@ def test_writing_in_parts_gives_the_same_blocks(text, tmp_path, tokenizer, small
 
 
 def test_another_share_held_back_is_another_store(tmp_path, tokenizer):
-    """And another tokenizer, whose text is the training part."""
+    """And another tokenizer, since it is trained on the training part."""
     folder = write_c4(tmp_path / "c4", count=400)
     found = {}
     for share in (0.02, 0.5):
@@ -242,7 +242,7 @@ def test_no_document_sees_its_neighbours(preset, attention):
             alone = model(input_ids=torch.tensor([document])).logits[0]
             assert torch.allclose(logits, alone, atol=1e-5)
     together = model(input_ids=torch.tensor(block)).logits[0].split([len(d) for d in documents])
-    assert not torch.allclose(together[1], packed[1], atol=1e-3)  # what packing without that option does
+    assert not torch.allclose(together[1], packed[1], atol=1e-3)  # packing without that option
 
 
 def test_a_corpus_too_small_says_what_it_has(text, corpus, tokenizer):
@@ -262,7 +262,7 @@ def test_a_corpus_too_small_says_what_it_has(text, corpus, tokenizer):
 
 @pytest.fixture
 def large_corpus(tmp_path, small_files, monkeypatch):
-    """Shards of which a few bytes tell how many tokens there are, as of C4 some megabytes do."""
+    """Shards whose first bytes allow an estimate of their tokens, as some megabytes do for C4."""
     monkeypatch.setattr(corpus_module, "_TELLING", 5_000)
     monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
     return write_c4(tmp_path / "c4", shards=40, count=100)

@@ -1,4 +1,4 @@
-"""The cache: tokens are those of the text as it is, what is damaged is made again, and every wait ends."""
+"""The cache: tokens match the current text, damaged files are rebuilt, and every wait ends."""
 
 import gzip
 import itertools
@@ -42,7 +42,7 @@ def silent(what, done, total):
 
 
 def within(seconds, function, *arguments):
-    """What a function returns or raises; a failure if it does not end in time."""
+    """A function's result or exception; a failure if it does not end in time."""
     outcome = []
 
     def work():
@@ -156,7 +156,7 @@ def test_files_are_hashed_again_only_after_a_change(tmp_path, monkeypatch):
         return len(hashed), content
 
     assert count()[0] == 3
-    assert count()[0] == 3  # too young to tell a change by its time
+    assert count()[0] == 3  # too young for a change to show in its time stamp
     monkeypatch.setattr(file_hashes, "_YOUNG", 0)
     time.sleep(0.05)
     _, content = count()
@@ -280,7 +280,7 @@ def test_whatever_is_damaged_in_the_cache_is_made_again(shards, whole_cache, whi
 
 
 def other_file(name):
-    """A file of the cache in the place of another one of equal form; which one it is is told by its place alone."""
+    """A file of the cache that replaces another one of the same form; only its path says which one it is."""
     cache = cache_folder()
     train, validation = sorted(cache.glob("tokens-*"), key=lambda folder: -len(list(folder.glob("*.npy"))))
     return {
@@ -399,7 +399,7 @@ def test_waiting_for_a_hung_process_is_said_and_ends(shards, use, monkeypatch, c
     held = []
     lock = cache_module.fcntl.flock
 
-    def hung(stream, operation):  # as if another process had it
+    def hung(stream, operation):  # as if another process held it
         held.append(stream.name)
         raise BlockingIOError
 

@@ -39,7 +39,7 @@ def test_claim_gets_the_expected_verdict(key, results, instances):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_bounds_shrunk_below_their_tightness_are_refuted(key, results):
-    """Each bound is reached up to the tightness that is reported: a constant any smaller is refuted."""
+    """Each bound is attained up to its reported tightness: any smaller constant is refuted."""
     for bound in results[key].evidence:
         if isinstance(bound, Bound) and bound.values.max() > 0:
             assert verdict([bound]) == "holds"
@@ -430,7 +430,7 @@ def test_claims_run_in_parallel_to_the_same_numbers():
 
 
 def test_decay_is_tight_to_the_last_time_that_counts():
-    """A decay at exactly its rate has tightness 1, and a value beyond the bound is seen as late as ρt = 26."""
+    """A decay at exactly its rate has tightness 1, and a value beyond the bound is detected as late as ρt = 26."""
     times = np.linspace(0.0, 30.0, 31)
     exact = np.exp(-np.outer(times, [1.0, 0.5]))
     np.testing.assert_allclose(decay_tightness(times, exact, np.array([1.0, 0.5])), 1.0, rtol=1e-12)

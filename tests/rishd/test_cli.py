@@ -59,7 +59,7 @@ def test_errors_and_unexpected_verdicts_are_shown_and_the_others_go_on(monkeypat
     text = " ".join(run.output.split())
     assert "C1 is error, expected proved: ZeroDivisionError: nothing to [divide] (seed 7)" in text
     assert "C2 is measured, expected refuted" in text
-    assert text.count("proved") == 2  # C6 in the table, and what C1 was expected to be
+    assert text.count("proved") == 2  # C6 in the table, and the verdict expected of C1
 
 
 def test_interrupt_keeps_the_claims_that_are_done(monkeypatch):
@@ -112,7 +112,7 @@ def test_bad_input_is_one_plain_line(arguments, message, tmp_path):
     result = rishd(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.returncode == 2
     assert message.format(tmp=tmp_path) in result.stderr
-    assert result.stderr.count("\n") <= 2  # a line, and perhaps what was said before
+    assert result.stderr.count("\n") <= 2  # one line, perhaps after earlier output
     assert "Traceback" not in result.stderr
 
 
@@ -143,14 +143,14 @@ def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch, as_validatio
     page = report.read_text()
     assert len(drawn) == 4
     assert page.count("data:image/png;base64,") == 4
-    assert page.count("<figure><figcaption>") == len(claims.results)  # each claim has a figure of its own
+    assert page.count("<figure><figcaption>") == len(claims.results)  # each claim has its own figure
     assert "http" not in page.replace("http-equiv", "")
     for expected in ("modes of a quadratic", "proved", "Final validation loss", "muon-lite"):
         assert expected in page
     run_demo(
         tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None
     )  # an earlier demo is replaced
-    runs = tmp_path / "runs"  # a folder of the user's own runs, named like the demo's
+    runs = tmp_path / "runs"  # a folder with the user's runs, named like the demo's
     (runs / "muon").mkdir(parents=True)
     (runs / "muon" / "precious.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="holds no demo"):

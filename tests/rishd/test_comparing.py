@@ -1,4 +1,4 @@
-"""Comparisons: plans, what is due, statistics of recorded runs, scaling laws, and real tiny runs."""
+"""Comparisons: plans, runs to do, statistics of recorded runs, scaling laws, and real tiny runs."""
 
 import json
 import math
@@ -131,7 +131,7 @@ def test_keys_depend_on_what_numbers_depend_on():
         ({"variants": {"a": {"like": "b"}, "b": {"like": "a"}}, "baseline": None}, "in a circle"),
         ({"variants": {"muon": {"lr": [1e-2, 1e-2]}}}, "each once"),
         ({"variants": {"muon": {"lengths": [1.5]}}}, "lengths"),
-        ({"variants": {"muon": {"set": {"optimizer.nam": "muon"}}}}, r"variant muon: optimizer\.nam is no known"),
+        ({"variants": {"muon": {"set": {"optimizer.nam": "muon"}}}}, r"variant muon: optimizer\.nam is not a known"),
         ({"variants": {"muon": {"set": {"training.steps": 0}}}}, r"training\.steps = 0"),
         ({"variants": {"muon": {"cells": ["huge"]}}}, "huge"),
         ({"variants": {"muon": {"set": {"optimizer.lr": 1e-2}}}}, "give lr instead"),

@@ -1,4 +1,4 @@
-"""Corpora: splits, formats as published, corrupt files, and what is too small."""
+"""Corpora: splits, published formats, corrupt files, and corpora that are too small."""
 
 import gzip
 import json
@@ -68,7 +68,7 @@ def test_parts_share_no_text_and_never_change(tmp_path):
     again = corpus_of(text, validation_share=0.3)
     assert again.content_hash == corpus.content_hash
     assert list(again.texts("train")) == train
-    (text / "new.txt").write_text("one more")  # moves no other document
+    (text / "new.txt").write_text("one more")  # no other document moves
     assert set(validation) <= {*corpus_of(text, validation_share=0.3).texts("validation")}
 
 
@@ -100,13 +100,13 @@ def test_data_sets_by_name_are_streamed_and_continued(tmp_path):
     corpus = load_corpus(config)
     train, validation = list(corpus.texts("train")), list(corpus.texts("validation"))
     assert sorted(train + validation) == sorted(documents(0, 300))
-    assert train == list(corpus_of(folder, validation_share=0.2).texts("train"))  # the same text by either way
+    assert train == list(corpus_of(folder, validation_share=0.2).texts("train"))  # the same text in both ways
     texts = corpus.texts("train")
     first = [next(texts) for _ in range(130)]
     position = json.loads(json.dumps(corpus.position()))
     continued = load_corpus(config)
     assert first + list(continued.texts("train", position)) == train
-    assert list(continued.texts("validation")) == validation  # from its beginning, whatever was continued before
+    assert list(continued.texts("validation")) == validation  # from its beginning, even after a continued read
 
 
 @pytest.mark.parametrize("number", [1, 2])  # the library itself opens no data set whose first shard is broken
@@ -296,7 +296,7 @@ def test_files_of_other_kinds_are_said_to_be_ignored(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
 def test_what_is_left_out_is_what_the_text_lacks_now(tmp_path, monkeypatch, name):
-    """Whatever the cache was made of: a line that is repaired is missed no more, one that breaks is."""
+    """Independently of the cache: a repaired line is no longer reported, a newly broken one is."""
     monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
 
     def lacking(line):

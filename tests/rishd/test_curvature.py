@@ -1,4 +1,4 @@
-"""Curvature of any model against dense matrices in float64, and training that does not notice it."""
+"""Curvature of any model against dense matrices in float64, and its absence of effects on training."""
 
 import copy
 import json
@@ -289,7 +289,7 @@ def test_metric_turns_the_covector_into_the_update(tall, data, name):
             m, framed = memory.pop("momentum"), preconditioner.to_frame(state, g)
             lifted = m + rule.nesterov * framed
             covector = preconditioner.from_frame(memory, lifted)
-            if preconditioner.is_linear:  # masks adapt in each step: that of the memory as it is now
+            if preconditioner.is_linear:  # masks adapt in each step: this is the mask of the current memory
                 u = rule.direct(TakenIn(m, memory, framed, lifted)).u / mass
         root = metric_root(frozen, key)
         torch.testing.assert_close(root(root(covector)) / mass, u, rtol=1e-6, atol=1e-7 * float(u.abs().max()))

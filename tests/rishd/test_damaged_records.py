@@ -1,4 +1,4 @@
-"""Records of finished work: read whatever text they hold, and refused in one line where they are damaged."""
+"""Records of finished work: read with any text, and refused in one line if they are damaged."""
 
 import copy
 import json
@@ -83,14 +83,14 @@ def test_no_reader_of_lines_cuts_at_other_characters():
 
 
 def places(data, path=()):
-    """Where something in plain data can be replaced."""
+    """Places in plain data where a value can be replaced."""
     for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
         yield (*path, key)
         yield from places(data[key], (*path, key))
 
 
 def damaged(data):
-    """Copies with one value replaced by junk of another kind, or taken out."""
+    """Copies with one value replaced by junk of another type, or removed."""
     for path in places(data):
         for junk in (*JUNK, "gone"):
             copied = copy.deepcopy(data)
@@ -186,7 +186,7 @@ def saved(tmp_path_factory):
 
 
 def thinned(data):
-    """The same with lists cut to their first parts, so that every kind of place is there and few times."""
+    """The same with shortened lists, so that every kind of place occurs, but only a few times."""
     if isinstance(data, dict):
         return {key: thinned(value) for key, value in data.items()}
     return [thinned(value) for value in data[:2]] if isinstance(data, list) else data

@@ -1,4 +1,4 @@
-"""What logging may cost: TensorBoard is not waited for, and nothing is counted again at every step."""
+"""Limits on the cost of logging: no wait for TensorBoard, and no repeated counts at every step."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Malformed configurations: whatever a file holds, it is a valid configuration or one short line that names the key."""
+"""Malformed configurations: any file is a valid configuration or gives one short line that names the key."""
 
 import json
 
@@ -33,7 +33,7 @@ def refused(call, *words):
     return message
 
 
-# (YAML, TOML or None where it has no such thing, what the message names)
+# (YAML, TOML or None if TOML cannot express it, text in the message)
 TEXTS = {
     "alias bomb": (BOMB, None, "expand to more than"),
     "merge bomb": (MERGES, None, "expand to more than"),
@@ -65,9 +65,9 @@ TEXTS = {
     "key that is null": ("seed: 1\n~: 2", None, "the key '~' is not text"),
     "date": ("model: {settings: {a: !!timestamp 2020-01-01}}", "[model]\nsettings = {a = 2020-01-01}", ""),
     "not a number": ("model: {settings: {a: .nan}}", "[model]\nsettings = {a = nan}", "model.settings.a = nan"),
-    "object": ("model: !!python/object/apply:os.system [ls]", None, "no plain data"),
-    "wrong tag": ("seed: !!int 1:30", None, "no plain int"),
-    "set": ("model: {settings: !!set {a}}", None, "no plain data"),
+    "object": ("model: !!python/object/apply:os.system [ls]", None, "not plain data"),
+    "wrong tag": ("seed: !!int 1:30", None, "not a plain int"),
+    "set": ("model: {settings: !!set {a}}", None, "not plain data"),
     "half a character": ('model: {preset: "\\uD800"}', None, "surrogate"),
     "NUL": ('data: {dataset: "a\\0b"}', '[data]\ndataset = "a\\u0000b"', "data.dataset"),
     "unknown key": (f"optimizer: {{nam: {LONG}}}", f'[optimizer]\nnam = "{LONG}"', "nam is not a known setting"),
@@ -136,10 +136,10 @@ def test_counts_are_at_least_one(key):
         (f"training.steps=1{'0' * 400}", "too large"),
         (f"training.steps=1{'0' * 5000}", "too large"),
         (f"model.settings.a={'[' * DEEP}", "nested"),
-        (f"model.settings{'.a' * DEEP}=1", "no dotted key"),
-        ("optimizer..lr=1", "no dotted key"),
-        ("=1", "no dotted key"),
-        ("optimizer.=1", "no dotted key"),
+        (f"model.settings{'.a' * DEEP}=1", "not the dotted key"),
+        ("optimizer..lr=1", "not the dotted key"),
+        ("=1", "not the dotted key"),
+        ("optimizer.=1", "not the dotted key"),
         ("optimizer.settings={a: &a [*a]}", "holds itself"),
         ("optimizer.settings={a: 1, a: 2}", "there twice"),
         ("optimizer.name=../../x:y", "optimizer.name"),
@@ -244,7 +244,7 @@ def test_model_files_are_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
     config = make_config({"model": {"config": str(tmp_path)}})
     refused(
-        lambda: model_config(config.model, tokenizer=None, vocab_size=320, sequence_length=8), "is no configuration of"
+        lambda: model_config(config.model, tokenizer=None, vocab_size=320, sequence_length=8), "not a configuration of"
     )
 
 
@@ -269,8 +269,8 @@ def test_model_files_are_refused_in_one_line(tmp_path, content):
         ("tests.rishd.odd_optimizers:FailsInStep", {"eps": "x"}, "FailsInStep"),
         ("tests.rishd.odd_optimizers:Nothing", {}, "has no 'Nothing'"),
         ("tests.rishd.fails_to_import:Nothing", {}, "cannot be imported"),
-        ("os:path", {}, "is no class of"),
-        ("lite:LITEOptimizer", {}, "is no class of"),
+        ("os:path", {}, "is not a concrete subclass of"),
+        ("lite:LITEOptimizer", {}, "is not a concrete subclass of"),
         ("adamw", {"foreach": True, "fused": True}, "refuses optimizer.settings"),
         ("muon-lite", {"sharp_fraction": True}, "sharp_fraction = True"),
     ],

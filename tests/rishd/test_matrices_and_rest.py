@@ -1,4 +1,4 @@
-"""An optimizer of any package on the matrices, AdamW on the rest: each does what it does alone, and both resume."""
+"""An optimizer of any package on the matrices, AdamW on the rest: each gives its results alone, and both resume."""
 
 import copy
 

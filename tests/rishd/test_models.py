@@ -1,4 +1,4 @@
-"""Models of a run: presets, files, counts against torch's own, and what does not fit."""
+"""Models of a run: presets, files, counts against torch's, and models that do not fit."""
 
 import json
 
@@ -34,7 +34,7 @@ def made_of(config, vocab_size=None, tokenizer=None):
     )
 
 
-# Published sizes with a vocabulary of 32000, in millions: embedding and head, then what the name says.
+# Published sizes with a vocabulary of 32000, in millions: embedding and head, then the size in the name.
 PARAMETERS = {"9M": 9.0, "60M": 58.1, "130M": 134.1, "250M": 247.4, "350M": 368.0, "500M": 518.1, "1B": 1339.1}
 PARAMETERS["moe-1B"] = 1040.5
 
@@ -195,7 +195,7 @@ def test_a_configuration_file_of_transformers(text, tmp_path):
     ("changes", "message"),
     [
         ({"model.config": "{tmp}/missing"}, "cannot be read"),
-        ({"model.config": "{tmp}/odd.json"}, "no configuration of transformers"),
+        ({"model.config": "{tmp}/odd.json"}, "not a configuration of transformers"),
         ({"model.config": "{tmp}/vit.json"}, "no causal language model of type 'vit'"),
         ({"model.config": "{tmp}/gpt2", "data.vocab_size": 500}, "the tokenizer has 500 tokens, .* vocabulary of 400"),
         ({"model.config": "{tmp}/gpt2", "data.sequence_length": 128}, "max_position_embeddings = 64"),

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: text, tokenizers, configurations and models may carry code, and none of it runs."""
+"""The promises of SECURITY.md: text, tokenizers, configurations and models may carry code, and none of it runs."""
 
 import ast
 import builtins
@@ -137,7 +137,7 @@ def test_a_run_configuration_runs_no_code(tmp_path, marker, tag):
 
 
 def test_an_optimizer_is_imported_from_installed_modules_only(tmp_path, marker):
-    """Importing its module does run the module's code, as SECURITY.md says: a file elsewhere is no module."""
+    """Importing its module does run the module's code, as SECURITY.md says: a file elsewhere is not a module."""
     (tmp_path / "own.py").write_text(code(marker))
     for name in ("own:Own", f"{tmp_path}/own:Own"):
         with pytest.raises(ValueError, match="cannot be imported"):
@@ -160,7 +160,7 @@ def test_a_trained_model_runs_no_code(tmp_path, marker):
     assert type(load_checkpoint(folder).model).__name__ == "LlamaForCausalLM"
 
 
-# Calls that load what others wrote, and the argument that keeps them from running code.
+# Calls that load other people's files, and the argument that keeps them from running code.
 SAFE = {
     "from_pretrained": ("trust_remote_code", False),
     "from_config": ("trust_remote_code", False),

@@ -167,7 +167,7 @@ def test_attention_logits_are_clipped_after_each_step(text, tmp_path):
 
 
 def test_a_process_uses_one_device(text, tmp_path, monkeypatch):
-    """The Trainer would put the passes on every device that it sees, each with a whole one."""
+    """The Trainer would run a full pass on every visible device."""
     made = TrainingArguments.__post_init__
 
     def see_eight(arguments):
@@ -220,7 +220,7 @@ def test_sharding_by_accelerate_is_refused(text, tmp_path, monkeypatch):
         ({"optimizer.name": "sgd"}, "Choose one of: adamw, muon, muon-lite, soap, soap-lite, adamw-lite"),
         ({"optimizer.name": "no.such.module:Class"}, "cannot be imported"),
         ({"optimizer.name": "torch.optim:NoSuch"}, "has no 'NoSuch'"),
-        ({"optimizer.name": "torch:Tensor"}, "no class of torch.optim.Optimizer"),
+        ({"optimizer.name": "torch:Tensor"}, "not a concrete subclass of torch.optim.Optimizer"),
         ({"optimizer.settings": {"chy": 2.0}}, "muon-lite takes no chy; its settings are momentum"),
         ({"optimizer.name": "torch.optim:Rprop"}, "takes no weight_decay.*weight_decay: null"),
         ({"optimizer.name": "adamw", "optimizer.groups": {"norm": {"lr": 1.0}}}, "groups is for LITE's optimizers"),

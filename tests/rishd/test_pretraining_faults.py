@@ -1,4 +1,4 @@
-"""Faults of real life: kill -9, a full disk, a damaged checkpoint; and two ranks against one."""
+"""Real-life faults: kill -9, a full disk, a damaged checkpoint; and two ranks against one."""
 
 import itertools
 import os
@@ -31,11 +31,11 @@ def losses(folder):
 
 
 def pretrain(folder, *options):
-    """Words of ``rishd pretrain`` on the configuration beside a folder."""
+    """Arguments of ``rishd pretrain`` for the configuration next to a folder."""
     return ["-m", "rishd.cli", "pretrain", f"{folder}.yaml", "--out", str(folder), *options]
 
 
-# A thread of the run itself kills it: another process might get its turn only after the end.
+# A thread of the run itself kills it: another process might only be scheduled after the end.
 KILLED = """
 import os, pathlib, signal, sys, threading, time
 from rishd.cli import main
@@ -56,7 +56,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(text, tmp_path):
     whole, _ = run(config, tmp_path / "whole")
     part = tmp_path / "part"
     (tmp_path / "part.yaml").write_text(dump_yaml(config.to_mapping()))
-    for least in (5, 30):  # killed twice: wherever it is when that many rows are there
+    for least in (5, 30):  # killed twice, at any place, once that many rows exist
         options = ("--resume",) if part.exists() else ()
         words = [str(part / METRICS), str(least), *pretrain(part, *options)[2:]]
         finished([sys.executable, "-c", KILLED, *words], code=-signal.SIGKILL)
@@ -64,7 +64,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(text, tmp_path):
     resumed, _ = run(config, part, resume=True)
     assert losses(part) == losses(tmp_path / "whole")
     assert resumed.summary.final_validation_loss == whole.summary.final_validation_loss
-    assert not list(part.glob(".*"))  # nothing half written is left
+    assert not list(part.glob(".*"))  # no partly written file remains
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_two_ranks_make_the_steps_of_one_and_resume_on_any_number(text, tmp_path
     for folder in folders:
         folder.with_suffix(".yaml").write_text(dump_yaml(config.to_mapping()))
     two, other = folders
-    launch = accelerate_launch if sharding == "none" else torchrun  # accelerate has an FSDP2 of its own
+    launch = accelerate_launch if sharding == "none" else torchrun  # accelerate has its own FSDP2
     launch(2, *pretrain(two))
     before = losses(two)
     assert distance(before, losses(tmp_path / "one")) <= of_losses
@@ -131,7 +131,7 @@ def updates(folder, kind=""):
 
 
 def rounding(config, folder, runs=3):
-    """How far rounding moves losses and updates of a run: ten times what the last bits of its gradients do.
+    """How far rounding moves losses and updates of a run: ten times the effect of the last bits of its gradients.
 
     A constant would be that of one processor: how much an optimizer amplifies rounding depends on the gradients.
     """
@@ -180,7 +180,7 @@ main()
 
 
 def test_a_dead_rank_is_one_line_of_the_others(text, tmp_path):
-    """Without torchrun, which would end the others before they can say anything."""
+    """Without torchrun, which would end the others before they can print anything."""
     (tmp_path / "run.yaml").write_text(dump_yaml(tiny(text, SMALL).to_mapping()))
     with socket.socket() as free:
         free.bind(("localhost", 0))

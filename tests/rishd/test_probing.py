@@ -1,4 +1,4 @@
-"""The probe against dense Hessians of a tiny model in float64 (transformers computes norms in float32 all the same)."""
+"""The probe against dense Hessians of a tiny model in float64 (transformers still computes norms in float32)."""
 
 import json
 
@@ -152,7 +152,7 @@ def test_bad_vectors_and_counts_are_refused():
 
 
 def test_the_loss_is_that_of_training(model):
-    """What fills a truncated document up does not count, and every token that counts weighs the same."""
+    """Padding does not count, and all other tokens have the same weight."""
     blocks = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0], [4, 3, 0, 0, 0, 0]])
     inputs = make_collator("truncate", 0)(list(blocks))
     documents = [torch.tensor([[1, 2, 3, 0]]), torch.tensor([[4, 5, 6, 7, 8, 0]]), torch.tensor([[4, 3, 0]])]
@@ -343,4 +343,4 @@ def test_command_probes_a_run_and_refuses_other_folders(tmp_path, tmp_path_facto
     assert table.exit_code == 0, table.output
     assert "step 2 of muon-lite" in table.stdout
     refused = CliRunner().invoke(app, ["probe", str(tmp_path)])
-    assert "is no run of rishd pretrain" in str(refused.exception)
+    assert "is not a run of rishd pretrain" in str(refused.exception)

@@ -1,4 +1,4 @@
-"""The report: one file, whole, safe and readable; and results that come back from a file as they were."""
+"""The report: one file, whole, safe and readable; and results that are unchanged after saving and loading."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def _invented(verdict="holds", **changes):
 
 
 class _Page(HTMLParser):
-    """What a browser would load, jump to and read out."""
+    """Resources, link targets and texts as a browser would find them."""
 
     def __init__(self, text):
         super().__init__()
@@ -113,7 +113,7 @@ def test_statements_are_typeset_whole(key):
     for heading, text in CLAIMS[key].sections.items():
         html = str(typeset(text))
         assert html.count("<math") == text.count(":math:`") + text.count(".. math::"), heading
-        assert "\\" not in html, heading  # a command that was not understood
+        assert "\\" not in html, heading  # a TeX command that was not recognised
         assert "merror" not in html, heading
         assert "system-message" not in html, heading
 
@@ -184,7 +184,7 @@ def test_tightness_is_never_rounded_to_the_limit(value, text):
 
 @pytest.mark.parametrize("span", [3.0, 15.0, 80.0, 300.0, 1e6])
 def test_ticks_of_logarithmic_axes_can_be_read(span):
-    """Between one and two decades only 2, 5 and the decades have labels; never none, and none over another."""
+    """Between one and two decades only 2, 5 and the decades have labels; at least one, and none overlap."""
     low, high = 1.3, 1.3 * span
     panel = Panel("t", "x", "y", (Curve("c", np.array([low, high]), np.array([1.0, 2.0])),), log="x")
     figure = panels_figure([panel])

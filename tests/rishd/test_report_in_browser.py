@@ -67,7 +67,7 @@ class Browser:
         self._session = None
 
     def open(self, url, width):
-        """Load a page in a window of that width and wait until it is whole."""
+        """Load a page in a window of that width and wait until it is complete."""
         target = self("Target.createTarget", url="about:blank")["targetId"]
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
@@ -132,7 +132,7 @@ def browser(tmp_path_factory):
 
 
 def _complaints(events):
-    """What the console shows, and what was asked of the network."""
+    """Console messages and network requests."""
     console = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
     shown = [event["params"] for event in events if event["method"] in console]
     requests = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
@@ -172,7 +172,7 @@ def test_page_follows_the_colour_scheme(browser, report_file):
 
 
 def test_the_checks_see_what_is_wrong(browser, report_file, tmp_path):
-    """A page that loads something, is too wide and has an empty formula is not passed."""
+    """A page that loads something, is too wide and has an empty formula fails."""
     text = report_file.read_text(encoding="utf-8").replace("default-src 'none'; img-src data:", "img-src data: file:")
     wrong = '<img alt="x" src="missing.png"><p style="width: 900px">wide</p><math></math>'
     (tmp_path / "wrong.html").write_text(text.replace("<main>", f"<main>{wrong}"), encoding="utf-8")

@@ -74,7 +74,7 @@ def check_saved_model(folder):
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     tokens = torch.arange(1, 33).reshape(2, 16)
     with torch.no_grad():
-        # Kernels may round by where tensors lie in memory.
+        # Rounding in kernels may depend on the alignment of tensors.
         torch.testing.assert_close(
             trained(tokens, use_cache=False).logits, saved(tokens, use_cache=False).logits, rtol=1e-5, atol=1e-6
         )
@@ -193,14 +193,14 @@ def test_the_probe_reads_checkpoints_and_models_alike(complete):
 
 
 def reseal(checkpoint):
-    """Give changed files the checksums that they have now."""
+    """Update the checksums of changed files."""
     from rishd.pretraining.checksums import digests, files_of, write_sums
 
     write_sums(checkpoint, digests(checkpoint, files_of(checkpoint)))
 
 
 def as_rank(text, folder, models):
-    """What each of the ranks of the test of sharded models does."""
+    """The part of one rank in the test of sharded models."""
     import torch.distributed as dist
 
     from rishd.pretraining.ranks import disconnect, leave

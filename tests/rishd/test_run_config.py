@@ -1,4 +1,4 @@
-"""Run configurations: files, overrides, and what they come back as."""
+"""Run configurations: files, overrides, and the saved form."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_bad_files_are_refused_with_their_name(tmp_path, text, overrides, messag
 
 
 def test_settings_that_hold_only_together():
-    """Neither fits the default batch of 8 or the default 200 steps alone."""
+    """Neither is valid alone with the default batch of 8 or the default 200 steps."""
     config = load_config(
         None,
         ["training.micro_batch_size=16", "schedule.warmup_steps=300"],

@@ -1,4 +1,4 @@
-"""Run folders: one process at a time, claimed in one step, and damaged files refused by name with a way out."""
+"""Run folders: one process at a time, claimed atomically, and damaged files refused by name with a remedy."""
 
 import json
 import os
@@ -37,7 +37,7 @@ TINY |= {"num_key_value_heads": 2}
 
 @pytest.fixture(scope="module")
 def complete(text, tmp_path_factory):
-    """A run of four steps with the checkpoints of steps 1 to 4, and what it has made."""
+    """A run of four steps with the checkpoints of steps 1 to 4, and its output."""
     folder = tmp_path_factory.mktemp("complete") / "run"
     config = short(text, {"model.settings": TINY, "checkpoints": {"every": 1, "keep": 9}})
     run(config, folder)
@@ -46,7 +46,7 @@ def complete(text, tmp_path_factory):
 
 @pytest.fixture
 def killed(complete, tmp_path):
-    """A copy of that run as it was after step 3."""
+    """A copy of that run in its state after step 3."""
     config, folder, whole = complete
     copy = shutil.copytree(folder, tmp_path / "run")
     back_to(3, copy)
@@ -212,7 +212,7 @@ def test_a_complete_model_with_a_file_without_a_checksum_is_refused_by_name(comp
 
 
 def unlist(folder, name):
-    """Take a file out of the list of checksums."""
+    """Remove a file from the list of checksums."""
     lines = (folder / SUMS).read_text().splitlines(keepends=True)
     kept = [line for line in lines if not line.endswith(f"  {name}\n")]
     assert len(kept) == len(lines) - 1
@@ -227,7 +227,7 @@ def test_files_that_no_run_reads_do_no_harm(killed):
 
 
 class Trap:
-    """Leaves a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -272,7 +272,7 @@ def test_no_code_of_a_sharded_optimizer_runs(tmp_path):
 
 @pytest.mark.parametrize("key", ["first_moment", "m"])
 def test_sharded_state_of_version_0_1_0_is_refused_with_the_reason(tmp_path, key):
-    """What one process wrote loads (tests/lite/test_old_checkpoints.py)."""
+    """State from one process loads (tests/lite/test_old_checkpoints.py)."""
     model = torch.nn.Linear(3, 3, bias=False)
     saved = {"optimizer": {"state": {"weight": {key: torch.zeros(3, 3)}}}}
     dcp.save(saved, checkpoint_id=tmp_path / "optimizer", no_dist=True)

@@ -1,4 +1,4 @@
-"""The studies of the open questions: each asserts what the theory predicts of its data."""
+"""The studies of the open questions: each test asserts the theory's predictions for the data."""
 
 import json
 from importlib.util import find_spec
@@ -281,7 +281,7 @@ def test_noise_takes_the_gain(results):
 
 @pytest.mark.parametrize("method", ["Muon", "MuonLITE"])
 def test_at_the_edge_the_frozen_rule_oscillates_with_period_2(method):
-    """The rule with metrics, mask and Hessian held still, from its own formulas, returns −ξ and −m at η = 2/S."""
+    """The rule with metrics, mask and Hessian held fixed, from its own formulas, returns −ξ and −m at η = 2/S."""
     chain = np.full((4, 4), 0.25)
     network = TinyTransformer.on_bigrams(BigramModel(chain), sequences=6, length=4, width=4, hidden=6, seed=0)
     model = network.module

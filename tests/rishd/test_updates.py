@@ -57,7 +57,7 @@ def test_shares_of_soap_are_those_in_its_eigenbasis(chi):
         optimizer.step()
         updates.after(optimizer)
         found = updates.read()
-    if chi == 1.0:  # the thresholds stand still
+    if chi == 1.0:  # the thresholds do not move
         assert not any(name.startswith("sharp_share") for name in found)
         return
     state = optimizer.state[w]

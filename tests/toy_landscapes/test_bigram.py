@@ -72,7 +72,7 @@ def test_the_valley_emerges_as_certain_contexts_are_learned():
 
 
 def test_curvature_falls_with_certainty():
-    """The ordering of curvature by uncertainty that the paper reads as rivers and hills."""
+    """The ordering of curvature by uncertainty, which the paper interprets as rivers and hills."""
     model = BigramModel(np.array([[1 - s, *[s / 4] * 4] for s in (0.01, 0.1, 0.3, 0.6, 0.8)]))
     curvature = model.context_curvature(model.minimizer)
     assert (np.diff(model.entropies) > 0).all()

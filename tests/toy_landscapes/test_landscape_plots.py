@@ -1,4 +1,4 @@
-"""Plots show what they are given: axes, curves and points are looked at as data; bad input is named."""
+"""Plots show their input: axes, curves and points are checked as data; errors name bad input."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ from toy_landscapes import (
 
 
 class Mine:
-    """An objective of one's own, without a dimension."""
+    """A user's objective without a dimension."""
 
     def value(self, w):
         return np.sum(w**2, axis=-1) + w[..., 0] * w[..., -1]
@@ -87,7 +87,7 @@ def test_known_curves_lie_where_they_should():
 
 
 def test_planes_of_a_point():
-    """Coordinates of lifted points are what was lifted, and the centre is the point itself."""
+    """Lifting and projecting gives the same coordinates, and the centre is the point itself."""
     center = np.array([1.0, 2.0, 3.0, 4.0])
     for plane in (Plane.random(center, seed=1), Plane.of_coordinates(4, 2, 0, center=center)):
         xy = np.random.default_rng(0).normal(size=(7, 2))
@@ -162,7 +162,7 @@ def test_animations_are_written(tmp_path, suffix):
     [
         (lambda: Quadratic([1.0]).plot(), "a plane needs two coordinates"),
         (lambda: VALLEY.plot(plane=(0, 0)), "both coordinate 0"),
-        (lambda: VALLEY.plot(plane=(0, 2)), "second = 2 is no coordinate of 2"),
+        (lambda: VALLEY.plot(plane=(0, 2)), "second = 2 is none of 2 coordinates"),
         (lambda: VALLEY.plot(plane="xy"), "must be a Plane, or the numbers of two coordinates"),
         (lambda: VALLEY.plot(extent=((1.0, 0.0), (0.0, 1.0))), "must have finite ranges"),
         (lambda: VALLEY.plot(extent=3.0), "must be two ranges"),

@@ -1,4 +1,4 @@
-"""Where parameters lie in w."""
+"""Position of parameters in w."""
 
 import numpy as np
 import pytest

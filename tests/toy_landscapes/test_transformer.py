@@ -1,4 +1,4 @@
-"""The tiny transformer: the same loss as its module, its blocks, and what it can learn."""
+"""The tiny transformer: the loss of its module, its blocks, and its ability to learn."""
 
 import numpy as np
 import pytest

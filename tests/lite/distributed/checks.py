@@ -1,4 +1,4 @@
-"""What is checked on several ranks; run by torchrun, one process a rank. Results go to FOLDER/<ranks>-<rank>.json."""
+"""Checks on several ranks; run by torchrun, one process per rank. Results go to FOLDER/<ranks>-<rank>.json."""
 
 import copy
 import datetime
@@ -45,7 +45,7 @@ def check(function):
 
 
 def mode_of(model, mode, world, mesh=None):
-    """A model laid out on ranks, by default on all, what to call it by, and the optimizer's settings."""
+    """A model laid out on ranks (by default all), the callable that runs it, and the optimizer's settings."""
     if mode == "ddp":
         group = dist.group.WORLD if mesh is None else mesh.get_group()
         return DistributedDataParallel(model, process_group=group), {"process_group": group}
@@ -83,7 +83,7 @@ def built(name, mode, rank, world, mesh=None, **settings):
 def equality(rank, world, folder):
     """Distance to one process after some steps, each rank having its part of the batch."""
     found = {}
-    # "sharded soap" has the bits of "soap", see sharded_moments
+    # "sharded soap" has the same bits as "soap", see sharded_moments
     for name in ("muon", "threshold", "soap", *(FAMILY if world == 2 else ())):
         alone = model_for()
         train(alone, OPTIMIZERS[name](groups_of(alone, name)), range(STEPS))
@@ -95,7 +95,7 @@ def equality(rank, world, folder):
 
 
 def lies_as_parameters(optimizer, parameters, keys):
-    """Whether these states are cut as each parameter is."""
+    """Whether these states are sharded like their parameters."""
     return all(
         isinstance(p, DTensor) and getattr(optimizer.state[p].get(key), "placements", None) == p.placements
         for p in parameters
@@ -105,7 +105,7 @@ def lies_as_parameters(optimizer, parameters, keys):
 
 @check
 def state_lies_once(rank, world, folder):
-    """By optimizer and mode: numbers of matrices' state on this rank, and in one process; and what is in shards."""
+    """By optimizer and mode: elements of matrices' state on this rank and in one process, and the sharded states."""
     found = {}
     for name in ("muon", "threshold", "soap", "sharded soap"):
         for mode in modes(world):
@@ -169,14 +169,14 @@ def sharded_moments(rank, world, folder):
             }
         settings = {"process_group": dist.group.WORLD} if mode == "ddp" else {}
         owner = OPTIMIZERS["soap"](groups_of(model, "soap"), **settings)
-        owner.load_state_dict(optimizer.state_dict())  # owners alone get whole moments, and must not wait for others
+        owner.load_state_dict(optimizer.state_dict())  # only owners get whole moments, and must not wait for others
         found[f"{mode}/sharded soap"]["loaded by owners"] = digest(all_state(model, owner))
     return found
 
 
 @check
 def overlap(rank, world, folder):
-    """Order in which exchanges start, are waited for and worked on; how many have memory at a time."""
+    """Order in which exchanges start, are waited for and computed on, and how many hold memory at a time."""
     events, transfers, alive = [], [], []
     start, wait = megabatch.all_to_all, Transfer.wait
 
@@ -229,7 +229,7 @@ def bfloat16_exchange(rank, world, folder):
 
 @check
 def replicas_stay_alike(rank, world, folder):
-    """Digests of bfloat16 parameters rounded at random, though every rank has its own random numbers."""
+    """Digests of stochastically rounded bfloat16 parameters, although every rank has its own random numbers."""
     found = {}
     for name in ("muon", "soap", "sharded soap"):
         for mode in modes(world):
@@ -348,7 +348,7 @@ def none_on_some_ranks(rank, world, folder):
 
 @check
 def bookkeeping(rank, world, folder):
-    """Distance to one process and gradients counted where other things than a step follow a step, or come before."""
+    """Distance to one process and counted gradients when other operations come before or after a step."""
 
     def roll_back(model, optimizer, late, **where):
         train(model, optimizer, range(2), **where)
@@ -425,7 +425,7 @@ def frozen_on_all_ranks(rank, world, folder):
 
 @check
 def nonfinite_on_one_rank(rank, world, folder):
-    """A NaN on the last rank, or a number whose square overflows: what changes, what is raised and when."""
+    """A NaN on the last rank, or a number whose square overflows: changes, errors and their time."""
     found = {}
     for policy, value in (("raise", math.nan), ("skip", math.nan), ("raise", 1e160)):
         for mode in modes(world):
@@ -455,7 +455,7 @@ def nonfinite_on_one_rank(rank, world, folder):
 def formats_and_names(rank, world, folder):
     """Kernels in channels_last on all ranks against contiguous ones in one process, from that one's checkpoint.
 
-    Its names lack a wrapper's prefix and come in another order.
+    Its names have no wrapper prefix and are in another order.
     """
     found = {}
     for name in ("muon", "threshold", "soap"):
@@ -501,7 +501,7 @@ def message_of(function, *arguments, **named):
 
 @check
 def raised_sharp_fraction(rank, world, folder):
-    """Message of a step after r was raised beyond what is followed, and whether the run goes on with r."""
+    """Message of a step after r exceeded the tracked directions, and whether the run continues with the old r."""
     found = {}
     for mode in ("ddp", "fsdp"):
         for loaded in (False, True):
@@ -539,7 +539,7 @@ def groups_in_another_order(rank, world, folder):
 
 
 class Travelling(MuonLITE):
-    """A rule whose travelling state does not lie on shards."""
+    """A rule whose travelling state is not on shards."""
 
     travelling_state = ("rho",)
 
@@ -604,7 +604,7 @@ def norms(model):
 
 
 def checkpoints_of_one_process(folder):
-    """What :func:`checkpoints` finds of what it saves, without torch.distributed."""
+    """The digests of :func:`checkpoints` for its own saves, without torch.distributed."""
     found = {}
     for name in ("muon", "sharded soap"):
         model = model_for()
@@ -625,7 +625,7 @@ def saved_by(target):
 
 @check
 def checkpoints(rank, world, folder):
-    """Digests of what is saved here, of what is loaded here of other numbers of ranks, and where going on leads."""
+    """Digests of states saved here, of states loaded from other numbers of ranks, and of the continued runs."""
     found = {}
     for name, ways in WAYS.items():
         for mode in modes(world):
@@ -664,7 +664,7 @@ def loaded_and_trained(target, name, mode, rank, world, mesh=None):
 
 @check
 def checkpoints_of_four_on_two(rank, world, folder):
-    """The same of four ranks' checkpoints on two pairs of them, each of which trains a model of its own."""
+    """Digests of four ranks' checkpoints loaded on two pairs of ranks, each of which trains its own model."""
     found = {}
     if world == 4:
         pair = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "ranks"))["ranks"]
@@ -679,7 +679,7 @@ def checkpoints_of_four_on_two(rank, world, folder):
 
 @check
 def asynchronous_checkpoint(rank, world, folder):
-    """What an asynchronous save has kept although training went on."""
+    """The content of an asynchronous save while training continued."""
     found = {}
     group = dist.new_group(backend="gloo")
     for mode in modes(world):
@@ -727,7 +727,7 @@ def another_model_for():
 
 
 def narrower(name, mode, rank, world):
-    """Load what each rank has of one model's state into an optimizer of another, whose other matrices are alike."""
+    """Load each rank's part of one model's state into an optimizer of another model whose other matrices are alike."""
     saved = built(name, mode, rank, world)[2]
     saved.init_state()
     model = another_model_for()
@@ -764,7 +764,7 @@ def main():
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # Python's shutdown is now and then aborted for gloo's threads, see rishd.pretraining.ranks.leave
+    os._exit(0)  # gloo's threads sometimes abort Python's shutdown, see rishd.pretraining.ranks.leave
 
 
 if __name__ == "__main__":

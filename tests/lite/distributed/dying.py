@@ -1,6 +1,6 @@
-"""Two ranks of which the last is killed while a checkpoint is written; run by hand, so that no agent ends the other.
+"""Two ranks, the last killed while a checkpoint is written; started without an agent that would end the other.
 
-FOLDER/good is whole before. Rank 0 writes what becomes of it to FOLDER/survivor.txt.
+FOLDER/good is complete before. Rank 0 writes its outcome to FOLDER/survivor.txt.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from tests.lite.distributed.models import train
 
 
 class DyingWriter(FileSystemWriter):
-    """Writes its data, and then the process is gone, before the metadata are."""
+    """Writes its data; then the process dies before the metadata are written."""
 
     def write_data(self, plan, planner):
         super().write_data(plan, planner)

@@ -9,7 +9,7 @@ SIZE, TOKENS, BATCH = 6, 11, 32
 
 
 class Experts(nn.Module):
-    """Mean of experts, their weights one stack; the module's ``num_experts`` tells what it is."""
+    """Mean of experts, their weights one stack; the module's ``num_experts`` identifies it."""
 
     def __init__(self, experts=3):
         super().__init__()
@@ -102,7 +102,7 @@ def model_for(dtype=torch.float64):
 
 def groups_of(model, name, **settings):
     rule = "soap" if "soap" in name else "muon" if name in ("threshold", "cautious", "sphere") else name
-    # Not Lion for biases: the gradient of attention's key bias is zero but for rounding, and has no sign.
+    # Not Lion for biases: the gradient of attention's key bias is zero up to rounding, so its sign is random.
     return param_groups(model, head=model.head, matrix_rule=rule, **settings)
 
 
@@ -115,7 +115,7 @@ def loss_of(model, step, rank=0, world=1):
 
 
 def train(model, optimizer, steps, *, forward=None, rank=0, world=1):
-    """Some steps, χ on its way as under a schedule."""
+    """Some steps with χ changing as under a schedule."""
     for step in steps:
         for group in optimizer.param_groups:
             if group["rule"] != "adamw" and group["sharp_fraction"]:

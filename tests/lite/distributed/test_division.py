@@ -1,4 +1,4 @@
-"""Who owns what: every matrix once, and no rank much more than its share."""
+"""Division among ranks: every matrix has one owner, and no rank much more than its share."""
 
 import torch
 from hypothesis import given

@@ -15,7 +15,7 @@ from tests.lite.distributed.models import groups_of, model_for, muon
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_rank_that_dies_while_a_checkpoint_is_written(tmp_path):
-    """The other ends with errors, none of them from waiting; the checkpoint before is whole."""
+    """The other one ends with errors, none of them timeouts; the previous checkpoint is complete."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = str(Path(__file__).with_name("dying.py"))
     ranks = [

@@ -1,4 +1,4 @@
-"""MuonLITE and SOAPLITE on 1, 2 and 4 gloo ranks: what one process does, each rank its share."""
+"""MuonLITE and SOAPLITE on 1, 2 and 4 gloo ranks give the results of one process, and each rank does its share."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SEVERAL = (2, 4)
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_parameters_are_those_of_one_process(results, ranks):
-    """Ten steps in float64 with χ on its way, each rank having its part of the batch.
+    """Ten steps in float64 with varying χ, each rank having its part of the batch.
 
     SOAP divides by the size of each coordinate of the gradient plus ε = 1e-8, rounding in those that are zero included.
     """
@@ -23,7 +23,7 @@ def test_parameters_are_those_of_one_process(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_state_of_matrices_is_divided(results, ranks):
-    """Every number lies on one rank, but for sharded moments in HSDP, which every replica has."""
+    """Every number is on one rank, except for sharded moments in HSDP, which every replica has."""
     everyone = results.of(ranks, "state_lies_once")
     for name in everyone[0]:
         held, needed = sum(found[name]["here"] for found in everyone), everyone[0][name]["needed"]
@@ -52,7 +52,7 @@ def test_collectives_of_a_step(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_moments_of_soap_in_shards_give_the_same_bits_as_on_owners(results, ranks):
-    """In as many collectives, and neither changes in a step that a gradient forbids; DDP knows no shards."""
+    """With the same number of collectives, and unchanged in a step with a bad gradient; DDP has no shards."""
     first, *others = results.of(ranks, "sharded_moments")
     for mode in {case.split("/")[0] for case in first}:
         owner, sharded = first[f"{mode}/soap"], first[f"{mode}/sharded soap"]
@@ -96,14 +96,14 @@ def test_replicas_stay_alike_under_stochastic_rounding(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_bfloat16_messages_cost_bfloat16_precision(results, ranks):
-    """Of a step whose Newton–Schulz is in bfloat16 anyway; that the messages were rounded shows too."""
+    """For steps whose Newton–Schulz is in bfloat16 anyway; the rounding of the messages is visible, too."""
     for found in results.of(ranks, "bfloat16_exchange"):
         assert all(0 < distance <= 2e-2 for distance in found.values()), found
 
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_a_gradient_missing_on_some_ranks(results, ranks):
-    """Of shards it counts as zero; where ranks hold the same, no rank moves the parameter, and a warning says so."""
+    """For sharded parameters it counts as zero; replicated ones do not move on any rank, and a warning says so."""
     first, *others = results.of(ranks, "none_on_some_ranks")
     lost = {"layers.1.weight", "norm.weight", "experts.weight"}
     assert all(found == first for found in others)
@@ -122,7 +122,7 @@ def test_a_parameter_frozen_on_all_ranks(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
-    """All ranks skip that step and raise at the next, naming step, rank and parameter; or skip it and go on."""
+    """All ranks skip that step and raise at the next, naming step, rank and parameter; or skip it and continue."""
     for found in results.of(ranks, "nonfinite_on_one_rank"):
         for case, outcome in found.items():
             if case.startswith("raise"):
@@ -144,7 +144,7 @@ def test_memory_formats_and_names_of_wrappers(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_what_follows_a_step_finds_it_counted(results, ranks):
-    """Older state loaded, a group added; and an optimizer that was built before its model was sharded."""
+    """Loading older state, adding a group, and an optimizer that was built before its model was sharded."""
     for found in results.of(ranks, "bookkeeping"):
         assert {case.split("/")[2] for case in found} == {"roll_back", "add_group", "shard_late"}
         for case, (distance, counted) in found.items():
@@ -154,7 +154,7 @@ def test_what_follows_a_step_finds_it_counted(results, ranks):
 
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_once(results, ranks):
-    """Also by those that own none of these matrices; nothing moves, and with the old one training goes on."""
+    """Also by ranks that own none of these matrices; nothing moves, and with the old fraction training continues."""
     for found in results.of(ranks, "raised_sharp_fraction"):
         for outcome in found.values():
             assert "sharp_fraction = 0.9 needs 5 directions, but 2 are followed" in outcome["message"]
@@ -185,7 +185,7 @@ def test_layouts_that_are_refused(results):
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_checkpoints_of_other_numbers_of_ranks_load_exactly(results, ranks):
-    """Bit for bit, by torch.distributed.checkpoint with and without its state-dict functions; then training goes on."""
+    """Bit for bit, by torch.distributed.checkpoint with and without state-dict functions; then training continues."""
     found = results.of(ranks, "checkpoints")
     assert check_loaded(results, found) == {1: {1}, 2: {0, 1, 2}, 4: {1, 2}}[ranks]
 
@@ -195,7 +195,7 @@ def test_checkpoints_of_four_ranks_load_exactly_on_two(results):
 
 
 def check_loaded(results, found):
-    """That all ranks have loaded what was saved, and go on alike; returns the numbers of ranks that saved it."""
+    """Check that all ranks loaded the saved state and continue alike; return the numbers of ranks that saved it."""
     loaded = {key: value for key, value in found[0].items() if "loaded" in value}
     sources = set()
     for key, outcome in loaded.items():
@@ -209,7 +209,7 @@ def check_loaded(results, found):
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_checkpoints_of_ranks_load_exactly_in_one_process(results, ranks):
-    """Without torch.distributed; then training goes on as on the ranks."""
+    """Without torch.distributed; then training continues as on the ranks."""
     found = results.of(ranks, "checkpoints")[0]
     folders = [folder for folder in results.folder.glob(f"*-*-{ranks}-*") if (folder / ".metadata").exists()]
     assert {folder.name.split("-")[3] for folder in folders} == {"plain", "functions", "flat"}
@@ -235,7 +235,7 @@ def test_asynchronous_checkpoints_keep_what_was_saved(results, ranks):
 def test_checkpoints_that_are_refused(results, ranks):
     for found in results.of(ranks, "refused_checkpoints"):
         assert "what one rank of several had" in found["a part"]
-        assert "what one rank of several had" in found["another's part"]  # on rank 0, whose own it is, too
+        assert "what one rank of several had" in found["another's part"]  # on rank 0, too, whose part it is
         for message in found["another model, not by dcp"]:  # also where this rank owns neither matrix
             assert "shape" in message
             assert "the checkpoint is of another model" in message
