@@ -151,13 +151,13 @@ def convex_step_offset(rng: np.random.Generator) -> list[Evidence]:
     excess = (shipped - least) / np.maximum(least, 1.0)  # fractions of a step do not matter
     return [
         Constant(
-            "how far n₀ in the code lies below the least that the proof allows",
+            "shortfall of n₀ in the code below the proof's minimum",
             np.maximum(-excess, 0.0),
             1e-6,
             "minimiser",
         ),
         Constant(
-            "n₀ in the code beyond the least that the proof allows, over it",
+            "excess of n₀ in the code over the proof's minimum, relative to it",
             np.maximum(excess, 0.0),
             5e-3,
             "grid of φ₀ in the code",

@@ -70,7 +70,7 @@ def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     return [
         *evidence,
         Panel(
-            "R along optimizers' flows, and what dropping it changes",
+            "R along optimizers' flows, and the effect of dropping it",
             "‖R‖/‖g‖; distance of flows with and without R",
             "share of instances",
             tuple(curves),
@@ -79,7 +79,7 @@ def correction_size(rng: np.random.Generator, instances: int) -> Sequence[Eviden
     ]
 
 
-@register_claim("C13b", "what the size of R depends on", seconds=8)
+@register_claim("C13b", "scaling of the size of R", seconds=8)
 def correction_laws(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""The size of R depends on two numbers, and falls with the third or second power of the regularisation.
 

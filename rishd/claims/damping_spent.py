@@ -39,7 +39,7 @@ class Spent(NamedTuple):
     lookahead: np.ndarray
 
 
-@register_claim("C18c", "what β₁ = −0.25 spends in training", expected="measured", seconds=12)
+@register_claim("C18c", "energy spent by β₁ = −0.25 in training", expected="measured", seconds=12)
 def damping_spent(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""The share of the momentum's energy loss that negative damping spends in training with Muon-LITE.
 
@@ -61,9 +61,9 @@ def damping_spent(rng: np.random.Generator, instances: int) -> Sequence[Evidence
     steps = np.arange(_STEPS)
     of_first = Spent(*(np.median(part, axis=1) for part in runs[0]))
     return [
-        Measurement("c|β₁|‖g‖_(k) over αφ(m); below 1 the energy falls for sure", spent.limit.ravel()),
+        Measurement("c|β₁|‖g‖_(k) over αφ(m); below 1 the energy must fall", spent.limit.ravel()),
         Measurement(
-            "share of steps and matrices where it is above 1, a number a training",
+            "share of steps and matrices above 1, one number per training",
             np.array([(run.limit > 1.0).mean() for run in runs]),
         ),
         Measurement("spent by β₁ over αφ(m)", spent.sharp.ravel()),

@@ -128,7 +128,7 @@ def descent_certificate(rng: np.random.Generator, instances: int) -> Sequence[Ev
             "E with c = 0 rises on a quadratic at κ = 1.001 of its limit, worst momentum (share of exceptions)",
             _falls_beyond(alpha, beta),
             0.0,
-            "a yes or no",
+            "yes or no",
         ),
         Measurement(
             "limit with weight 1 − α over limit with weight (1 − α)²",

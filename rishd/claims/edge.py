@@ -66,7 +66,7 @@ def edge_of_stability(rng: np.random.Generator, instances: int) -> Sequence[Evid
         Proof("an oscillation of period 2 and its momentum, by the update rule itself", edge.period_two()),
         Proof("mean gradient of a cubic, and the variance that holds the sharpness", edge.averaged_motion()),
         Identity("distance from −1 of an eigenvalue of the whole step at ηS = 2, p = 4", distance, 1e-6, "rounding"),
-        Identity("spectral radius below 1 at ηS = 2.02 (share)", beyond, 0.0, "a yes or no"),
+        Identity("spectral radius below 1 at ηS = 2.02 (share)", beyond, 0.0, "yes or no"),
         Identity(
             "complementarity: negative parts and product over their sizes, k ≤ 3",
             np.array([_complementarity(rng) for _ in range(instances)]),

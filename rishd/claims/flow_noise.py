@@ -134,7 +134,7 @@ def _ensembles(rng: np.random.Generator, instances: int) -> Identity:
         "variances of ensembles against the closed form, in standard scores: each instance, and all together",
         np.abs(np.append(scores, together)),
         quantile,
-        f"χ² law with {_CHAINS} degrees of freedom an instance, false alarm {_FALSE_ALARM:g} over all",
+        f"χ² law with {_CHAINS} degrees of freedom per instance, false alarm {_FALSE_ALARM:g} over all",
     )
 
 

@@ -159,7 +159,7 @@ def energy_identity(rng: np.random.Generator, instances: int) -> Sequence[Eviden
             "integrator and quadrature",
         ),
         Measurement(
-            "energy balance with R dropped: what the optimizers give up", energy_identity_residual(*without_r).residual
+            "energy balance with R dropped, as in the optimizers", energy_identity_residual(*without_r).residual
         ),
     ]
 

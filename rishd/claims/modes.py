@@ -99,12 +99,10 @@ def flow_modes(rng: np.random.Generator, instances: int) -> Sequence[Evidence]:
             "mode blocks of the right-hand side against the polynomial, p = 4", polynomial.max(-1), 1e-12, "rounding"
         ),
         Identity("closed-form roots in the polynomial", root_error.max(axis=(-2, -1)), 1e-12, "rounding"),
-        Identity(
-            "overdamped exactly where the roots are real (share of exceptions)", wrong_damping, 0.0, "a yes or no"
-        ),
+        Identity("overdamped exactly where the roots are real (share of exceptions)", wrong_damping, 0.0, "yes or no"),
         Identity("slow rate over (1/α + β)κ at κ = 1e−7, minus 1", slow, 1e-3, "next order, O(κ/α²)"),
         Identity("flat speed-up at κ = 1e−7 over its closed form, minus 1", speedup, 1e-3, "next order, O(χκ/α²)"),
-        Identity("escape faster with β + 0.1 and with 1.1χ (share of exceptions)", not_faster, 0.0, "a yes or no"),
+        Identity("escape faster with β + 0.1 and with 1.1χ (share of exceptions)", not_faster, 0.0, "yes or no"),
     ]
 
 
@@ -143,8 +141,8 @@ def discrete_stability(rng: np.random.Generator, instances: int) -> Sequence[Evi
         Proof("step polynomial and Jury's conditions", dynamics.stability_region()),
         *try_bounds(_crossings, _STABILITY_BOX, rng, instances, slack=1e-6),  # √ε at double roots
         _attained(parameters),
-        Identity("unstable anywhere inside (share of exceptions)", inside.astype(float), 0.0, "a yes or no"),
-        Identity("stable anywhere beyond (share of exceptions)", outside.astype(float), 0.0, "a yes or no"),
+        Identity("unstable anywhere inside (share of exceptions)", inside.astype(float), 0.0, "yes or no"),
+        Identity("stable anywhere beyond (share of exceptions)", outside.astype(float), 0.0, "yes or no"),
     ]
 
 

@@ -177,7 +177,7 @@ def modified_equation(rng: np.random.Generator, instances: int) -> Sequence[Evid
     ]
 
 
-@register_claim("C22b", "what the update rule minimises", seconds=6)
+@register_claim("C22b", "objective minimised by the update rule", seconds=6)
 def penalised_objective(rng: np.random.Generator, instances: int) -> Sequence[Evidence | Panel]:
     r"""With Hessian damping, the step h = 1 adds a penalty on the gradient to the objective.
 

@@ -185,7 +185,7 @@ def _switches(rng: np.random.Generator, instances: int) -> list[Evidence]:
         )
         wrong = ~((np.asarray(rises) < 0) & (np.asarray(falls) > 0))
         title = f"E on a plateau rises at α₂ = 4.004α and falls at 3.996α, {name} (share of exceptions)"
-        evidence.append(Identity(title, wrong.astype(float), 0.0, "a yes or no"))
+        evidence.append(Identity(title, wrong.astype(float), 0.0, "yes or no"))
     alpha = _RATE2 / np.minimum(x["ratio"], 3.9)
     end = -np.log1p(-_RATE2 / (4.0 * alpha)) / _RATE2
     early, late = (
@@ -194,7 +194,7 @@ def _switches(rng: np.random.Generator, instances: int) -> list[Evidence]:
     )
     wrong = ~((np.asarray(early) < 0) & (np.asarray(late) > 0))
     title = "only v corrected: E on a plateau rises until −ln(1 − α₂/4α)/α₂ (share of exceptions)"
-    return [*evidence, Identity(title, wrong.astype(float), 0.0, "a yes or no")]
+    return [*evidence, Identity(title, wrong.astype(float), 0.0, "yes or no")]
 
 
 def _trajectories(name: str, rng: np.random.Generator, instances: int) -> Identity:

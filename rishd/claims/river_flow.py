@@ -68,8 +68,8 @@ def river_flow(rng: np.random.Generator, instances: int) -> Sequence[Evidence | 
         Identity("displacement against the sharp mode of C5, over its start", entry, 0.02, _NEXT, slow),
         Identity("Pg against its closed form, over the sum of both terms", tube, 0.1, _NEXT, slow),
         Identity("τ over χη(1/α + β₂)t, minus 1", clock, 0.005, _NEXT, slow),
-        Measurement("pace of the update rule over the promised one, base method, κ = 0.1 of C6", pace[0]),
-        Measurement("pace of the update rule over the promised one, LITE with χ = 4, β₂ = 5", pace[1]),
+        Measurement("pace of the update rule over the predicted one, base method, κ = 0.1 of C6", pace[0]),
+        Measurement("pace of the update rule over the predicted one, LITE with χ = 4, β₂ = 5", pace[1]),
         *_panels(cases[0]),
     ]
 

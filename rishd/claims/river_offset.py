@@ -101,7 +101,7 @@ def _plane(parameters: Parameters) -> list[Evidence]:
             (falls,),
         ),
         Identity(
-            "order in 1/λ of what two orders of λ(s − c) leave over, minus 2",
+            "order in 1/λ of the remainder after two orders of λ(s − c), minus 2",
             _remainder_order(*slopes),
             0.05,
             "next order at λ = 1e4",

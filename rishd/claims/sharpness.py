@@ -107,7 +107,7 @@ def certificate_sharpness(rng: np.random.Generator, instances: int) -> Sequence[
             ceiling / lookahead_certificate(alpha, beta, share).limit,
         ),
         Measurement(
-            "the same without lookahead: how far caution about unknown curvature goes",
+            "the same without lookahead: the cost of unknown curvature",
             ceiling / descent_limit(alpha, beta),
         ),
         sharpness_panel(),

@@ -103,9 +103,7 @@ def _inequalities(settings: Sequence[Setting]) -> dict[str, Inequality]:
     of = {name: _isotropy(settings, name).mean(1) for name in OPTIMIZERS}
     coverage = _scores(settings).mean((1, 3))
     return {
-        "isotropy of SGD over that of Muon or SOAP, the lower": _at_worst(
-            of["SGD"], np.minimum(of["Muon"], of["SOAP"])
-        ),
+        "isotropy of SGD over the lower of Muon's and SOAP's": _at_worst(of["SGD"], np.minimum(of["Muon"], of["SOAP"])),
         "isotropy of Muon over LITE's": _at_worst(of["Muon"], of["LITE"]),
         "chance over the mask's coverage of the top eigenspaces, mean of the matrices": _at_worst(
             np.ones(coverage.shape), coverage

@@ -184,8 +184,8 @@ class CorrectionStudy(Record):
             for name in self.metrics
         }
         sizes = "; ".join(
-            f"{name} {low:.2g} at η = {eta[0]:g}, {high:.2g} at η = {eta[1]:g}, as η^{self.exponent(name, 'eta'):.2f} "
-            f"and curvature^{self.exponent(name, 'curvature'):.2f}"
+            f"{name} {low:.2g} at η = {eta[0]:g}, {high:.2g} at η = {eta[1]:g}, scaling as "
+            f"η^{self.exponent(name, 'eta'):.2f} and curvature^{self.exponent(name, 'curvature'):.2f}"
             for name, (low, high) in ends.items()
         )
         small, large = ([row.distance for row in self.rows if row.eta == e] for e in eta)
@@ -206,7 +206,7 @@ class CorrectionStudy(Record):
             memory, gradient = ([getattr(row, key) for row in own] for key in ("of_memory", "typical"))
             parts.append(f"{name} {np.median(memory):.2g} against {np.median(gradient):.2g}")
         return (
-            f"With the optimizer's averages (θ₂ = {_THETA2:g}) the force ½Ḟn, which has R's place in the energy, is in "
+            f"With the optimizer's averages (θ₂ = {_THETA2:g}) the force ½Ḟn, which replaces R in the energy, is in "
             f"the median of all settings {', '.join(parts)} for R."
         )
 

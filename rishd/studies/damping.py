@@ -107,7 +107,7 @@ class DampingStudy(Record):
             f"directions only and {100 * keeps['flat only']:.0f}% in flat ones only. "
             f"After {self.steps} steps at the same η = {self.eta:.3g} the heights are: {finals}; with η at "
             f"{_OWN_SHARE:g} of each rule's own limit {own.rule} is lowest, {own.own_height:.2g} against "
-            f"{rows['base'].own_height:.2g} of the base method."
+            f"{rows['base'].own_height:.2g} for the base method."
         )
 
     def table(self) -> list[dict[str, str]]:

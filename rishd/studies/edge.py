@@ -90,13 +90,13 @@ class EdgeStudy(Record):
         verdict = "Yes" if min(ratio, self.edge_ratio) >= _RECORDS[0] else "No"
         length = _CHI * (1.0 + _BETA_FLAT)
         return (
-            f"{verdict}. Full batch, MuonLITE's best rate is {ratio:.2g} times Muon's, where the pre-training runs on "
-            f"record want {_RECORDS[0]:g} to {_RECORDS[1]:g} times; while gradient and momentum agree, its flat steps "
-            f"are χ(1 + β₂) = {length:g} times as long at the same rate. At the same point its flat block reaches the "
-            f"edge at {self.edge_ratio:.2g} times Muon's rate, so the edge alone would call for a "
+            f"{verdict}. With full batches, MuonLITE's best rate is {ratio:.2g} times Muon's; in the recorded "
+            f"pre-training runs it is {_RECORDS[0]:g} to {_RECORDS[1]:g} times. While gradient and momentum agree, its "
+            f"flat steps are χ(1 + β₂) = {length:g} times as long at the same rate. At the same point its flat block "
+            f"reaches the edge at {self.edge_ratio:.2g} times Muon's rate, so the edge alone would call for a "
             f"{'smaller' if self.edge_ratio < 1 else 'larger'} rate. {self._method_text('Muon')} "
-            f"{self._method_text('MuonLITE')} A rate beyond the edge does not diverge: the length of a polar factor is "
-            "fixed, so that an oscillation grows to the size of the learning rate and stays there."
+            f"{self._method_text('MuonLITE')} Training beyond the edge does not diverge: the length of a polar factor "
+            "is fixed, so that an oscillation grows to the size of the learning rate and stays there."
         )
 
     def _method_text(self, method: str) -> str:
@@ -109,8 +109,8 @@ class EdgeStudy(Record):
         return (
             f"{method} is best at {best.lr:.2g}{', an end of the grid,' if end else ''} with the loss {best.loss:.3g} "
             f"(within a tenth of it {near}). There ηS is {best.sharpness:.2g}, and successive gradients have the "
-            f"cosine {best.cosine:.2f}. ηS is below 2 {f'up to {max(stable):.2g}' if stable else 'at no rate tried'}, "
-            f"and the loss ends above its start {f'from {min(lost):.2g} on' if lost else 'at no rate'}."
+            f"cosine {best.cosine:.2f}. ηS is below 2 {f'up to {max(stable):.2g}' if stable else 'at no tested rate'}, "
+            f"and the loss {f'ends above its start from {min(lost):.2g} on' if lost else 'never ends above its start'}."
         )
 
     def table(self) -> list[dict[str, str]]:

@@ -92,8 +92,8 @@ class MaskStudy(Record):
         half = 0.5 * float(exact.stable[0])
         stands = ", ".join(f"{x.fault} {_size(self.tolerated(x, lambda y: y.stable, half))}" for x in self.sweeps)
         return (
-            f"With the exact mask LITE (χ = {self.chi:g}, β₂ = {self.beta_flat:g}) is at {exact.height[0]:.2g} after "
-            f"{self.steps} steps where the base method is at {self.base_height:.2g}, and its largest stable learning "
+            f"With the exact mask LITE (χ = {self.chi:g}, β₂ = {self.beta_flat:g}) reaches {exact.height[0]:.2g} after "
+            f"{self.steps} steps and the base method {self.base_height:.2g}. LITE's largest stable learning "
             f"rate is {exact.stable[0]:.2f} of the base method's. Half of the gain (in the logarithm of the height) "
             f"survives up to {keeps}; half of the learning rate up to {stands}."
         )

@@ -101,7 +101,7 @@ class ProxyStudy(Record):
         own, shared = (best[name] for name in METRICS)
         random = next(row for row in self.proxies if row.proxy == "random")
         return (
-            f"Of the curvature that {self.rank} right directions can hold the masks hold: {captured} (random "
+            f"Share of the curvature that {self.rank} right directions can hold, by mask: {captured} (random "
             f"{random.captured:.2f}); the lowest final losses over learning rates are: {losses}. "
             f"Muon's lowest loss is {_best(plain):.3g} without damping, {_best(own):.3g} with the gradient under its "
             f"own metric (β = {own.beta:g}, a second polar factor per step) and {_best(shared):.3g} under the "

@@ -89,7 +89,7 @@ class RobustnessStudy(Record):
             parts.append(f"{sweep.disturbance} {worst} at {sweep.sizes[-1]:g}, {behind}")
         single, half = (next(s for s in self.sweeps if s.disturbance == name) for name in PRECISIONS)
         stalls = half.gain < 1.0
-        where = f"at η ≤ {half.sizes[int(np.argmax(stalls))]:.2g}" if stalls.any() else "at no η tried"
+        where = f"at η ≤ {half.sizes[int(np.argmax(stalls))]:.2g}" if stalls.any() else "at no tested η"
         return (
             f"Undisturbed, LITE ends {self.sweeps[0].gain[0]:.2g} times lower than the base method after {self.steps} "
             f"steps; the same factor under the largest disturbance is: {'; '.join(parts)}. "

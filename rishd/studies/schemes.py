@@ -100,7 +100,7 @@ class SchemeStudy(Record):
             f"Stability at α = {self.alpha:g}: with one gradient per step and β = 0 {top} has the largest stable κ, "
             f"{limits[top]:.3g} against {limits[OPTIMIZER]:.3g} of the optimizers' {OPTIMIZER} and "
             f"{limits['explicit-euler']:.3g} of explicit-euler, but at Nesterov's β = {self.nesterov:.3g} the limit of "
-            f"explicit-euler is {late:.2g} times the optimizers': each is their own rule at other α, β and η. "
+            f"explicit-euler is {late:.2g} times the optimizers'. Both are the optimizers' rule with other α, β and η. "
             f"Speed: at equal κ all schemes have the same slow rate (to {100 * self.slow_rate_spread:.1g}%), and "
             f"{quick} contracts oscillations fastest ({contraction[quick]:.4f} per step, {top} "
             f"{contraction[top]:.4f}), so what {top} gains on ill-conditioned problems is its limit, "

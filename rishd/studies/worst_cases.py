@@ -116,7 +116,7 @@ class WorstCaseStudy(Record):
             f"{methods}; no method can be below {self.minimax[-1]:.3g}. The exact worst case is "
             f"{ends[:, 0].min():.2f} to {ends[:, 0].max():.2f} of C8b's bound after one step and "
             f"{ends[:, 1].min():.2f} to {ends[:, 1].max():.2f} after {steps}. For starts in a ball the sharp block is "
-            f"the worst case: χ between 1 and L_s/L_f changes it by {100 * unchanged:.0g}%. Where both blocks can "
+            f"the worst case: χ between 1 and L_s/L_f changes it by {100 * unchanged:.0g}%. If both blocks can "
             f"hold the same loss (r = 1), χ = L_s/L_f with β₂ = β₁ is best; it divides the worst case after "
             f"{self.split_steps} steps by {gains}. More damping helps only for starts farther along the "
             f"flat block: at r = {far.reach:g}, χ = {far.best_share:.2g} L_s/L_f and β₂ = {far.best_beta:.3g} "
