@@ -94,7 +94,16 @@ def test_page_has_every_claim_with_statement_hypotheses_figure_evidence_and_how_
         for part in result.evidence:
             assert str(scripts(part.name)) in claim, (key, part.name)
         assert f"rishd validate --claim {key} --seed 0 --instances 24" in claim
-    for expected in ("damping", "It helps.", "A paragraph.", "torch.optim.AdamW", "sympy", "a fact", "A quick look"):
+    for expected in (
+        "damping",
+        "<b>Yes, in [flat] directions.</b>",
+        "It helps.",
+        "A paragraph.",
+        "torch.optim.AdamW",
+        "sympy",
+        "a fact",
+        "A quick look",
+    ):
         assert expected in page_text
 
 
@@ -121,7 +130,7 @@ def test_statements_are_typeset_whole(key):
 def test_text_of_others_is_escaped(tmp_path, as_validation, draw_figure):
     result = _invented()
     sections = [Section(EVIL, [EVIL], draw_figure(), EVIL)]
-    study = StudyResult({}, [{EVIL: EVIL}], {"mask": draw_figure}, EVIL)
+    study = StudyResult({}, [{EVIL: EVIL}], {"mask": draw_figure}, EVIL, EVIL)
     write_study(tmp_path / "mask", "mask", study, quick=False, seed=0)
     content = Report(
         EVIL,
@@ -271,12 +280,13 @@ def test_a_file_that_holds_something_else_is_refused(content, message, tmp_path)
 
 
 def test_studies_are_read_as_they_were_written(tmp_path, draw_figure):
-    study = StudyResult({"x": [1.0, None]}, [{"a": "1"}], {"one": draw_figure, "two": draw_figure}, "So it is.")
+    study = StudyResult({"x": [1.0, None]}, [{"a": "1"}], {"one": draw_figure, "two": draw_figure}, "Yes.", "So it is.")
     write_study(tmp_path / "proxy", "proxy", study, quick=True, seed=5)
     write_study(tmp_path, "mask", study, quick=False, seed=0)
     first, second = read_studies(tmp_path)
     assert (first.name, first.quick, second.name, second.seed) == ("mask", False, "proxy", 5)
-    assert (second.conclusion, second.table, len(second.images)) == ("So it is.", [{"a": "1"}], 2)
+    assert (second.answer, second.conclusion, second.table) == ("Yes.", "So it is.", [{"a": "1"}])
+    assert len(second.images) == 2
     (tmp_path / "mask.json").write_text('{"study": "mask"}')
     with pytest.raises(StudyFolderError, match=r"mask.json is not readable.*rishd study mask"):
         read_studies(tmp_path)
