@@ -45,6 +45,7 @@ def integrators(
     else:
         out.print(integrator_table(study))
         out.print(optimizer_step_table(study))
+        out.print(study.answer, style="bold", highlight=False, markup=False)
         if study.stopped:
             out.print(
                 f"stopped after {WORK_LIMIT} gradient evaluations a run: {', '.join(study.stopped)}", highlight=False

@@ -12,6 +12,7 @@ from rishd.studies.certificate import CertificateStudy, Choice, LearningRateCase
 from rishd.studies.correction import CorrectionRow, CorrectionStudy
 from rishd.studies.damping import AblationRow, DampingStudy, DampingSweep
 from rishd.studies.edge import EdgeRow, EdgeStudy
+from rishd.studies.integrators import IntegratorStudy, Run
 from rishd.studies.mask import MaskStudy, MaskSweep
 from rishd.studies.modified import MethodRow, ModifiedStudy
 from rishd.studies.noise import NoiseStudy, NoiseSweep
@@ -102,7 +103,14 @@ def _worst_cases(best):
     return WorstCaseStudy(np.array([0.1]), (method,), (), 5, shares, (split, split), {4.0: (1.0, best)}, 1.0)
 
 
+def _integrators(error):
+    runs = [Run("a bowl", name, 0.1, n, 0.1, error, 0.0, "finished") for name, n in (("rk4", 900), ("dop853", 300))]
+    return IntegratorStudy((*runs, Run("a bowl", "heun", 0.1, 9, 0.1, np.nan, 0.0, "diverged")), (), ())
+
+
 CASES = [
+    (_integrators(1e-7), "Cheapest to six digits", "dop853 on a bowl (300 gradients)", ""),
+    (_integrators(1e-3), "No integrator", "", ""),
     (_alignment(0.5), "Yes, the momentum's mask finds", "covers 2 times", f"{OPTIMIZERS[-1]}'s update is the most"),
     (_alignment(0.125), "No, the momentum's mask does not find", "covers 0.5 times", ""),
     (_certificate(1e-4), "Yes, curvature alone does", "C9 (descent) 100%", "C6 (stability) 100%"),
