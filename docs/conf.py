@@ -9,13 +9,17 @@ version = release = installed_version("rishd")
 copyright = "The RISHD authors, MIT License"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # myst_parser, and notebooks that are run at every build
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",  # ships MathJax 3 into _static, so that formulas need no network
 ]
 exclude_patterns = ["_build"]
 
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds a cell, on a busy machine
+nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "dollarmath"]
 # Without a MathJax 3 setting of ours, myst-parser would write its own into mathjax4_config; the shipped MathJax is 3.
 mathjax3_config = {"options": {"processHtmlClass": "tex2jax_process|mathjax_process|math|output_area"}}

@@ -17,7 +17,7 @@ from rishd.report.landscape_figures import landscape_figure
 from rishd.studies.integrators import integrator_study
 from rishd.studies.landscapes import landscape_maps
 from rishd.studies.valley import valley_flows
-from rishd.study import STUDIES, run_study
+from rishd.study import STUDIES, StudyResult, run_study
 
 IMAGES = Path(__file__).parent / "images"
 GUIDE = Path(__file__).parent / "guides" / "studies.md"
@@ -36,12 +36,14 @@ PANELS = {
 SWEEPS = {"C21c": 100}  # instances: with fewer, its panel has no sweep
 
 
-def write_conclusion(name: str, conclusion: str) -> None:
-    """Put a study's conclusion between its marks in the guide, if it has them."""
+def write_conclusion(name: str, result: StudyResult) -> None:
+    """Put a study's answer and conclusion between its marks in the guide, if it has them."""
     begin, end = f"<!-- conclusion of {name} -->\n", "<!-- end -->"
     head, mark, tail = GUIDE.read_text(encoding="utf-8").partition(begin)
     if mark:
-        GUIDE.write_text(head + mark + conclusion + "\n" + tail[tail.index(end) :], encoding="utf-8")
+        GUIDE.write_text(
+            head + mark + f"**{result.answer}**\n\n{result.conclusion}\n" + tail[tail.index(end) :], encoding="utf-8"
+        )
 
 
 def draw_integrators() -> None:
@@ -75,4 +77,4 @@ if __name__ == "__main__":
         result = run_study(name)
         for stem, draw in result.figures.items():
             draw().savefig(IMAGES / f"{stem}.png", dpi=110 if name == "schemes" else 100)
-        write_conclusion(name, result.conclusion)
+        write_conclusion(name, result)

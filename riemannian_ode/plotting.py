@@ -30,9 +30,9 @@ def new_axes(ax: Axes | None, *, size: tuple[float, float] = (6.4, 4.4)) -> Axes
     """
     if ax is not None:
         return ax
-    from matplotlib.figure import Figure
+    from riemannian_ode.shown_figure import ShownFigure
 
-    return Figure(figsize=size, layout="constrained").add_subplot()
+    return ShownFigure(figsize=size, layout="constrained").add_subplot()
 
 
 def plot_path(

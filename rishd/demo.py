@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from riemannian_ode.atomic import write_json
 from rishd.claims.validation import Validation
@@ -16,47 +17,60 @@ from rishd.pretraining.results import RunResult
 from rishd.pretraining.run import train
 from rishd.pretraining.run_folder import RunFolderError
 from rishd.provenance import versions
-from rishd.report.figures import energy_figure, loss_figure, stability_figure, valley_figure
+from rishd.report.figures import energy_figure, loss_figure, stability_figure
 from rishd.report.page import Report, Section, write_report
+from rishd.report.sections import valley_section
 from rishd.report.tables import correspondence_rows
 from rishd.studies.energy import EnergyStudy, energy_study
-from rishd.studies.valley import ValleyFlows, valley_flows
+from rishd.studies.valley import valley_flows
 
-# A vocabulary of 4096 keeps two runs of 200 steps within minutes on two cores, since the output layer dominates.
+# A vocabulary of 4096 keeps two runs of 100 steps within a minute on two cores, since the output layer dominates.
 _VOCABULARY = 4096
+_EVALUATION_TOKENS = 8192  # of each validation loss
 _OPTIMIZERS = ("muon", "muon-lite")
 _PACKAGES = ("transformers", "accelerate", "tokenizers")  # for training; the claims record their own
+
+
+def first_picture(folder: Path) -> tuple[Section, Path]:
+    """Simulate base and LITE flows on a valley; draw them, in the report's section and in ``valley.png``."""
+    section = valley_section(valley_flows(progress=False))
+    path = folder / "valley.png"
+    if section.figure is not None:
+        section.figure.savefig(path, dpi=110)
+    return section, path
 
 
 def run_demo(
     folder: Path,
     validation: Validation,
+    picture: Section,
     *,
     steps: int,
+    jobs: int = 1,
     progress: Callable[[str, int, int], None],
     say: Callable[[str], None],
 ) -> tuple[Path, bool]:
     """Simulate, pre-train with Muon and MuonLITE from the same seed, and write the report.
 
     Args:
-        folder: Receives ``report.html`` and a folder per run; runs of an earlier demo in it are replaced.
+        folder: Receives ``report.html`` and a folder per run; made ready by :func:`prepare`.
         validation: The claims' results.
+        picture: Of the first screen.
         steps: Pre-training steps per optimizer.
+        jobs: Processes that draw the report; −1 is one per CPU core.
         progress: Called with (what, done, total).
         say: Called with lines for the user.
 
     Returns:
         Path of the report, and whether Ctrl-C cut the runs short.
 
-    Raises:
-        RunFolderError: if ``folder`` holds something else than an earlier demo.
     """
-    prepare(folder, steps=steps)
-    progress("simulating flows", 0, 2)
-    flows = valley_flows(progress=False)
-    progress("simulating flows", 1, 2)
+    progress("simulating a flow", 0, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on flows as small as these, threads only wait for each other
     energy = energy_study()
-    progress("simulating flows", 2, 2)
+    torch.set_num_threads(threads)
+    progress("simulating a flow", 1, 1)
     runs: dict[str, RunResult] = {}
     for name in _OPTIMIZERS:
         config = _config(name, steps)
@@ -67,27 +81,17 @@ def run_demo(
     content = Report(
         "RISHD: demonstration",
         validation,
-        sections=_sections(flows, energy, runs, steps),
+        picture=picture,
+        sections=_sections(energy, runs, steps),
         correspondence=correspondence_rows(),
         facts={"pre-training seed": 0, **versions(_PACKAGES)},
     )
-    write_report(report, content, progress=progress)
+    write_report(report, content, jobs=jobs, progress=progress)
     return report, any(run.interrupted for run in runs.values())
 
 
-def _sections(flows: ValleyFlows, energy: EnergyStudy, runs: dict[str, RunResult], steps: int) -> list[Section]:
+def _sections(energy: EnergyStudy, runs: dict[str, RunResult], steps: int) -> list[Section]:
     return [
-        Section(
-            "Base and LITE flows on a river valley",
-            [
-                f"Semi-implicit Euler at h = 1 from the same point. LITE gives flat directions χ = {flows.chi:g} "
-                f"and β₂ = {flows.beta_flat:g}. Along the river it needs {flows.measured_speedup:.2f} times less "
-                f"time than the base method for the same fall; for a slow mode of a quadratic the closed form of "
-                f"claim C5 gives {flows.predicted_speedup:.2f}."
-            ],
-            valley_figure(flows),
-            "Grey: height f, darker is higher. The river is solved from P(w)∇f(w) = 0, not assumed.",
-        ),
         Section(
             "Energy and its identity",
             [
@@ -140,7 +144,7 @@ def _config(name: str, steps: int) -> PretrainConfig:
             "data": {"vocab_size": _VOCABULARY},
             "training": {"steps": steps},
             "schedule": {"warmup_steps": max(0, min(20, steps // 10))},
-            "evaluation": {"every": max(1, steps // 8)},
+            "evaluation": {"every": max(1, steps // 5), "tokens": _EVALUATION_TOKENS},
             "checkpoints": {"every": max(1, steps)},
         }
     )
@@ -153,7 +157,7 @@ def _training_text(runs: dict[str, RunResult]) -> list[str]:
     if any(run.interrupted for run in runs.values()):
         lines.append("The run was interrupted: what is shown is partial.")
     lines.append(
-        "One seed, a few hundred steps and two thousand tokens a batch show that the path works, not which is "
+        "One seed, a hundred steps or so and two thousand tokens a batch show that the path works, not which is "
         "better: neither learning rate was tuned, and the flat directions of MuonLITE move faster at the same one."
     )
     return lines

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from riemannian_ode.checks import require_choice
 from riemannian_ode.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Findings(Protocol):
+    """What a study's dataclass offers; the fields of :class:`StudyResult` are made of it."""
+
+    @property
+    def answer(self) -> str: ...
+    @property
+    def conclusion(self) -> str: ...
+    def table(self) -> list[dict[str, str]]: ...
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,25 @@ class StudyResult:
         data: All results as plain data for JSON (``None`` for NaN and infinity).
         table: Summary table: rows as column ↦ text.
         figures: File stem ↦ function that draws the figure.
-        conclusion: The conclusion in one or two sentences.
+        answer: The answer in a sentence or two, computed from the data.
+        conclusion: The numbers behind the answer.
     """
 
     data: Mapping[str, Any]
     table: Sequence[Mapping[str, str]]
     figures: Mapping[str, Callable[[], Figure]]
+    answer: str
     conclusion: str
+
+    @classmethod
+    def of(cls, study: Findings, **figures: Callable[[], Figure]) -> StudyResult:
+        """The result of a study that writes its own table and sentences.
+
+        Args:
+            study: What was found.
+            **figures: File stem ↦ function that draws.
+        """
+        return cls(study.as_dict(), study.table(), figures, study.answer, study.conclusion)
 
 
 Study: TypeAlias = Callable[[bool, int], StudyResult]

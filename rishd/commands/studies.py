@@ -45,6 +45,7 @@ def integrators(
     else:
         out.print(integrator_table(study))
         out.print(optimizer_step_table(study))
+        out.print(study.answer, style="bold", highlight=False, markup=False)
         if study.stopped:
             out.print(
                 f"stopped after {WORK_LIMIT} gradient evaluations a run: {', '.join(study.stopped)}", highlight=False
@@ -63,7 +64,7 @@ def study(
     ] = None,
     output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
-    """Run a study: a table, its conclusion, data and figures."""
+    """Run a study: its answer, the numbers behind it, a table, data and figures."""
     from rishd.report.study_records import write_study
     from rishd.study import STUDIES, run_study, summary
 
@@ -82,7 +83,8 @@ def study(
         print(json.dumps(record, indent=2, allow_nan=False))
         return
     out.print(text_table(result.table))
-    out.print(result.conclusion, highlight=False)
+    out.print(result.answer, style="bold", highlight=False, markup=False)
+    out.print(result.conclusion, highlight=False, markup=False)
     out.print(f"figures and data in {folder}")
 
 

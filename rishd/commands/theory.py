@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from rishd.commands.console import FAILED, INTERRUPTED, Format, err, out, usable_folder
 from rishd.progress import progress_bar
@@ -89,8 +90,10 @@ def report(
     """
     from rishd.claims.validation import Validation
     from rishd.report.page import Report, write_report
+    from rishd.report.sections import valley_section
     from rishd.report.study_records import read_studies
     from rishd.report.tables import correspondence_rows
+    from rishd.studies.valley import valley_flows
 
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; give the HTML file to write, e.g. {path / 'report.html'}.")
@@ -105,9 +108,16 @@ def report(
         if claims:
             validation = validation.only(claims)
     with progress_bar(err) as advance:
-        content = Report("RISHD: the theory on trial", validation, studies=found, correspondence=correspondence_rows())
-        write_report(path, content, progress=advance)
+        content = Report(
+            "RISHD: the theory on trial",
+            validation,
+            picture=valley_section(valley_flows(progress=False)),
+            studies=found,
+            correspondence=correspondence_rows(),
+        )
+        write_report(path, content, jobs=jobs, progress=advance)
     print_claims(validation.results)
+    print_in_short(validation)
     out.print(f"report: {path.resolve()}", soft_wrap=True, highlight=False)
     _exit(validation)
 
@@ -174,6 +184,17 @@ def print_claims(results: Sequence[Any]) -> None:
             reason = f": {result.error}" if result.error else ""
             line = f"{result.key} is {result.verdict}, expected {result.expected}{reason}"
             out.print(line, style="red", markup=False, highlight=False)
+
+
+def print_in_short(validation: Validation) -> None:
+    """What was checked, what came out, and what to run next."""
+    from rishd.report.in_short import NEXT_COMMANDS, in_short
+
+    for question, answer in in_short(validation).items():
+        out.print(f"[bold]{question}:[/bold] {escape(answer)}", highlight=False)
+    out.print("[bold]What to run next:[/bold]", highlight=False)
+    for command, why in NEXT_COMMANDS.items():
+        out.print(f"  {command}  # {why}", markup=False, highlight=False)
 
 
 def write_figures(results: Sequence[Any], folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 
 from riemannian_ode.atomic import write_text
@@ -21,6 +22,7 @@ from rishd.claims import Bound, Identity
 from rishd.claims.validation import Validation
 from rishd.progress import Advance, silent
 from rishd.report.claim_views import claim_view, standing
+from rishd.report.in_short import NEXT_COMMANDS, in_short
 from rishd.report.notation import NOTATION
 from rishd.report.study_records import DPI, StudyRecord
 from rishd.report.typeset import number, ratio, scripts, typeset
@@ -50,6 +52,7 @@ class Report:
     Args:
         title: Heading of the page.
         validation: The claims' results.
+        picture: Figure on the first screen.
         sections: Sections between the findings and the claims.
         studies: Records of studies.
         correspondence: Rows of the table of known optimizers, column ↦ text; empty for none.
@@ -58,27 +61,30 @@ class Report:
 
     title: str
     validation: Validation
+    picture: Section | None = None
     sections: Sequence[Section] = ()
     studies: Sequence[StudyRecord] = ()
     correspondence: Sequence[Mapping[str, str]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_report(path: Path, report: Report, *, progress: Advance = silent) -> None:
+def write_report(path: Path, report: Report, *, jobs: int = 1, progress: Advance = silent) -> None:
     """Write a self-contained HTML file, atomically.
 
     Args:
         path: File to write.
         report: Its content.
+        jobs: Number of processes for the figures; −1 is one per CPU core.
         progress: Called with (what, done, total) as the claims are drawn.
     """
     validation = report.validation
     keys = [result.key for result in validation.results]
     views = []
-    for done, result in enumerate(validation.results):
-        progress("drawing claims", done, len(keys))
-        views.append(claim_view(result, link_to=keys))
-    progress("drawing claims", len(keys), len(keys))
+    for view in Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(claim_view)(result, link_to=keys) for result in validation.results
+    ):
+        views.append(view)
+        progress("drawing claims", len(views), len(keys))
     page = (
         _environment()
         .get_template("report.html")
@@ -89,15 +95,19 @@ def write_report(path: Path, report: Report, *, progress: Advance = silent) -> N
             verdicts=Counter(result.verdict for result in validation.results),
             unexpected=[result for result in validation.results if not result.as_expected],
             standing=standing(validation.results),
+            in_short=in_short(validation),
+            next_commands=NEXT_COMMANDS,
+            picture=None if report.picture is None else _drawn(report.picture),
             notation=typeset(NOTATION),
-            sections=[
-                {"section": section, "image": None if section.figure is None else _png(section.figure)}
-                for section in report.sections
-            ],
+            sections=[_drawn(section) for section in report.sections],
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )
     write_text(path, page)
+
+
+def _drawn(section: Section) -> dict[str, Any]:
+    return {"section": section, "image": None if section.figure is None else _png(section.figure)}
 
 
 def _environment() -> Environment:

@@ -33,7 +33,8 @@ class StudyRecord:
         title: Its question.
         quick: Whether it was a first look.
         seed: Random seed.
-        conclusion: Its conclusion.
+        answer: Its answer in a sentence or two; empty in records of version 0.1.0.
+        conclusion: The numbers behind the answer.
         table: Rows as column ↦ text.
         figures: PNG files.
         made_with: Versions of software.
@@ -44,6 +45,7 @@ class StudyRecord:
     title: str
     quick: bool
     seed: int
+    answer: str
     conclusion: str
     table: Sequence[Mapping[str, str]] = ()
     figures: Sequence[Path] = ()
@@ -77,6 +79,7 @@ def write_study(folder: Path, name: str, result: StudyResult, *, quick: bool, se
         "title": summary(name),
         "quick": quick,
         "seed": seed,
+        "answer": result.answer,
         "conclusion": result.conclusion,
         "table": [dict(row) for row in result.table],
         "figures": [f"{stem}.png" for stem in result.figures],
@@ -114,6 +117,7 @@ def _read(path: Path) -> StudyRecord:
             data["title"],
             data["quick"],
             data["seed"],
+            data.get("answer", ""),
             data["conclusion"],
             data["table"],
             [path.parent / file for file in data["figures"]],

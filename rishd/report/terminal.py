@@ -84,6 +84,8 @@ def _tightness_text(bound: Any) -> str:
 
 def integrator_table(study: Any) -> Table:
     """One row per problem and scheme: precision at its finest setting, cost of six digits, energy drift."""
+    from rishd.studies.integrators import SIX_DIGITS
+
     table = Table("problem", "integrator", "best error", "gradients to 1e-6", "seconds to 1e-6", "energy drift")
     rows: dict[tuple[str, str], list[Any]] = {}
     for run in study.runs:
@@ -92,7 +94,7 @@ def integrator_table(study: Any) -> Table:
         if runs[0].status.startswith(_NO_NUMBERS):
             table.add_row(problem, scheme, runs[0].status.partition(":")[0], "", "", "")
             continue
-        good = [run for run in runs if run.error <= 1e-6]
+        good = [run for run in runs if run.error <= SIX_DIGITS]
         cheapest = min(good, key=lambda run: run.gradients) if good else None
         drifts = [run.drift for run in runs if run.drift == run.drift]  # NaN is not equal to itself
         table.add_row(

@@ -71,7 +71,7 @@ def mask_figure(study: MaskStudy) -> Figure:
 def mask(quick: bool, seed: int) -> StudyResult:
     """How soft, stale or wrong the sharp/flat mask may be."""
     study = mask_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"mask": lambda: mask_figure(study)}, study.conclusion)
+    return StudyResult.of(study, mask=lambda: mask_figure(study))
 
 
 def damping_figure(study: DampingStudy) -> Figure:
@@ -112,7 +112,7 @@ def damping_figure(study: DampingStudy) -> Figure:
 def damping(quick: bool, seed: int) -> StudyResult:
     """Hessian damping in flat, in sharp and in all directions; the paper's ablation."""
     study = damping_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"damping": lambda: damping_figure(study)}, study.conclusion)
+    return StudyResult.of(study, damping=lambda: damping_figure(study))
 
 
 def certificate_figure(study: CertificateStudy) -> Figure:
@@ -165,8 +165,7 @@ def certificate_figure(study: CertificateStudy) -> Figure:
 def certificate(quick: bool, seed: int) -> StudyResult:
     """χ, β₂ and the sharp rank chosen from curvature, against a grid search."""
     study = certificate_study(quick=quick, seed=seed)
-    figures = {"certificate": lambda: certificate_figure(study)}
-    return StudyResult(study.as_dict(), study.table(), figures, study.conclusion)
+    return StudyResult.of(study, certificate=lambda: certificate_figure(study))
 
 
 def _draw_choices(axes: Any, study: CertificateStudy, case: LearningRateCase) -> None:

@@ -92,18 +92,34 @@ class AlignmentStudy(Record):
         """The row of an optimizer and stage."""
         return next(row for row in self.updates if (row.optimizer, row.step) == (optimizer, step))
 
+    def by_isotropy(self) -> list[UpdateSpectrum]:
+        """Updates of the last stage, the most isotropic first."""
+        return sorted((self.update(name, self.steps[-1]) for name in OPTIMIZERS), key=lambda row: -row.isotropy)
+
+    def covered(self, step: int) -> float:
+        """Coverage over that of a random subspace, mean over the matrices."""
+        return float(np.mean([row.score / row.chance for row in self.coverage if row.step == step]))
+
+    @property
+    def answer(self) -> str:
+        """Whether the mask covers the sharp space, and who is isotropic."""
+        covered, (most, *_, least) = self.covered(self.steps[-1]), self.by_isotropy()
+        verdict = "Yes, the momentum's mask finds" if covered > 1.0 else "No, the momentum's mask does not find"
+        return (
+            f"{verdict} sharp directions: it covers {covered:.2g} times as much of the top Hessian eigenspaces as a "
+            f"random mask. {most.optimizer}'s update is the most isotropic, {least.optimizer}'s the least."
+        )
+
     @property
     def conclusion(self) -> str:
         """Isotropy of the updates, and coverage by the mask."""
         last = self.steps[-1]
-        rows = sorted((self.update(name, last) for name in OPTIMIZERS), key=lambda row: -row.isotropy)
-        listed = ", ".join(f"{row.optimizer} {row.isotropy:.3f} ({100 * row.sharp_share:.0f}%)" for row in rows)
-        ratio = {
-            step: np.mean([row.score / row.chance for row in self.coverage if row.step == step]) for step in self.steps
-        }
+        listed = ", ".join(
+            f"{row.optimizer} {row.isotropy:.3f} ({100 * row.sharp_share:.0f}%)" for row in self.by_isotropy()
+        )
         final = [row for row in self.coverage if row.step == last]
         best, worst = (pick(final, key=lambda row: row.score / row.chance) for pick in (max, min))
-        stages = ", ".join(f"{value:.2f} after {step} steps" for step, value in ratio.items())
+        stages = ", ".join(f"{self.covered(step):.2f} after {step} steps" for step in self.steps)
         return (
             f"Isotropy of the update after {last} steps, 1/3 being that of a random direction (in brackets its share "
             f"in the top {100 * _TOP:.0f}% of the Hessian's eigenvectors): {listed}. "

@@ -23,6 +23,7 @@ from toy_landscapes import RiverValley
 
 ALPHA = 0.1
 _SHARE = 0.5  # tuned learning rate relative to the stability limit
+_ENOUGH = 0.8  # of the grid search's gain: a choice that reaches it is as good
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,21 @@ class CertificateStudy(Record):
     cases: tuple[LearningRateCase, ...]
 
     @property
+    def answer(self) -> str:
+        """Whether curvature alone finds the coefficients that a grid search finds."""
+        shares = {method: [case.share(method) for case in self.cases] for method in LIMITS}
+        best = max(shares, key=lambda method: min(shares[method]))
+        verdict = "Yes, curvature alone does" if min(shares[best]) >= _ENOUGH else "No, curvature alone does not do"
+        parts = "; ".join(
+            f"{method} {', '.join(_share_text(share) for share in found)}" for method, found in shares.items()
+        )
+        etas = ", ".join(case.name for case in self.cases)
+        return (
+            f"{verdict} as well as a grid search. Shares of the grid search's gain over the base method, by learning "
+            f"rate ({etas}): {parts}."
+        )
+
+    @property
     def conclusion(self) -> str:
         """How close each rule comes to the grid search."""
         parts = []
@@ -133,6 +149,10 @@ class CertificateStudy(Record):
             for case in self.cases
             for choice in case.choices
         ]
+
+
+def _share_text(share: float) -> str:
+    return f"{100 * share:.0f}%" if share > 0 else "nothing"
 
 
 def _height(value: float) -> str:

@@ -28,6 +28,8 @@ from toy_landscapes import KroneckerQuadratic, Landscape
 _SHAPE = (2, 3)
 _ALPHA, _BETA = 0.1, 1.0
 _THETA2 = 0.95  # θ₂ of averages
+_SMALL = 0.1  # R relative to the other forces, below which it is called small
+_UNNOTICED = 0.02  # relative change of the loss that is called none
 _REACH = 0.15  # final ηt: a sign-like update of size η/α per step has then moved 1.5, about the distance of the start
 _LEFT, _RIGHT = np.diag([1.0, 0.3]), np.diag([1.0, 0.3, 0.1])
 
@@ -172,6 +174,22 @@ class CorrectionStudy(Record):
     def metrics(self) -> list[str]:
         """Names of the metrics."""
         return list(dict.fromkeys(row.metric for row in self.rows))
+
+    @property
+    def answer(self) -> str:
+        """Whether R is small, and whether keeping it would help."""
+        typical = float(np.median([row.typical for row in self.rows]))
+        eta = max(row.eta for row in self.rows)
+        moved = max(row.distance for row in self.rows if row.eta == eta)
+        ratio = float(np.median([row.loss_ratio for row in self.rows]))
+        verdict = "Yes, R is small" if typical < _SMALL else "No, R is not small"
+        small = abs(ratio - 1.0) < _UNNOTICED
+        effect = "hardly changes" if small else "lowers" if ratio < 1.0 else "raises"
+        return (
+            f"{verdict}: it is {typical:.2g} of the other forces on the momentum in the median, and dropping it moves "
+            f"the flow by up to {100 * moved:.3g}% of its distance from the minimum. Keeping it {effect} the mean loss "
+            f"({ratio:.3g} times that without, in the median)."
+        )
 
     @property
     def conclusion(self) -> str:

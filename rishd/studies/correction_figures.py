@@ -48,6 +48,4 @@ def correction_figure(study: CorrectionStudy) -> Figure:
 def correction(quick: bool, seed: int) -> StudyResult:
     """The Riemannian correction R that optimizers drop: its size, and the effect of dropping it."""
     study = correction_study(quick=quick, seed=seed)
-    return StudyResult(
-        study.as_dict(), study.table(), {"correction": lambda: correction_figure(study)}, study.conclusion
-    )
+    return StudyResult.of(study, correction=lambda: correction_figure(study))

@@ -60,7 +60,7 @@ def proxy_figure(study: ProxyStudy) -> Figure:
 def proxy(quick: bool, seed: int) -> StudyResult:
     """The best source of a matrix's mask, and the best metric for damping the gradient."""
     study = proxy_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"proxy": lambda: proxy_figure(study)}, study.conclusion)
+    return StudyResult.of(study, proxy=lambda: proxy_figure(study))
 
 
 def alignment_figure(study: AlignmentStudy) -> Figure:
@@ -105,7 +105,7 @@ def alignment_figure(study: AlignmentStudy) -> Figure:
 def alignment(quick: bool, seed: int) -> StudyResult:
     """Update size by Hessian eigendirection, and the momentum mask's coverage of the top eigenspace."""
     study = alignment_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"alignment": lambda: alignment_figure(study)}, study.conclusion)
+    return StudyResult.of(study, alignment=lambda: alignment_figure(study))
 
 
 def _finite(loss: np.ndarray) -> np.ndarray:

@@ -83,18 +83,25 @@ class EdgeStudy(Record):
         return float(np.median([row.muon_sharpness / row.sharpness for row in self.of("MuonLITE")]))
 
     @property
-    def conclusion(self) -> str:
+    def answer(self) -> str:
         """Whether the edge explains LITE's larger learning rate."""
         muon, lite = (self.best(method) for method in METHODS)
         ratio = lite.lr / muon.lr
         verdict = "Yes" if min(ratio, self.edge_ratio) >= _RECORDS[0] else "No"
+        return (
+            f"{verdict}: with full batches, MuonLITE's best rate is {ratio:.2g} times Muon's; in the recorded "
+            f"pre-training runs it is {_RECORDS[0]:g} to {_RECORDS[1]:g} times. Its flat block reaches the edge at "
+            f"{self.edge_ratio:.2g} times Muon's rate, so the edge alone would call for a "
+            f"{'smaller' if self.edge_ratio < 1 else 'larger'} rate."
+        )
+
+    @property
+    def conclusion(self) -> str:
+        """Loss, sharpness and cosine at the best learning rates."""
         length = _CHI * (1.0 + _BETA_FLAT)
         return (
-            f"{verdict}. With full batches, MuonLITE's best rate is {ratio:.2g} times Muon's; in the recorded "
-            f"pre-training runs it is {_RECORDS[0]:g} to {_RECORDS[1]:g} times. While gradient and momentum agree, its "
-            f"flat steps are χ(1 + β₂) = {length:g} times as long at the same rate. At the same point its flat block "
-            f"reaches the edge at {self.edge_ratio:.2g} times Muon's rate, so the edge alone would call for a "
-            f"{'smaller' if self.edge_ratio < 1 else 'larger'} rate. {self._method_text('Muon')} "
+            "While gradient and momentum agree, flat steps of MuonLITE are "
+            f"χ(1 + β₂) = {length:g} times as long at the same rate. {self._method_text('Muon')} "
             f"{self._method_text('MuonLITE')} Training beyond the edge does not diverge: the length of a polar factor "
             "is fixed, so that an oscillation grows to the size of the learning rate and stays there."
         )
@@ -234,4 +241,4 @@ def edge_figure(study: EdgeStudy) -> Figure:
 def edge(quick: bool, seed: int) -> StudyResult:
     """Whether the edge of stability explains LITE's larger learning rate than Muon's (transformer, full batch)."""
     study = edge_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"edge": lambda: edge_figure(study)}, study.conclusion)
+    return StudyResult.of(study, edge=lambda: edge_figure(study))

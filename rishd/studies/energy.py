@@ -45,7 +45,7 @@ def energy_study() -> EnergyStudy:
             landscape, StateDependentMetric(metric), alpha=0.2, beta=0.3, eta=0.8, correction=correction
         )
         flow = simulate(
-            system, np.array([2.0, -1.5]), integrator=DOP853(rtol=1e-12, atol=1e-13), h=_SPAN / _SAVES, steps=_SAVES
+            system, np.array([2.0, -1.5]), integrator=DOP853(rtol=1e-10, atol=1e-11), h=_SPAN / _SAVES, steps=_SAVES
         ).checked()
         balance = energy_identity_residual(system, flow)
         residuals.append((flow.times, balance.energy, np.abs(balance.energy - balance.energy[0] + balance.dissipated)))

@@ -21,6 +21,7 @@ _IMPLICIT_STEP_COUNTS = (8, 16, 32, 64)  # each step needs a Newton solve
 _DIGITS = (3, 5, 7, 9, 11)  # values of an adaptive scheme's relative tolerance
 _IMPLICIT_DIGITS = (3, 5, 7, 9)
 _BETAS = (0.0, 0.5, 2.0)  # curvatures for the stable steps
+SIX_DIGITS = 1e-6  # relative error of the position
 _QUICK = 3  # number of settings per scheme, and of curvatures, in a quick study
 QUICK_TEXT = (
     f"--quick left out: the state-dependent metric, all but the {_QUICK} coarsest settings of each scheme, and all but "
@@ -66,6 +67,19 @@ class IntegratorStudy:
     runs: tuple[Run, ...]
     stable_steps: tuple[StableStep, ...]
     optimizer_steps: tuple[OptimizerSteps, ...]
+
+    @property
+    def answer(self) -> str:
+        """Which integrator reaches six digits with the fewest gradients."""
+        cheapest: dict[str, Run] = {}
+        for run in self.runs:
+            best = cheapest.get(run.problem)
+            if run.error <= SIX_DIGITS and (best is None or run.gradients < best.gradients):
+                cheapest[run.problem] = run
+        if not cheapest:
+            return "No integrator reaches six digits at the settings tried."
+        parts = (f"{run.scheme} on {problem} ({run.gradients} gradients)" for problem, run in cheapest.items())
+        return f"Cheapest to six digits: {', '.join(parts)}."
 
     @property
     def stopped(self) -> list[str]:

@@ -85,17 +85,30 @@ class MaskStudy(Record):
         return gained
 
     @property
+    def answer(self) -> str:
+        """The faults of the mask that keep half of the gain or of the learning rate."""
+        half = 0.5 * float(self.sweeps[0].stable[0])
+        gains = [self.tolerated(x, self.gain, 0.5) for x in self.sweeps]
+        rates = [self.tolerated(x, lambda y: y.stable, half) for x in self.sweeps]
+        exact = all(size in (None, x.sizes[0]) for x, size in zip(self.sweeps, gains, strict=True))
+        return (
+            f"The mask {'must' if exact else 'need not'} be exact: half of LITE's gain (in the logarithm of the "
+            f"height) survives up to {self._sizes(gains)}, half of its learning rate up to {self._sizes(rates)}."
+        )
+
+    def _sizes(self, sizes: list[float | None]) -> str:
+        """Each fault with its size."""
+        *first, last = (f"{x.fault} {_size(size)}" for x, size in zip(self.sweeps, sizes, strict=True))
+        return f"{', '.join(first)} or {last}"
+
+    @property
     def conclusion(self) -> str:
-        """The faults that keep half of the gain or of the learning rate."""
+        """Gain and largest stable learning rate with the exact mask."""
         exact = self.sweeps[0]
-        keeps = ", ".join(f"{x.fault} {_size(self.tolerated(x, self.gain, 0.5))}" for x in self.sweeps)
-        half = 0.5 * float(exact.stable[0])
-        stands = ", ".join(f"{x.fault} {_size(self.tolerated(x, lambda y: y.stable, half))}" for x in self.sweeps)
         return (
             f"With the exact mask LITE (χ = {self.chi:g}, β₂ = {self.beta_flat:g}) reaches {exact.height[0]:.2g} after "
-            f"{self.steps} steps and the base method {self.base_height:.2g}. LITE's largest stable learning "
-            f"rate is {exact.stable[0]:.2f} of the base method's. Half of the gain (in the logarithm of the height) "
-            f"survives up to {keeps}; half of the learning rate up to {stands}."
+            f"{self.steps} steps and the base method {self.base_height:.2g}. Its largest stable learning "
+            f"rate is {exact.stable[0]:.2f} of the base method's."
         )
 
     def table(self) -> list[dict[str, str]]:

@@ -82,9 +82,23 @@ class ScheduleStudy(Record):
     cases: tuple[BestChi, ...]
 
     @property
+    def answer(self) -> str:
+        """Which of the schedules of training comes nearest to the best χ(t)."""
+        worst = self._losses().max(0)
+        best = int(worst.argmin())
+        return (
+            f"The best χ(t) of a flat mode stays high until the loss nears the noise floor and then falls like 1/t; of "
+            f"the schedules of training {SCHEDULES[best]} comes nearest, within {worst[best]:.2g} times the best loss."
+        )
+
+    def _losses(self) -> np.ndarray:
+        """Of the schedules over the best, shape ``(cases, schedules)``."""
+        return np.stack([case.losses / case.best_loss for case in self.cases])
+
+    @property
     def conclusion(self) -> str:
         """The form of the best χ(t), and the loss of the schedules used in training."""
-        losses = np.stack([case.losses / case.best_loss for case in self.cases])
+        losses = self._losses()
         formula = np.array([case.formula_loss / case.best_loss for case in self.cases])
         apart = max(row.rule / row.flow for row in self.floors) - 1.0
         texts = ", ".join(
@@ -92,8 +106,7 @@ class ScheduleStudy(Record):
             for name, low, high in zip(SCHEDULES, losses.min(0), losses.max(0), strict=True)
         )
         return (
-            "For a flat mode under noise the best χ(t) stays at its largest value until the loss is near the floor, "
-            "and then falls like 1/t: it is half the ratio of the loss to the base method's floor. This formula ends "
+            "Once it falls, the best χ(t) is half the ratio of the loss to the base method's floor. This formula ends "
             f"within {100 * (float(np.median(formula)) - 1):.2g}% of the best loss that coordinate descent found in "
             f"half of the cases, and at {formula.max():.2g} times it in the worst, of least noise, where momentum "
             f"overshoots. The schedules of training, each at its best peak, end at {texts} times the best loss. "

@@ -34,6 +34,7 @@ _RANK = 2  # k, of 8 right directions
 _PROBES = 2  # random directions of Hessian–vector products per step
 _REGULARISATION = 1e-3  # damping of the momentum's Gram matrix relative to its mean eigenvalue
 _FAR = 1e3
+_CLOSE = 1.1  # times the lowest loss: as good
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,21 @@ class ProxyStudy(Record):
     muon_rates: np.ndarray
     proxies: tuple[ProxyRow, ...]
     metrics: tuple[MetricRow, ...]
+
+    @property
+    def answer(self) -> str:
+        """Whether the momentum is a good source of the mask, and whether the second polar factor is worth it."""
+        rows = {row.proxy: row for row in self.proxies}
+        lowest = min((name for name in PROXIES if name != "exact"), key=lambda name: rows[name].loss.min())
+        ratio = float(rows["momentum"].loss.min() / rows[lowest].loss.min())
+        verdict = "Yes, the momentum is" if ratio < _CLOSE else "No, the momentum is not"
+        own, shared = (min(_best(row) for row in self.metrics if row.metric == metric) for metric in METRICS)
+        worth = "is worth its cost" if own * _CLOSE < shared else "is not worth its cost"
+        return (
+            f"{verdict} as good a source of the mask as any: with it, as published, the loss ends {ratio:.2g} times as "
+            f"high as with the best one tried ({lowest}). A second polar factor for Muon's damping {worth}: loss "
+            f"{own:.2g} against {shared:.2g}."
+        )
 
     @property
     def conclusion(self) -> str:

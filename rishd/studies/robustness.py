@@ -77,16 +77,31 @@ class RobustnessStudy(Record):
     sweeps: tuple[RobustnessSweep, ...]
 
     @property
+    def answer(self) -> str:
+        """Which disturbances LITE's gain survives."""
+        tried = [sweep for sweep in self.sweeps if sweep.disturbance not in PRECISIONS]
+        behind = {
+            sweep.disturbance: sweep.sizes[int(np.argmax(sweep.gain < 1.0))]
+            for sweep in tried
+            if (sweep.gain < 1.0).any()
+        }
+        ahead = "; ".join(sweep.disturbance for sweep in tried if sweep.disturbance not in behind)
+        lost = "; ".join(f"{name} (from {size:g})" for name, size in behind.items())
+        verdict = "Yes" if not behind else "In part" if ahead else "No"
+        return (
+            f"{verdict}. LITE stays ahead of the base method at every size of: {ahead or 'nothing tried'}. It falls "
+            f"behind under: {lost or 'nothing tried'}."
+        )
+
+    @property
     def conclusion(self) -> str:
         """LITE's gain under the disturbances."""
         parts = []
         for sweep in self.sweeps:
             if sweep.disturbance in PRECISIONS:
                 continue
-            loses = sweep.gain < 1.0
-            behind = f"behind from {sweep.sizes[int(np.argmax(loses))]:g} on" if loses.any() else "never behind"
             worst = "diverges" if sweep.lite[-1] > 1e3 else f"{sweep.gain[-1]:.2g}"
-            parts.append(f"{sweep.disturbance} {worst} at {sweep.sizes[-1]:g}, {behind}")
+            parts.append(f"{sweep.disturbance} {worst} at {sweep.sizes[-1]:g}")
         single, half = (next(s for s in self.sweeps if s.disturbance == name) for name in PRECISIONS)
         stalls = half.gain < 1.0
         where = f"at η ≤ {half.sizes[int(np.argmax(stalls))]:.2g}" if stalls.any() else "at no tested η"

@@ -75,4 +75,4 @@ def scheme_figure(study: SchemeStudy) -> Figure:
 def schemes(quick: bool, seed: int) -> StudyResult:
     """Discretisations of the flow at h = 1: stability and speed."""
     study = scheme_study(quick=quick, seed=seed)
-    return StudyResult(study.as_dict(), study.table(), {"schemes": lambda: scheme_figure(study)}, study.conclusion)
+    return StudyResult.of(study, schemes=lambda: scheme_figure(study))

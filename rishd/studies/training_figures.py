@@ -104,6 +104,7 @@ def noise(quick: bool, seed: int) -> StudyResult:
         {**study.as_dict(), "schedules": schedules.as_dict()},
         study.table(),
         {"noise": lambda: noise_figure(study), "noise_schedules": lambda: noise_schedule_figure(schedules)},
+        f"{study.answer} {schedules.answer}",
         f"{study.conclusion} {schedules.conclusion}",
     )
 
@@ -157,9 +158,7 @@ def robustness_figure(study: RobustnessStudy) -> Figure:
 def robustness(quick: bool, seed: int) -> StudyResult:
     """LITE under clipping, weight decay, bfloat16, learning-rate spikes and lagging masks."""
     study = robustness_study(quick=quick, seed=seed)
-    return StudyResult(
-        study.as_dict(), study.table(), {"robustness": lambda: robustness_figure(study)}, study.conclusion
-    )
+    return StudyResult.of(study, robustness=lambda: robustness_figure(study))
 
 
 def _shown(heights: np.ndarray) -> np.ndarray:

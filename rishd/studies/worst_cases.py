@@ -102,6 +102,21 @@ class WorstCaseStudy(Record):
     blockwise: float
 
     @property
+    def answer(self) -> str:
+        """Whether χ improves the worst case."""
+        equal = self.split[0]
+        gains = [self.base(equal, ratio) / equal.best for ratio in _RATIOS]
+        unchanged = max(abs(one / other - 1.0) for one, other in self.ball.values())
+        best = min(self.methods, key=lambda row: row.worst[-1]).worst[-1] / self.minimax[-1]
+        verdict = "Yes, χ can help" if max(gains) > 1.0 + _TIE else "No, χ does not help"
+        return (
+            f"{verdict}: where sharp and flat directions can hold the same loss, the best χ divides the worst case by "
+            f"{min(gains):.2g} to {max(gains):.2g}. For starts in a ball χ "
+            f"{'changes nothing' if unchanged < _TIE else 'matters, too'}. With the best constant coefficients the "
+            f"worst case is {best:.2g} times the lower bound of all methods."
+        )
+
+    @property
     def conclusion(self) -> str:
         """What worst cases imply for the methods, for C8b, and for χ and β₂."""
         steps = len(self.minimax)
@@ -304,6 +319,4 @@ def worst_case_figure(study: WorstCaseStudy) -> Figure:
 def worst_cases(quick: bool, seed: int) -> StudyResult:
     """Exact worst cases on convex objectives: methods, C8b's slack, the best χ and β₂ (needs the pep extra)."""
     study = worst_case_study(quick=quick)
-    return StudyResult(
-        study.as_dict(), study.table(), {"worst_cases": lambda: worst_case_figure(study)}, study.conclusion
-    )
+    return StudyResult.of(study, worst_cases=lambda: worst_case_figure(study))

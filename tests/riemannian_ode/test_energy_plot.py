@@ -16,7 +16,7 @@ def test_the_energy_plot_shows_the_balance():
     np.testing.assert_allclose(lines["energy E"], balance.energy)
     np.testing.assert_allclose(lines["E + dissipated"], balance.energy[0], rtol=1e-6)
     np.testing.assert_allclose(lines["value f(w)"], Bowl().value(run.w))
-    axes.figure.canvas.draw()
+    assert axes.figure._repr_png_().startswith(b"\x89PNG")  # notebooks show it
     ensemble = simulate(system, np.ones((3, 2)), integrator="rk4", h=0.1, steps=50)
     with pytest.raises(ValueError, match=r"ensemble of shape \(3,\)"):
         ensemble.plot_energy(system)

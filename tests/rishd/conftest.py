@@ -49,7 +49,13 @@ def report_file(results, as_validation, draw_figure, tmp_path_factory):
     from rishd.study import StudyResult
 
     folder = tmp_path_factory.mktemp("report")
-    study = StudyResult({"x": 1}, [{"rule": "LITE", "height": "1e-3"}], {"damping": draw_figure}, "It helps.")
+    study = StudyResult(
+        {"x": 1},
+        [{"rule": "LITE", "height": "1e-3"}],
+        {"damping": draw_figure},
+        "Yes, in [flat] directions.",
+        "It helps.",
+    )
     write_study(folder / "studies" / "damping", "damping", study, quick=True, seed=3)
     content = Report(
         "RISHD report",

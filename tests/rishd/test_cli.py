@@ -126,19 +126,26 @@ def test_missing_extra_says_how_to_install_it(monkeypatch):
 
 def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch, as_validation):
     from rishd.claims import validate
-    from rishd.demo import run_demo
+    from rishd.demo import first_picture, prepare, run_demo
     from rishd.pretraining.run_folder import RunFolderError
     from rishd.report import figures
+
+    def demo(folder):
+        prepare(folder, steps=2)
+        picture, path = first_picture(folder)
+        assert path.read_bytes().startswith(b"\x89PNG")
+        return run_demo(folder, claims, picture, steps=2, progress=lambda *_: None, say=lambda _: None)
 
     monkeypatch.setenv("RISHD_CACHE", str(tmp_path / "cache"))
     drawn = []
     for name in ("valley_figure", "energy_figure", "stability_figure", "loss_figure"):
         right = getattr(figures, name)
         monkeypatch.setattr(
-            f"rishd.demo.{name}", lambda data, right=right, name=name: drawn.append(name) or right(data)
+            f"rishd.{'report.sections' if name == 'valley_figure' else 'demo'}.{name}",
+            lambda data, right=right, name=name: drawn.append(name) or right(data),
         )
     claims = as_validation(list(validate(["C5", "C6"], instances=20)))
-    report, interrupted = run_demo(tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None)
+    report, interrupted = demo(tmp_path / "demo")
     assert not interrupted
     page = report.read_text()
     assert len(drawn) == 4
@@ -147,14 +154,12 @@ def test_demo_writes_a_self_contained_report(tmp_path, monkeypatch, as_validatio
     assert "http" not in page.replace("http-equiv", "")
     for expected in ("modes of a quadratic", "proved", "Final validation loss", "muon-lite"):
         assert expected in page
-    run_demo(
-        tmp_path / "demo", claims, steps=2, progress=lambda *_: None, say=lambda _: None
-    )  # an earlier demo is replaced
+    demo(tmp_path / "demo")  # an earlier demo is replaced
     runs = tmp_path / "runs"  # a folder with the user's runs, named like the demo's
     (runs / "muon").mkdir(parents=True)
     (runs / "muon" / "precious.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="holds no demo"):
-        run_demo(runs, claims, steps=2, progress=lambda *_: None, say=lambda _: None)
+        demo(runs)
     assert (runs / "muon" / "precious.txt").exists()
 
 

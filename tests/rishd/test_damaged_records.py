@@ -219,7 +219,7 @@ def test_files_that_are_no_results_of_claims(tmp_path, content):
 
 
 def test_damaged_results_of_studies_are_refused_or_can_be_shown(tmp_path, draw_figure):
-    study = StudyResult({"x": 1}, [{"a": "1"}], {"one": draw_figure}, "So it is.")
+    study = StudyResult({"x": 1}, [{"a": "1"}], {"one": draw_figure}, "Yes.", "So it is.")
     write_study(tmp_path, "mask", study, quick=True, seed=5)
     path, refused = tmp_path / "mask.json", 0
     whole = json.loads(path.read_text())

@@ -35,10 +35,10 @@ def test_a_decorated_study_runs_by_name(request):
 
         And more.
         """
-        return StudyResult({"seed": seed}, [], {}, "quick" if quick else "slow")
+        return StudyResult({"seed": seed}, [], {}, "yes", "quick" if quick else "slow")
 
     assert list(STUDIES)[-1] == "of_a_test" and summary("of_a_test") == "What a test asks."
-    assert run_study("of_a_test", quick=True, seed=3) == StudyResult({"seed": 3}, [], {}, "quick")
+    assert run_study("of_a_test", quick=True, seed=3) == StudyResult({"seed": 3}, [], {}, "yes", "quick")
     with pytest.raises(ValueError, match=r"study = 'of_a_test' is registered twice"):
         STUDIES.register()(of_a_test)
 

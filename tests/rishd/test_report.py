@@ -19,6 +19,7 @@ from rishd.claims.validation import SavedResultsError, Validation
 from rishd.commands.application import app
 from rishd.report.claim_figures import panels_figure
 from rishd.report.claim_views import standing
+from rishd.report.in_short import NEXT_COMMANDS, in_short
 from rishd.report.page import Report, Section, write_report
 from rishd.report.study_records import StudyFolderError, read_studies, write_study
 from rishd.report.typeset import number, ratio, scripts, typeset
@@ -94,7 +95,16 @@ def test_page_has_every_claim_with_statement_hypotheses_figure_evidence_and_how_
         for part in result.evidence:
             assert str(scripts(part.name)) in claim, (key, part.name)
         assert f"rishd validate --claim {key} --seed 0 --instances 24" in claim
-    for expected in ("damping", "It helps.", "A paragraph.", "torch.optim.AdamW", "sympy", "a fact", "A quick look"):
+    for expected in (
+        "damping",
+        "<b>Yes, in [flat] directions.</b>",
+        "It helps.",
+        "A paragraph.",
+        "torch.optim.AdamW",
+        "sympy",
+        "a fact",
+        "A quick look",
+    ):
         assert expected in page_text
 
 
@@ -118,10 +128,19 @@ def test_statements_are_typeset_whole(key):
         assert "system-message" not in html, heading
 
 
+def test_claims_may_be_drawn_in_several_processes(tmp_path, as_validation):
+    report = Report("R", as_validation([_invented(), _invented(key="C2")]))
+    pages = []
+    for jobs in (1, 2):
+        write_report(tmp_path / "report.html", report, jobs=jobs)
+        pages.append(re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "", (tmp_path / "report.html").read_text(encoding="utf-8")))
+    assert pages[0] == pages[1]
+
+
 def test_text_of_others_is_escaped(tmp_path, as_validation, draw_figure):
     result = _invented()
     sections = [Section(EVIL, [EVIL], draw_figure(), EVIL)]
-    study = StudyResult({}, [{EVIL: EVIL}], {"mask": draw_figure}, EVIL)
+    study = StudyResult({}, [{EVIL: EVIL}], {"mask": draw_figure}, EVIL, EVIL)
     write_study(tmp_path / "mask", "mask", study, quick=False, seed=0)
     content = Report(
         EVIL,
@@ -149,6 +168,34 @@ def test_what_went_wrong_is_shown(tmp_path, as_validation):
     assert "no instance meets the hypotheses" in text
     assert "2 of 3" in text  # instances that meet the hypothesis
     assert "∞" in text
+
+
+def test_the_first_screen_says_what_came_out_and_what_to_run(tmp_path, as_validation, draw_figure):
+    verdicts = ("proved", "proved", "holds", "measured", "refuted")
+    validation = as_validation([_invented(verdict, key=f"C{k}") for k, verdict in enumerate(verdicts, start=1)])
+    brief = in_short(replace(validation, asked=(*validation.asked, "C6")))
+    assert brief["What was checked"].startswith("5 claims")
+    assert "up to 24 random instances" in brief["What was checked"]
+    assert brief["What was checked"].endswith("cut short: 1 more were not tried.")
+    assert brief["What holds"] == "2 are proved and 1 hold on every instance."
+    assert brief["What was measured"] == f"1 claim: {EVIL} (C4)."
+    assert brief["What was refuted"] == f"1 claim: {EVIL} (C5)."
+    assert "What was not tried" not in brief
+    assert in_short(as_validation([_invented("proved")]))["What was refuted"] == "Nothing."
+    picture = Section("The picture", ["What it shows."], draw_figure(), "How it was made.")
+    write_report(tmp_path / "report.html", Report("R", validation, picture=picture))
+    screen = (tmp_path / "report.html").read_text(encoding="utf-8").split('id="in-short"')[1].split("<section")[0]
+    for expected in (
+        "2 are proved",
+        "The picture",
+        "What it shows.",
+        "data:image/png",
+        "How it was made.",
+        "rishd study",
+    ):
+        assert expected in screen
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert {command.split()[1] for command in NEXT_COMMANDS} <= known
 
 
 def test_bounds_that_are_attained_and_far_ones_are_told(results):
@@ -271,12 +318,13 @@ def test_a_file_that_holds_something_else_is_refused(content, message, tmp_path)
 
 
 def test_studies_are_read_as_they_were_written(tmp_path, draw_figure):
-    study = StudyResult({"x": [1.0, None]}, [{"a": "1"}], {"one": draw_figure, "two": draw_figure}, "So it is.")
+    study = StudyResult({"x": [1.0, None]}, [{"a": "1"}], {"one": draw_figure, "two": draw_figure}, "Yes.", "So it is.")
     write_study(tmp_path / "proxy", "proxy", study, quick=True, seed=5)
     write_study(tmp_path, "mask", study, quick=False, seed=0)
     first, second = read_studies(tmp_path)
     assert (first.name, first.quick, second.name, second.seed) == ("mask", False, "proxy", 5)
-    assert (second.conclusion, second.table, len(second.images)) == ("So it is.", [{"a": "1"}], 2)
+    assert (second.answer, second.conclusion, second.table) == ("Yes.", "So it is.", [{"a": "1"}])
+    assert len(second.images) == 2
     (tmp_path / "mask.json").write_text('{"study": "mask"}')
     with pytest.raises(StudyFolderError, match=r"mask.json is not readable.*rishd study mask"):
         read_studies(tmp_path)

@@ -88,7 +88,7 @@ def tiny(monkeypatch):
         """
         from matplotlib.figure import Figure
 
-        return StudyResult({"quick": quick, "seed": seed}, [{"a": "[1]"}], {"plot": Figure}, "One is one.")
+        return StudyResult({"quick": quick, "seed": seed}, [{"a": "[1]"}], {"plot": Figure}, "[b]Yes.", "One is one.")
 
     monkeypatch.setattr(rishd.study, "STUDIES", {"tiny": tiny_study})
 
@@ -98,6 +98,7 @@ def test_command_writes_figures_and_data(tiny, tmp_path):
     result = CliRunner().invoke(app, ["study", "tiny", "--quick", "--seed", "3", "--out", str(folder)])
     assert result.exit_code == 0
     assert "[1]" in result.stdout
+    assert "[b]Yes." in result.stdout
     assert "One is one." in result.stdout
     record = json.loads((folder / "tiny.json").read_text())
     assert {"torch", "numpy"} <= record.pop("made_with").keys()
@@ -107,6 +108,7 @@ def test_command_writes_figures_and_data(tiny, tmp_path):
         "title": "A study for tests.",
         "quick": True,
         "seed": 3,
+        "answer": "[b]Yes.",
         "conclusion": "One is one.",
         "table": [{"a": "[1]"}],
         "figures": ["plot.png"],

@@ -36,14 +36,15 @@ def results():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_study_is_json_draws_and_repeats_its_data_in_the_conclusion(results, name):
+def test_study_is_json_draws_and_repeats_its_data_in_answer_and_conclusion(results, name):
     result = results[name]
     json.dumps(result.data, allow_nan=False)
     assert result.table and all(row.keys() == result.table[0].keys() for row in result.table)
     for draw in result.figures.values():
         assert draw().axes
-    assert "nan" not in result.conclusion
-    assert any(character.isdigit() for character in result.conclusion)
+    for text in (result.answer, result.conclusion):
+        assert "nan" not in text
+        assert any(character.isdigit() for character in text)
 
 
 # correction
