@@ -25,7 +25,7 @@ def run(monkeypatch, tmp_path):
         variables = {"__name__": "__main__"}
         for number, cell in enumerate(cells, start=1):
             exec(compile(cell, f"{name}, cell {number}", "exec"), variables)
-        assert not any(tmp_path.iterdir())  # a reader's folder stays as it was
+        assert not any(tmp_path.iterdir())  # nothing is written to a reader's folder
         return variables
 
     yield execute

@@ -13,7 +13,7 @@ from rishd.progress import progress_bar
 
 _BEGIN = (
     "An optimizer is a discretised flow on a manifold. This demo draws two flows, puts the theory's claims on trial, "
-    "pre-trains a small Llama twice and writes a report: about two and a half minutes on two idle cores."
+    "pre-trains a small Llama twice and writes a report: by default two to three minutes on two idle cores."
 )
 
 
@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """The main job: simulate, validate the claims, pre-train with Muon and MuonLITE, and write an HTML report.
 
-    Two minutes and a half on two idle cores; the first picture comes within half a minute.
+    By default two to three minutes on two idle cores; the first picture comes within half a minute.
     """
     from rishd.pretraining import require_extra
 
