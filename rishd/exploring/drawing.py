@@ -39,7 +39,8 @@ _MARKS = (
     ("flat", "LITE", "square", LITE_COLOUR),
 )
 _KAPPA = np.geomspace(1e-4, 20.0, 240)
-_DECADES = 12.0  # of losses, at most
+_DECADES, _GROWTH = 12.0, 1e3  # of losses over time: decades that are shown, and growth, at most
+_TINY = 1e-300
 
 
 def new_figure(title: str, x: str, y: str, **options: Any) -> figure:
@@ -102,8 +103,9 @@ class Pictures:
     def __init__(self) -> None:
         self._landscape = ""
         self.plane = new_figure("Paths over the landscape", "w₁", "w₂", x_range=Range1d(), y_range=Range1d())
-        self.loss = new_figure("Loss over time", "time t", "f − inf f", y_axis_type="log", y_range=Range1d())
-        self.energy = new_figure("Energy over time", "time t", "E − inf f", y_axis_type="log", y_range=Range1d())
+        over_time: dict[str, Any] = {"y_axis_type": "log", "y_range": Range1d(), "x_range": Range1d()}
+        self.loss = new_figure("Loss over time", "time t", "f − inf f", **over_time)
+        self.energy = new_figure("Energy over time", "time t", "E − inf f", **(over_time | {"y_range": Range1d()}))
         self.stability = new_figure(
             "Stability of the update rule (C6, C9)",
             "κ = ηλa",
@@ -138,8 +140,8 @@ class Pictures:
         view = picture.view
         if view.landscape != self._landscape:
             self._landscape = view.landscape
-            (self.plane.x_range.start, self.plane.x_range.end) = view.scene.extent[0]
-            (self.plane.y_range.start, self.plane.y_range.end) = view.scene.extent[1]
+            for reach, (low, high) in zip((self.plane.x_range, self.plane.y_range), view.scene.extent, strict=True):
+                reach.update(start=low, end=high)
             for axis, label in zip((self.plane.xaxis, self.plane.yaxis), picture.labels, strict=True):
                 axis[0].update(axis_label=label)
             levels = ground.levels.copy()
@@ -214,15 +216,17 @@ class Pictures:
         legend_below(plot, entries)
 
     def _show_series(self, plot: figure, what: str, times: np.ndarray, values: np.ndarray | None) -> None:
-        for k, name in enumerate(METHODS):
-            rows = [] if values is None else list(np.where(values[k] > 0, values[k], np.nan))
-            self._put(f"{what} {name}", xs=[times] * len(rows), ys=rows)
-        if values is not None:
-            positive = values[np.isfinite(values) & (values > 0)]
-            first = max(float(values[0, 0, 0]), 1e-300)
-            high = 3.0 * min(float(positive.max(initial=first)), 1e3 * first)
-            plot.y_range.start = 0.5 * max(float(positive.min(initial=first)), high / 10.0**_DECADES)
-            plot.y_range.end = high
+        rows = np.empty((len(METHODS), 0, 0)) if values is None else values
+        shown = rows[np.isfinite(rows) & (rows > 0)]
+        first = max(float(rows[0, 0, 0]) if rows.size else 1.0, _TINY)
+        high = 3.0 * min(float(shown.max(initial=first)), _GROWTH * first)
+        low = 0.5 * max(float(shown.min(initial=first)), high / 10.0**_DECADES)
+        plot.x_range.update(start=0.0, end=float(times[-1]))
+        plot.y_range.update(start=low, end=high)
+        with np.errstate(invalid="ignore"):
+            drawn = np.where((rows > 0) & (rows < _GROWTH * high), rows, np.nan)
+        for name, lines in zip(METHODS, drawn, strict=True):
+            self._put(f"{what} {name}", xs=[times] * len(lines), ys=list(lines))
 
     def _draw_stability(self) -> None:
         stable = self.stability.harea(
@@ -261,7 +265,7 @@ class Pictures:
     def _show_stability(self, picture: Picture) -> None:
         view = picture.view
         low, high = -0.9, max(4.0, view.beta_flat + 1.0, view.beta_sharp + 1.0)
-        self.stability.y_range.end = high
+        self.stability.y_range.update(end=high)
         beta = np.linspace(low, high, 120)
         limit = np.minimum(stable_limit(view.alpha, beta), 1e3)
         self._put("stable", left=np.full_like(beta, 1e-6), limit=limit, beta=beta)
@@ -274,8 +278,7 @@ class Pictures:
             self._put(f"mode {kind}, {method}", kappa=kappa, beta=damping, rate=np.where(rate > 0, rate, np.nan))
         kappas = [mode.kappa for mode in picture.modes if mode.kappa > 0] or [1e-2]
         for plot in (self.stability, self.modes):
-            plot.x_range.start = min(1e-3, 0.5 * min(kappas))
-            plot.x_range.end = max(20.0, 2.0 * max(kappas))
+            plot.x_range.update(start=min(1e-3, 0.5 * min(kappas)), end=max(20.0, 2.0 * max(kappas)))
 
     def _draw_modes(self) -> None:
         entries = []

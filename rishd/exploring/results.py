@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 import numpy as np
 
 from riemannian_ode.checks import require_choice, shown
+from rishd.comparing.plan import run_key
 from rishd.comparing.record import RUNS, RecordedRun, read_runs
 from rishd.comparing.statistics import t_interval
 
@@ -24,7 +25,7 @@ class Run(NamedTuple):
     """A recorded run.
 
     Attributes:
-        variant: Its variant, with cell and length.
+        variant: Its variant, with cell and length, and a number where variants of one name differ in settings.
         lr: Peak learning rate.
         seed: Seed.
         loss: Final validation loss, infinite if it diverged.
@@ -129,7 +130,16 @@ def read_results(folder: Path) -> tuple[Run, ...]:
     Raises:
         ValueError: for a folder without runs, or a damaged record.
     """
-    runs = [_run(each) for each in read_runs(folder).values()]
+    recorded = list(read_runs(folder).values())
+    settings: dict[str, list[str]] = {}  # of each name: one record may hold two comparisons that use it differently
+    runs = []
+    for each in recorded:
+        run, key = _run(each), _settings(each.data.get("config", {}))
+        known = settings.setdefault(run.variant, [])
+        if key not in known:
+            known.append(key)
+        place = known.index(key)
+        runs.append(run._replace(variant=f"{run.variant} ({place + 1})") if place else run)
     if not runs:
         raise ValueError(f"--results: {folder} has no recorded runs ({RUNS}); give the --out folder of rishd compare.")
     return tuple(runs)
@@ -224,6 +234,11 @@ def _run(recorded: RecordedRun) -> Run:
         np.array(validation, dtype=np.float64).reshape(-1, 2),
         np.array(data.get("training", []), dtype=np.float64).reshape(-1, 2),
     )
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """What a run sets, but for learning rate and seed."""
+    return run_key({**config, "seed": 0, "optimizer": {**config.get("optimizer", {}), "lr": 0.0}})
 
 
 def _curve(variant: str, runs: Sequence[Run], selection: Selection) -> Curve | None:

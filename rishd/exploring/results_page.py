@@ -132,7 +132,7 @@ def _curve_figure(lines: Sequence[Curve], selection: Selection) -> Any:
         ends = [float(line.low.min()) for line in lines]
         heights = [float(line.high[len(line.x) // 8]) for line in lines]
         room = 0.05 * (max(heights) - min(ends) or 1.0)
-        plot.y_range.start, plot.y_range.end = min(ends) - room, max(heights) + room
+        plot.y_range.update(start=min(ends) - room, end=max(heights) + room)
         legend_below(plot, list(glyphs.items()), click_policy="hide")
     return plot
 
