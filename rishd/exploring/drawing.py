@@ -40,7 +40,6 @@ _MARKS = (
 )
 _KAPPA = np.geomspace(1e-4, 20.0, 240)
 _DECADES, _GROWTH = 12.0, 1e3  # of losses over time: decades that are shown, and growth, at most
-_TINY = 1e-300
 
 
 def new_figure(title: str, x: str, y: str, **options: Any) -> figure:
@@ -218,7 +217,7 @@ class Pictures:
     def _show_series(self, plot: figure, what: str, times: np.ndarray, values: np.ndarray | None) -> None:
         rows = np.empty((len(METHODS), 0, 0)) if values is None else values
         shown = rows[np.isfinite(rows) & (rows > 0)]
-        first = max(float(rows[0, 0, 0]) if rows.size else 1.0, _TINY)
+        first = float(shown[0]) if shown.size else 1.0
         high = 3.0 * min(float(shown.max(initial=first)), _GROWTH * first)
         low = 0.5 * max(float(shown.min(initial=first)), high / 10.0**_DECADES)
         plot.x_range.update(start=0.0, end=float(times[-1]))

@@ -15,7 +15,7 @@ from riemannian_ode.checks import shown
 from rishd.exploring.choices import GEOMETRIES, RANGES, SCENES, integrators
 from rishd.exploring.computing import compute, contraction, heights
 from rishd.exploring.drawing import Pictures
-from rishd.exploring.layout import grid, note, page
+from rishd.exploring.layout import alert, grid, note, page, select, warn
 from rishd.exploring.program import program
 from rishd.exploring.view import View
 
@@ -50,7 +50,7 @@ class FlowPage:
         copy = pmui.Button(label="Copy the Python code", width=220)
         copy.js_on_click(args={"area": self.code}, code=_COPY)
         self.words = note("What came out")
-        self.alert = pmui.Alert(object="", severity="warning", visible=False, sizing_mode="stretch_width")
+        self.alert = alert()
         self._is_waiting = self._is_setting = False
         for name, widget in self.controls.items():
             widget.param.watch(lambda event, name=name: self._moved(name, event.new), "value")
@@ -122,7 +122,7 @@ class FlowPage:
             self._fit(view)
 
     def _say(self, problems: list[str]) -> None:
-        self.alert.param.update(object="\n\n".join(problems), visible=bool(problems))
+        warn(self.alert, problems)
 
     def _fit(self, view: View) -> None:
         """Offer what this metric takes, and show what the view has."""
@@ -143,16 +143,11 @@ def _search(view: View) -> str:
 def _controls(view: View) -> dict[str, Any]:
     """A widget for each setting, in the order of the page."""
     wide: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (4, 10)}
+    scenes = {scene.title: key for key, scene in SCENES.items()}
+    metrics = {geometry.title: key for key, geometry in GEOMETRIES.items()}
     controls: dict[str, Any] = {
-        "landscape": pmui.Select(
-            label="landscape", options={scene.title: key for key, scene in SCENES.items()}, value=view.landscape, **wide
-        ),
-        "metric": pmui.Select(
-            label="metric or preconditioner",
-            options={geometry.title: key for key, geometry in GEOMETRIES.items()},
-            value=view.metric,
-            **wide,
-        ),
+        "landscape": select("landscape", scenes, view.landscape),
+        "metric": select("metric or preconditioner", metrics, view.metric),
     }
     for name, limits in RANGES.items():
         value = getattr(view, name)
@@ -167,12 +162,8 @@ def _controls(view: View) -> dict[str, Any]:
         if kind is pmui.IntSlider:
             ends = {key: int(end) for key, end in ends.items()}
         controls[name] = kind(label=limits.label, value=value, **ends, **wide)
-    controls["integrator"] = pmui.Select(
-        label="integrator",
-        options=list(integrators(geometry=view.geometry, noisy=view.noise > 0)),
-        value=view.integrator,
-        **wide,
-    )
+    usable = integrators(geometry=view.geometry, noisy=view.noise > 0)
+    controls["integrator"] = select("integrator", usable, view.integrator)
     return controls
 
 

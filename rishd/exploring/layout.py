@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import panel as pn
@@ -40,6 +41,21 @@ def grid(areas: Sequence[Sequence[str]], **parts: Any) -> pn.Column:
     return pn.Column(*parts.values(), stylesheets=[style], sizing_mode="stretch_width")
 
 
+def select(label: str, options: Mapping[str, str] | Sequence[str], value: str) -> pn.widgets.Select:
+    """A menu, the browser's own, which opens by keyboard and on a phone.
+
+    Args:
+        label: Its name.
+        options: Values, by what is shown if that differs.
+        value: Of them.
+    """
+    shown = dict(options) if isinstance(options, Mapping) else list(options)
+    style = "label { font-size: 15px; } select.bk-input { font-size: 15px; height: 40px; }"
+    return pn.widgets.Select(
+        name=label, options=shown, value=value, sizing_mode="stretch_width", margin=(4, 10), stylesheets=[style]
+    )
+
+
 def note(title: str) -> pn.pane.Markdown:
     """A place for words.
 
@@ -51,6 +67,21 @@ def note(title: str) -> pn.pane.Markdown:
         sizing_mode="stretch_width",
         stylesheets=[":host { padding: 0 10px; } p, li { font-size: 15px; line-height: 1.4; }"],
     )
+
+
+def alert() -> pmui.Alert:
+    """A place for what went wrong, hidden until :func:`warn` fills it."""
+    return pmui.Alert(object="", severity="warning", visible=False, sizing_mode="stretch_width")
+
+
+def warn(place: pmui.Alert, problems: Sequence[str]) -> None:
+    """Show problems, or nothing; they may quote a URL, so that markup in them stays text.
+
+    Args:
+        place: Of :func:`alert`.
+        problems: A sentence or two each.
+    """
+    place.param.update(object="\n\n".join(escape(text, quote=False) for text in problems), visible=bool(problems))
 
 
 def page(title: str, *parts: Any, link: tuple[str, str] | None = None) -> pmui.Page:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from textwrap import fill
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +15,7 @@ from bokeh.models import Range1d
 
 from riemannian_ode.plotting import COLOURS
 from rishd.exploring.drawing import legend_below, new_figure
-from rishd.exploring.layout import grid, note, page
+from rishd.exploring.layout import alert, grid, note, page, select, warn
 from rishd.exploring.results import CHOICES, Curve, Run, Selection, chosen, curves, table, variants
 
 _DASHES = ("solid", "dashed", "dotted", "dashdot", "dotdash")
@@ -40,7 +41,7 @@ class ResultsPage:
     def __init__(self, query: Mapping[str, str], runs: Sequence[Run], folder: str = "") -> None:
         self.runs = runs
         self.words = note("Final losses")
-        self.alert = pmui.Alert(object="", severity="warning", visible=False, sizing_mode="stretch_width")
+        self.alert = alert()
         self._places = {name: pn.pane.Bokeh(None, sizing_mode="stretch_width") for name in ("curves", "ends")}
         link = ("./", "Flows")
         if not runs:
@@ -58,7 +59,7 @@ class ResultsPage:
         self.root = page(
             "RISHD explorer: results",
             self.alert,
-            pn.pane.Markdown(f"Runs of rishd compare in {folder}", margin=(4, 10)),
+            pn.pane.Markdown(f"Runs of rishd compare in {escape(folder)}", margin=(4, 10)),
             grid(
                 _LAYOUT,
                 curves=self._places["curves"],
@@ -85,24 +86,23 @@ class ResultsPage:
             self.words.object = (
                 f"### Final validation losses, mean and 95% interval\n\n{_markdown(table(self.runs, self.selection))}"
             )
-            self.alert.param.update(object="\n\n".join(problems), visible=bool(problems))
+            warn(self.alert, problems)
 
     def _controls(self) -> dict[str, Any]:
-        wide: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (6, 10)}
         selection = self.selection
         controls: dict[str, Any] = {
-            "variants": pmui.MultiChoice(
+            "variants": pmui.CheckBoxGroup(
                 label="variants",
                 options=list(variants(self.runs)),
                 value=list(selection.variants or chosen(self.runs, selection)),
-                **wide,
+                sizing_mode="stretch_width",
+                margin=(4, 10),
+                styles={"max-height": "320px", "overflow-y": "auto"},
             )
         }
-        for name, label in _LABELS.items():
-            controls[name] = pmui.Select(
-                label=label, options=list(CHOICES[name]), value=getattr(selection, name), **wide
-            )
-        return controls
+        return controls | {
+            name: select(label, CHOICES[name], getattr(selection, name)) for name, label in _LABELS.items()
+        }
 
 
 def _style(place: int) -> dict[str, Any]:
@@ -158,5 +158,5 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return "No variant is chosen."
     head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([row[key].replace("|", "\\|") for key in head] for row in rows)]
+    lines = [head, ["---"] * len(head), *([escape(row[key]).replace("|", "\\|") for key in head] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

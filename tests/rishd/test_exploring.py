@@ -61,6 +61,10 @@ def test_every_pair_is_simulated_and_drawn(landscape, metric):
         drawn = pictures.numbers(f"path {name}")
         assert np.array_equal(np.stack([drawn["xs"], drawn["ys"]], axis=-1), picture.paths[k], equal_nan=True)
         assert len(pictures.numbers(f"loss {name}")["ys"]) == view.copies
+    for plot in (pictures.loss, pictures.energy, pictures.stability, pictures.modes):
+        for reach in (plot.x_range, plot.y_range):
+            assert np.isfinite([reach.start, reach.end]).all()
+            assert reach.start < reach.end
     assert picture.modes or picture.no_modes
     assert not np.array_equal(picture.losses[0], picture.losses[1])  # LITE is another method
 
