@@ -1,7 +1,6 @@
 """``rishd explore`` in headless Chromium, driven by Selenium: one server and one browser for all tests."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,9 @@ from rishd.exploring.choices import RANGES
 from rishd.exploring.computing import compute
 from rishd.exploring.program import program
 from rishd.exploring.view import View
-from tests.machines import CHROMIUM, needs_chromium
+from tests.machines import CHROMEDRIVER, CHROMIUM, needs_chromedriver
 
-pytestmark = needs_chromium
+pytestmark = needs_chromedriver
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "damping"
 FLAGS = (
@@ -122,7 +121,7 @@ def visit(url, tmp_path_factory):
         options.add_argument(f"--{flag}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
     yield Visit(driver, url)
     driver.quit()
 
