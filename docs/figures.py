@@ -1,11 +1,16 @@
 """Write the figures of README and docs: python docs/figures.py (some minutes).
 
-Arguments choose the figures: studies, figures of claims, river_valley, landscapes or integrators.
+Arguments choose the figures: studies, figures of claims, river_valley, landscapes, integrators or explorer.
 """
 
+import io
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
 from rishd.claims import CLAIMS
@@ -33,6 +38,13 @@ PANELS = {
     "memory_energies": ("C19", "C19b"),
 }
 
+EXPLORED = {  # query, width and height of the window; docs/explore.md links to the same queries
+    "river": ("", 1280, 1090),
+    "unstable": ("?eta=0.45", 1280, 1090),
+    "muon": ("?landscape=quadratic&metric=polar-factor&noise=0.2&eta=0.03&sharp=2&beta_flat=1.0&chi=2.0", 1280, 1090),
+    "phone": ("?landscape=saddle&metric=second-moment&eta=0.02", 390, 844),
+    "results": ("results?variants=muon;muon-lite;soap;soap-lite", 1280, 1090),
+}
 SWEEPS = {"C21c": 100}  # instances: with fewer, its panel has no sweep
 
 
@@ -55,7 +67,32 @@ def draw_integrators() -> None:
     optimizer_step_figure(study).savefig(IMAGES / "optimizer_steps.png", dpi=80)
 
 
+def draw_explorer() -> None:
+    """Screenshots of ``rishd explore`` (extra ``explore``), by Selenium (extra ``dev``) in Debian's Chromium."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "hide-scrollbars", "no-first-run"):
+        options.add_argument(f"--{flag}")
+    options.binary_location = shutil.which("chromium")
+    command = [sys.executable, "-u", "-m", "rishd", "explore", "--no-open", "--results", "docs/results/evidence"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=IMAGES.parent.parent) as server,
+        webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as driver,
+    ):
+        url = server.stdout.readline().split()[0].removesuffix("results")
+        for name, (query, width, height) in EXPLORED.items():
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            driver.get(url + query)
+            time.sleep(20)  # fonts and figures; generous, since nothing says when a canvas is drawn
+            picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+            picture.quantize(96).save(IMAGES / f"explore_{name}.png", optimize=True)
+        server.terminate()
+
+
 OTHERS = {
+    "explorer": draw_explorer,
     "river_valley": lambda: valley_figure(valley_flows()).savefig(IMAGES / "river_valley.png", dpi=110),
     "landscapes": lambda: landscape_figure(landscape_maps()).savefig(IMAGES / "landscapes.png", dpi=95),
     "integrators": draw_integrators,

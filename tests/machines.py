@@ -17,6 +17,8 @@ oneDNN in torch                ``discretizations/test_products.py``,        torc
                                the cases "oneDNN"; one of                   "torch"
                                ``lite/test_soap.py``
 Chromium                       ``rishd/test_report_in_browser.py``          the report's file: ``test_report.py``
+Chromium and its driver        ``rishd/test_explore_in_browser.py``         what the pages compute and say:
+                                                                            ``test_exploring.py``
 ============================== ============================================ =====================================
 
 On processors with matrix units (AMX) the library multiplies in bfloat16, because it is faster there; the programs are
@@ -49,3 +51,8 @@ needs_fused_products = pytest.mark.skipif(not HAS_FUSED, reason="needs fused mul
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+CHROMEDRIVER = shutil.which("chromedriver")
+needs_chromedriver = pytest.mark.skipif(
+    CHROMIUM is None or CHROMEDRIVER is None,
+    reason="needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)",
+)

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import matplotlib as mpl
 import pytest
@@ -74,3 +75,18 @@ def test_the_walk_of_a_gradient_is_that_of_the_architecture_page():
     )
     missing = [each for each in named if each not in ahead]  # `in` moves the iterator on
     assert not missing
+
+
+def test_the_pictures_of_the_pages_exist_and_the_explorer_takes_its_queries():
+    from rishd.exploring.view import View
+
+    for page in PAGES:
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / picture).stat().st_size > 1000, f"{picture} of {page}"
+    explorer = (ROOT / "docs" / "explore.md").read_text(encoding="utf-8")
+    queries = re.findall(r"`\?(\S+=\S+)`", explorer)
+    assert len(queries) == 2
+    for query in queries:
+        assert View.from_query(dict(parse_qsl(query)))[1] == []
+        assert f'"?{query}"' in (ROOT / "docs" / "figures.py").read_text(encoding="utf-8")
+    assert sum(picture.stat().st_size for picture in (ROOT / "docs" / "images").glob("explore_*.png")) < 1e6

@@ -186,6 +186,25 @@ def animate(
     return path
 
 
+def contour_levels(height: np.ndarray, infimum: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Heights above an infimum, and the levels to draw them at, on a logarithmic scale.
+
+    Args:
+        height: Shape ``(rows, columns)``.
+        infimum: Height that counts as 0.
+
+    Returns:
+        Heights raised to half the lowest level, shape of ``height``, NaN where not finite; and levels, ascending,
+        shape ``(12,)``, or ``(0,)`` for a constant.
+    """
+    above = np.where(np.isfinite(height), height, np.nan) - infimum
+    lowest, highest = np.nanquantile(above, [0.02, 0.98])
+    if not highest > 0:
+        return above, np.empty(0)
+    levels = np.geomspace(max(lowest, 1e-3 * highest), highest * (1 + 1e-9), _LEVELS)
+    return np.maximum(above, 0.5 * levels[0]), levels  # a minimum on the grid has no logarithm
+
+
 def shade(axes: Axes, x: np.ndarray, y: np.ndarray, height: np.ndarray, infimum: float = 0.0) -> None:
     """Plot heights above an infimum in shades of grey, on a logarithmic scale.
 
@@ -198,12 +217,9 @@ def shade(axes: Axes, x: np.ndarray, y: np.ndarray, height: np.ndarray, infimum:
     """
     from matplotlib.colors import LogNorm
 
-    above = np.where(np.isfinite(height), height, np.nan) - infimum
-    lowest, highest = np.nanquantile(above, [0.02, 0.98])
-    if not highest > 0:  # constant
+    above, levels = contour_levels(height, infimum)
+    if not levels.size:
         return
-    levels = np.geomspace(max(lowest, 1e-3 * highest), highest * (1 + 1e-9), _LEVELS)
-    above = np.maximum(above, 0.5 * levels[0])  # a minimum on the grid would have no logarithm
     settings: dict[str, Any] = {"levels": levels, "norm": LogNorm(levels[0], levels[-1])}
     axes.contourf(x, y, above, cmap="Greys", alpha=0.7, extend="both", **settings)
     axes.contour(x, y, above, colors=BLACK, linewidths=0.3, alpha=0.5, **settings)

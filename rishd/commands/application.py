@@ -9,6 +9,7 @@ import typer
 
 from rishd.commands.compare import compare
 from rishd.commands.demo import demo
+from rishd.commands.explore import explore
 from rishd.commands.probe import probe
 from rishd.commands.studies import correspondence, integrators, study
 from rishd.commands.theory import report, validate
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (validate, report, integrators, study, correspondence, pretrain, compare, probe, demo):
+for _command in (validate, report, integrators, study, correspondence, pretrain, compare, probe, explore, demo):
     app.command()(_command)
 
 

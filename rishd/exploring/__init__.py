@@ -1,0 +1,14 @@
+"""``rishd explore``: flows and recorded comparisons in the browser (needs the ``explore`` extra)."""
+
+from __future__ import annotations
+
+from riemannian_ode import checks
+
+
+def require_extra() -> None:
+    """Refuse to go on without the ``explore`` extra.
+
+    Raises:
+        MissingExtraError: naming what is missing and how to install it.
+    """
+    checks.require_extra("explore", "rishd explore", ("panel", "panel_material_ui", "bokeh"))
