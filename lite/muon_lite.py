@@ -256,6 +256,6 @@ def _require_memory(
     else:
         return
     raise ValueError(
-        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or rebuild the optimizer with the larger "
-        f"one."
+        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or rebuild "
+        "the optimizer with the larger one."
     )

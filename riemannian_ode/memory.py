@@ -68,7 +68,7 @@ class RememberedMetric(Metric):
         except TypeError:
             raise ValueError(
                 f"preconditioner is a {type(preconditioner).__name__} that cannot be hashed; make its class a frozen "
-                f"dataclass (@dataclass(frozen=True)) with hashable fields."
+                "dataclass (@dataclass(frozen=True)) with hashable fields."
             ) from None
         self.corrects_momentum, self.is_split = corrects_momentum, is_split
 

@@ -151,7 +151,7 @@ class GradientNoise:
         if is_matrix and factor.shape[-1] != white.shape[-1]:
             raise InvalidSystemError(
                 f"factor({t:.12g}, w) has {factor.shape[-1]} columns and had {white.shape[-1]} at the start: their "
-                f"number must stay constant; pad with columns of zeros."
+                "number must stay constant; pad with columns of zeros."
             )
         return matvec(factor, white) if is_matrix else factor * white
 
