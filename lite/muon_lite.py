@@ -65,12 +65,12 @@ class MuonLITE(LITEOptimizer):
             step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask; ``"graded"``,
             :math:`u = \chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma_1` without a subspace or a second
             Newton–Schulz, and ``"graded-frobenius"``, the same with ‖M̃‖_F, both with plain weight decay; ``"random"``,
-                a fixed random subspace, as a control experiment.
+            a fixed random subspace, as a control experiment.
         damping: Where β acts. ``"outside"`` adds to msign(M̃) as published, with a second Newton–Schulz. ``"inside"``
             acts before the map,
             :math:`\mathrm{msign}(\tilde M + \sqrt{\tfrac{1-\theta}{1+\theta}}(\beta_1GP + \beta_2GQ))`, at no extra
-                cost, in units in which β has the same effect as outside if noise dominates; not for masks that need
-                msign(M̃).
+            cost, in units in which β has the same effect as outside if noise dominates; not for masks that need
+            msign(M̃).
         row_beta2: θ₂ of NorMuon, which divides each row of the polar factor by the root of its second moment
             (:class:`NorMuonLITE`); ``None`` leaves rows unchanged.
         float32_momentum: Whether the momentum of half-precision parameters is kept in float32.
@@ -260,6 +260,6 @@ def _require_memory(
     else:
         return
     raise ValueError(
-        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or rebuild the optimizer with the larger "
-        f"one."
+        f"sharp_fraction = {group['sharp_fraction']!r} {missing}; keep it, or rebuild "
+        "the optimizer with the larger one."
     )

@@ -295,7 +295,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
             if self._executor.steps_made or self.state:
                 raise ValueError(
                     f"the parameters were sharded after {self._executor.steps_made} steps of this optimizer, whose "
-                    f"state belongs to the old tensors; shard the model first, then load a checkpoint."
+                    "state belongs to the old tensors; shard the model first, then load a checkpoint."
                 )
             self._choose_executor()
 

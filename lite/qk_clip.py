@@ -211,7 +211,7 @@ def _check(name: str, module: nn.Module) -> None:
     if normalised:
         raise ValueError(
             f"{name} normalises queries or keys ({normalised[0]}), so scaling their weights has no effect; train this "
-            f"model without QK-clip."
+            "model without QK-clip."
         )
     if any(is_parametrized(child) for child in module.children()):
         raise ValueError(f"{name} has parametrized weights, which QK-clip cannot scale; remove the parametrization.")

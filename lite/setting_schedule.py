@@ -40,7 +40,7 @@ class SettingSchedule(SettingsScheduler):
         optimizer: A LITE optimizer.
         settings: Functions of the step k = 0, 1, … by setting (``chi``, ``chi_sharp``, ``beta_sharp``, ``beta_flat``,
             ``sharp_fraction``, ``weight_decay``): one function for all groups, or a mapping from a group's ``kind`` or
-                number to a function. Other groups keep their own value.
+            number to a function. Other groups keep their own value.
 
     Raises:
         ValueError: for an optimizer without LITE, an unknown setting, kind or number, or a function that returns a

@@ -133,8 +133,8 @@ class ShampooLITE(LITEOptimizer):
             raise ValueError("epsilon = 0 has no roots if a factor is singular; 1e-10 is usual.")
         if group["divergence"] == "kl" and group["grafts"]:
             raise ValueError(
-                "grafts = True has no meaning for divergence = 'kl', whose metric sets the step size itself; leave it "
-                "out."
+                "grafts = True has no meaning for divergence = 'kl', whose metric sets "
+                "the step size itself; leave it out."
             )
         if group["chi_sharp"] != 1:
             raise ValueError(f"chi_sharp = {group['chi_sharp']!r} is an ablation of MuonLITE; leave it at 1.")

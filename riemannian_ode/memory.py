@@ -69,7 +69,7 @@ class RememberedMetric(Metric):
         except TypeError:
             raise ValueError(
                 f"preconditioner is a {type(preconditioner).__name__} that cannot be hashed; make its class a frozen "
-                f"dataclass (@dataclass(frozen=True)) with hashable fields."
+                "dataclass (@dataclass(frozen=True)) with hashable fields."
             ) from None
         if is_split and not preconditioner.has_split:
             raise preconditioner.no_split()

@@ -41,7 +41,7 @@ class GradientNoise:
         factor: σ, in units of the gradient: a number; the diagonal, shape ``(p,)``; a matrix of shape ``(p, r)``, of
             low rank if r < p; a :class:`TimeDependent` with such values; or a function (t, w) ↦ σ of the state, for w
             of shape ``(*ensemble, p)``, which returns diagonals of shape ``(*ensemble, p)`` or ``(*ensemble, 1)``, or
-                matrices of shape ``(*ensemble, p, r)``.
+            matrices of shape ``(*ensemble, p, r)``.
         seed: Seed of the Brownian motion, from 0 to 2¹²⁸ − 1. Members of an ensemble have independent motions.
         calculus: Itô or Stratonovich, for a σ that varies with the state. It makes a difference only if noise enters
             the position (β ≠ 0). Optimizers draw the noise at the current point, which is Itô's calculus.
@@ -151,7 +151,7 @@ class GradientNoise:
         if is_matrix and factor.shape[-1] != white.shape[-1]:
             raise InvalidSystemError(
                 f"factor({t:.12g}, w) has {factor.shape[-1]} columns and had {white.shape[-1]} at the start: their "
-                f"number must stay constant; pad with columns of zeros."
+                "number must stay constant; pad with columns of zeros."
             )
         return matvec(factor, white) if is_matrix else factor * white
 

@@ -97,9 +97,9 @@ def simulate(
         checkpoint_every: Steps between checkpoints; Ctrl-C and the end of the run write one, too.
         compile: Whether several steps at a time run as one compiled kernel (:mod:`riemannian_ode.compiled`), for
             explicit one-step schemes; a number limits the steps per call. Compiling takes about a second on the CPU and
-                many seconds with torch's Inductor, so it pays off for long runs and large ensembles. One
-                :class:`~riemannian_ode.CompiledSteps` can serve many runs. Results equal the uncompiled ones up to
-                rounding.
+            many seconds with torch's Inductor, so it pays off for long runs and large ensembles. One
+            :class:`~riemannian_ode.CompiledSteps` can serve many runs. Results equal the uncompiled ones up to
+            rounding.
         check_functions: Whether your functions are called a few extra times at the start to compare an ensemble with
             its members, and the split with the metric. Turn it off if calls are expensive or counted.
         progress: Whether to show a bar with steps per second and time left; by default it appears in a terminal once

@@ -51,6 +51,6 @@ def river_point(
     if not miss <= tolerance:
         raise RiverError(
             f"no river found near {origin}: |P∇f| = {miss:.3g} > {tolerance:g} ({found.message}); start closer to the "
-            f"valley floor, or where sharp and flat curvatures are well separated."
+            "valley floor, or where sharp and flat curvatures are well separated."
         )
     return point

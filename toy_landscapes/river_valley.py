@@ -198,7 +198,7 @@ class RiverValley(Landscape):
         if not miss <= tolerance:
             raise RiverError(
                 f"no river found at u = {floor_point[:d]}: |P∇f| = {miss:.3g} > {tolerance:g} ({found.message}); the "
-                f"walls may be too flat for their meander."
+                "walls may be too flat for their meander."
             )
         return point
 

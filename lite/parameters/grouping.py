@@ -207,8 +207,8 @@ def _view_settings(placement: Placement) -> dict[str, Any]:
 def _check_head(model: nn.Module, head: nn.Module | None) -> None:
     if head is not None and not {*stored_weights(head)} & {*model.parameters()}:
         raise ValueError(
-            f"head is a {type(head).__name__} whose weight is not a parameter of the model; give the layer that has "
-            f"it, "
+            f"head is a {type(head).__name__} whose weight is not a parameter of the "
+            "model; give the layer that has it, "
             "e.g. model.classifier[-1], or name the parameter in kinds."
         )
 

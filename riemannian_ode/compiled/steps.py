@@ -146,7 +146,7 @@ class CompiledSteps:
                 reasons.append(f"{layout}: {type(error).__name__}: {_first_line(error)}")
         raise CompileError(
             f"{self.scheme.name!r} on this system cannot be traced for compile=True ({'; '.join(reasons)}). Write "
-            f"formulas as array operations that do not branch on values, or leave compile=False."
+            "formulas as array operations that do not branch on values, or leave compile=False."
         )
 
     def _verify(self, t: float) -> None:

@@ -84,7 +84,7 @@ class Integrator(ABC):
         order: Global order of convergence in the step size.
         structure: What the scheme preserves, e.g. ``{"optimizer"}`` (h = 1 is an update rule),
             ``{"conformal-symplectic"}``. Also ``"exact-linear"``, ``"variable-order"``, and ``"shared-steps"``: one
-                step size for all members, so that an ensemble equals its members' runs only to the tolerance.
+            step size for all members, so that an ensemble equals its members' runs only to the tolerance.
         implicit: Whether each step solves a system of equations.
         adaptive: Whether the scheme chooses its own steps; ``h`` is then the spacing of its output.
         differentiable: Whether torch's autograd can record its steps.

@@ -97,8 +97,8 @@ class DiscreteGradient(ImplicitScheme):
         has_damping = not (isinstance(system.nesterov, float) and system.nesterov == 0.0)
         if system.metric.variation == "history" or system.is_split or varying:
             raise ValueError(
-                f"{self.name} preserves the energy identity for a metric F(w), constant coefficients and no split; "
-                f"take "
+                f"{self.name} preserves the energy identity for a metric F(w), constant "
+                "coefficients and no split; take "
                 "'implicit-midpoint' or 'strang' instead."
             )
         zero = [name for name in ("eta", "gain") if (to_numpy(getattr(system, name)) == 0).any()]

@@ -47,7 +47,7 @@ def validate(
     figures: Annotated[Path | None, typer.Option(help="Folder for a figure of each claim; none by default.")] = None,
     output: Annotated[Format, typer.Option("--format", help="table, or machine-readable json.")] = Format.table,
 ) -> None:
-    """Prove or try the claims of the theory, and print a verdict on each.
+    """Prove or test the claims of the theory, and print a verdict on each.
 
     Exits with 1 if a verdict differs from the one that the registry expects.
     """

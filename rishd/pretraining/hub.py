@@ -103,7 +103,7 @@ class HubCorpus:
                 if not _is_corrupt(problem):
                     raise CorpusError(
                         f"data set {self.name} cannot be read further: {_first_line(problem)}; start again, it "
-                        f"continues where it stopped."
+                        "continues where it stopped."
                     ) from None
                 what = f"data set {self.name}, shard {shard + 1} of {self._shards}: {_first_line(problem)}"
                 if self._config.on_corrupt == "error":

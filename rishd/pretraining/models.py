@@ -163,8 +163,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"model.config = {str(path)!r} cannot be read ({problem.strerror}).") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
-            f"{file} is not a configuration of transformers: expected a JSON object with model_type, as "
-            f"save_pretrained "
+            f"{file} is not a configuration of transformers: expected a JSON object "
+            "with model_type, as save_pretrained "
             "writes it."
         ) from None
     for key in ("architectures", "transformers_version", "dtype", "torch_dtype"):

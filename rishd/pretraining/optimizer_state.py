@@ -94,7 +94,7 @@ def _refuse_old(metadata: Metadata) -> None:
         if key.endswith(_OLD_ENDINGS):
             raise ValueError(
                 f"several ranks wrote it with version 0.1.0 ({one_line(key, 80)}), whose state has other names; "
-                f"continue with that version, or from a checkpoint of one process, which is converted"
+                "continue with that version, or from a checkpoint of one process, which is converted"
             )
 
 

@@ -5,10 +5,10 @@ over them, and no device sync until the numbers are logged. For a group with upd
 
 - ``update_rms/GROUP`` is :math:`\sqrt{\operatorname{mean} \Delta^2} / \eta`;
 - ``sharp_share/GROUP`` is :math:`\sum \|P\Delta\|^2 / \sum \|\Delta\|^2` with the sharp projector P from the
-optimizer's state: the tracked right subspace of Muon-LITE's matrices, or the soft mask of AdamW-LITE's coordinates and
-of SOAP-LITE's eigenbasis coordinates (then a weighted sum replaces the norm). Parameters whose state has no projector
-(Muon-LITE with the published mask), parts of fused projections, sharded parameters, and groups without a sharp/flat
-split are excluded.
+  optimizer's state: the tracked right subspace of Muon-LITE's matrices, or the soft mask of AdamW-LITE's coordinates
+  and of SOAP-LITE's eigenbasis coordinates (then a weighted sum replaces the norm). Parameters whose state has no
+  projector (Muon-LITE with the published mask), parts of fused projections, sharded parameters, and groups without a
+  sharp/flat split are excluded.
 
 On several ranks one collective adds up the sums.
 """

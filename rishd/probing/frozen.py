@@ -160,8 +160,8 @@ def torch_rule(
         return UpdateRule(preconditioner=Identity(), alpha=1.0 - theta, gain=gain), {}
     if not isinstance(optimizer, torch.optim.Adam):  # includes AdamW
         raise ValueError(
-            f"the metric of {type(optimizer).__name__} is not known here; use one of lite's optimizers, or torch's "
-            f"SGD, Adam or AdamW."
+            f"the metric of {type(optimizer).__name__} is not known here; use one of lite's "
+            "optimizers, or torch's SGD, Adam or AdamW."
         )
     if group["amsgrad"]:
         raise ValueError("amsgrad = True divides by a maximum over time, which is not a second moment; set it False.")

@@ -197,5 +197,5 @@ def _differentiated(
             raise
         raise ProbeError(
             f"the model cannot be differentiated twice: {one_line(problem, 200)}. Fused attention is the usual cause: "
-            f"load the model with attn_implementation='eager', or name other parameters."
+            "load the model with attn_implementation='eager', or name other parameters."
         ) from problem

@@ -415,7 +415,7 @@ def test_damaged_records_are_named(killed, content):
 def test_records_of_an_unknown_format_are_refused(complete, tmp_path, number):
     config, folder, _ = complete
     copy = shutil.copytree(folder, tmp_path / "run")
-    message = r"{} has format .*; this version of rishd knows format 1 only"
+    message = r"{} has format .*; this version of rishd reads format 1 only"
     for name in ("run.json", "summary.json"):
         path = copy / name
         good = path.read_text()
