@@ -75,7 +75,7 @@ class AdamWPart:
     @property
     def is_cut(self) -> bool:
         """Whether the mask needs numbers of other ranks."""
-        return self.has_mask and self.parameter.sharding.mesh.shards.size > 1
+        return self.has_mask and self.parameter.sharding.is_cut
 
     @property
     def thresholds(self) -> CoordinateThresholds:
@@ -85,7 +85,7 @@ class AdamWPart:
     @property
     def share(self) -> float:
         """What a sum over this rank's part counts in a sum over all ranks, of which some hold the same."""
-        return 1.0 / self.parameter.sharding.mesh.replicas.size
+        return 1.0 / self.parameter.sharding.replicas
 
     @property
     def _mask(self) -> CoordinateMask:

@@ -32,7 +32,7 @@ def check_same_construction(mesh: RankMesh, descriptions: list[str]) -> None:
         return
     everything: list[Any] = [None] * mesh.size
     dist.all_gather_object(everything, descriptions, group=mesh.group)
-    ranks = _ranks(mesh)
+    ranks = mesh.global_ranks
     other = next(i for i, each in enumerate(everything) if each != everything[0])
     pairs = zip(_padded(everything[0], everything[other]), _padded(everything[other], everything[0]), strict=True)
     place, (first, second) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
@@ -58,7 +58,7 @@ def raise_together(mesh: RankMesh, error: Exception | None) -> None:
         dist.all_gather_object(messages, None if error is None else str(error), group=mesh.group)
     if error is not None:
         raise error
-    for rank, message in zip(_ranks(mesh), messages, strict=True):
+    for rank, message in zip(mesh.global_ranks, messages, strict=True):
         if message is not None:
             raise ValueError(f"on rank {rank}: {message}")
 
@@ -109,15 +109,19 @@ class Agreement:
 
     Attributes:
         parameters: Those that the mesh holds, then (if it watches) the others: the order of all flags.
+        is_of_replicas: Whether every rank of the mesh holds all of these whole.
     """
 
     def __init__(self, mesh: RankMesh, parameters: list[PlacedParameter], *, watches: bool, warned: set[str]) -> None:
         shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
+        self.is_of_replicas = bool(shared) and mesh.size > 1 and not any(each.sharding.is_cut for each in shared)
         self.parameters = shared + [parameter for parameter in parameters if parameter.sharding.mesh is not mesh]
         self.mesh, self._shared, self._watches = mesh, len(shared), watches
         self._names = [parameter.name for parameter in self.parameters]
         self._pending: tuple[int, Tensor, Any] | None = None
         self._present: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
+        self._needed = [mesh.size if parameter.sharding.replicas > 1 else 1 for parameter in shared]
+        self._needed_there = torch.tensor(self._needed)  # on the device, once that is known
         self._warned = warned
 
     def flags(self, finite: Tensor | None, present: Sequence[bool], device: torch.device) -> Tensor:
@@ -144,7 +148,7 @@ class Agreement:
             Record for :meth:`verdict`, and the sums over ranks, float64.
         """
         on_rank = torch.zeros(self.mesh.size, dtype=torch.float64, device=flags.device)
-        on_rank[_place(self.mesh)] = flags[: len(self._names)].any()
+        on_rank[self.mesh.rank] = flags[: len(self._names)].any()
         vector = torch.cat([flags.double(), on_rank, *(x.double().reshape(1) for x in sums)])
         if self.mesh.size > 1:
             dist.all_reduce(vector, group=self.mesh.group)
@@ -166,7 +170,8 @@ class Agreement:
         self._pending = step, known, event
         n = len(self._names)
         present = record[n : n + self._shared]
-        moved = present == self.mesh.size if self._alike else present > 0
+        self._needed_there = self._needed_there.to(present.device)
+        moved = present >= self._needed_there
         own = self._present[1][self._shared :].bool()
         return Verdict(record[2 * n :].sum() == 0 if self._watches else None, torch.cat([moved, own]))
 
@@ -180,11 +185,11 @@ class Agreement:
         n, size = len(self._names), self.mesh.size
         numbers = [int(x) for x in record.tolist()]
         bad, present, on_rank = numbers[:n], numbers[n : n + self._shared], numbers[2 * n :]
-        moved = [count == size if self._alike else count > 0 for count in present]
+        moved = [count >= needed for count, needed in zip(present, self._needed, strict=True)]
         partial = [
             (name, count)
-            for name, count in zip(self._names, present, strict=False)
-            if 0 < count < size and self._alike and name not in self._warned
+            for name, count, moves in zip(self._names, present, moved, strict=False)
+            if count and not moves and name not in self._warned
         ]
         self._warned.update(name for name, _ in partial)
         warnings = [
@@ -195,24 +200,11 @@ class Agreement:
         error = self._error(step, bad, on_rank) if self._watches and any(on_rank) else None
         return Outcome(moved + list(self._present[0][self._shared :]), error, warnings)
 
-    @property
-    def _alike(self) -> bool:
-        return self.mesh.replicas.size > 1
-
     def _error(self, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
         names = [name for name, count in zip(self._names, bad, strict=True) if count]
-        ranks = [str(rank) for rank, count in zip(_ranks(self.mesh), on_rank, strict=True) if count]
+        ranks = [str(rank) for rank, count in zip(self.mesh.global_ranks, on_rank, strict=True) if count]
         where = f" at step {step} of this optimizer on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
         return NonFiniteError(nonfinite_message(names, where))
-
-
-def _place(mesh: RankMesh) -> int:
-    return dist.get_rank(mesh.group) if mesh.size > 1 else 0
-
-
-def _ranks(mesh: RankMesh) -> list[int]:
-    """Global ranks in the order of the group."""
-    return dist.get_process_group_ranks(mesh.group) if mesh.group is not None else list(mesh.global_ranks)
 
 
 def _padded(lines: list[str], other: list[str]) -> list[str]:

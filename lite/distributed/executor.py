@@ -14,7 +14,8 @@ from torch.distributed import ProcessGroup
 from lite.adamw import ADAMW_KEYS
 from lite.distributed.agreement import Agreement, check_same_construction, raise_together
 from lite.distributed.division import Division, OwnedParameter, PlacedParameter, WorkItem
-from lite.distributed.sharding import MeshAxis, RankMesh, Shardings
+from lite.distributed.parameter_shardings import Shardings
+from lite.distributed.sharding import RankMesh
 from lite.distributed.state import StateShapes, fitted_state, initial_state
 from lite.distributed.step import Step
 from lite.execution.executor import Workload
@@ -28,7 +29,7 @@ class DistributedExecutor:
 
     Args:
         work: The optimizer's, with its first groups.
-        process_group: See :class:`lite.distributed.sharding.Shardings`.
+        process_group: See :class:`lite.distributed.parameter_shardings.Shardings`.
 
     Raises:
         ValueError: for a sharding that is not supported, ranks that build different optimizers, or a rule that says two
@@ -62,12 +63,12 @@ class DistributedExecutor:
                 if p in self.parameters:
                     continue
                 label = name if isinstance(name, str) else f"{name} of group {number}"
-                sharding = self._shardings.of(p, name=label, group=group)
+                sharding = self._shardings.of(p, name=label)
                 new.append({"p": p, "group": number, "index": index, "name": label, "sharding": sharding})
                 if is_matrix:
                     cost = sum(x.shape[:-2].numel() * work.declaration.matrix_cost(group, *x.shape[-2:]) for x in views)
-                    items.append(WorkItem(sharding, cost, p.shape[0] if group["layout"] == "experts" else None))
-                    new[-1] |= {"numbers": numbers[index]}
+                    items.append(WorkItem(sharding, cost, group["layout"] == "experts"))
+                    new[-1] |= {"numbers": numbers[index], "is_stack": items[-1].is_stack}
         divided = iter(self._division.divide(items))
         for parameter in new:
             made = (
@@ -93,7 +94,7 @@ class DistributedExecutor:
         names = set(work.declaration.parameter_state(group, torch.empty(parameter.shape, device="meta")))
         if parameter.own is not None:
             return names
-        return names & set(work.declaration.sharded_state) if parameter.sharding.mesh.shards.size > 1 else set()
+        return names & set(work.declaration.sharded_state) if parameter.sharding.is_cut else set()
 
     def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -171,10 +172,10 @@ class DistributedExecutor:
             check_same_construction(
                 mesh, [_description(work.groups[parameter.group], parameter) for parameter in shared]
             )
-        main = max(meshes, key=lambda mesh: mesh.size, default=RankMesh(MeshAxis(), MeshAxis(), None, (0,)))
+        main = max(meshes, key=lambda mesh: mesh.size, default=RankMesh())
         if any(not set(mesh.global_ranks) <= set(main.global_ranks) for mesh in meshes):
-            world = MeshAxis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
-            main = RankMesh(MeshAxis(), world, world.group, tuple(range(world.size)))
+            assert dist.group.WORLD is not None, "there are meshes of several ranks"
+            main = RankMesh.of_group(dist.group.WORLD)
         watches = work.on_nonfinite != "ignore"
         self._agreements = [Agreement(main, parameters, watches=watches, warned=self._warned)]
         for mesh in meshes:
@@ -185,7 +186,7 @@ class DistributedExecutor:
 
 def _description(group: dict[str, Any], parameter: PlacedParameter) -> str:
     view = "" if group["rule"] == "adamw" else f", layout {group['layout']}, blocks {group['blocks']}"
-    cut = "" if parameter.sharding.dim is None else f", cut along dimension {parameter.sharding.dim}"
+    cut = "".join(f", {placement}" for placement in parameter.sharding.placements)
     return (
         f"{parameter.name} of shape {tuple(parameter.p.shape)} and {parameter.p.dtype} in group {parameter.group} "
         f"(rule {group['rule']}{view}{cut})"

@@ -19,7 +19,7 @@ from lite.distributed.agreement import Agreement
 from lite.distributed.division import OwnedParameter, PlacedParameter
 from lite.distributed.exchange import MessageSpec, all_gather
 from lite.distributed.megabatch import Megabatch, NewState, Reply
-from lite.distributed.sharding import RankMesh, local_part
+from lite.distributed.sharding import RankMesh, Sharding, local_part
 from lite.execution.executor import Workload
 from lite.execution.finiteness import finite_per_tensor
 from lite.execution.rounding import rounded_stochastically
@@ -62,18 +62,21 @@ class Step:
             self._usable = ~self._flags[: len(agreements[0].parameters)].any().bool()
         self._changes: dict[PlacedParameter, Tensor] = {}  # whether each parameter changes, once that is agreed
         self._waiting: list[Callable[[], None]] = []
-        self._generators: dict[RankMesh, torch.Generator] = {}
+        self._generators: dict[tuple[RankMesh, tuple[int, ...]], torch.Generator] = {}
 
     def run(self) -> None:
         """Make the step."""
-        mesh = self._agreements[0].mesh
-        if len(self._agreements) == 1 and mesh.replicas.size == mesh.size > 1:
-            self._step_matrices(with_flags=True)
+        if self._agreements[0].is_of_replicas and len(self._agreements) == 1:
+            self._step_replicas(self._agreements[0])
             self._step_adamw()
             return
         self._agree()
         counts = self._step_adamw()
-        self._step_matrices(with_flags=False)
+        by_mesh: defaultdict[RankMesh, list[OwnedParameter]] = defaultdict(list)
+        for parameter in self._matrices:
+            by_mesh[parameter.sharding.mesh].append(parameter)
+        for parameters in by_mesh.values():
+            self._step_shards(self._megabatches(parameters))
         for parts, vector, work in counts:
             work.wait()
             for part, count in zip(parts, vector.unbind(), strict=True):
@@ -125,25 +128,15 @@ class Step:
         else:
             self._waiting.append(write)
 
-    def _step_matrices(self, *, with_flags: bool) -> None:
-        by_mesh: dict[RankMesh, list[OwnedParameter]] = {self._agreements[0].mesh: []} if with_flags else {}
-        for parameter in self._matrices:
-            by_mesh.setdefault(parameter.sharding.mesh, []).append(parameter)
-        for mesh, parameters in by_mesh.items():
-            megabatches = self._megabatches(parameters)
-            replies = self._through(megabatches, move=mesh.replicas.size == 1)
-            if mesh.replicas.size > 1:
-                self._move(self._gather(mesh, megabatches, replies, with_flags=with_flags))
-
     def _megabatches(self, parameters: list[OwnedParameter]) -> list[Megabatch]:
         alike: defaultdict[tuple[Any, ...], list[OwnedParameter]] = defaultdict(list)
         for parameter in parameters:
             alike[
-                parameter.group, parameter.shape, parameter.sharding.dim, parameter.p.dtype, parameter.p.device
+                parameter.group, parameter.shape, parameter.sharding.is_cut, parameter.p.dtype, parameter.p.device
             ].append(parameter)
         chunks: defaultdict[tuple[Any, ...], list[OwnedParameter]] = defaultdict(list)
         for key, each in alike.items():
-            share = sum(parameter.p.numel() for parameter in each) / each[0].sharding.mesh.shards.size
+            share = sum(parameter.p.numel() / parameter.sharding.shards for parameter in each)
             count = math.ceil(share / LARGEST_MEGABATCH)
             turns: Counter[int] = Counter()
             for parameter in each:  # each owner's parameters are spread, so that every chunk keeps all of them busy
@@ -156,24 +149,38 @@ class Step:
             made.append(Megabatch(self._work.declaration, group, each, self._work.state, steps_so_far(group)))
         return made
 
-    def _through(self, megabatches: list[Megabatch], *, move: bool) -> list[Reply]:
+    def _step_shards(self, megabatches: list[Megabatch]) -> None:
         """Take megabatches through the step, the numbers of one travelling while the next is worked on."""
-        replies: list[Reply] = []
-        if megabatches:
-            self._send(megabatches[0])
         for i, megabatch in enumerate(megabatches):
+            if i == 0:
+                self._send(megabatch)
             if i + 1 < len(megabatches):
                 self._send(megabatches[i + 1])
-            for new in megabatch.compute(self._largest_batch):
-                self._once_agreed(partial(self._write_state, new))
+            self._compute(megabatch)
+            megabatch.reply()
             if i:
-                replies += megabatches[i - 1].collect()
-            if i + 1 == len(megabatches):
-                replies += megabatch.collect()
-            if move:
-                self._move(replies)
-                replies = []
-        return replies
+                self._move(megabatches[i - 1].collect())
+        if megabatches:
+            self._move(megabatches[-1].collect())
+
+    def _step_replicas(self, agreement: Agreement) -> None:
+        """Take whole matrices through the step; one gathering brings all ranks' replies and flags."""
+        mesh = agreement.mesh
+        megabatches = self._megabatches(self._matrices)
+        for megabatch in megabatches:
+            self._send(megabatch)
+            self._compute(megabatch)
+        own = [self._flags, *(x for megabatch in megabatches for x in megabatch.replies()[mesh.rank])]
+        flags = MessageSpec(tuple(self._flags.shape), self._flags.dtype)
+        received = [[flags] for _ in range(mesh.size)]
+        for megabatch in megabatches:
+            for i, specs in enumerate(megabatch.expected()):
+                received[i] += specs
+        arrived = all_gather([(x, x.dtype) for x in own], received, mesh, self._device).wait()
+        self._decide([agreement.record([each[0] for each in arrived])])
+        replies = [iter(each[1:]) for each in arrived]
+        for megabatch in megabatches:
+            self._move(megabatch.collect(replies))
 
     def _largest_batch(self, w: Tensor) -> int:
         return self._work.largest_batch(w, on_cpu=self._work.declaration.largest_cpu_batch)
@@ -182,38 +189,16 @@ class Step:
         for parameter, target, value in megabatch.send(self._gradients, self._usable):
             self._once_agreed(partial(self._write, parameter, target, value))
 
-    def _gather(
-        self, mesh: RankMesh, megabatches: list[Megabatch], replies: list[Reply], *, with_flags: bool
-    ) -> list[Reply]:
-        """Replies of all replicas' owners for this rank's shards."""
-        sent = [(reply.value, reply.value.dtype) for reply in replies]
-        expected = [
-            [each for megabatch in megabatches for each in megabatch.expected(i)] for i in range(mesh.replicas.size)
-        ]
-        received = [[spec for *_, spec in each] for each in expected]
-        if with_flags:
-            sent.insert(0, (self._flags, self._flags.dtype))
-            received = [[MessageSpec(tuple(self._flags.shape), self._flags.dtype), *each] for each in received]
-        arrived = all_gather(sent, received, mesh.replicas, self._device).wait()
-        if with_flags:
-            self._decide([self._agreements[0].record([each.pop(0) for each in arrived])])
-        return [
-            Reply(parameter, owner, name, value)
-            for each, values in zip(expected, arrived, strict=True)
-            for (parameter, owner, name, _), value in zip(each, values, strict=True)
-        ]
+    def _compute(self, megabatch: Megabatch) -> None:
+        for new in megabatch.compute(self._largest_batch):
+            self._once_agreed(partial(self._write_state, new))
 
     def _move(self, replies: list[Reply]) -> None:
-        alike: defaultdict[tuple[OwnedParameter, str | None], list[Reply]] = defaultdict(list)
-        for reply in replies:
-            alike[reply.parameter, reply.name].append(reply)
-        for (parameter, name), parts in alike.items():
-            group, w = self._work.groups[parameter.group], local_part(parameter.p)
-            parts.sort(key=lambda reply: reply.owner.experts or (0, 0))
-            value = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
+        for parameter, name, value in replies:
             if name is not None:
                 self._write(parameter, local_part(self._work.state[parameter.p][name]), value)
                 continue
+            group, w = self._work.groups[parameter.group], local_part(parameter.p)
             if rounds_stochastically(group, w):
                 w = w.float()
             new = self._work.declaration.shard_move(group, w, value.to(torch.promote_types(w.dtype, value.dtype)))
@@ -269,15 +254,16 @@ class Step:
         w = local_part(parameter.p)
         if rounds_stochastically(self._work.groups[parameter.group], w):
             value = torch.where(self._changes[parameter], value, w)
-            value = rounded_stochastically(value, self._generator(parameter.sharding.mesh, w.device))
+            value = rounded_stochastically(value, self._generator(parameter.sharding, w.device))
         self._write(parameter, w, value)
 
-    def _generator(self, mesh: RankMesh, device: torch.device) -> torch.Generator:
+    def _generator(self, sharding: Sharding, device: torch.device) -> torch.Generator:
         """Random numbers that are the same wherever ranks hold the same numbers."""
-        if mesh not in self._generators:
-            self._generators[mesh] = torch.Generator(device)
-            self._generators[mesh].manual_seed(self._steps_made * mesh.shards.size + mesh.shards.rank)
-        return self._generators[mesh]
+        key = sharding.mesh, sharding.cut_axes
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device)
+            self._generators[key].manual_seed(self._steps_made * sharding.shards + sharding.shard)
+        return self._generators[key]
 
 
 def _gradient(p: Tensor) -> Tensor:
