@@ -238,7 +238,8 @@ class Declaration(ABC):
         shape = matrix_shape(covector)
         rule = self.update_rule(group, shape)
         taken = TakenIn(covector, state, sent.get("g"), covector)
-        directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
+        is_phase = "count" in group
+        directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers, is_phase=is_phase)
         wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move works with it in one process
         u = directed.u.to(wide)
         if rule.keeps_norm:

@@ -60,7 +60,9 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         capturable: Whether learning rate, weight decay, χ and β₂ of groups become tensors on the device, so that a
             step in a CUDA graph follows their schedules.
         process_group: Ranks that hold the same plain tensors (DDP) and shall divide the work on matrices; by default
-            every rank does everything. DTensors (FSDP2, HSDP) are told by themselves.
+            every rank does everything. DTensors are known by their layouts.
+        agreement_group: Ranks that skip a step or raise together if a gradient on one of them is not finite, though
+            they hold other parameters: the stages of a pipeline.
         exchange: Floating type in which matrices travel between ranks: ``"exact"``, that of the numbers;
             ``"bfloat16"`` where the rule allows it; ``"fastest"``, bfloat16 where the rule works in it anyway.
         settings: The rule's own hyperparameters, to be seen and set in groups.
@@ -91,6 +93,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         stochastic_rounding: bool = False,
         capturable: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
         **settings: Any,
     ) -> None:
@@ -123,7 +126,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         }
         super().__init__(params, defaults | settings)
         self._is_built = True
-        self._choose_executor(process_group)
+        self._choose_executor(process_group, agreement_group)
 
     @property
     def is_divided(self) -> bool:
@@ -181,14 +184,13 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
     def compile(self, **options: Any) -> None:
         """Compile what a step does with tensors, in place, as ``torch.nn.Module.compile`` does with a module.
 
-        A change of learning rate, weight decay, χ or β compiles nothing anew; another set of gradients does.
+        A change of learning rate, weight decay, χ or β compiles nothing anew; another set of gradients does. On several
+        ranks what each does between exchanges is compiled, by shape; the exchanges are not.
 
         Args:
             options: Those of ``torch.compile``. By default shapes are constants, graphs are counted for this optimizer
-                alone, and there may be 64 of them: SOAP has one for each step between two refreshes of a basis.
-
-        Raises:
-            ValueError: on several ranks, whose steps are not compiled.
+                alone, and there may be 64 of them (on several ranks of each shape): SOAP has one for each step between
+                two refreshes of a basis.
         """
         self._executor.compile(**options)
 
@@ -260,9 +262,12 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         self._executor.settle(self._work())  # the groups' counts of gradients
         return super().state_dict()
 
-    def _choose_executor(self, process_group: ProcessGroup | None = None) -> None:
+    def _choose_executor(
+        self, process_group: ProcessGroup | None = None, agreement_group: ProcessGroup | None = None
+    ) -> None:
         """Divide the work where parameters lie on several ranks, a collective there; else this process does it all."""
-        is_spread = process_group is not None or any(map(_is_dtensor, self._parameters()))
+        groups = process_group, agreement_group
+        is_spread = any(group is not None for group in groups) or any(map(_is_dtensor, self._parameters()))
         if self.is_divided or not is_spread:
             self._executor.add_parameters(self._work())
             return
@@ -270,7 +275,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
         if self.capturable:
             raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
-        self._executor = DistributedExecutor(self._work(), process_group)
+        self._executor = DistributedExecutor(self._work(), process_group, agreement_group)
 
     @_disable_dynamo
     def _work(self) -> Workload:

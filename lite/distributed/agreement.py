@@ -104,19 +104,22 @@ class Agreement:
         mesh: The ranks.
         parameters: All parameters of the optimizer; of those that another mesh holds, or only this rank, nothing but
             whether they are finite is agreed on here.
-        watches: Whether gradients are looked at for numbers that are not finite.
+        watchers: All these ranks keep what they have if a gradient of one is not finite; ``None`` if nobody looks.
         warned: Names of parameters that a warning was given of; grows.
 
     Attributes:
-        parameters: Those that the mesh holds, then (if it watches) the others: the order of all flags.
-        is_of_replicas: Whether every rank of the mesh holds all of these whole.
+        parameters: Those that the mesh holds, then the others: the order of all flags.
+        is_of_replicas: Whether it concerns no other ranks, and each holds all of these parameters whole.
     """
 
-    def __init__(self, mesh: RankMesh, parameters: list[PlacedParameter], *, watches: bool, warned: set[str]) -> None:
+    def __init__(
+        self, mesh: RankMesh, parameters: list[PlacedParameter], *, watchers: RankMesh | None, warned: set[str]
+    ) -> None:
         shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
-        self.is_of_replicas = bool(shared) and mesh.size > 1 and not any(each.sharding.is_cut for each in shared)
+        is_whole = bool(shared) and not any(each.sharding.is_cut for each in shared)
+        self.is_of_replicas = is_whole and mesh.size > 1 and watchers in (None, mesh)
         self.parameters = shared + [parameter for parameter in parameters if parameter.sharding.mesh is not mesh]
-        self.mesh, self._shared, self._watches = mesh, len(shared), watches
+        self.mesh, self._shared, self._watchers = mesh, len(shared), watchers
         self._names = [parameter.name for parameter in self.parameters]
         self._pending: tuple[int, Tensor, Any] | None = None
         self._present: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
@@ -147,13 +150,16 @@ class Agreement:
         Returns:
             Record for :meth:`verdict`, and the sums over ranks, float64.
         """
-        on_rank = torch.zeros(self.mesh.size, dtype=torch.float64, device=flags.device)
-        on_rank[self.mesh.rank] = flags[: len(self._names)].any()
-        vector = torch.cat([flags.double(), on_rank, *(x.double().reshape(1) for x in sums)])
-        if self.mesh.size > 1:
-            dist.all_reduce(vector, group=self.mesh.group)
-        size = len(vector) - len(sums)
-        return vector[:size], list(vector[size:].unbind())
+        watchers = self._watchers or self.mesh
+        on_rank = torch.zeros(watchers.size, dtype=torch.float64, device=flags.device)
+        on_rank[watchers.rank] = flags[: len(self._names)].any()
+        numbers = torch.cat([flags.double(), *(x.double().reshape(1) for x in sums)])
+        if watchers is self.mesh:  # one collective does for both
+            both = _summed(torch.cat([numbers, on_rank]), watchers)
+            numbers, on_rank = both[: len(numbers)], both[len(numbers) :]
+        else:
+            numbers, on_rank = _summed(numbers, self.mesh), _summed(on_rank, watchers)
+        return torch.cat([numbers[: len(flags)], on_rank]), list(numbers[len(flags) :].unbind())
 
     def record(self, gathered: list[Tensor]) -> Tensor:
         """Record for :meth:`verdict` from the flags of every rank."""
@@ -173,7 +179,7 @@ class Agreement:
         self._needed_there = self._needed_there.to(present.device)
         moved = present >= self._needed_there
         own = self._present[1][self._shared :].bool()
-        return Verdict(record[2 * n :].sum() == 0 if self._watches else None, torch.cat([moved, own]))
+        return Verdict(None if self._watchers is None else record[2 * n :].sum() == 0, torch.cat([moved, own]))
 
     def settle(self) -> Outcome | None:
         """Outcome of the last step, once; waits for the device if it has not got there. ``None`` if nothing is new."""
@@ -197,14 +203,23 @@ class Agreement:
             "before the step (DistributedDataParallel does)."
             for name, count in partial
         ]
-        error = self._error(step, bad, on_rank) if self._watches and any(on_rank) else None
+        error = self._error(self._watchers, step, bad, on_rank) if self._watchers and any(on_rank) else None
         return Outcome(moved + list(self._present[0][self._shared :]), error, warnings)
 
-    def _error(self, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
-        names = [name for name, count in zip(self._names, bad, strict=True) if count]
-        ranks = [str(rank) for rank, count in zip(self.mesh.global_ranks, on_rank, strict=True) if count]
+    def _error(self, watchers: RankMesh, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
+        names = [name for name, count in zip(self._names, bad, strict=True) if count] or [
+            "parameters that are not here"
+        ]
+        ranks = [str(rank) for rank, count in zip(watchers.global_ranks, on_rank, strict=True) if count]
         where = f" at step {step} of this optimizer on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
         return NonFiniteError(nonfinite_message(names, where))
+
+
+def _summed(vector: Tensor, mesh: RankMesh) -> Tensor:
+    """The sum of the ranks' vectors, in place."""
+    if mesh.size > 1:
+        dist.all_reduce(vector, group=mesh.group)
+    return vector
 
 
 def _padded(lines: list[str], other: list[str]) -> list[str]:

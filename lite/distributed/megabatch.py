@@ -14,16 +14,9 @@ from lite.declaration import Declaration, rounds_stochastically
 from lite.distributed.division import OwnedParameter, Part
 from lite.distributed.exchange import MessageSpec, Transfer, all_to_all
 from lite.distributed.sharding import local_part
+from lite.distributed.stages import Shard, Stages, direct, move, take_in
 from lite.execution.tensor_batches import TensorBatch, tensor_batches
 from lite.parameters.parameter_entries import TensorEntry, parameter_entries
-
-
-class Reply(NamedTuple):
-    """What owners send back for a shard: state of this name, or the direction or new values if it is ``None``."""
-
-    parameter: OwnedParameter
-    name: str | None
-    value: Tensor
 
 
 class NewState(NamedTuple):
@@ -37,7 +30,7 @@ class NewState(NamedTuple):
 class Megabatch:
     """One step of parameters of one group, shape and mesh, all cut or all whole on every rank.
 
-    :meth:`send`, :meth:`compute`, :meth:`reply` and :meth:`collect` are called in this order. What is sent travels
+    :meth:`send`, :meth:`compute`, :meth:`reply` and :meth:`move` are called in this order. What is sent travels
     meanwhile, so that the caller may compute another megabatch between them.
 
     Args:
@@ -46,6 +39,8 @@ class Megabatch:
         parameters: The parameters.
         state: Parameter ↦ its state.
         steps: Gradients that each parameter of the group has had before.
+        stages: Run what is worked on here.
+        key: What these parameters have in common at every step.
     """
 
     def __init__(
@@ -55,6 +50,8 @@ class Megabatch:
         parameters: list[OwnedParameter],
         state: Any,
         steps: list[int],
+        stages: Stages,
+        key: Any,
     ) -> None:
         self._declaration, self._group, self.parameters, self._state, self._steps = (
             declaration,
@@ -65,10 +62,12 @@ class Megabatch:
         )
         first = parameters[0]
         self._mesh, self._is_cut = first.sharding.mesh, first.sharding.is_cut
+        self._stages, self._key = stages, key
         self._is_scattered = any(parameter.is_scattered for parameter in parameters)
         self._travelling = declaration.travelling_state if self._is_cut else ()
         self._resting = [name for name in declaration.sharded_state if name not in declaration.travelling_state]
         self._device = local_part(first.p).device
+        self._settings = stages.settings(group, self._device)
         self._sent_dtype, self._reply_dtype = declaration.message_dtypes(self._group, local_part(first.p))
         self._owned = [parameter for parameter in parameters if parameter.own is not None]
         self._inputs: dict[OwnedParameter, dict[str, Tensor]] = {}  # of this rank's shards
@@ -82,27 +81,27 @@ class Megabatch:
 
         Args:
             gradients: Parameter ↦ this rank's part of its gradient.
-            usable: Whether they are finite; if not, zeros are worked on in their place: factorisations raise for
-                numbers that are not finite.
+            usable: Whether they are finite, see :func:`lite.distributed.stages.take_in`.
 
         Returns:
             State of shards, not yet written: parameter, tensor and its new value.
         """
-        new_state = []
-        for parameter in self.parameters if self._is_cut else self._owned:
+        new_state, shards = [], []
+        worked_on = self.parameters if self._is_cut else self._owned
+        for parameter in worked_on:
             w, g = local_part(parameter.p), gradients[parameter.p]
             if w.ndim > 2:
                 w = w.contiguous()  # a convolution may lie in another memory format
             if not self._is_cut and parameter.own is not None:  # a whole matrix: only its owner works on it
                 own = parameter.own.box.within([0] * w.ndim)
                 w, g = w[own], g[own]
-            if usable is not None:
-                g = torch.where(usable, g, 0.0)
             state = self._state[parameter.p]
-            before = {name: local_part(state[name]) for name in self._resting}
-            inputs, after = self._declaration.shard_take_in(self._group, w, g, before)
+            shards.append(Shard(w, g, {name: local_part(state[name]) for name in self._resting}))
+        found = self._stages.run(take_in, self._key, self._declaration, self._settings, shards, usable)
+        for parameter, shard, (inputs, after) in zip(worked_on, shards, found, strict=True):
+            state = self._state[parameter.p]
             self._inputs[parameter] = inputs | {name: local_part(state[name]) for name in self._travelling}
-            new_state += [(parameter, before[name], value) for name, value in after.items()]
+            new_state += [(parameter, shard.state[name], value) for name, value in after.items()]
         if self._is_scattered:
             sent: list[list[tuple[Tensor, torch.dtype]]] = [[] for _ in range(self._mesh.size)]
             received: list[list[MessageSpec]] = [[] for _ in range(self._mesh.size)]
@@ -146,10 +145,11 @@ class Megabatch:
             entries += added
         new_states = []
         for batch in tensor_batches(entries, largest):
-            inputs, state, step = batch.inputs, batch.state, batch.entries[0].step
+            inputs, state = batch.inputs, batch.state
+            turn = self._stages.turn(self._declaration, self._group, batch.entries[0].step, batch.numbers)
             if rounds_stochastically(self._group, local_part(self.parameters[0].p)) and "w" in inputs:
                 inputs["w"] = inputs["w"].float()  # a rule that works in bfloat16 would round to nearest first
-            reply, values = self._declaration.owner_direct(self._group, inputs, state, step=step, numbers=batch.numbers)
+            reply, values = self._stages.run(direct, self._key, self._declaration, self._settings, inputs, state, turn)
             values = {key: value for key, value in values.items() if value is not state[key]}
             batch.write(reply, {name: values.pop(name) for name in self._travelling if name in values})
             new_states.append(NewState(batch, [parameters[id(entry)] for entry in batch.entries], values))
@@ -174,11 +174,14 @@ class Megabatch:
             sent = [[(value, value.dtype) for value in each] for each in self.replies()]
             self._transfer = all_to_all(sent, self.expected(), self._mesh, self._device)
 
-    def collect(self, arrived: Sequence[Iterable[Tensor]] = ()) -> list[Reply]:
-        """Replies for this rank's shards.
+    def move(self, arrived: Sequence[Iterable[Tensor]] = ()) -> list[tuple[OwnedParameter, Tensor | None, Tensor]]:
+        """Move this rank's shards by the replies for them.
 
         Args:
             arrived: Replies of every owner, if they did not come by :meth:`reply`.
+
+        Returns:
+            What is not yet written: parameter, state (``None``: the parameter itself) and its new value.
         """
         arrived = arrived or (self.replies() if self._transfer is None else self._transfer.wait())
         self._replies, self._transfer = {}, None  # their memory is free once the shards have moved
@@ -187,10 +190,17 @@ class Megabatch:
         for expected, values in zip(self._expected, arrived, strict=True):
             for (parameter, name, part, _), value in zip(expected, values, strict=False):  # more may follow
                 parts[parameter, name].append((part.of_shard, value))
-        return [
-            Reply(parameter, name, _assembled(each[0][1], tuple(local_part(parameter.p).shape), each))
-            for (parameter, name), each in parts.items()
-        ]
+        state: list[tuple[OwnedParameter, Tensor | None, Tensor]] = []
+        shards: dict[OwnedParameter, tuple[Tensor, Tensor]] = {}
+        for (parameter, name), each in parts.items():
+            w = local_part(parameter.p)
+            value = _assembled(each[0][1], tuple(w.shape), each)
+            if name is None:
+                shards[parameter] = w, value
+            else:
+                state.append((parameter, local_part(self._state[parameter.p][name]), value))
+        moved = self._stages.run(move, self._key, self._declaration, self._settings, list(shards.values()))
+        return state + [(parameter, None, new) for parameter, new in zip(shards, moved, strict=True)]
 
     @cached_property
     def _expected(self) -> list[list[tuple[OwnedParameter, str | None, Part, torch.dtype]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from discretizations.matrices.sharp_masks import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
 from lite.declaration import rounds_stochastically
-from lite.distributed.adamw_parts import AdamWPart
+from lite.distributed.adamw_parts import AdamWPart, adamw_positions, adamw_take_in
 from lite.distributed.agreement import Agreement
 from lite.distributed.division import OwnedParameter, PlacedParameter
 from lite.distributed.exchange import MessageSpec, all_gather
-from lite.distributed.megabatch import Megabatch, NewState, Reply
+from lite.distributed.megabatch import Megabatch, NewState
 from lite.distributed.sharding import RankMesh, Sharding, local_part
+from lite.distributed.stages import Stages
 from lite.execution.executor import Workload
 from lite.execution.finiteness import finite_per_tensor
 from lite.execution.rounding import rounded_stochastically
@@ -41,20 +42,24 @@ class Step:
         active: Parameters that take part, the same on all ranks.
         agreements: The one of all ranks, then those of meshes among them.
         steps_made: Steps before this one.
+        stages: Run what is worked on between exchanges.
     """
 
     def __init__(
-        self, work: Workload, active: Sequence[PlacedParameter], agreements: list[Agreement], steps_made: int
+        self,
+        work: Workload,
+        active: Sequence[PlacedParameter],
+        agreements: list[Agreement],
+        steps_made: int,
+        stages: Stages,
     ) -> None:
-        self._work, self._agreements, self._steps_made = work, agreements, steps_made
+        self._work, self._agreements, self._steps_made, self._stages = work, agreements, steps_made, stages
         self._gradients = {parameter.p: _gradient(parameter.p) for parameter in active}
-        self._device = next(iter(self._gradients.values())).device
+        self._device = local_part(agreements[0].parameters[0].p).device
         self._matrices = [parameter for parameter in active if isinstance(parameter, OwnedParameter)]
-        self._parts = [
-            self._part(parameter)
-            for parameter in active
-            if not isinstance(parameter, OwnedParameter) and parameter.p.numel()
-        ]
+        self._parts = self._taken_in(
+            [each for each in active if not isinstance(each, OwnedParameter) and each.p.numel()]
+        )
         self._present = {parameter for parameter in active if parameter.p.grad is not None}
         self._flags = self._own_flags()
         self._usable: Tensor | None = None  # on this rank at first, on all of them once that is agreed
@@ -144,9 +149,9 @@ class Step:
                 chunks[(*key, turns[owner] % max(1, count))].append(parameter)
                 turns[owner] += 1
         made = []
-        for each in chunks.values():
-            group = self._work.groups[each[0].group]
-            made.append(Megabatch(self._work.declaration, group, each, self._work.state, steps_so_far(group)))
+        for key, each in chunks.items():
+            group, state = self._work.groups[each[0].group], self._work.state
+            made.append(Megabatch(self._work.declaration, group, each, state, steps_so_far(group), self._stages, key))
         return made
 
     def _step_shards(self, megabatches: list[Megabatch]) -> None:
@@ -159,9 +164,9 @@ class Step:
             self._compute(megabatch)
             megabatch.reply()
             if i:
-                self._move(megabatches[i - 1].collect())
+                self._move(megabatches[i - 1])
         if megabatches:
-            self._move(megabatches[-1].collect())
+            self._move(megabatches[-1])
 
     def _step_replicas(self, agreement: Agreement) -> None:
         """Take whole matrices through the step; one gathering brings all ranks' replies and flags."""
@@ -180,7 +185,7 @@ class Step:
         self._decide([agreement.record([each[0] for each in arrived])])
         replies = [iter(each[1:]) for each in arrived]
         for megabatch in megabatches:
-            self._move(megabatch.collect(replies))
+            self._move(megabatch, replies)
 
     def _largest_batch(self, w: Tensor) -> int:
         return self._work.largest_batch(w, on_cpu=self._work.declaration.largest_cpu_batch)
@@ -193,23 +198,26 @@ class Step:
         for new in megabatch.compute(self._largest_batch):
             self._once_agreed(partial(self._write_state, new))
 
-    def _move(self, replies: list[Reply]) -> None:
-        for parameter, name, value in replies:
-            if name is not None:
-                self._write(parameter, local_part(self._work.state[parameter.p][name]), value)
-                continue
-            group, w = self._work.groups[parameter.group], local_part(parameter.p)
-            if rounds_stochastically(group, w):
-                w = w.float()
-            new = self._work.declaration.shard_move(group, w, value.to(torch.promote_types(w.dtype, value.dtype)))
-            self._write_parameter(parameter, new)
+    def _move(self, megabatch: Megabatch, arrived: Sequence[Iterable[Tensor]] = ()) -> None:
+        for parameter, target, value in megabatch.move(arrived):
+            if target is None:
+                self._write_parameter(parameter, value)
+            else:
+                self._write(parameter, target, value)
 
     def _step_adamw(self) -> list[tuple[list[AdamWPart], Tensor, Any]]:
         """Move AdamW's parameters; returns what is still being summed over ranks for the next step's masks."""
         cut: defaultdict[RankMesh, list[AdamWPart]] = defaultdict(list)
+        by_group: defaultdict[int, list[AdamWPart]] = defaultdict(list)
         for part in self._parts:
-            group = self._work.groups[part.parameter.group]
-            self._write_parameter(part.parameter, part.position(group["lr"]))
+            by_group[part.parameter.group].append(part)
+        for number, parts in by_group.items():
+            settings = self._stages.settings(self._work.groups[number], self._device)
+            before = [(local_part(part.parameter.p), part.taken, part.mean) for part in parts]
+            moved = self._stages.run(adamw_positions, number, self._work.declaration, settings, before)
+            for part, new in zip(parts, moved, strict=True):
+                self._write_parameter(part.parameter, new)
+        for part in self._parts:
             for key, value in part.after.items():
                 self._write(part.parameter, part.before[key], value)
             if part.is_cut:
@@ -222,9 +230,20 @@ class Step:
             counts.append((parts, vector, dist.all_reduce(vector, group=mesh.group, async_op=True)))
         return counts
 
-    def _part(self, parameter: PlacedParameter) -> AdamWPart:
-        rule = self._work.declaration.adamw_rule(self._work.groups[parameter.group])
-        return AdamWPart(parameter, rule, self._work.state[parameter.p], self._gradients[parameter.p])
+    def _taken_in(self, parameters: list[PlacedParameter]) -> list[AdamWPart]:
+        by_group: defaultdict[int, list[PlacedParameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_group[parameter.group].append(parameter)
+        declaration, made = self._work.declaration, list[AdamWPart]()
+        for number, members in by_group.items():
+            group = self._work.groups[number]
+            settings, rule = self._stages.settings(group, self._device), declaration.adamw_rule(group)
+            states = [{key: local_part(x) for key, x in self._work.state[each.p].items()} for each in members]
+            parts = [(state, self._gradients[each.p]) for each, state in zip(members, states, strict=True)]
+            taken = self._stages.run(adamw_take_in, number, declaration, settings, parts)
+            for parameter, state, part in zip(members, states, taken, strict=True):
+                made.append(AdamWPart(parameter, rule, state, part))
+        return made
 
     def _adapt(self, part: AdamWPart, passing: CoordinateThresholds) -> None:
         after = adapt_coordinate_thresholds(part.thresholds, passing, sharp_fraction=part.sharp_fraction)

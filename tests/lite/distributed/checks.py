@@ -195,7 +195,7 @@ def overlap(rank, world, folder):
     return {"events": events, "most": max(alive, default=0)}
 
 
-@check(2, 4)
+@check(2)
 def bfloat16_exchange(rank, world, folder):
     """How far bfloat16 messages move float32 parameters, relative to how far they moved at all."""
     found = {}
@@ -576,7 +576,6 @@ def load(model, optimizer, folder, way, group=None):
 # How each rule's state is saved; the state-dict functions are the same for all rules.
 WAYS = {
     "muon": ("plain", "functions", "flat"),
-    "threshold": ("plain",),
     "soap": ("plain",),
     "sharded soap": ("plain",),
 }
@@ -649,9 +648,7 @@ def checkpoints_of_four_on_two(rank, world, folder):
     """The same of four ranks' checkpoints on two pairs of them, each of which trains a model of its own."""
     pair, found = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "ranks"))["ranks"], {}
     for target in sorted(folder.glob("*-*-4-plain")):
-        name, *_ = saved_by(target)
-        if name != "threshold":  # its state is as "muon" has it
-            found[f"{target.name} on 2"] = loaded_and_trained(target, name, "fsdp", rank % 2, 2, pair)
+        found[f"{target.name} on 2"] = loaded_and_trained(target, saved_by(target)[0], "fsdp", rank % 2, 2, pair)
     return found
 
 

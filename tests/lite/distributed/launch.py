@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.lite.distributed import checks, layouts  # noqa: F401  # they register what they check
+from tests.lite.distributed import checks, layouts, stages  # noqa: F401  # they register what they check
 from tests.lite.distributed.registry import CHECKS
 
 
