@@ -74,6 +74,8 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
     (cautious); Wen et al., *Hyperball*, arXiv:2606.16899 (constant).
     """
 
+    _compile_options: dict[str, Any] | None = None  # not of a copy, which is not compiled
+
     def __init__(
         self,
         params: Any,
@@ -192,6 +194,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
                 alone, and there may be 64 of them (on several ranks of each shape): SOAP has one for each step between
                 two refreshes of a basis.
         """
+        self._compile_options = options
         self._executor.compile(**options)
 
     @_disable_dynamo
@@ -276,6 +279,8 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         if self.capturable:
             raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
         self._executor = DistributedExecutor(self._work(), process_group, agreement_group)
+        if self._compile_options is not None:
+            self._executor.compile(**self._compile_options)
 
     @_disable_dynamo
     def _work(self) -> Workload:

@@ -101,12 +101,17 @@ def compiled_steps(rank, world, folder):
         torch._dynamo.reset()
         counters.clear()
         runs, graphs = [], []
-        for _ in range(2):
+        for compiles in (False, True):
             model = blocks()
-            if is_cut:
+            optimizer = optimizer_of(model, rule, process_group=None if is_cut else dist.group.WORLD)
+            if compiles:
+                optimizer.compile(backend="eager", fullgraph=True)
+            if is_cut:  # only now, as accelerate does in prepare()
                 fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
-            runs.append((model, optimizer_of(model, rule, process_group=dist.group.WORLD)))
-        runs[1][1].compile(backend="eager", fullgraph=True)
+                sharded = dict(model.named_parameters())
+                for group in optimizer.param_groups:
+                    group["params"] = [sharded[name] for name in group["param_names"]]
+            runs.append((model, optimizer))
         for step in range(7):
             for model, optimizer in runs:
                 for group in optimizer.param_groups:
