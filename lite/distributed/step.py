@@ -71,15 +71,15 @@ class Step:
 
     def run(self) -> None:
         """Make the step."""
-        if self._agreements[0].is_of_replicas and len(self._agreements) == 1:
-            self._step_replicas(self._agreements[0])
-            self._step_adamw()
-            return
-        self._agree()
-        counts = self._step_adamw()
         by_mesh: defaultdict[RankMesh, list[OwnedParameter]] = defaultdict(list)
         for parameter in self._matrices:
             by_mesh[parameter.sharding.mesh].append(parameter)
+        first = self._agreements[0]
+        if first.is_of_replicas and len(self._agreements) == 1:
+            self._step_replicas(first, self._megabatches(by_mesh.pop(first.mesh, [])))
+        else:
+            self._agree()
+        counts = self._step_adamw()
         for parameters in by_mesh.values():
             self._step_shards(self._megabatches(parameters))
         for parts, vector, work in counts:
@@ -168,10 +168,9 @@ class Step:
         if megabatches:
             self._move(megabatches[-1])
 
-    def _step_replicas(self, agreement: Agreement) -> None:
+    def _step_replicas(self, agreement: Agreement, megabatches: list[Megabatch]) -> None:
         """Take whole matrices through the step; one gathering brings all ranks' replies and flags."""
         mesh = agreement.mesh
-        megabatches = self._megabatches(self._matrices)
         for megabatch in megabatches:
             self._send(megabatch)
             self._compute(megabatch)

@@ -169,3 +169,19 @@ def tensor_parallel_training(rank, world, folder):
                 stepped.step()
         found[data] = distance(model, alone)
     return found
+
+
+@check(2)
+def replicas_beside_plain_tensors(rank, world, folder):
+    """Distance to one process where one block's parameters are replicated DTensors, and the other's plain tensors."""
+    model, alone = blocks(), blocks()
+    mesh = init_device_mesh("cpu", (world,))
+    for module in model[0].modules():
+        for key, p in module._parameters.items():
+            module._parameters[key] = nn.Parameter(distribute_tensor(p.detach(), mesh, [AGAIN]))
+    for each in (model, alone):
+        optimizer = MuonLITE(param_groups(each), 0.02, ns_dtype="parameter")
+        for step in range(STEPS):
+            give_gradients(each, step)
+            optimizer.step()
+    return distance(model, alone)

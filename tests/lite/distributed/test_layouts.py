@@ -46,6 +46,11 @@ def test_models_that_torch_has_cut(results):
         assert all(distance <= 1e-9 for distance in each.values()), each
 
 
+def test_replicas_beside_plain_tensors(results):
+    """Of the same shapes, so that they must not be taken for one."""
+    assert all(distance <= 1e-9 for distance in results.of(2, "replicas_beside_plain_tensors"))
+
+
 def test_checkpoints_of_any_layout_load_exactly_in_others(results):
     """Bit for bit; then training goes on as it would have."""
     for each in results.of(4, "layout_checkpoints"):
