@@ -40,7 +40,7 @@ from lite.distributed.sharding import RankMesh, Sharding, local_part
 from lite.distributed.step import LARGEST_MEGABATCH
 from lite.soap_lite import Moments
 
-HIDDEN, FFN, LAYERS, VOCABULARY, STEPS, EXPERTS, TIMED = 128, 344, 4, 512, 10, 4, 15
+HIDDEN, FFN, LAYERS, VOCABULARY, STEPS, EXPERTS, TIMED = 128, 344, 4, 512, 10, 4, 9
 SHARDED = "soap-lite-sharded"  # SOAPLITE(moments="sharded")
 DTYPES = {"muon-lite": ("exact", "bfloat16"), "soap-lite": ("exact",), SHARDED: ("exact",)}  # of messages
 MODES = ("ddp", "fsdp2", "hsdp", "tp", "ddp-tp", "fsdp2-tp", "fsdp2-ep")
