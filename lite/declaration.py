@@ -169,7 +169,7 @@ class Declaration(ABC):
         return torch.promote_types(dtype, torch.float32)
 
     def phase(self, group: dict[str, Any], step: int) -> int:
-        """What :meth:`matrix_update` gets as ``step`` where it is compiled.
+        """What :meth:`matrix_update` and :meth:`owner_direct` get as ``step`` where they are compiled.
 
         There is one compiled update for each number. Steps that make the same operations have one number in common.
 
