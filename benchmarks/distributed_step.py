@@ -1,8 +1,9 @@
 """Cost of a step on several ranks: deviation, collectives, bytes, FLOPs; and large models by formula.
 
-It measures MuonLITE and SOAPLITE under DDP, FSDP2 and HSDP on gloo processes of this machine, one thread each, with a
-small Llama's parameters and given gradients. Bytes are counted as a rank sends them to others: exact for all-to-all and
-all-gather (a ring), 2(N−1)/N of the buffer for an all-reduce. dion (https://github.com/microsoft/dion) is not run: its
+Measured are MuonLITE and SOAPLITE under DDP, FSDP2, HSDP, tensor and expert parallelism on gloo processes of this
+machine, one thread each, with a small Llama's parameters and given gradients. Step times are medians of interleaved
+steps, relative to FSDP2's. Bytes are those that a rank sends to others: exact for all-to-all and all-gather (a ring),
+2(N−1)/N of the buffer for an all-reduce. dion (https://github.com/microsoft/dion) is not run: its
 traffic for Muon is taken by formula, each shard once to its matrix's owner and once back, in bfloat16.
 
     python benchmarks/distributed_step.py [--json FILE]
@@ -14,7 +15,9 @@ import argparse
 import json
 import math
 import platform
+import statistics
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.multiprocessing.spawn import spawn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,14 +36,14 @@ from discretizations import CoordinateMask, EigenbasisMoment
 from lite import SOAPLITE, LITEOptimizer, MuonLITE, param_groups
 from lite.distributed import exchange
 from lite.distributed.division import Division, WorkItem
-from lite.distributed.sharding import MeshAxis, RankMesh, Sharding, local_part
+from lite.distributed.sharding import RankMesh, Sharding, local_part
 from lite.distributed.step import LARGEST_MEGABATCH
 from lite.soap_lite import Moments
 
-HIDDEN, FFN, LAYERS, VOCABULARY, STEPS = 128, 344, 4, 512, 10
+HIDDEN, FFN, LAYERS, VOCABULARY, STEPS, EXPERTS, TIMED = 128, 344, 4, 512, 10, 4, 9
 SHARDED = "soap-lite-sharded"  # SOAPLITE(moments="sharded")
 DTYPES = {"muon-lite": ("exact", "bfloat16"), "soap-lite": ("exact",), SHARDED: ("exact",)}  # of messages
-MODES = ("ddp", "fsdp2", "hsdp")
+MODES = ("ddp", "fsdp2", "hsdp", "tp", "ddp-tp", "fsdp2-tp", "fsdp2-ep")
 LR = 3e-3  # published for LLaMA 0.25B, arXiv:2602.22681
 HALF = 2  # bytes of a bfloat16
 # (hidden, ffn, layers, width of keys and values): arXiv:2302.13971, table 2, and arXiv:2307.09288 for 70B
@@ -60,21 +64,50 @@ class Layer(nn.Module):
 class Parameters(nn.Module):
     """The parameters of a small Llama; gradients are given, so there is no forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_experts: bool) -> None:
         super().__init__()
+        self.num_experts = EXPERTS  # says that a stack of matrices is one of experts
+        self.experts = nn.Parameter(0.02 * torch.randn(EXPERTS, FFN, HIDDEN)) if has_experts else None
         self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = nn.RMSNorm(HIDDEN)
         self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
 
 
-def build(name: str, mode: str, world: int, **settings: Any) -> tuple[Parameters, LITEOptimizer]:
+def mesh_shape(mode: str, world: int) -> tuple[int, ...]:
+    return (world,) if mode in ("ddp", "fsdp2", "tp") else (2, world // 2)
+
+
+def placements(mode: str, name: str, p: Tensor, shape: tuple[int, ...]) -> tuple[Placement, ...]:
+    """How torch lays out a parameter; attention's output and the second layer of an MLP are cut along columns."""
+    if mode == "fsdp2-ep":
+        return (Shard(1), Shard(0)) if p.ndim == 3 else (Shard(0), Shard(0))
+    tensor: Placement = Replicate() if p.ndim == 1 else Shard(int(".o." in name or ".down." in name))
+    first: Placement = Replicate()
+    if mode == "fsdp2-tp":  # FSDP2 cuts what tensor parallelism has cut
+        first = _StridedShard(0, split_factor=shape[1]) if tensor == Shard(0) else Shard(0)
+    return (tensor,) if mode == "tp" else (first, tensor)
+
+
+def lay_out(model: nn.Module, mode: str, world: int) -> None:
+    shape = mesh_shape(mode, world)
+    mesh = init_device_mesh("cpu", shape)
+    for path, module in model.named_modules():
+        for key, p in list(module.named_parameters(recurse=False)):
+            own = placements(mode, f"{path}.{key}", p, shape)
+            setattr(module, key, nn.Parameter(distribute_tensor(p.detach(), mesh, own, src_data_rank=None)))
+
+
+def build(name: str, mode: str, world: int, *, like: str = "", **settings: Any) -> tuple[Parameters, LITEOptimizer]:
+    """Model and optimizer of a mode, or in one process with the parameters that the mode ``like`` has."""
     torch.manual_seed(0)
-    model = Parameters()
+    model = Parameters(has_experts=(like or mode) == "fsdp2-ep")
     group = dist.group.WORLD if mode == "ddp" else None
+    if mode in ("tp", "ddp-tp", "fsdp2-tp", "fsdp2-ep"):
+        lay_out(model, mode, world)
     if mode in ("fsdp2", "hsdp"):
-        shape, names = ((2, world // 2), ("replicas", "shards")) if mode == "hsdp" else ((world,), ("shards",))
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        shape = mesh_shape(mode, world)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "shards")[-len(shape) :])
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -155,8 +188,23 @@ def measure(name: str, mode: str, world: int, reference: list[Tensor]) -> dict[s
     return found
 
 
-def one_process(name: str) -> tuple[list[Tensor], int]:
-    model, optimizer = build(name, "one", 1)
+def step_times(name: str, modes: list[str], world: int) -> dict[str, float]:
+    """Median time of a step in seconds, the modes taking turns."""
+    built = {mode: build(name, mode, world) for mode in modes}
+    times: dict[str, list[float]] = {mode: [] for mode in modes}
+    for step in range(TIMED + 1):
+        for mode, (model, optimizer) in built.items():
+            set_gradients(model, step)
+            dist.barrier()
+            start = time.perf_counter()
+            optimizer.step()
+            optimizer.check_gradients()
+            times[mode].append(time.perf_counter() - start)
+    return {mode: statistics.median(each[1:]) for mode, each in times.items()}
+
+
+def one_process(name: str, like: str) -> tuple[list[Tensor], int]:
+    model, optimizer = build(name, "one", 1, like=like)
     for step in range(STEPS):
         set_gradients(model, step)
         optimizer.step()
@@ -173,11 +221,16 @@ def on_rank(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     merged = {}
     for name in DTYPES:
-        reference, flops = one_process(name)
-        found = {mode: measure(name, mode, world, reference) for mode in MODES if (name, mode) != (SHARDED, "ddp")}
+        modes = [mode for mode in MODES if (name, mode) != (SHARDED, "ddp") and min(mesh_shape(mode, world)) > 1]
+        references = {like: one_process(name, like) for like in ("fsdp2", "fsdp2-ep")}
+        found, work = {}, {}
+        for mode in modes:
+            reference, work[mode] = references[mode if mode in references else "fsdp2"]
+            found[mode] = measure(name, mode, world, reference)
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, found)
-        merged[name] = {"ranks": {mode: [each[mode] for each in everyone] for mode in found}, "one process": flops}
+        ranks = {mode: [each[mode] for each in everyone] for mode in found}
+        merged[name] = {"ranks": ranks, "one process": work, "seconds": step_times(name, modes, world)}
     if rank == 0:
         Path(folder, f"{world}.json").write_text(json.dumps(merged))
     dist.destroy_process_group()
@@ -198,9 +251,9 @@ def newton_schulz_flops(rows: int, columns: int) -> float:
 
 def divided(shapes: list[tuple[int, int]], costs: list[float], world: int) -> tuple[list[float], list[int]]:
     """Cost of every rank's matrices, and the owner of each matrix."""
-    mesh = RankMesh(MeshAxis(world), MeshAxis(), None, tuple(range(world)))
-    division = Division()
-    owners = division.divide([WorkItem(Sharding(mesh, 0), cost, None) for cost in costs])
+    mesh, division = RankMesh(tuple(range(world))), Division()
+    items = [WorkItem(Sharding(mesh, shape), cost, False) for shape, cost in zip(shapes, costs, strict=True)]
+    owners = division.divide(items)
     return division.loads(mesh), [own[0].rank for own in owners]
 
 
@@ -285,9 +338,10 @@ def main() -> None:
                     row(f"collectives_per_step/{end}", sum(calls.values()), str(calls))
                     for dtype in dtypes:
                         row(f"bytes_per_rank/{end}/{dtype}", max(each[dtype]["bytes"] for each in ranks), "bytes")
-                    work = max(x["flops"] for x in ranks) / found["one process"]
+                    work = max(x["flops"] for x in ranks) / found["one process"][mode]
                     row(f"matrix_work_per_rank/{end}", work, "of one")
                     row(f"matrix_state_per_rank/{end}", max(each["state"] for each in ranks), "bytes")
+                    row(f"step_time/{end}", found["seconds"][mode] / found["seconds"]["fsdp2"], "of fsdp2's")
             share = numbers * (world - 1) / world
             row(f"bytes_formula/ddp/{world}/bfloat16", HALF * share, "bytes: each update once, U of every matrix")
             row(f"bytes_formula/fsdp2/{world}/bfloat16", 4 * HALF * share / world, "bytes: M̃, g, W there and U back")

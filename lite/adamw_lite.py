@@ -39,6 +39,7 @@ class AdamWLITE(LITEOptimizer):
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
+        agreement_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
 
     Raises:
@@ -67,6 +68,7 @@ class AdamWLITE(LITEOptimizer):
         stochastic_rounding: bool = False,
         capturable: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
     ) -> None:
         super().__init__(
@@ -84,6 +86,7 @@ class AdamWLITE(LITEOptimizer):
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,
             process_group=process_group,
+            agreement_group=agreement_group,
             exchange=exchange,
         )
 

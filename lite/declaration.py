@@ -172,7 +172,7 @@ class Declaration(ABC):
         return torch.promote_types(dtype, torch.float32)
 
     def phase(self, group: dict[str, Any], step: int) -> int:
-        """The value that a compiled :meth:`matrix_update` gets as ``step``.
+        """The value that a compiled :meth:`matrix_update` or :meth:`owner_direct` gets as ``step``.
 
         There is one compiled update per value. Steps with the same operations share a value.
 
@@ -241,7 +241,8 @@ class Declaration(ABC):
         shape = matrix_shape(covector)
         rule = self.update_rule(group, shape)
         taken = TakenIn(covector, state, sent.get("g"), covector)
-        directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers)
+        is_phase = "count" in group
+        directed = rule.direct(taken, w=sent.get("w"), step=step + 1, numbers=numbers, is_phase=is_phase)
         wide = torch.promote_types(directed.u.dtype, torch.float32)  # as the move uses it in one process
         u = directed.u.to(wide)
         if rule.keeps_norm:

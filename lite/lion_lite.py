@@ -47,6 +47,7 @@ class LionLITE(LITEOptimizer):
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
+        agreement_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
 
     Raises:
@@ -77,6 +78,7 @@ class LionLITE(LITEOptimizer):
         stochastic_rounding: bool = False,
         capturable: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
     ) -> None:
         super().__init__(
@@ -94,6 +96,7 @@ class LionLITE(LITEOptimizer):
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,
             process_group=process_group,
+            agreement_group=agreement_group,
             exchange=exchange,
             betas=betas,
         )

@@ -85,6 +85,7 @@ class MuonLITE(LITEOptimizer):
         stochastic_rounding: See :class:`LITEOptimizer`.
         capturable: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
+        agreement_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
 
     Raises:
@@ -127,6 +128,7 @@ class MuonLITE(LITEOptimizer):
         stochastic_rounding: bool = False,
         capturable: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
     ) -> None:
         super().__init__(
@@ -146,6 +148,7 @@ class MuonLITE(LITEOptimizer):
             stochastic_rounding=stochastic_rounding,
             capturable=capturable,
             process_group=process_group,
+            agreement_group=agreement_group,
             exchange=exchange,
             momentum=momentum,
             nesterov=nesterov,
@@ -234,7 +237,8 @@ class Muon(BaseMethod, MuonLITE):
         weight_decay: λ ≥ 0, decoupled.
         ns_steps: Newton–Schulz steps.
         settings: ``ns_dtype``, ``float32_momentum``, ``adamw_betas``, ``eps``, ``on_nonfinite``,
-            ``stochastic_rounding``, ``capturable``, ``process_group`` and ``exchange`` of :class:`MuonLITE`.
+            ``stochastic_rounding``, ``capturable``, ``process_group``, ``agreement_group`` and ``exchange`` of
+            :class:`MuonLITE`.
 
     Source: Jordan et al., *Muon* (2024); scale of arXiv:2502.16982.
     """

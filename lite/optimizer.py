@@ -64,7 +64,9 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         capturable: Whether learning rate, weight decay, χ and β₂ of groups become device tensors, so that a step in a
             CUDA graph follows their schedules.
         process_group: Ranks that hold the same plain tensors (DDP) and should divide the work on matrices; by default
-            every rank does everything. DTensors (FSDP2, HSDP) are detected automatically.
+            every rank does everything. DTensors are detected automatically, in any layout.
+        agreement_group: Ranks that skip a step or raise together if a gradient on one of them is not finite although
+            they hold different parameters: the stages of a pipeline.
         exchange: Dtype in which matrices travel between ranks: ``"exact"``, their own; ``"bfloat16"`` if the rule
             allows it; ``"fastest"``, bfloat16 if the rule computes in it anyway.
         settings: The rule's own hyperparameters, which groups can read and set.
@@ -75,6 +77,8 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
     Source of decay and norm: Loshchilov and Hutter, arXiv:1711.05101 (independent); Chen et al., arXiv:2510.12402
     (cautious); Wen et al., *Hyperball*, arXiv:2606.16899 (constant).
     """
+
+    _compile_options: dict[str, Any] | None = None  # not of a copy, which is not compiled
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         stochastic_rounding: bool = False,
         capturable: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
         **settings: Any,
     ) -> None:
@@ -128,7 +133,7 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         }
         super().__init__(params, defaults | settings)
         self._is_built = True
-        self._choose_executor(process_group)
+        self._choose_executor(process_group, agreement_group)
 
     @property
     def is_divided(self) -> bool:
@@ -188,15 +193,14 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
     def compile(self, **options: Any) -> None:
         """Compile the step's tensor operations in place, like ``torch.nn.Module.compile``.
 
-        Changes of learning rate, weight decay, χ or β cause no recompilation; a different set of gradients does.
+        Changes of learning rate, weight decay, χ or β cause no recompilation; a different set of gradients does. On
+        several ranks the work between exchanges is compiled, by shape; the exchanges are not.
 
         Args:
             options: Options of ``torch.compile``. By default shapes are constants, and this optimizer may have 64
-                graphs: SOAP has one for each step between two refreshes of a basis.
-
-        Raises:
-            ValueError: on several ranks, whose steps are not compiled.
+                graphs (per shape on several ranks): SOAP has one for each step between two refreshes of a basis.
         """
+        self._compile_options = options
         self._executor.compile(**options)
 
     @_disable_dynamo
@@ -268,9 +272,12 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
         self._executor.settle(self._work())  # the groups' counts of gradients
         return super().state_dict()
 
-    def _choose_executor(self, process_group: ProcessGroup | None = None) -> None:
+    def _choose_executor(
+        self, process_group: ProcessGroup | None = None, agreement_group: ProcessGroup | None = None
+    ) -> None:
         """Divide the work if parameters are on several ranks (then a collective); else this process does everything."""
-        is_spread = process_group is not None or any(map(_is_dtensor, self._parameters()))
+        groups = process_group, agreement_group
+        is_spread = any(group is not None for group in groups) or any(map(_is_dtensor, self._parameters()))
         if self.is_divided or not is_spread:
             self._executor.add_parameters(self._work())
             return
@@ -278,7 +285,9 @@ class LITEOptimizer(Declaration, torch.optim.Optimizer):
 
         if self.capturable:
             raise ValueError("capturable=True is for one process; steps on several ranks cannot be captured.")
-        self._executor = DistributedExecutor(self._work(), process_group)
+        self._executor = DistributedExecutor(self._work(), process_group, agreement_group)
+        if self._compile_options is not None:
+            self._executor.compile(**self._compile_options)
 
     @_disable_dynamo
     def _work(self) -> Workload:

@@ -60,6 +60,7 @@ class ShampooLITE(LITEOptimizer):
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
+        agreement_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
 
     Raises:
@@ -96,6 +97,7 @@ class ShampooLITE(LITEOptimizer):
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
     ) -> None:
         super().__init__(
@@ -113,6 +115,7 @@ class ShampooLITE(LITEOptimizer):
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             process_group=process_group,
+            agreement_group=agreement_group,
             exchange=exchange,
             betas=betas,
             precondition_frequency=precondition_frequency,

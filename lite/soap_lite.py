@@ -53,6 +53,7 @@ class SOAPLITE(LITEOptimizer):
         on_nonfinite: See :class:`LITEOptimizer`.
         stochastic_rounding: See :class:`LITEOptimizer`.
         process_group: See :class:`LITEOptimizer`.
+        agreement_group: See :class:`LITEOptimizer`.
         exchange: See :class:`LITEOptimizer`.
         moments: Where M' and V of a sharded matrix (FSDP2, HSDP) are stored. ``"owner"``: with its factors and bases on
             the rank that updates it. ``"sharded"``: like the parameter; they travel to the owner and back at every
@@ -90,6 +91,7 @@ class SOAPLITE(LITEOptimizer):
         on_nonfinite: OnNonfinite = "raise",
         stochastic_rounding: bool = False,
         process_group: ProcessGroup | None = None,
+        agreement_group: ProcessGroup | None = None,
         exchange: Exchange = "fastest",
         moments: Moments = "owner",
     ) -> None:
@@ -111,6 +113,7 @@ class SOAPLITE(LITEOptimizer):
             on_nonfinite=on_nonfinite,
             stochastic_rounding=stochastic_rounding,
             process_group=process_group,
+            agreement_group=agreement_group,
             exchange=exchange,
             betas=betas,
             precondition_frequency=precondition_frequency,

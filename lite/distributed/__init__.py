@@ -1,1 +1,1 @@
-"""The LITE optimizers on several ranks: DDP, FSDP2 and HSDP. Loaded when an optimizer needs it, not before."""
+"""The LITE optimizers on several ranks: DDP and any layout of DTensor's. Loaded when one needs it."""

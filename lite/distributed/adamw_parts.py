@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from discretizations.matrices.sharp_masks import CoordinateThresholds, coordinate_mask, passing_fractions
 from discretizations.preconditioners.masks import CoordinateMask, CoordinateProjector
 from discretizations.update_rule import UpdateRule
+from lite.declaration import MOMENTUM, Declaration
 from lite.distributed.division import PlacedParameter
-from lite.distributed.sharding import local_part
 from riemannian_ode.flow import Projector
 from riemannian_ode.preconditioner import Memory
+from riemannian_ode.stages import TakenIn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +35,65 @@ class CutMask(CoordinateMask):
         return CoordinateProjector(1.0 - coordinate_mask(v, thresholds, mean=self.mean, floor=self.floor)), memory
 
 
+def adamw_take_in(
+    declaration: Declaration, group: dict[str, Any], parts: list[tuple[dict[str, Tensor], Tensor]]
+) -> list[TakenIn]:
+    """First stage of parts of parameters, from state and gradient of each.
+
+    Args:
+        declaration: Has the update rule.
+        group: Their parameter group.
+        parts: This rank's parts of state and gradient.
+    """
+    rule, found = declaration.adamw_rule(group), []
+    for before, g in parts:
+        memory = {key: x for key, x in before.items() if key != MOMENTUM}
+        wide = memory["v"].dtype
+        found.append(rule.take_in(before[MOMENTUM].to(wide), memory, g.to(wide)))
+    return found
+
+
+def adamw_positions(
+    declaration: Declaration, group: dict[str, Any], parts: list[tuple[Tensor, TakenIn, Tensor | None]]
+) -> list[Tensor]:
+    """Parts of parameters after the step.
+
+    Args:
+        declaration: Has the update rule.
+        group: Their parameter group.
+        parts: This rank's part of each parameter, what :func:`adamw_take_in` gave, and mean(v) of the whole one.
+    """
+    rule, moved = declaration.adamw_rule(group), []
+    preconditioner: Any = rule.preconditioner
+    for w, taken, mean in parts:
+        cut = rule.with_preconditioner(replace(preconditioner, mask=CutMask(**vars(preconditioner.mask), mean=mean)))
+        wide = w.to(torch.promote_types(w.dtype, taken.memory["v"].dtype))
+        moved.append(cut.move(wide, cut.direct(taken, w=wide), eta=group["lr"]))
+    return moved
+
+
 class AdamWPart:
     """One step for this rank's part of one parameter.
 
-    First the moments are updated. The caller sums :meth:`total` over ranks and sets ``mean``; then :meth:`position` and
-    :meth:`counts` follow. In this way many parameters share two collectives.
+    The sum of :meth:`total` over ranks gives ``mean``, with which it moves; then come :meth:`counts`. So many
+    parameters share two collectives.
 
     Args:
         parameter: The parameter.
         rule: Its update rule.
-        state: State before the step.
-        g: This rank's part of the gradient.
+        before: This rank's part of the state before the step.
+        taken: What :func:`adamw_take_in` gave.
 
     Attributes:
-        before: This rank's part of the state before the step.
-        after: The same after the step, except for the thresholds.
+        after: This rank's part of the state after the step, but for the thresholds.
+        mean: mean(v) of the whole parameter, once it is known; ``None`` if this part is the whole.
     """
 
-    def __init__(self, parameter: PlacedParameter, rule: UpdateRule, state: dict[str, Tensor], g: Tensor) -> None:
-        self.parameter, self._rule = parameter, rule
-        self.before = {key: local_part(x) for key, x in state.items()}
-        memory = {key: x for key, x in self.before.items() if key != "momentum"}
-        wide = memory["v"].dtype
-        self._taken = rule.take_in(self.before["momentum"].to(wide), memory, g.to(wide))
-        self.v: Tensor = self._taken.memory["v"]
+    def __init__(self, parameter: PlacedParameter, rule: UpdateRule, before: dict[str, Tensor], taken: TakenIn) -> None:
+        self.parameter, self.before, self.taken, self._rule = parameter, before, taken, rule
+        self.v: Tensor = taken.memory["v"]
         averages = ("v", "v_mass", "momentum_mass")
-        self.after = {"momentum": self._taken.m, **{key: self._taken.memory[key] for key in averages}}
+        self.after = {MOMENTUM: taken.m, **{key: taken.memory[key] for key in averages}}
         self.mean: Tensor | None = None
 
     @property
@@ -74,8 +108,8 @@ class AdamWPart:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the mask needs numbers from other ranks."""
-        return self.has_mask and self.parameter.sharding.mesh.shards.size > 1
+        """Whether the mask needs numbers of other ranks."""
+        return self.has_mask and self.parameter.sharding.is_cut
 
     @property
     def thresholds(self) -> CoordinateThresholds:
@@ -84,8 +118,8 @@ class AdamWPart:
 
     @property
     def share(self) -> float:
-        """Weight of this rank's sum in a sum over all ranks, some of which hold the same part."""
-        return 1.0 / self.parameter.sharding.mesh.replicas.size
+        """What a sum over this rank's part counts in a sum over all ranks, of which some hold the same."""
+        return 1.0 / self.parameter.sharding.replicas
 
     @property
     def _mask(self) -> CoordinateMask:
@@ -96,21 +130,6 @@ class AdamWPart:
     def total(self) -> Tensor:
         """Σv over this part."""
         return self.share * self.v.sum(dtype=torch.float64)
-
-    def position(self, eta: Any) -> Tensor:
-        """This part of the parameter after the step.
-
-        Args:
-            eta: η.
-        """
-        settings = {field.name: getattr(self._mask, field.name) for field in fields(self._mask)}
-        mask = CutMask(**settings, mean=self.mean)
-        w = local_part(self.parameter.p)
-        w = w.to(torch.promote_types(w.dtype, self.v.dtype))
-        preconditioner: Any = self._rule.preconditioner
-        rule = self._rule.with_preconditioner(replace(preconditioner, mask=mask))
-        moved: Tensor = rule.move(w, rule.direct(self._taken, w=w), eta=eta)
-        return moved
 
     def counts(self) -> Tensor:
         """How many elements of this part pass hi and lo, shape (2,)."""

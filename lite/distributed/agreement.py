@@ -32,7 +32,7 @@ def check_same_construction(mesh: RankMesh, descriptions: list[str]) -> None:
         return
     everything: list[Any] = [None] * mesh.size
     dist.all_gather_object(everything, descriptions, group=mesh.group)
-    ranks = _ranks(mesh)
+    ranks = mesh.global_ranks
     other = next(i for i, each in enumerate(everything) if each != everything[0])
     pairs = zip(_padded(everything[0], everything[other]), _padded(everything[other], everything[0]), strict=True)
     place, (first, second) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
@@ -58,7 +58,7 @@ def raise_together(mesh: RankMesh, error: Exception | None) -> None:
         dist.all_gather_object(messages, None if error is None else str(error), group=mesh.group)
     if error is not None:
         raise error
-    for rank, message in zip(_ranks(mesh), messages, strict=True):
+    for rank, message in zip(mesh.global_ranks, messages, strict=True):
         if message is not None:
             raise ValueError(f"on rank {rank}: {message}")
 
@@ -102,22 +102,29 @@ class Agreement:
 
     Args:
         mesh: The ranks.
-        parameters: All parameters of the optimizer. For those held by another mesh, or only by this rank, ranks agree
-            only on whether their gradients are finite.
-        watches: Whether gradients are checked for non-finite numbers.
-        warned: Names of parameters with an earlier warning; grows.
+        parameters: All parameters of the optimizer; of those that another mesh holds, or only this rank, nothing but
+            whether they are finite is agreed on here.
+        watchers: All these ranks keep what they have if a gradient of one is not finite; ``None`` if nobody looks.
+        warned: Names of parameters that a warning was given of; grows.
 
     Attributes:
-        parameters: The mesh's parameters, then (if it watches) the others, in the order of all flags.
+        parameters: Those that the mesh holds, then the others: the order of all flags.
+        is_of_replicas: Whether it concerns no other ranks, and each holds all of these parameters whole.
     """
 
-    def __init__(self, mesh: RankMesh, parameters: list[PlacedParameter], *, watches: bool, warned: set[str]) -> None:
+    def __init__(
+        self, mesh: RankMesh, parameters: list[PlacedParameter], *, watchers: RankMesh | None, warned: set[str]
+    ) -> None:
         shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
+        is_whole = bool(shared) and not any(each.sharding.is_cut for each in shared)
+        self.is_of_replicas = is_whole and mesh.size > 1 and watchers in (None, mesh)
         self.parameters = shared + [parameter for parameter in parameters if parameter.sharding.mesh is not mesh]
-        self.mesh, self._shared, self._watches = mesh, len(shared), watches
+        self.mesh, self._shared, self._watchers = mesh, len(shared), watchers
         self._names = [parameter.name for parameter in self.parameters]
         self._pending: tuple[int, Tensor, Any] | None = None
         self._present: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
+        self._needed = [mesh.size if parameter.sharding.replicas > 1 else 1 for parameter in shared]
+        self._needed_there = torch.tensor(self._needed)  # on the device, once that is known
         self._warned = warned
 
     def flags(self, finite: Tensor | None, present: Sequence[bool], device: torch.device) -> Tensor:
@@ -143,13 +150,16 @@ class Agreement:
         Returns:
             Record for :meth:`verdict`, and the sums over ranks, float64.
         """
-        on_rank = torch.zeros(self.mesh.size, dtype=torch.float64, device=flags.device)
-        on_rank[_place(self.mesh)] = flags[: len(self._names)].any()
-        vector = torch.cat([flags.double(), on_rank, *(x.double().reshape(1) for x in sums)])
-        if self.mesh.size > 1:
-            dist.all_reduce(vector, group=self.mesh.group)
-        size = len(vector) - len(sums)
-        return vector[:size], list(vector[size:].unbind())
+        watchers = self._watchers or self.mesh
+        on_rank = torch.zeros(watchers.size, dtype=torch.float64, device=flags.device)
+        on_rank[watchers.rank] = flags[: len(self._names)].any()
+        numbers = torch.cat([flags.double(), *(x.double().reshape(1) for x in sums)])
+        if watchers is self.mesh:  # one collective does for both
+            both = _summed(torch.cat([numbers, on_rank]), watchers)
+            numbers, on_rank = both[: len(numbers)], both[len(numbers) :]
+        else:
+            numbers, on_rank = _summed(numbers, self.mesh), _summed(on_rank, watchers)
+        return torch.cat([numbers[: len(flags)], on_rank]), list(numbers[len(flags) :].unbind())
 
     def record(self, gathered: list[Tensor]) -> Tensor:
         """Record for :meth:`verdict` from the flags of every rank."""
@@ -166,9 +176,10 @@ class Agreement:
         self._pending = step, known, event
         n = len(self._names)
         present = record[n : n + self._shared]
-        moved = present == self.mesh.size if self._alike else present > 0
+        self._needed_there = self._needed_there.to(present.device)
+        moved = present >= self._needed_there
         own = self._present[1][self._shared :].bool()
-        return Verdict(record[2 * n :].sum() == 0 if self._watches else None, torch.cat([moved, own]))
+        return Verdict(None if self._watchers is None else record[2 * n :].sum() == 0, torch.cat([moved, own]))
 
     def settle(self) -> Outcome | None:
         """Outcome of the last step, returned once; waits for the device if necessary. ``None`` if nothing is new."""
@@ -180,11 +191,11 @@ class Agreement:
         n, size = len(self._names), self.mesh.size
         numbers = [int(x) for x in record.tolist()]
         bad, present, on_rank = numbers[:n], numbers[n : n + self._shared], numbers[2 * n :]
-        moved = [count == size if self._alike else count > 0 for count in present]
+        moved = [count >= needed for count, needed in zip(present, self._needed, strict=True)]
         partial = [
             (name, count)
-            for name, count in zip(self._names, present, strict=False)
-            if 0 < count < size and self._alike and name not in self._warned
+            for name, count, moves in zip(self._names, present, moved, strict=False)
+            if count and not moves and name not in self._warned
         ]
         self._warned.update(name for name, _ in partial)
         warnings = [
@@ -192,27 +203,23 @@ class Agreement:
             "before the step (DistributedDataParallel does)."
             for name, count in partial
         ]
-        error = self._error(step, bad, on_rank) if self._watches and any(on_rank) else None
+        error = self._error(self._watchers, step, bad, on_rank) if self._watchers and any(on_rank) else None
         return Outcome(moved + list(self._present[0][self._shared :]), error, warnings)
 
-    @property
-    def _alike(self) -> bool:
-        return self.mesh.replicas.size > 1
-
-    def _error(self, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
-        names = [name for name, count in zip(self._names, bad, strict=True) if count]
-        ranks = [str(rank) for rank, count in zip(_ranks(self.mesh), on_rank, strict=True) if count]
+    def _error(self, watchers: RankMesh, step: int, bad: list[int], on_rank: list[int]) -> NonFiniteError:
+        names = [name for name, count in zip(self._names, bad, strict=True) if count] or [
+            "parameters that are not here"
+        ]
+        ranks = [str(rank) for rank, count in zip(watchers.global_ranks, on_rank, strict=True) if count]
         where = f" at step {step} of this optimizer on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}"
         return NonFiniteError(nonfinite_message(names, where))
 
 
-def _place(mesh: RankMesh) -> int:
-    return dist.get_rank(mesh.group) if mesh.size > 1 else 0
-
-
-def _ranks(mesh: RankMesh) -> list[int]:
-    """Global ranks in the order of the group."""
-    return dist.get_process_group_ranks(mesh.group) if mesh.group is not None else list(mesh.global_ranks)
+def _summed(vector: Tensor, mesh: RankMesh) -> Tensor:
+    """The sum of the ranks' vectors, in place."""
+    if mesh.size > 1:
+        dist.all_reduce(vector, group=mesh.group)
+    return vector
 
 
 def _padded(lines: list[str], other: list[str]) -> list[str]:

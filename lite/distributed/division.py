@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
-from lite.distributed.sharding import RankMesh, Sharding
+from lite.distributed.sharding import Box, RankMesh, Sharding
 
 
 class Owner(NamedTuple):
     """A rank that updates a parameter or a range of its experts.
 
     Args:
-        rank: The rank's number in the parameter's mesh.
-        experts: First expert and one past the last; ``None`` for a parameter that is not a stack.
+        rank: Its number in the parameter's mesh.
+        box: What it has of the parameter.
     """
 
     rank: int
-    experts: tuple[int, int] | None = None
+    box: Box
+
+
+class Part(NamedTuple):
+    """What a holder's shard and an owner have in common of a parameter.
+
+    Args:
+        rank: The owner, or seen from there the holder.
+        travels: Whether the owner has it from this holder, and not from another replica.
+        shape: Its shape.
+        of_shard: Its indices in the holder's local tensor.
+        of_owned: Its indices in what the owner has.
+    """
+
+    rank: int
+    travels: bool
+    shape: tuple[int, ...]
+    of_shard: tuple[slice, ...]
+    of_owned: tuple[slice, ...]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,46 +70,57 @@ class OwnedParameter(PlacedParameter):
 
     Args:
         numbers: Running numbers of the matrices of every view.
-        owners: Its owners, in the order of experts.
+        is_stack: Whether it is a stack of experts.
+        owners: Its owners, of a stack all ranks of the mesh.
     """
 
     numbers: list[range]
+    is_stack: bool
     owners: list[Owner]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
-        return tuple(self.p.shape)
+        return self.sharding.shape
 
-    @property
+    @cached_property
     def own(self) -> Owner | None:
         """The part that this rank owns; ``None`` if it owns nothing."""
         return next((owner for owner in self.owners if owner.rank == self.sharding.mesh.rank), None)
 
-    def overlap(self, owner: Owner, shard: int) -> tuple[int, int]:
-        """An owner's part of a shard: start and length along the experts; the whole shard if it is not a stack."""
-        length = self.sharding.shard_shape(self.shape, shard)[0]
-        if owner.experts is None:
-            return 0, length
-        first = self.sharding.bounds(self.shape[0], shard)[0] if self.sharding.dim == 0 else 0
-        start, stop = (min(max(expert - first, 0), length) for expert in owner.experts)
-        return start, stop - start
-
-    def overlap_shape(self, owner: Owner, shard: int) -> tuple[int, ...]:
-        """Shape of an owner's part of a shard."""
-        return (self.overlap(owner, shard)[1], *self.sharding.shard_shape(self.shape, shard)[1:])
-
-    def owned_shape(self, owner: Owner) -> tuple[int, ...]:
-        """Shape of everything that an owner has."""
-        return self.shape if owner.experts is None else (owner.experts[1] - owner.experts[0], *self.shape[1:])
-
     @property
-    def travels(self) -> bool:
-        """Whether an owner has parts of other ranks' shards."""
-        return any(
-            self.overlap_shape(owner, self.sharding.mesh.place(owner.rank)[0]) != self.owned_shape(owner)
-            for owner in self.owners
-        )
+    def owned_numbers(self) -> list[range]:
+        """Running numbers of the matrices that this rank owns, of every view."""
+        if not self.is_stack or self.own is None:
+            return self.numbers
+        (experts, *_) = self.own.box.within([0] * len(self.shape))
+        return [each[experts] for each in self.numbers]
+
+    @cached_property
+    def held(self) -> list[Part]:
+        """Parts of this rank's shard, which owners work on."""
+        rank = self.sharding.mesh.rank
+        return [part._replace(rank=owner.rank) for owner in self.owners for part in self._parts(owner, rank)]
+
+    @cached_property
+    def owned(self) -> list[Part]:
+        """Parts of what this rank owns, of every rank's shard."""
+        if self.own is None:
+            return []
+        return [part for rank in range(self.sharding.mesh.size) for part in self._parts(self.own, rank)]
+
+    @cached_property
+    def is_scattered(self) -> bool:
+        """Whether an owner lacks a part in its own shard; the same on all ranks."""
+        numbers = [sum(math.prod(part.shape) for part in self._parts(owner, owner.rank)) for owner in self.owners]
+        return numbers != [math.prod(owner.box.shape) for owner in self.owners]
+
+    def _parts(self, owner: Owner, holder: int) -> Iterator[Part]:
+        near = self.sharding.are_near(holder, owner.rank)
+        for piece in self.sharding.pieces[holder]:
+            both = piece.box.overlap(owner.box)
+            if all(both.shape):
+                yield Part(holder, near, both.shape, both.within(piece.origin), both.within(owner.box.start))
 
 
 class WorkItem(NamedTuple):
@@ -97,12 +129,12 @@ class WorkItem(NamedTuple):
     Args:
         sharding: Its sharding.
         cost: Cost of all its matrices.
-        experts: Number of experts; ``None`` for a parameter that is not a stack.
+        is_stack: Whether it is a stack of experts.
     """
 
     sharding: Sharding
     cost: float
-    experts: int | None
+    is_stack: bool
 
 
 class Division:
@@ -121,30 +153,27 @@ class Division:
         owners: list[list[Owner]] = [[] for _ in items]
         single: defaultdict[RankMesh, list[int]] = defaultdict(list)
         for i, item in enumerate(items):
-            if item.experts is None:
-                single[item.sharding.mesh].append(i)
+            if item.is_stack:
+                owners[i] = self._ranges(item)
             else:
-                owners[i] = self._ranges(item, item.experts)
+                single[item.sharding.mesh].append(i)
         for mesh, parameters in single.items():
             for i, rank in self._longest_first(mesh, parameters, items).items():
-                owners[i] = [Owner(rank)]
+                shape = items[i].sharding.shape
+                owners[i] = [Owner(rank, Box((0,) * len(shape), shape))]
         return owners
 
     def loads(self, mesh: RankMesh) -> list[float]:
         """Total cost assigned to each rank."""
         return self._loads.setdefault(mesh, [0.0] * mesh.size)
 
-    def _ranges(self, item: WorkItem, experts: int) -> list[Owner]:
-        mesh, owners = item.sharding.mesh, []
-        for shard in range(mesh.shards.size):
-            first, stop = Sharding(mesh, 0).bounds(experts, shard)
-            part = -(-(stop - first) // mesh.replicas.size)
-            for replica in range(mesh.replicas.size):
-                start = min(first + replica * part, stop)
-                end = min(start + part, stop)
-                rank = mesh.rank_at(shard, replica)
-                self.loads(mesh)[rank] += item.cost * (end - start) / max(1, experts)
-                owners.append(Owner(rank, (start, end)))
+    def _ranges(self, item: WorkItem) -> list[Owner]:
+        shape, loads = item.sharding.shape, self.loads(item.sharding.mesh)
+        nothing = Box((0,) * len(shape), (0, *shape[1:]))
+        owners = []
+        for rank, pieces in enumerate(item.sharding.by_experts.pieces):
+            owners.append(Owner(rank, pieces[0].box if pieces else nothing))
+            loads[rank] += item.cost * owners[rank].box.shape[0] / max(1, shape[0])
         return owners
 
     def _longest_first(self, mesh: RankMesh, parameters: list[int], items: list[WorkItem]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lite.distributed.sharding import MeshAxis
+from lite.distributed.sharding import RankMesh
 
 _ALIGNMENT = 16  # bytes; any dtype may start at such an offset
 # torch 2.13 renamed it; the old name warns from then on.
@@ -38,40 +39,37 @@ class Transfer:
         self._sent = sent  # must stay alive until the transfer is done
 
     def wait(self) -> list[list[Tensor]]:
-        """Views of the received data, once it has arrived (on a GPU, kernels launched later see it)."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = self._sent = None
+        """Views of what came, once it has come (on a GPU: kernels launched later see it)."""
+        self._work.wait()
+        self._sent = None
         return [_unpacked(self._buffer, each, start) for each, start in zip(self._specs, self._starts, strict=True)]
 
 
 def all_to_all(
     sent: Sequence[Sequence[tuple[Tensor, torch.dtype]]],
     received: list[list[MessageSpec]],
-    axis: MeshAxis,
+    mesh: RankMesh,
     device: torch.device,
 ) -> Transfer:
     """Send each rank its own tensors; does not wait.
 
     Args:
-        sent: Tensors for each rank of the axis, each with the dtype to send it in.
-        received: Messages expected from each rank.
-        axis: The ranks.
+        sent: Tensors for each rank of the mesh, each with the dtype to travel in.
+        received: What comes from each rank.
+        mesh: The ranks.
         device: Where the tensors lie.
     """
     specs = [[MessageSpec(tuple(x.shape), dtype) for x, dtype in each] for each in sent]
     out = _packed([x for each in sent for x, _ in each], [spec for each in specs for spec in each], device)
-    if axis.size == 1:
-        return Transfer(None, out, received, [0], None)
     sizes = [sum(spec.bytes for spec in each) for each in received]
     buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     split = [sum(spec.bytes for spec in each) for each in specs]
-    work = dist.all_to_all_single(buffer, out, sizes, split, group=axis.group, async_op=True)
-    return Transfer(work, buffer, received, [sum(sizes[:i]) for i in range(axis.size)], out)
+    work = dist.all_to_all_single(buffer, out, sizes, split, group=mesh.group, async_op=True)
+    return Transfer(work, buffer, received, list(itertools.accumulate(sizes[:-1], initial=0)), out)
 
 
 def all_gather(
-    sent: Sequence[tuple[Tensor, torch.dtype]], received: list[list[MessageSpec]], axis: MeshAxis, device: torch.device
+    sent: Sequence[tuple[Tensor, torch.dtype]], received: list[list[MessageSpec]], mesh: RankMesh, device: torch.device
 ) -> Transfer:
     """Send all ranks the same tensors; does not wait. Arguments as for :func:`all_to_all`.
 
@@ -80,11 +78,9 @@ def all_gather(
     share = max(sum(spec.bytes for spec in each) for each in received)
     specs = [MessageSpec(tuple(x.shape), dtype) for x, dtype in sent]
     out = _packed([x for x, _ in sent], specs, device, size=share)
-    if axis.size == 1:
-        return Transfer(None, out, received, [0], None)
-    buffer = torch.empty(axis.size * share, dtype=torch.uint8, device=device)
-    work = _all_gather_single(buffer, out, group=axis.group, async_op=True)
-    return Transfer(work, buffer, received, [i * share for i in range(axis.size)], out)
+    buffer = torch.empty(mesh.size * share, dtype=torch.uint8, device=device)
+    work = _all_gather_single(buffer, out, group=mesh.group, async_op=True)
+    return Transfer(work, buffer, received, [i * share for i in range(mesh.size)], out)
 
 
 def _packed(tensors: list[Tensor], specs: list[MessageSpec], device: torch.device, size: int | None = None) -> Tensor:

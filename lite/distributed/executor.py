@@ -14,11 +14,13 @@ from torch.distributed import ProcessGroup
 from lite.adamw import ADAMW_KEYS
 from lite.distributed.agreement import Agreement, check_same_construction, raise_together
 from lite.distributed.division import Division, OwnedParameter, PlacedParameter, WorkItem
-from lite.distributed.sharding import MeshAxis, RankMesh, Shardings
+from lite.distributed.parameter_shardings import Shardings
+from lite.distributed.sharding import RankMesh
+from lite.distributed.stages import Stages
 from lite.distributed.state import StateShapes, fitted_state, initial_state
 from lite.distributed.step import Step
 from lite.execution.executor import Workload
-from lite.execution.finiteness import NonFiniteError
+from lite.execution.finiteness import NonFiniteError, OnNonfinite
 from lite.parameters.group_checks import parameter_names, sparse_message
 from lite.parameters.parameter_entries import count_gradients, group_views, matrix_numbers, steps_so_far
 
@@ -28,7 +30,8 @@ class DistributedExecutor:
 
     Args:
         work: The optimizer's, with its first groups.
-        process_group: See :class:`lite.distributed.sharding.Shardings`.
+        process_group: See :class:`lite.distributed.parameter_shardings.Shardings`.
+        agreement_group: Ranks that all make a step or none, though some hold other parameters.
 
     Raises:
         ValueError: for a sharding that is not supported, ranks that build different optimizers, or a rule that says two
@@ -37,15 +40,20 @@ class DistributedExecutor:
 
     is_divided = True
 
-    def __init__(self, work: Workload, process_group: ProcessGroup | None) -> None:
+    def __init__(
+        self, work: Workload, process_group: ProcessGroup | None, agreement_group: ProcessGroup | None = None
+    ) -> None:
         _check_places(work)
+        self._agreeing = None if agreement_group is None else RankMesh.of_group(agreement_group)
+        if self._agreeing is not None:
+            _check_policy(self._agreeing, work.on_nonfinite)
         self.steps_made = 0
         self._shardings, self._division = Shardings(process_group), Division()
         self.parameters: dict[Tensor, PlacedParameter] = {}
         self._agreements: list[Agreement] = []
         self._warned: set[str] = set()
         self._active: list[PlacedParameter] = []
-        self._checked = StateShapes()
+        self._checked, self._stages = StateShapes(), Stages()
         self._error: NonFiniteError | None = None
         self.add_parameters(work)
 
@@ -62,12 +70,12 @@ class DistributedExecutor:
                 if p in self.parameters:
                     continue
                 label = name if isinstance(name, str) else f"{name} of group {number}"
-                sharding = self._shardings.of(p, name=label, group=group)
+                sharding = self._shardings.of(p, name=label)
                 new.append({"p": p, "group": number, "index": index, "name": label, "sharding": sharding})
                 if is_matrix:
                     cost = sum(x.shape[:-2].numel() * work.declaration.matrix_cost(group, *x.shape[-2:]) for x in views)
-                    items.append(WorkItem(sharding, cost, p.shape[0] if group["layout"] == "experts" else None))
-                    new[-1] |= {"numbers": numbers[index]}
+                    items.append(WorkItem(sharding, cost, group["layout"] == "experts"))
+                    new[-1] |= {"numbers": numbers[index], "is_stack": items[-1].is_stack}
         divided = iter(self._division.divide(items))
         for parameter in new:
             made = (
@@ -79,7 +87,7 @@ class DistributedExecutor:
         self._agree(work)
 
     def compile(self, **options: Any) -> None:
-        raise ValueError("an optimizer on several ranks cannot be compiled; compile the model alone.")
+        self._stages.compile(options)
 
     def init_state(self, work: Workload) -> None:
         for parameter in self.parameters.values():
@@ -93,7 +101,7 @@ class DistributedExecutor:
         names = set(work.declaration.parameter_state(group, torch.empty(parameter.shape, device="meta")))
         if parameter.own is not None:
             return names
-        return names & set(work.declaration.sharded_state) if parameter.sharding.mesh.shards.size > 1 else set()
+        return names & set(work.declaration.sharded_state) if parameter.sharding.is_cut else set()
 
     def found_together(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -128,8 +136,8 @@ class DistributedExecutor:
         for parameter in self._active:
             self._init(work, parameter)
         self._checked.check(work, self._active)
-        if self._active:
-            Step(work, self._active, self._agreements, self.steps_made).run()
+        if self._active or self._agreeing is not None:
+            Step(work, self._active, self._agreements, self.steps_made, self._stages).run()
         self.steps_made += 1
 
     def check(self, work: Workload, *, wait: bool) -> None:
@@ -171,25 +179,46 @@ class DistributedExecutor:
             check_same_construction(
                 mesh, [_description(work.groups[parameter.group], parameter) for parameter in shared]
             )
-        main = max(meshes, key=lambda mesh: mesh.size, default=RankMesh(MeshAxis(), MeshAxis(), None, (0,)))
-        if any(not set(mesh.global_ranks) <= set(main.global_ranks) for mesh in meshes):
-            world = MeshAxis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
-            main = RankMesh(MeshAxis(), world, world.group, tuple(range(world.size)))
-        watches = work.on_nonfinite != "ignore"
-        self._agreements = [Agreement(main, parameters, watches=watches, warned=self._warned)]
+        main = max(meshes, key=lambda mesh: mesh.size, default=RankMesh())
+        if self._agreeing is not None:
+            _check_agreeing(self._agreeing, meshes)
+        elif any(not set(mesh.global_ranks) <= set(main.global_ranks) for mesh in meshes):
+            assert dist.group.WORLD is not None, "there are meshes of several ranks"
+            main = RankMesh.of_group(dist.group.WORLD)
+        watchers = None if work.on_nonfinite == "ignore" else self._agreeing or main
+        self._agreements = [Agreement(main, parameters, watchers=watchers, warned=self._warned)]
         for mesh in meshes:
             if mesh is not main:
                 shared = [parameter for parameter in parameters if parameter.sharding.mesh is mesh]
-                self._agreements.append(Agreement(mesh, shared, watches=False, warned=self._warned))
+                self._agreements.append(Agreement(mesh, shared, watchers=None, warned=self._warned))
 
 
 def _description(group: dict[str, Any], parameter: PlacedParameter) -> str:
     view = "" if group["rule"] == "adamw" else f", layout {group['layout']}, blocks {group['blocks']}"
-    cut = "" if parameter.sharding.dim is None else f", cut along dimension {parameter.sharding.dim}"
+    cut = "".join(f", {placement}" for placement in parameter.sharding.placements)
     return (
         f"{parameter.name} of shape {tuple(parameter.p.shape)} and {parameter.p.dtype} in group {parameter.group} "
         f"(rule {group['rule']}{view}{cut})"
     )
+
+
+def _check_policy(agreeing: RankMesh, policy: OnNonfinite) -> None:
+    policies: list[Any] = [None] * agreeing.size
+    dist.all_gather_object(policies, policy, group=agreeing.group)
+    if set(policies) not in ({"raise"}, {"skip"}):
+        raise ValueError(
+            f"on_nonfinite is {policies} on ranks {list(agreeing.global_ranks)} of agreement_group; give all of them "
+            "'raise', or all of them 'skip'."
+        )
+
+
+def _check_agreeing(agreeing: RankMesh, meshes: list[RankMesh]) -> None:
+    for mesh in meshes:
+        if not set(mesh.global_ranks) <= set(agreeing.global_ranks):
+            raise ValueError(
+                f"agreement_group has ranks {list(agreeing.global_ranks)}, but ranks {list(mesh.global_ranks)} hold "
+                "parameters together; give a group with all ranks of all stages."
+            )
 
 
 def _check_places(work: Workload) -> None:

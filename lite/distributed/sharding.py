@@ -1,10 +1,12 @@
-"""Sharding of parameters over ranks: replicated (DDP), cut along one dimension (FSDP2), or both (HSDP)."""
+"""How parameters lie on ranks: the boxes of a tensor that each rank holds, in any layout of DTensor's."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,225 +15,198 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-
-# Dimensions of a parameter along which shards can be assembled to whole matrices.
-_CUTTABLE = {"matrix": (0, 1), "conv": (0, 1), "experts": (0, 1, 2)}
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 
-class MeshAxis(NamedTuple):
-    """Ranks along one direction of a mesh; ``group`` is needed for more than one rank."""
+class Box(NamedTuple):
+    """A rectangular part of a tensor: where it begins and its length, along each dimension."""
 
-    size: int = 1
-    rank: int = 0
-    group: ProcessGroup | None = None
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def overlap(self, other: Box) -> Box:
+        """What two boxes have in common, which may be empty."""
+        start = tuple(map(max, self.start, other.start))
+        ends = (min(a + m, b + n) for a, m, b, n in zip(self.start, self.shape, other.start, other.shape, strict=True))
+        return Box(start, tuple(max(0, end - first) for first, end in zip(start, ends, strict=True)))
+
+    def within(self, origin: Sequence[int]) -> tuple[slice, ...]:
+        """Indices of the box in a tensor whose first element is at ``origin``."""
+        return tuple(
+            slice(first - zero, first - zero + length)
+            for first, zero, length in zip(self.start, origin, self.shape, strict=True)
+        )
+
+
+class Piece(NamedTuple):
+    """A box of a parameter that a rank holds, inside a local tensor that would begin at ``origin``."""
+
+    box: Box
+    origin: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class RankMesh:
-    """Ranks that hold the same parameters; each holds one of ``shards`` in one of ``replicas``.
-
-    Ranks are numbered shard by shard, so that replicas of one shard are neighbours.
+    """Ranks that hold parameters together, numbered as in their process group.
 
     Args:
-        shards: Axis along which each rank has a different part.
-        replicas: Axis along which all ranks have the same part.
-        group: Process group of all its ranks.
-        global_ranks: Global rank of every rank of the mesh, in this order.
+        global_ranks: Global rank of each.
+        rank: Number of this rank.
+        group: Their process group; ``None`` for a single rank.
     """
 
-    shards: MeshAxis
-    replicas: MeshAxis
-    group: ProcessGroup | None
-    global_ranks: tuple[int, ...]
-    _device_meshes: dict[str, DeviceMesh] = field(default_factory=dict, init=False)
+    global_ranks: tuple[int, ...] = (0,)
+    rank: int = 0
+    group: ProcessGroup | None = None
+
+    @classmethod
+    def of_group(cls, group: ProcessGroup) -> RankMesh:
+        """All ranks of a process group."""
+        return cls(tuple(dist.get_process_group_ranks(group)), dist.get_rank(group), group)
 
     @property
     def size(self) -> int:
         """Number of ranks."""
-        return self.shards.size * self.replicas.size
-
-    @property
-    def rank(self) -> int:
-        """Number of this rank in the mesh."""
-        return self.rank_at(self.shards.rank, self.replicas.rank)
-
-    def rank_at(self, shard: int, replica: int) -> int:
-        """Number of the rank with a shard in a replica."""
-        return shard * self.replicas.size + replica
-
-    def place(self, rank: int) -> tuple[int, int]:
-        """Shard and replica of a rank."""
-        return divmod(rank, self.replicas.size)
-
-    def device_mesh(self, device_type: str) -> DeviceMesh:
-        """The mesh for torch: the dimensions shards and replicas, without those of a single rank."""
-        if device_type not in self._device_meshes:
-            self._device_meshes[device_type] = self._device_mesh(device_type)
-        return self._device_meshes[device_type]
-
-    def _device_mesh(self, device_type: str) -> DeviceMesh:
-        axes = [axis for axis in (self.shards, self.replicas) if axis.size > 1]
-        groups = [axis.group for axis in axes if axis.group is not None]
-        if len(groups) == 1:
-            return DeviceMesh.from_group(groups[0], device_type)
-        ranks = torch.tensor(self.global_ranks).reshape(self.shards.size, self.replicas.size)
-        return DeviceMesh.from_group(groups, device_type, mesh=ranks, mesh_dim_names=("shards", "replicas"))
+        return len(self.global_ranks)
 
 
-class Sharding(NamedTuple):
-    """Sharding of one parameter on its mesh: cut along ``dim`` among the shards, or whole if ``dim`` is ``None``."""
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Ranks arranged along axes, each of several ranks.
+
+    Args:
+        coordinates: Place of every rank of a mesh along every axis.
+        sizes: Number of ranks along each axis.
+        groups: Process groups of this rank along the axes.
+    """
+
+    coordinates: tuple[tuple[int, ...], ...] = ((),)
+    sizes: tuple[int, ...] = ()
+    groups: tuple[ProcessGroup, ...] = ()
+
+    def permuted(self, order: Sequence[int]) -> Grid:
+        """The same ranks with the axes in another order."""
+        return Grid(
+            tuple(tuple(each[i] for i in order) for each in self.coordinates),
+            tuple(self.sizes[i] for i in order),
+            tuple(self.groups[i] for i in order) if self.groups else (),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sharding:
+    """How parameters of one shape lie on their ranks.
+
+    Ranks with the same place along the axes of replicas hold a whole parameter between them, each element once.
+
+    Args:
+        mesh: The ranks.
+        shape: Shape of a whole parameter.
+        grid: The axes along which the ranks lie.
+        placements: What each axis does with a parameter: cut it, or hold it again.
+    """
 
     mesh: RankMesh
-    dim: int | None
+    shape: tuple[int, ...]
+    grid: Grid = field(default_factory=Grid)
+    placements: tuple[Placement, ...] = ()
+    _device_meshes: dict[str, DeviceMesh] = field(default_factory=dict, init=False)
 
-    def bounds(self, length: int, shard: int) -> tuple[int, int]:
-        """A shard's range of a length, as cut by ``torch.chunk``: equal parts, the last ones shorter or empty."""
-        part = math.ceil(length / self.mesh.shards.size)
-        return min(shard * part, length), min((shard + 1) * part, length)
+    @cached_property
+    def cut_axes(self) -> tuple[int, ...]:
+        """Axes along which parameters are cut."""
+        return tuple(i for i, placement in enumerate(self.placements) if not isinstance(placement, Replicate))
 
-    def shard_shape(self, shape: Sequence[int], shard: int) -> tuple[int, ...]:
-        """Shape of a shard of a parameter."""
-        if self.dim is None:
-            return tuple(shape)
-        start, stop = self.bounds(shape[self.dim], shard)
-        return (*shape[: self.dim], stop - start, *shape[self.dim + 1 :])
+    @property
+    def is_cut(self) -> bool:
+        """Whether no rank holds a whole parameter."""
+        return bool(self.cut_axes)
+
+    @property
+    def shards(self) -> int:
+        """Among how many ranks a parameter is cut."""
+        return math.prod(self.grid.sizes[i] for i in self.cut_axes)
+
+    @property
+    def replicas(self) -> int:
+        """How many ranks hold each element."""
+        return self.mesh.size // self.shards
+
+    @cached_property
+    def shard(self) -> int:
+        """Number of this rank's shard: the same on all ranks that hold it."""
+        number = 0
+        for i in self.cut_axes:
+            number = number * self.grid.sizes[i] + self.grid.coordinates[self.mesh.rank][i]
+        return number
+
+    def are_near(self, rank: int, other: int) -> bool:
+        """Whether two ranks have the same place along the axes of replicas."""
+        here, there = self.grid.coordinates[rank], self.grid.coordinates[other]
+        return all(here[i] == there[i] for i in range(len(here)) if i not in self.cut_axes)
+
+    @cached_property
+    def pieces(self) -> list[list[Piece]]:
+        """Pieces of a parameter on every rank; none of an empty shard, several where its indices have gaps."""
+        return [self._pieces_at(place) for place in self.grid.coordinates]
+
+    def _pieces_at(self, place: tuple[int, ...]) -> list[Piece]:
+        runs = []
+        for dim, length in enumerate(self.shape):
+            cuts = [(self.placements[i], self.grid.sizes[i], place[i]) for i in self.cut_axes]
+            runs.append(_runs(length, dim, tuple(cut for cut in cuts if getattr(cut[0], "dim", None) == dim)))
+        return [
+            Piece(Box(*(tuple(run[i] for run in each) for i in (0, 1))), tuple(origin for *_, origin in each))
+            for each in itertools.product(*runs)
+        ]
+
+    @cached_property
+    def by_experts(self) -> Sharding:
+        """The same ranks with a stack cut along its experts alone: those that lie whole on a rank stay there."""
+
+        def turn(axis: int) -> int:
+            placement = self.placements[axis]
+            if getattr(placement, "dim", None) != 0:
+                return 2
+            return int(isinstance(placement, _StridedShard))  # a strided cut comes after the others
+
+        order = sorted(range(len(self.placements)), key=turn)
+        return Sharding(self.mesh, self.shape, self.grid.permuted(order), (Shard(0),) * len(order))
+
+    def device_mesh(self, device_type: str) -> DeviceMesh:
+        """The grid for torch."""
+        if device_type not in self._device_meshes:
+            groups = list(self.grid.groups)
+            if len(groups) == 1:
+                made = DeviceMesh.from_group(groups[0], device_type)
+            else:
+                ranks = torch.empty(self.grid.sizes, dtype=torch.int)
+                for place, rank in zip(self.grid.coordinates, self.mesh.global_ranks, strict=True):
+                    ranks[place] = rank
+                names = tuple(f"axis{i}" for i in range(len(groups)))
+                made = DeviceMesh.from_group(groups, device_type, mesh=ranks, mesh_dim_names=names)
+            self._device_meshes[device_type] = made
+        return self._device_meshes[device_type]
+
+
+@lru_cache(maxsize=4096)
+def _runs(length: int, dim: int, cuts: tuple[tuple[Any, int, int], ...]) -> list[tuple[int, int, int]]:
+    """Consecutive indices of a dimension that a rank holds: first one, number, and the index at which it would begin.
+
+    Args:
+        length: Of the dimension.
+        dim: Its number.
+        cuts: What cuts it, in order: placement, ranks along its axis, this rank's place there.
+    """
+    index = torch.arange(length).reshape([1] * dim + [length])
+    for placement, size, place in cuts:  # DTensor's own way of cutting
+        index = placement._split_tensor(index, size, with_padding=False, contiguous=False)[0][place]
+    held = index.flatten()
+    ends = [*(held.diff() != 1).nonzero().flatten().add(1).tolist(), len(held)]
+    found = zip([0, *ends[:-1]], ends, held[[0, *ends[:-1]]].tolist() if len(held) else [0], strict=True)
+    return [(first, end - start, first - start) for start, end, first in found if end > start]
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-class Shardings:
-    """Shardings of an optimizer's parameters; parameters on the same ranks share one :class:`RankMesh`.
-
-    Args:
-        process_group: Ranks with identical whole plain tensors (DDP); ``None`` if each rank's plain tensors are its
-            own.
-    """
-
-    def __init__(self, process_group: ProcessGroup | None) -> None:
-        self._process_group = process_group
-        self._meshes: dict[Any, RankMesh] = {}
-
-    @property
-    def meshes(self) -> list[RankMesh]:
-        """Meshes with several ranks, in an order that is the same on all ranks."""
-        return sorted(
-            (mesh for mesh in self._meshes.values() if mesh.size > 1), key=lambda mesh: sorted(mesh.global_ranks)
-        )
-
-    def of(self, p: Tensor, *, name: Any, group: dict[str, Any]) -> Sharding:
-        """Sharding of a parameter.
-
-        Args:
-            p: Plain tensor or DTensor.
-            name: Its name, for messages.
-            group: Its parameter group.
-
-        Raises:
-            ValueError: for shards that cannot be assembled to matrices, naming the parameter and the remedy.
-        """
-        if hasattr(p, "_fsdp_flattened"):
-            raise ValueError(
-                f"parameter {name} is a piece of FSDP1's flat storage, whose matrices cannot be told; shard the model "
-                "with torch.distributed.fsdp.fully_shard instead of FullyShardedDataParallel."
-            )
-        if not isinstance(p, DTensor):
-            return Sharding(self._plain_mesh(), None)
-        is_matrix = group["rule"] != "adamw"
-        device_mesh, axes = p.device_mesh, [i for i in range(p.device_mesh.ndim) if p.device_mesh.size(i) > 1]
-        shards = [i for i in axes if not isinstance(p.placements[i], Replicate)]
-        if any(p.placements[i].is_partial() for i in axes):
-            raise ValueError(_refusal(name, p, "holds a sum that is not yet reduced", "redistribute it to Shard(0)"))
-        if not is_matrix:  # updated elementwise, so any cut will do
-            return Sharding(self._mesh(device_mesh, shards, axes), None)
-        if len(shards) > 1:
-            raise ValueError(
-                _refusal(
-                    name,
-                    p,
-                    "is cut along several axes of the mesh (tensor parallelism beside sharding, say)",
-                    "shard it along one axis (fully_shard on a one-dimensional mesh; HSDP adds an axis of replicas)",
-                )
-            )
-        if len(axes) - len(shards) > 1:
-            raise ValueError(_refusal(name, p, "is replicated along several axes of the mesh", "merge those axes"))
-        if not shards:
-            return Sharding(self._mesh(device_mesh, shards, axes), None)
-        placement = p.placements[shards[0]]
-        cuttable = _CUTTABLE.get(group["layout"], range(p.ndim))
-        if type(placement) is not Shard or placement.dim % p.ndim not in cuttable:
-            raise ValueError(
-                _refusal(
-                    name, p, f"is cut in a way that layout {group['layout']!r} has no matrices for", "use Shard(0)"
-                )
-            )
-        sharding = Sharding(self._mesh(device_mesh, shards, axes), placement.dim % p.ndim)
-        if tuple(p.to_local().shape) != sharding.shard_shape(p.shape, sharding.mesh.shards.rank):
-            raise ValueError(
-                _refusal(name, p, f"has a shard of shape {tuple(p.to_local().shape)} here, not torch.chunk's", "use it")
-            )
-        return sharding
-
-    def _plain_mesh(self) -> RankMesh:
-        group = self._process_group
-        if None not in self._meshes:
-            if group is None or group.size() == 1:
-                self._meshes[None] = RankMesh(MeshAxis(), MeshAxis(), None, (0,))
-            else:
-                replicas = MeshAxis(group.size(), group.rank(), group)
-                self._meshes[None] = RankMesh(MeshAxis(), replicas, group, tuple(dist.get_process_group_ranks(group)))
-        return self._meshes[None]
-
-    def _mesh(self, device_mesh: DeviceMesh, shards: list[int], axes: list[int]) -> RankMesh:
-        key = (device_mesh, tuple(shards))
-        if key not in self._meshes:
-            replicas = [i for i in axes if i not in shards]
-            order = [*shards, *replicas, *(i for i in range(device_mesh.ndim) if i not in axes)]
-            coordinate = device_mesh.get_coordinate()
-            assert coordinate is not None, "a parameter lies on ranks that this one is not among"
-            # Only ranks that differ along `axes` count; along the other axes the mesh has a single rank.
-            ranks = tuple(device_mesh.mesh.permute(order).flatten().tolist())
-            self._meshes[key] = RankMesh(
-                _axis(device_mesh, shards, coordinate),
-                _axis(device_mesh, replicas, coordinate),
-                _spanning(device_mesh, axes, ranks),
-                ranks,
-            )
-        return self._meshes[key]
-
-
-def _axis(device_mesh: DeviceMesh, dims: list[int], coordinate: Sequence[int]) -> MeshAxis:
-    if len(dims) == 1:
-        return MeshAxis(device_mesh.size(dims[0]), coordinate[dims[0]], device_mesh.get_group(dims[0]))
-    rank = 0
-    for i in dims:
-        rank = rank * device_mesh.size(i) + coordinate[i]
-    return MeshAxis(
-        math.prod(device_mesh.size(i) for i in dims), rank
-    )  # several or none: nothing is exchanged along this axis
-
-
-def _spanning(device_mesh: DeviceMesh, axes: list[int], ranks: tuple[int, ...]) -> ProcessGroup | None:
-    group: ProcessGroup | None = None
-    if len(axes) == 1:
-        group = device_mesh.get_group(axes[0])
-    elif axes and len(ranks) == dist.get_world_size():
-        group = dist.group.WORLD
-    elif axes:
-        group = dist.new_group(sorted(ranks), use_local_synchronization=True)
-    return group
-
-
-def _refusal(name: Any, p: DTensor, what: str, remedy: str) -> str:
-    device_mesh = p.device_mesh
-    names = device_mesh.mesh_dim_names or tuple(str(i) for i in range(device_mesh.ndim))
-    where = ", ".join(
-        f"{place} along {axis} ({device_mesh.size(i)})"
-        for i, (axis, place) in enumerate(zip(names, p.placements, strict=True))
-    )
-    return (
-        f"parameter {name} of shape {tuple(p.shape)} {what}: {where}. Remedy: {remedy}, or give it a group with "
-        "rule='adamw'."
-    )

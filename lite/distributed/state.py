@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lite.adamw import initial_adamw_state
 from lite.declaration import Declaration
@@ -33,16 +32,14 @@ def initial_state(declaration: Declaration, group: dict[str, Any], parameter: Pl
         if not isinstance(parameter, OwnedParameter):
             return initial_adamw_state(group, parameter.p)
         state: dict[str, Tensor] = {}
-        if parameter.sharding.mesh.shards.size > 1 and declaration.sharded_state:
+        if parameter.sharding.is_cut and declaration.sharded_state:
             like = torch.empty(parameter.shape, dtype=parameter.p.dtype, device="meta")
             for name, value in declaration.parameter_state(group, like).items():
                 if name in declaration.sharded_state:
                     state[name] = torch.zeros_like(parameter.p, dtype=value.dtype)
         if parameter.own is None:
             return state
-        values = declaration.parameter_state(
-            group, local_part(parameter.p).new_empty(parameter.owned_shape(parameter.own))
-        )
+        values = declaration.parameter_state(group, local_part(parameter.p).new_empty(parameter.own.box.shape))
         return state | {name: _on_owners(parameter, value) for name, value in values.items() if name not in state}
 
 
@@ -109,13 +106,14 @@ class StateShapes:
 
 
 def _on_owners(parameter: OwnedParameter, value: Tensor) -> Tensor:
-    """State of a range of experts as part of a DTensor of all experts; any other state unchanged."""
-    mesh = parameter.sharding.mesh
-    if parameter.own is None or parameter.own.experts is None or mesh.size == 1:
+    """State of a range of experts as part of that of all; any other state as it is."""
+    if not parameter.is_stack or parameter.sharding.mesh.size == 1:
         return value
-    device_mesh = mesh.device_mesh(value.device.type)
+    device_mesh = parameter.sharding.by_experts.device_mesh(value.device.type)
     shape = torch.Size((parameter.shape[0], *value.shape[1:]))
-    return _dtensor(value, device_mesh, [Shard(0)] * device_mesh.ndim, shape)
+    stride = torch.empty(shape, device="meta").stride()
+    placements = [Shard(0)] * device_mesh.ndim
+    return DTensor.from_local(value.contiguous(), device_mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def _fitted(saved: Tensor, like: Tensor | None) -> Tensor | None:
@@ -124,15 +122,6 @@ def _fitted(saved: Tensor, like: Tensor | None) -> Tensor | None:
         return None if like is None else whole.to(like.device, copy=True)
     device_mesh, placements = like.device_mesh, like.placements
     if isinstance(saved, DTensor) and saved.device_mesh == device_mesh and saved.placements == placements:
-        local = saved.to_local()
-    else:
-        local = saved.full_tensor() if isinstance(saved, DTensor) else saved
-        sizes, starts = compute_local_shape_and_global_offset(like.shape, device_mesh, placements)
-        for dim, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-            local = local.narrow(dim, min(start, local.size(dim)), size)
-    return _dtensor(local.to(like.to_local().device, copy=True), device_mesh, placements, like.shape)
-
-
-def _dtensor(local: Tensor, device_mesh: Any, placements: Any, shape: torch.Size) -> Tensor:
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local.contiguous(), device_mesh, placements, run_check=False, shape=shape, stride=stride)
+        return saved.to(like.device, copy=True)
+    whole = saved.full_tensor() if isinstance(saved, DTensor) else saved
+    return distribute_tensor(whole.to(like.device, copy=True), device_mesh, placements, src_data_rank=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from discretizations.matrices.sharp_masks import CoordinateThresholds, adapt_coordinate_thresholds, passing_fractions
 from lite.declaration import rounds_stochastically
-from lite.distributed.adamw_parts import AdamWPart
+from lite.distributed.adamw_parts import AdamWPart, adamw_positions, adamw_take_in
 from lite.distributed.agreement import Agreement
 from lite.distributed.division import OwnedParameter, PlacedParameter
 from lite.distributed.exchange import MessageSpec, all_gather
-from lite.distributed.megabatch import Megabatch, NewState, Reply
-from lite.distributed.sharding import RankMesh, local_part
+from lite.distributed.megabatch import Megabatch, NewState
+from lite.distributed.sharding import RankMesh, Sharding, local_part
+from lite.distributed.stages import Stages
 from lite.execution.executor import Workload
 from lite.execution.finiteness import finite_per_tensor
 from lite.execution.rounding import rounded_stochastically
@@ -41,20 +42,24 @@ class Step:
         active: Parameters that take part, the same on all ranks.
         agreements: The agreement of all ranks, then those of meshes among them.
         steps_made: Steps before this one.
+        stages: Run what is worked on between exchanges.
     """
 
     def __init__(
-        self, work: Workload, active: Sequence[PlacedParameter], agreements: list[Agreement], steps_made: int
+        self,
+        work: Workload,
+        active: Sequence[PlacedParameter],
+        agreements: list[Agreement],
+        steps_made: int,
+        stages: Stages,
     ) -> None:
-        self._work, self._agreements, self._steps_made = work, agreements, steps_made
+        self._work, self._agreements, self._steps_made, self._stages = work, agreements, steps_made, stages
         self._gradients = {parameter.p: _gradient(parameter.p) for parameter in active}
-        self._device = next(iter(self._gradients.values())).device
+        self._device = local_part(agreements[0].parameters[0].p).device
         self._matrices = [parameter for parameter in active if isinstance(parameter, OwnedParameter)]
-        self._parts = [
-            self._part(parameter)
-            for parameter in active
-            if not isinstance(parameter, OwnedParameter) and parameter.p.numel()
-        ]
+        self._parts = self._taken_in(
+            [each for each in active if not isinstance(each, OwnedParameter) and each.p.numel()]
+        )
         self._present = {parameter for parameter in active if parameter.p.grad is not None}
         self._flags = self._own_flags()
         self._usable: Tensor | None = None  # at first on this rank, after the agreement on all ranks
@@ -62,18 +67,21 @@ class Step:
             self._usable = ~self._flags[: len(agreements[0].parameters)].any().bool()
         self._changes: dict[PlacedParameter, Tensor] = {}  # whether each parameter changes, after the agreement
         self._waiting: list[Callable[[], None]] = []
-        self._generators: dict[RankMesh, torch.Generator] = {}
+        self._generators: dict[tuple[RankMesh, tuple[int, ...]], torch.Generator] = {}
 
     def run(self) -> None:
-        """Execute the step."""
-        mesh = self._agreements[0].mesh
-        if len(self._agreements) == 1 and mesh.replicas.size == mesh.size > 1:
-            self._step_matrices(with_flags=True)
-            self._step_adamw()
-            return
-        self._agree()
+        """Make the step."""
+        by_mesh: defaultdict[RankMesh, list[OwnedParameter]] = defaultdict(list)
+        for parameter in self._matrices:
+            by_mesh[parameter.sharding.mesh].append(parameter)
+        first = self._agreements[0]
+        if first.is_of_replicas and len(self._agreements) == 1:
+            self._step_replicas(first, self._megabatches(by_mesh.pop(first.mesh, [])))
+        else:
+            self._agree()
         counts = self._step_adamw()
-        self._step_matrices(with_flags=False)
+        for parameters in by_mesh.values():
+            self._step_shards(self._megabatches(parameters))
         for parts, vector, work in counts:
             work.wait()
             for part, count in zip(parts, vector.unbind(), strict=True):
@@ -125,25 +133,15 @@ class Step:
         else:
             self._waiting.append(write)
 
-    def _step_matrices(self, *, with_flags: bool) -> None:
-        by_mesh: dict[RankMesh, list[OwnedParameter]] = {self._agreements[0].mesh: []} if with_flags else {}
-        for parameter in self._matrices:
-            by_mesh.setdefault(parameter.sharding.mesh, []).append(parameter)
-        for mesh, parameters in by_mesh.items():
-            megabatches = self._megabatches(parameters)
-            replies = self._through(megabatches, move=mesh.replicas.size == 1)
-            if mesh.replicas.size > 1:
-                self._move(self._gather(mesh, megabatches, replies, with_flags=with_flags))
-
     def _megabatches(self, parameters: list[OwnedParameter]) -> list[Megabatch]:
         alike: defaultdict[tuple[Any, ...], list[OwnedParameter]] = defaultdict(list)
         for parameter in parameters:
             alike[
-                parameter.group, parameter.shape, parameter.sharding.dim, parameter.p.dtype, parameter.p.device
+                parameter.group, parameter.shape, parameter.sharding.is_cut, parameter.p.dtype, parameter.p.device
             ].append(parameter)
         chunks: defaultdict[tuple[Any, ...], list[OwnedParameter]] = defaultdict(list)
         for key, each in alike.items():
-            share = sum(parameter.p.numel() for parameter in each) / each[0].sharding.mesh.shards.size
+            share = sum(parameter.p.numel() / parameter.sharding.shards for parameter in each)
             count = math.ceil(share / LARGEST_MEGABATCH)
             turns: Counter[int] = Counter()
             for parameter in each:  # each owner's parameters are spread, so that every chunk keeps all owners busy
@@ -151,29 +149,42 @@ class Step:
                 chunks[(*key, turns[owner] % max(1, count))].append(parameter)
                 turns[owner] += 1
         made = []
-        for each in chunks.values():
-            group = self._work.groups[each[0].group]
-            made.append(Megabatch(self._work.declaration, group, each, self._work.state, steps_so_far(group)))
+        for key, each in chunks.items():
+            group, state = self._work.groups[each[0].group], self._work.state
+            made.append(Megabatch(self._work.declaration, group, each, state, steps_so_far(group), self._stages, key))
         return made
 
-    def _through(self, megabatches: list[Megabatch], *, move: bool) -> list[Reply]:
-        """Run megabatches through the step; the data of one travels while the next is computed."""
-        replies: list[Reply] = []
-        if megabatches:
-            self._send(megabatches[0])
+    def _step_shards(self, megabatches: list[Megabatch]) -> None:
+        """Take megabatches through the step, the numbers of one travelling while the next is worked on."""
         for i, megabatch in enumerate(megabatches):
+            if i == 0:
+                self._send(megabatch)
             if i + 1 < len(megabatches):
                 self._send(megabatches[i + 1])
-            for new in megabatch.compute(self._largest_batch):
-                self._once_agreed(partial(self._write_state, new))
+            self._compute(megabatch)
+            megabatch.reply()
             if i:
-                replies += megabatches[i - 1].collect()
-            if i + 1 == len(megabatches):
-                replies += megabatch.collect()
-            if move:
-                self._move(replies)
-                replies = []
-        return replies
+                self._move(megabatches[i - 1])
+        if megabatches:
+            self._move(megabatches[-1])
+
+    def _step_replicas(self, agreement: Agreement, megabatches: list[Megabatch]) -> None:
+        """Take whole matrices through the step; one gathering brings all ranks' replies and flags."""
+        mesh = agreement.mesh
+        for megabatch in megabatches:
+            self._send(megabatch)
+            self._compute(megabatch)
+        own = [self._flags, *(x for megabatch in megabatches for x in megabatch.replies()[mesh.rank])]
+        flags = MessageSpec(tuple(self._flags.shape), self._flags.dtype)
+        received = [[flags] for _ in range(mesh.size)]
+        for megabatch in megabatches:
+            for i, specs in enumerate(megabatch.expected()):
+                received[i] += specs
+        arrived = all_gather([(x, x.dtype) for x in own], received, mesh, self._device).wait()
+        self._decide([agreement.record([each[0] for each in arrived])])
+        replies = [iter(each[1:]) for each in arrived]
+        for megabatch in megabatches:
+            self._move(megabatch, replies)
 
     def _largest_batch(self, w: Tensor) -> int:
         return self._work.largest_batch(w, on_cpu=self._work.declaration.largest_cpu_batch)
@@ -182,49 +193,30 @@ class Step:
         for parameter, target, value in megabatch.send(self._gradients, self._usable):
             self._once_agreed(partial(self._write, parameter, target, value))
 
-    def _gather(
-        self, mesh: RankMesh, megabatches: list[Megabatch], replies: list[Reply], *, with_flags: bool
-    ) -> list[Reply]:
-        """Replies from all replicas' owners for this rank's shards."""
-        sent = [(reply.value, reply.value.dtype) for reply in replies]
-        expected = [
-            [each for megabatch in megabatches for each in megabatch.expected(i)] for i in range(mesh.replicas.size)
-        ]
-        received = [[spec for *_, spec in each] for each in expected]
-        if with_flags:
-            sent.insert(0, (self._flags, self._flags.dtype))
-            received = [[MessageSpec(tuple(self._flags.shape), self._flags.dtype), *each] for each in received]
-        arrived = all_gather(sent, received, mesh.replicas, self._device).wait()
-        if with_flags:
-            self._decide([self._agreements[0].record([each.pop(0) for each in arrived])])
-        return [
-            Reply(parameter, owner, name, value)
-            for each, values in zip(expected, arrived, strict=True)
-            for (parameter, owner, name, _), value in zip(each, values, strict=True)
-        ]
+    def _compute(self, megabatch: Megabatch) -> None:
+        for new in megabatch.compute(self._largest_batch):
+            self._once_agreed(partial(self._write_state, new))
 
-    def _move(self, replies: list[Reply]) -> None:
-        alike: defaultdict[tuple[OwnedParameter, str | None], list[Reply]] = defaultdict(list)
-        for reply in replies:
-            alike[reply.parameter, reply.name].append(reply)
-        for (parameter, name), parts in alike.items():
-            group, w = self._work.groups[parameter.group], local_part(parameter.p)
-            parts.sort(key=lambda reply: reply.owner.experts or (0, 0))
-            value = parts[0].value if len(parts) == 1 else torch.cat([part.value for part in parts])
-            if name is not None:
-                self._write(parameter, local_part(self._work.state[parameter.p][name]), value)
-                continue
-            if rounds_stochastically(group, w):
-                w = w.float()
-            new = self._work.declaration.shard_move(group, w, value.to(torch.promote_types(w.dtype, value.dtype)))
-            self._write_parameter(parameter, new)
+    def _move(self, megabatch: Megabatch, arrived: Sequence[Iterable[Tensor]] = ()) -> None:
+        for parameter, target, value in megabatch.move(arrived):
+            if target is None:
+                self._write_parameter(parameter, value)
+            else:
+                self._write(parameter, target, value)
 
     def _step_adamw(self) -> list[tuple[list[AdamWPart], Tensor, Any]]:
         """Move AdamW's parameters; returns sums over ranks for the next step's masks that are still in progress."""
         cut: defaultdict[RankMesh, list[AdamWPart]] = defaultdict(list)
+        by_group: defaultdict[int, list[AdamWPart]] = defaultdict(list)
         for part in self._parts:
-            group = self._work.groups[part.parameter.group]
-            self._write_parameter(part.parameter, part.position(group["lr"]))
+            by_group[part.parameter.group].append(part)
+        for number, parts in by_group.items():
+            settings = self._stages.settings(self._work.groups[number], self._device)
+            before = [(local_part(part.parameter.p), part.taken, part.mean) for part in parts]
+            moved = self._stages.run(adamw_positions, number, self._work.declaration, settings, before)
+            for part, new in zip(parts, moved, strict=True):
+                self._write_parameter(part.parameter, new)
+        for part in self._parts:
             for key, value in part.after.items():
                 self._write(part.parameter, part.before[key], value)
             if part.is_cut:
@@ -237,9 +229,20 @@ class Step:
             counts.append((parts, vector, dist.all_reduce(vector, group=mesh.group, async_op=True)))
         return counts
 
-    def _part(self, parameter: PlacedParameter) -> AdamWPart:
-        rule = self._work.declaration.adamw_rule(self._work.groups[parameter.group])
-        return AdamWPart(parameter, rule, self._work.state[parameter.p], self._gradients[parameter.p])
+    def _taken_in(self, parameters: list[PlacedParameter]) -> list[AdamWPart]:
+        by_group: defaultdict[int, list[PlacedParameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_group[parameter.group].append(parameter)
+        declaration, made = self._work.declaration, list[AdamWPart]()
+        for number, members in by_group.items():
+            group = self._work.groups[number]
+            settings, rule = self._stages.settings(group, self._device), declaration.adamw_rule(group)
+            states = [{key: local_part(x) for key, x in self._work.state[each.p].items()} for each in members]
+            parts = [(state, self._gradients[each.p]) for each, state in zip(members, states, strict=True)]
+            taken = self._stages.run(adamw_take_in, number, declaration, settings, parts)
+            for parameter, state, part in zip(members, states, taken, strict=True):
+                made.append(AdamWPart(parameter, rule, state, part))
+        return made
 
     def _adapt(self, part: AdamWPart, passing: CoordinateThresholds) -> None:
         after = adapt_coordinate_thresholds(part.thresholds, passing, sharp_fraction=part.sharp_fraction)
@@ -269,15 +272,16 @@ class Step:
         w = local_part(parameter.p)
         if rounds_stochastically(self._work.groups[parameter.group], w):
             value = torch.where(self._changes[parameter], value, w)
-            value = rounded_stochastically(value, self._generator(parameter.sharding.mesh, w.device))
+            value = rounded_stochastically(value, self._generator(parameter.sharding, w.device))
         self._write(parameter, w, value)
 
-    def _generator(self, mesh: RankMesh, device: torch.device) -> torch.Generator:
-        """A generator with the same random numbers on ranks that hold the same data."""
-        if mesh not in self._generators:
-            self._generators[mesh] = torch.Generator(device)
-            self._generators[mesh].manual_seed(self._steps_made * mesh.shards.size + mesh.shards.rank)
-        return self._generators[mesh]
+    def _generator(self, sharding: Sharding, device: torch.device) -> torch.Generator:
+        """Random numbers that are the same wherever ranks hold the same numbers."""
+        key = sharding.mesh, sharding.cut_axes
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device)
+            self._generators[key].manual_seed(self._steps_made * sharding.shards + sharding.shard)
+        return self._generators[key]
 
 
 def _gradient(p: Tensor) -> Tensor:

@@ -80,11 +80,7 @@ class Executor(Protocol):
         """Run one step with the current gradients; parameters without a gradient are skipped."""
 
     def compile(self, **options: Any) -> None:
-        """Compile the following steps.
-
-        Raises:
-            ValueError: if steps cannot be compiled.
-        """
+        """Compile the following steps; see :func:`lite.execution.compiling.compiled`."""
 
     def check(self, work: Workload, *, wait: bool) -> None:
         """Raise for an earlier step whose gradients were not finite.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,13 +11,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would load the compiler for everyone
 
 from lite.execution.batch_step import Batches, step_batches, traced_batch
+from lite.execution.compiling import compiled
 from lite.execution.executor import Workload
 from lite.execution.finiteness import FinitenessWatch, usable_gradients
 from lite.execution.fused_step import largest_cpu_batch
 from lite.execution.tensor_batches import tensor_batches
 from lite.parameters.parameter_entries import TensorEntry, count_gradients, matrix_entries, row_ordered_copies
-
-_MOST_GRAPHS = 64  # graphs per optimizer; SOAP has one more than steps between refreshes
 
 
 class LocalExecutor:
@@ -43,10 +41,7 @@ class LocalExecutor:
             torch._foreach_copy_(list(copies), list(copies.values()))
 
     def compile(self, **options: Any) -> None:
-        known = inspect.signature(torch.compile).parameters  # early torch versions have no such limits
-        own = {"dynamic": False, "recompile_limit": _MOST_GRAPHS, "isolate_recompiles": True}
-        options = {name: value for name, value in own.items() if name in known} | options
-        self._compiled = torch.compile(step_batches, **options)
+        self._compiled = compiled(step_batches, options)
 
     def check(self, work: Workload, *, wait: bool) -> None:
         self._watch.check(wait=wait)

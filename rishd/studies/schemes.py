@@ -97,8 +97,8 @@ class SchemeStudy(Record):
         gained = 100 * (reach[top] - 1)
         return (
             f"{verdict}: of the schemes with one gradient per step {top} is the fastest at its limit, {gained:.0f}% "
-            f"over the optimizers' {OPTIMIZER}, which gains as much if it is retuned. At equal κ slow modes decay equally "
-            f"fast in all, to {100 * self.slow_rate_spread:.1g}%."
+            f"over the optimizers' {OPTIMIZER}, which gains as much if it is retuned. At equal κ slow modes decay "
+            f"equally fast in all, to {100 * self.slow_rate_spread:.1g}%."
         )
 
     @property

@@ -212,7 +212,7 @@ def test_preconditioners_hear_of_every_gradient_and_of_the_numbers_of_matrices(i
     rule_update(declared.update_rule(group, SHAPE), w, w, state, eta=0.1)
     sent, _ = declared.shard_take_in(group, w, w, state)
     declared.owner_direct(group, sent, {}, step=4, numbers=(7,))
-    heard = [(5, (7,)), (5, is_phase), (1, (0,)), (1, False), (5, (7,)), (5, False)]
+    heard = [(5, (7,)), (5, is_phase), (1, (0,)), (1, False), (5, (7,)), (5, is_phase)]
     assert declared.preconditioner.told == heard
 
 

@@ -1,17 +1,10 @@
-"""Checks on several ranks; run by torchrun, one process per rank. Results go to FOLDER/<ranks>-<rank>.json."""
+"""What is checked on several ranks."""
 
 import copy
-import datetime
 import hashlib
-import json
 import math
-import os
-import sys
-import time
-import traceback
 import warnings
 import weakref
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -34,14 +27,9 @@ from lite.distributed import megabatch
 from lite.distributed.exchange import Transfer
 from lite.distributed.sharding import local_part
 from tests.lite.distributed.models import FAMILY, OPTIMIZERS, SIZE, groups_of, loss_of, model_for, muon, train
+from tests.lite.distributed.registry import check
 
-CHECKS = {}
 STEPS = 10
-
-
-def check(function):
-    CHECKS[function.__name__] = function
-    return function
 
 
 def mode_of(model, mode, world, mesh=None):
@@ -53,15 +41,14 @@ def mode_of(model, mode, world, mesh=None):
         mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicas", "shards"))
     elif mesh is None:
         mesh = init_device_mesh("cpu", (world,))
-    columns = {"shard_placement_fn": lambda p: Shard(p.ndim - 1) if p.shape[-1] % world == 0 else None}
     for layer in [*model.layers, model.experts]:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh, **(columns if mode == "columns" else {}))
+    fully_shard(model, mesh=mesh)
     return model, {}
 
 
 def modes(world):
-    return ["ddp", "fsdp", "columns"] + (["hsdp"] if world >= 4 else [])
+    return ["hsdp"] if world == 4 else ["ddp", "fsdp"]
 
 
 def whole(p):
@@ -79,7 +66,7 @@ def built(name, mode, rank, world, mesh=None, **settings):
     return model, forward, OPTIMIZERS[name](groups_of(model, name), **own, **settings)
 
 
-@check
+@check(1, 2, 4)
 def equality(rank, world, folder):
     """Distance to one process after some steps, each rank having its part of the batch."""
     found = {}
@@ -103,7 +90,7 @@ def lies_as_parameters(optimizer, parameters, keys):
     )
 
 
-@check
+@check(2, 4)
 def state_lies_once(rank, world, folder):
     """By optimizer and mode: elements of matrices' state on this rank and in one process, and the sharded states."""
     found = {}
@@ -128,7 +115,7 @@ def state_lies_once(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def collectives(rank, world, folder):
     """Collectives of one step by kind, and the numbers of shape classes."""
     found = {}
@@ -144,7 +131,7 @@ def collectives(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def sharded_moments(rank, world, folder):
     """SOAP with moments on owners and in shards: digests, before and after a step with a NaN, and collectives."""
     found = {}
@@ -174,7 +161,7 @@ def sharded_moments(rank, world, folder):
     return found
 
 
-@check
+@check(2)
 def overlap(rank, world, folder):
     """Order in which exchanges start, are waited for and computed on, and how many hold memory at a time."""
     events, transfers, alive = [], [], []
@@ -208,7 +195,7 @@ def overlap(rank, world, folder):
     return {"events": events, "most": max(alive, default=0)}
 
 
-@check
+@check(2)
 def bfloat16_exchange(rank, world, folder):
     """How far bfloat16 messages move float32 parameters, relative to how far they moved at all."""
     found = {}
@@ -227,7 +214,7 @@ def bfloat16_exchange(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def replicas_stay_alike(rank, world, folder):
     """Digests of stochastically rounded bfloat16 parameters, although every rank has its own random numbers."""
     found = {}
@@ -257,7 +244,7 @@ class Attention(nn.Module):
         return self.o_proj(scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(-2))
 
 
-@check
+@check(2)
 def qk_clip(rank, world, folder):
     """How far the clipped weights are from those of a model that sees all data on every rank."""
 
@@ -318,7 +305,7 @@ def plain(forward):
     return forward.module if isinstance(forward, DistributedDataParallel) else forward
 
 
-@check
+@check(2, 4)
 def none_on_some_ranks(rank, world, folder):
     """A gradient that is missing on the last rank: nobody hangs, and ranks agree."""
     found = {}
@@ -346,7 +333,7 @@ def none_on_some_ranks(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def bookkeeping(rank, world, folder):
     """Distance to one process and counted gradients when other operations come before or after a step."""
 
@@ -397,7 +384,7 @@ def bookkeeping(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def frozen_on_all_ranks(rank, world, folder):
     """Distance to one process with a matrix and a norm frozen for some of the steps; under DDP from the start."""
 
@@ -423,7 +410,7 @@ def frozen_on_all_ranks(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def nonfinite_on_one_rank(rank, world, folder):
     """A NaN on the last rank, or a number whose square overflows: changes, errors and their time."""
     found = {}
@@ -434,8 +421,7 @@ def nonfinite_on_one_rank(rank, world, folder):
             loss_of(forward, 2, rank, world).backward()
             before = digest(all_state(model, optimizer))
             p = dict(model.named_parameters())["layers.1.weight"]
-            bad = 2 if world == 4 and mode in ("fsdp", "columns") else world - 1  # the last of 4 has no row of 6
-            if rank == bad:
+            if rank == world - 1:
                 local_part(p.grad).view(-1)[0] = value
             optimizer.step()
             message = None
@@ -446,12 +432,11 @@ def nonfinite_on_one_rank(rank, world, folder):
             found[f"{policy}/{mode}/{value}"] = {
                 "unchanged": digest(all_state(model, optimizer)) == before,
                 "message": message,
-                "rank": bad,
             }
     return found
 
 
-@check
+@check(2)
 def formats_and_names(rank, world, folder):
     """Kernels in channels_last on all ranks against contiguous ones in one process, from that one's checkpoint.
 
@@ -499,7 +484,7 @@ def message_of(function, *arguments, **named):
     return None
 
 
-@check
+@check(2)
 def raised_sharp_fraction(rank, world, folder):
     """Message of a step after r exceeded the tracked directions, and whether the run continues with the old r."""
     found = {}
@@ -525,7 +510,7 @@ def raised_sharp_fraction(rank, world, folder):
     return found
 
 
-@check
+@check(2, 4)
 def groups_in_another_order(rank, world, folder):
     """Messages at construction, with groups in another order on the last rank and then in the same one."""
 
@@ -544,25 +529,24 @@ class Travelling(MuonLITE):
     travelling_state = ("rho",)
 
 
-@check
+@check(4)
 def unsupported_layouts(rank, world, folder):
-    """Messages for a matrix cut along two axes, a partial sum and FSDP1, and none for the first with AdamW."""
+    """Messages for a sum that is not reduced, for shards that are not DTensor's, and for FSDP1."""
     shape = (2, world // 2) if world >= 4 else (1, world)
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+    ranks = init_device_mesh("cpu", (world,))
     w = torch.ones(8, 8)
     flat = nn.Parameter(torch.ones(4, 4))
     flat._fsdp_flattened = True
-    cut = nn.Parameter(distribute_tensor(w, mesh, [Shard(0), Shard(1)]))
-    ranks = init_device_mesh("cpu", (world,))
-    partial = nn.Parameter(DTensor.from_local(w, ranks, [Partial()], run_check=False))
-    conv = nn.Parameter(distribute_tensor(torch.ones(4, 4, 8), ranks, [Shard(2)]))
-    cut_once = nn.Parameter(distribute_tensor(w, ranks, [Shard(0)]))
+    partial = nn.Parameter(DTensor.from_local(w[:4], mesh, [Shard(0), Partial()], run_check=False))
+    local = w[:1] if rank else w[:5]
+    other = DTensor.from_local(local, ranks, [Shard(0)], run_check=False, shape=w.shape, stride=w.stride())
+    cut = nn.Parameter(distribute_tensor(w, ranks, [Shard(0)]))
     return {
-        "tensor parallel": message_of(lambda: MuonLITE([("w", cut)])),
-        "with adamw": message_of(lambda: MuonLITE([{"params": [("w", cut)], "rule": "adamw"}])),
         "partial": message_of(lambda: MuonLITE([("w", partial)])),
-        "kernel": message_of(lambda: MuonLITE([{"params": [("w", conv)], "layout": "conv"}])),
-        "not on shards": message_of(lambda: Travelling([("w", cut_once)], 0.1)),
+        "partial with adamw": message_of(lambda: MuonLITE([{"params": [("w", partial)], "rule": "adamw"}])),
+        "another shard": message_of(lambda: MuonLITE([("w", nn.Parameter(other))])),
+        "not on shards": message_of(lambda: Travelling([("w", cut)], 0.1)),
         "fsdp1": message_of(lambda: MuonLITE([("w", flat)], process_group=dist.group.WORLD)),
     }
 
@@ -589,10 +573,9 @@ def load(model, optimizer, folder, way, group=None):
     )
 
 
-# How each rule's state is saved; the state-dict functions, and shards along columns, are the same for all rules.
+# How each rule's state is saved; the state-dict functions are the same for all rules.
 WAYS = {
     "muon": ("plain", "functions", "flat"),
-    "threshold": ("plain",),
     "soap": ("plain",),
     "sharded soap": ("plain",),
 }
@@ -623,20 +606,18 @@ def saved_by(target):
     return name, mode, int(ranks), way
 
 
-@check
+@check(1, 2, 4)
 def checkpoints(rank, world, folder):
     """Digests of states saved here, of states loaded from other numbers of ranks, and of the continued runs."""
     found = {}
     for name, ways in WAYS.items():
         for mode in modes(world):
-            if (mode == "columns" and name != "muon") or (mode == "ddp" and name == "sharded soap"):
+            if mode == "ddp" and name == "sharded soap":
                 continue
             model, forward, optimizer = built(name, mode, rank, world)
             train(model, optimizer, range(4), forward=forward, rank=rank, world=world)
             before = digest(all_state(model, optimizer))
-            saved = {
-                way: folder / f"{name}-{mode}-{world}-{way}" for way in ways if mode != "columns" or way == "plain"
-            }
+            saved = {way: folder / f"{name}-{mode}-{world}-{way}" for way in ways}
             for way, target in saved.items():
                 dcp.save(saved_state(model, optimizer, way), checkpoint_id=target)
             train(model, optimizer, range(4, 6), forward=forward, rank=rank, world=world)
@@ -662,22 +643,16 @@ def loaded_and_trained(target, name, mode, rank, world, mesh=None):
     return {"loaded": loaded, "end": norms(model)}
 
 
-@check
+@check(4)
 def checkpoints_of_four_on_two(rank, world, folder):
-    """Digests of four ranks' checkpoints loaded on two pairs of ranks, each of which trains its own model."""
-    found = {}
-    if world == 4:
-        pair = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "ranks"))["ranks"]
-        for target in sorted(folder.glob("*-*-4-plain")):
-            name, mode, _, _ = saved_by(target)
-            if name == "threshold":  # its state is as "muon" has it
-                continue
-            here = name, mode if mode != "hsdp" else "fsdp"
-            found[f"{target.name} on 2 {here}"] = loaded_and_trained(target, *here, rank % 2, 2, pair)
+    """The same of four ranks' checkpoints on two pairs of them, each of which trains a model of its own."""
+    pair, found = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pairs", "ranks"))["ranks"], {}
+    for target in sorted(folder.glob("*-*-4-plain")):
+        found[f"{target.name} on 2"] = loaded_and_trained(target, saved_by(target)[0], "fsdp", rank % 2, 2, pair)
     return found
 
 
-@check
+@check(2)
 def asynchronous_checkpoint(rank, world, folder):
     """The content of an asynchronous save while training continued."""
     found = {}
@@ -695,7 +670,7 @@ def asynchronous_checkpoint(rank, world, folder):
     return found
 
 
-@check
+@check(2)
 def refused_checkpoints(rank, world, folder):
     """Messages for one rank's part of a state, for the state of another mask and rule, and for another model's."""
     model, forward, optimizer = built("muon", "ddp", rank, world)
@@ -746,26 +721,3 @@ def another_model(rank, world, folder, state):
     except dcp.CheckpointException as error:
         return str(error)
     return None
-
-
-def main():
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=10))
-    rank, world = dist.get_rank(), dist.get_world_size()
-    found = {}
-    for name, function in CHECKS.items():
-        try:
-            start = time.monotonic()
-            found[name] = {"value": function(rank, world, folder), "seconds": time.monotonic() - start}
-        except Exception:
-            found[name] = {"error": traceback.format_exc()}
-        (folder / f"{world}-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # gloo's threads sometimes abort Python's shutdown, see rishd.pretraining.ranks.leave
-
-
-if __name__ == "__main__":
-    main()

@@ -34,7 +34,7 @@ class Results:
             return [{"checkpoints": {"value": checkpoints_of_one_process(self.folder)}}]
         for earlier in BEFORE[ranks]:
             self.of(earlier, None)
-        torchrun(ranks, Path(__file__).with_name("checks.py"), self.folder)
+        torchrun(ranks, Path(__file__).with_name("launch.py"), self.folder)
         files = [self.folder / f"{ranks}-{rank}.json" for rank in range(ranks)]
         return [json.loads(file.read_text()) for file in files]
 

@@ -34,9 +34,8 @@ def test_state_of_matrices_is_divided(results, ranks):
         assert all(found[name]["sharded"] is (mode != "ddp" and rule != "soap") for found in everyone), name
 
 
-@pytest.mark.parametrize("ranks", SEVERAL)
-def test_qk_clip_takes_the_largest_logits_of_all_ranks(results, ranks):
-    for found in results.of(ranks, "qk_clip"):
+def test_qk_clip_takes_the_largest_logits_of_all_ranks(results):
+    for found in results.of(2, "qk_clip"):
         assert set(found) == {"ddp", "rows", "columns"}
         assert all(each["apart"] < 1e-12 and each["moved"] > 0.01 for each in found.values()), found
 
@@ -44,8 +43,8 @@ def test_qk_clip_takes_the_largest_logits_of_all_ranks(results, ranks):
 @pytest.mark.parametrize("ranks", SEVERAL)
 def test_collectives_of_a_step(results, ranks):
     for found in results.of(ranks, "collectives"):
-        assert found["ddp"]["counts"] == {"_allgather_base_": 1}
-        for mode in found.keys() - {"ddp", "hsdp"}:
+        assert ranks == 4 or found.pop("ddp")["counts"] == {"_allgather_base_": 1}
+        for mode in found:
             assert set(found[mode]["counts"]) == {"alltoall_base_", "allreduce_"}
             assert sum(found[mode]["counts"].values()) <= 2 * found[mode]["classes"]
 
@@ -65,10 +64,9 @@ def test_moments_of_soap_in_shards_give_the_same_bits_as_on_owners(results, rank
         assert all(each[f"{mode}/sharded soap"]["digests"] == sharded["digests"] for each in others)
 
 
-@pytest.mark.parametrize("ranks", SEVERAL)
-def test_one_shape_travels_while_the_one_before_is_worked_on(results, ranks):
+def test_one_shape_travels_while_the_one_before_is_worked_on(results):
     """Exchanges: shapes 0 and 1 to their owners, reply 0, shape 2, reply 1, ..., each waited for as late as can be."""
-    for found in results.of(ranks, "overlap"):
+    for found in results.of(2, "overlap"):
         events = found["events"]
         place = {event: i for i, event in enumerate(events)}
         shapes = sum(event.startswith("start") for event in events) // 2
@@ -82,7 +80,7 @@ def test_one_shape_travels_while_the_one_before_is_worked_on(results, ranks):
             assert place[f"start {back[i + 1]}"] < place[f"wait {back[i]}"]
             assert all(event.startswith("compute") for event in events[begin + 1 : end])
         assert found["most"] <= 3  # shapes i and i + 1 and reply i - 1
-    assert any(event.startswith("compute") for found in results.of(ranks, "overlap") for event in found["events"])
+    assert any(event.startswith("compute") for found in results.of(2, "overlap") for event in found["events"])
 
 
 @pytest.mark.parametrize("ranks", SEVERAL)
@@ -94,10 +92,9 @@ def test_replicas_stay_alike_under_stochastic_rounding(results, ranks):
             assert first[case] == first[case.removeprefix("sharded ")]
 
 
-@pytest.mark.parametrize("ranks", SEVERAL)
-def test_bfloat16_messages_cost_bfloat16_precision(results, ranks):
-    """For steps whose Newton–Schulz is in bfloat16 anyway; the rounding of the messages is visible, too."""
-    for found in results.of(ranks, "bfloat16_exchange"):
+def test_bfloat16_messages_cost_bfloat16_precision(results):
+    """Of a step whose Newton–Schulz is in bfloat16 anyway; that the messages were rounded shows too."""
+    for found in results.of(2, "bfloat16_exchange"):
         assert all(0 < distance <= 2e-2 for distance in found.values()), found
 
 
@@ -114,7 +111,7 @@ def test_a_gradient_missing_on_some_ranks(results, ranks):
         assert len(found["warned"]) == (3 if alike else 0)
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", SEVERAL)
 def test_a_parameter_frozen_on_all_ranks(results, ranks):
     for found in results.of(ranks, "frozen_on_all_ranks"):
         assert all(distance <= 1e-8 for distance in found.values()), found
@@ -127,18 +124,15 @@ def test_a_gradient_that_is_not_finite_on_one_rank(results, ranks):
         for case, outcome in found.items():
             if case.startswith("raise"):
                 assert outcome["unchanged"]
-                assert (
-                    f"at step 2 of this optimizer on rank {outcome['rank']} in layers.1.weight;" in outcome["message"]
-                )
+                assert f"at step 2 of this optimizer on rank {ranks - 1} in layers.1.weight;" in outcome["message"]
             else:
                 assert outcome["message"] is None
                 assert not outcome["unchanged"]  # by the step after it
 
 
-@pytest.mark.parametrize("ranks", SEVERAL)
-def test_memory_formats_and_names_of_wrappers(results, ranks):
+def test_memory_formats_and_names_of_wrappers(results):
     """Checkpoints of one process under other names load by name on ranks, into kernels in channels_last."""
-    for found in results.of(ranks, "formats_and_names"):
+    for found in results.of(2, "formats_and_names"):
         assert all(outcome["kept"] and outcome["distance"] <= 1e-4 for outcome in found.values()), found
 
 
@@ -152,10 +146,9 @@ def test_what_follows_a_step_finds_it_counted(results, ranks):
             assert distance <= (1e-6 if "soap" in case else 1e-8), case
 
 
-@pytest.mark.parametrize("ranks", SEVERAL)
-def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_once(results, ranks):
-    """Also by ranks that own none of these matrices; nothing moves, and with the old fraction training continues."""
-    for found in results.of(ranks, "raised_sharp_fraction"):
+def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_once(results):
+    """Also by those that own none of these matrices; nothing moves, and with the old one training goes on."""
+    for found in results.of(2, "raised_sharp_fraction"):
         for outcome in found.values():
             assert "sharp_fraction = 0.9 needs 5 directions, but 2 are followed" in outcome["message"]
             assert outcome["unchanged"]
@@ -173,12 +166,11 @@ def test_groups_in_another_order_are_found_at_construction(results, ranks):
 
 def test_layouts_that_are_refused(results):
     for found in results.of(4, "unsupported_layouts"):
-        assert "cut along several axes of the mesh" in found["tensor parallel"]
-        assert "S(0) along data (2), S(1) along tensor (2)" in found["tensor parallel"]
-        assert "rule='adamw'" in found["tensor parallel"]
-        assert found["with adamw"] is None
-        assert "not yet reduced" in found["partial"]
-        assert "layout 'conv'" in found["kernel"]
+        assert "parameter w of shape (8, 8) has P(sum), a sum that is not yet reduced" in found["partial"]
+        assert "S(0) along data (2), P(sum) along tensor (2)" in found["partial"]
+        assert "redistribute it" in found["partial"]
+        assert found["partial with adamw"] == found["partial"]
+        assert "which DTensor does not cut for S(0) along 0 (4)" in found["another shard"]
         assert "fully_shard" in found["fsdp1"]
         assert "travelling_state ('rho',) of rule 'muon' must be among its sharded_state" in found["not on shards"]
 
@@ -225,15 +217,13 @@ def test_checkpoints_of_ranks_load_exactly_in_one_process(results, ranks):
         assert end == pytest.approx(source["end"], rel=1e-7), folder.name
 
 
-@pytest.mark.parametrize("ranks", RANKS)
-def test_asynchronous_checkpoints_keep_what_was_saved(results, ranks):
-    for found in results.of(ranks, "asynchronous_checkpoint"):
+def test_asynchronous_checkpoints_keep_what_was_saved(results):
+    for found in results.of(2, "asynchronous_checkpoint"):
         assert all(before == loaded for before, loaded in found.values())
 
 
-@pytest.mark.parametrize("ranks", SEVERAL)
-def test_checkpoints_that_are_refused(results, ranks):
-    for found in results.of(ranks, "refused_checkpoints"):
+def test_checkpoints_that_are_refused(results):
+    for found in results.of(2, "refused_checkpoints"):
         assert "what one rank of several had" in found["a part"]
         assert "what one rank of several had" in found["another's part"]  # on rank 0, too, whose part it is
         for message in found["another model, not by dcp"]:  # also where this rank owns neither matrix
