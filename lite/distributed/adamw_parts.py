@@ -85,7 +85,7 @@ class AdamWPart:
         taken: What :func:`adamw_take_in` gave.
 
     Attributes:
-        after: This rank's part of the state after the step, but for the thresholds.
+        after: This rank's part of the state after the step, except for the thresholds.
         mean: mean(v) of the whole parameter, once it is known; ``None`` if this part is the whole.
     """
 

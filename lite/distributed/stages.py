@@ -1,4 +1,4 @@
-"""What one rank does with tensors between the exchanges of a step: as it is, or compiled."""
+"""What one rank does with tensors between the exchanges of a step, plain or compiled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stages:
 
         Args:
             function: One of the stages.
-            key: What it is called for; nothing is compiled anew for the same kind of arguments.
+            key: Kind of arguments; arguments of one kind share a compiled function.
             arguments: Its arguments.
         """
         if self.options is None:

@@ -106,7 +106,7 @@ class StateShapes:
 
 
 def _on_owners(parameter: OwnedParameter, value: Tensor) -> Tensor:
-    """State of a range of experts as part of that of all; any other state as it is."""
+    """State of a range of experts as part of that of all; any other state is returned unchanged."""
     if not parameter.is_stack or parameter.sharding.mesh.size == 1:
         return value
     device_mesh = parameter.sharding.by_experts.device_mesh(value.device.type)

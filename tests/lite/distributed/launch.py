@@ -1,4 +1,4 @@
-"""Runs the checks under torchrun, one process a rank. Results go to FOLDER/<ranks>-<rank>.json."""
+"""Runs the checks under torchrun, one process per rank. Results go to FOLDER/<ranks>-<rank>.json."""
 
 import datetime
 import json

@@ -109,7 +109,7 @@ def layouts(rank, world, folder):
 
 @check(4)
 def layout_checkpoints(rank, world, folder):
-    """Digests of what each layout saves and what the next one loads of it, and where going on leads."""
+    """Digests of what each layout saves and what the next one loads of it, and the result of further training."""
     found = {}
     for name in ("muon", "sharded soap"):
         for layout, following in zip(SAVED, SAVED[1:] + SAVED[:1], strict=True):

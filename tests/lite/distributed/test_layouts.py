@@ -52,7 +52,7 @@ def test_replicas_beside_plain_tensors(results):
 
 
 def test_checkpoints_of_any_layout_load_exactly_in_others(results):
-    """Bit for bit; then training goes on as it would have."""
+    """Bit for bit; then training continues as without the load."""
     for each in results.of(4, "layout_checkpoints"):
         assert each.pop("of one process") == results.of(0, "checkpoints")[0]["muon/one/0"]["saved"]
         assert len(each) == 2 * len(SAVED)

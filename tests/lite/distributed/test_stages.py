@@ -6,7 +6,7 @@ import pytest
 @pytest.mark.parametrize("bad", [0, 1])
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 def test_stages_of_a_pipeline_skip_or_raise_together(results, policy, bad):
-    """Ten steps are those of one process; after a NaN on one stage both keep what they have, and go on or raise."""
+    """Ten steps are those of one process; after a NaN on one stage both keep their state, and continue or raise."""
     for rank, found in enumerate(results.of(2, "pipeline")):
         outcome = found[f"{policy}/{bad}"]
         assert outcome["distance"] <= 1e-9
@@ -30,8 +30,8 @@ def test_stages_with_other_policies_are_refused(results):
         assert "on_nonfinite is ['skip', 'raise'] on ranks [0, 1] of agreement_group" in found["other policies"]
 
 
-def test_compiled_steps_are_the_plain_ones_and_compile_nothing_anew(results):
-    """But for SOAP's first steps, each of which has another phase."""
+def test_compiled_steps_are_the_plain_ones_and_recompile_nothing(results):
+    """Except in SOAP's first steps, each of which has another phase."""
     for found in results.of(2, "compiled_steps"):
         assert all(each["apart"] <= 1e-9 for each in found.values()), found
         assert 0 < found["muon"]["graphs"][0] == found["muon"]["graphs"][-1]
