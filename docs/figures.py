@@ -7,6 +7,7 @@ import io
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ EXPLORED = {  # query, width and height of the window; docs/explore.md links to 
     "river": ("", 1280, 1090),
     "unstable": ("?eta=0.45", 1280, 1090),
     "muon": ("?landscape=quadratic&metric=polar-factor&noise=0.2&eta=0.03&sharp=2&beta_flat=1.0&chi=2.0", 1280, 1090),
-    "phone": ("?landscape=saddle&metric=second-moment&eta=0.02", 390, 844),
+    "phone": ("?landscape=widening&chi=4.0", 390, 844),
     "results": ("results?variants=muon;muon-lite;soap;soap-lite", 1280, 1090),
 }
 SWEEPS = {"C21c": 100}  # instances: with fewer, its panel has no sweep
@@ -72,22 +73,33 @@ def draw_explorer() -> None:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "hide-scrollbars", "no-first-run"):
+    profile = tempfile.mkdtemp()
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "hide-scrollbars",
+        "no-first-run",
+        f"user-data-dir={profile}",
+    ):
         options.add_argument(f"--{flag}")
     options.binary_location = shutil.which("chromium")
     command = [sys.executable, "-u", "-m", "rishd", "explore", "--no-open", "--results", "docs/results/evidence"]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=IMAGES.parent.parent) as server,
-        webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as driver,
-    ):
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=IMAGES.parent.parent)
+    driver = None
+    try:
+        driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         url = server.stdout.readline().split()[0].removesuffix("results")
         for name, (query, width, height) in EXPLORED.items():
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             driver.get(url + query)
-            time.sleep(20)  # fonts and figures; generous, since nothing says when a canvas is drawn
+            time.sleep(30)  # generous: nothing says when the widgets and canvases of a page are drawn
             picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
             picture.quantize(96).save(IMAGES / f"explore_{name}.png", optimize=True)
+    finally:
+        if driver is not None:
+            driver.quit()
         server.terminate()
 
 

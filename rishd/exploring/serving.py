@@ -40,19 +40,25 @@ def serve(
         "/results": lambda: ResultsPage(_query(), runs, str(results)).root,
     }
     pn.extension()
-    url = f"http://{HOST}:{port}/"
-    say(f"{url}{'results' if runs else ''}  (Ctrl-C ends it)")
-    if opens:
-        webbrowser.open(url)
-    pn.serve(
+    server = pn.serve(
         pages,
         address=HOST,
         port=port,
         websocket_origin=[f"{HOST}:{port}", f"localhost:{port}"],
         show=False,
+        start=False,
         verbose=False,
         title="RISHD explorer",
     )
+    url = f"http://{HOST}:{port}/"  # it listens already; what arrives before the loop runs is answered then
+    say(f"{url}{'results' if runs else ''}  (Ctrl-C ends it)")
+    if opens:
+        webbrowser.open(url)
+    server.start()
+    try:
+        server.io_loop.start()
+    except KeyboardInterrupt:
+        server.stop()
 
 
 def _query() -> dict[str, str]:
