@@ -58,6 +58,7 @@ OPTIMIZERS: dict[str, Make] = {
     "soaplite": lambda p: SOAPLITE(p, 3e-3, precondition_frequency=FREQUENCY),
     "heavyball_soap": heavyball_optimizer("SOAP"),
     "muonlite_inside": lambda p: MuonLITE(p, LR, damping="inside"),
+    "muonlite_float16": lambda p: MuonLITE(p, LR, ns_dtype="float16"),
 }  # fmt: skip
 PACKAGES = {"dion_muon": "dion", "emerging_muon": "emerging_optimizers"} | dict.fromkeys(
     ("heavyball_muon", "heavyball_soap"), "heavyball"
@@ -152,7 +153,7 @@ def _times(report: Report, size: str, taken: dict[str, list[float]], work: dict[
         if work[name] and rate and name not in PACKAGES:  # kernels of other packages are not counted
             report.row(f"steps/{size}/{name}/share_of_matmul_rate", work[name] / median / rate)
     peers = [medians[name] for name in MUON_PEERS if name in medians]
-    for name in ("muon", "muonlite", "muonlite_inside"):
+    for name in ("muon", "muonlite", "muonlite_inside", "muonlite_float16"):
         if peers and name in medians:
             report.row(f"steps/{size}/{name}_vs_fastest_muon", medians[name] / min(peers))
 
