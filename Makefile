@@ -50,6 +50,7 @@ $(VENV)/.ready-train: $(VENV)/.torch $(INPUTS)
 
 $(VENV)/.ready-dev: $(VENV)/.torch $(INPUTS)
 	$(PIP) -e '.[train,dev,pep]'
+	$(PIP) --no-deps gram-newton-schulz  # for its torch back end; its CUDA kernels need packages of gigabytes
 	@touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.torch $(INPUTS)

@@ -59,8 +59,10 @@ class MuonLITE(LITEOptimizer):
             (3/2, −1/2); ``"svd"``, exact polar factors; or a list of coefficients (a, b, c) of
             :math:`aX + bXX^\top X + c(XX^\top)^2X`, one per step, where the last one serves all further steps.
         ns_steps: Newton–Schulz steps; 0 uses exact polar factors by SVD (for tests).
-        ns_dtype: Dtype of Newton–Schulz: ``"fastest"`` (bfloat16 if the hardware multiplies it fast, else float32),
-            ``"parameter"``, ``"bfloat16"`` or ``"float32"``.
+        ns_dtype: Dtype of Newton–Schulz: ``"fastest"`` (:func:`discretizations.matrices.polar.fast_dtype`: bfloat16
+            if the hardware multiplies it fast, float16 on GPUs with the extra ``gpu``, else float32),
+            ``"parameter"``, ``"bfloat16"``, ``"float16"`` (after a normalisation in float32; a sixth of bfloat16's
+            error, while masks work in float32) or ``"float32"``.
         mask: ``"subspace"``, the top-k right singular space of M̃ with k = round(r·min(m, n)), tracked from step to
             step; ``"exact"``, the same by SVD; ``"threshold"``, the published soft mask; ``"graded"``,
             :math:`u = \chi\,\mathrm{msign}(\tilde M) - (\chi-1)\tilde M/\sigma_1` without a subspace or a second

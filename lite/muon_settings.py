@@ -29,7 +29,7 @@ from riemannian_ode.checks import require_choice, shown
 Mask: TypeAlias = Literal["subspace", "threshold", "exact", "graded", "graded-frobenius", "random", "random-redrawn"]
 Damping: TypeAlias = Literal["outside", "inside"]
 _DAMPINGS: tuple[Damping, ...] = ("outside", "inside")
-NSDtype: TypeAlias = Literal["fastest", "parameter", "bfloat16", "float32"]
+NSDtype: TypeAlias = Literal["fastest", "parameter", "bfloat16", "float16", "float32"]
 MASKS: dict[Mask, Callable[[float], SingularMask]] = {  # by the sharp fraction
     "subspace": lambda r: TrackedSubspace(sharp_fraction=r),
     "threshold": lambda r: ThresholdMask(sharp_fraction=r),
@@ -43,6 +43,7 @@ _NS_DTYPES: dict[NSDtype, Any] = {
     "fastest": "fastest",
     "parameter": None,
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
     "float32": torch.float32,
 }
 Iteration: TypeAlias = Literal["polar-express", "jordan", "cubic", "svd"]

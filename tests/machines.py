@@ -16,6 +16,8 @@ x86-64 since 2013)             ``test_compiled.py``                         ``te
 oneDNN in torch                ``discretizations/test_products.py``,        torch's products, by the same tests with
                                the cases "oneDNN"; one of                   "torch"
                                ``lite/test_soap.py``
+gram-newton-schulz (``make     ``discretizations/                           which matrices it gets: the other tests of
+test`` installs it)            test_package_newton_schulz.py``, two tests   that file
 Chromium                       ``rishd/test_report_in_browser.py``          the report's file: ``test_report.py``
 Chromium and its driver        ``rishd/test_explore_in_browser.py``         what the pages compute and say:
                                                                             ``test_exploring.py``

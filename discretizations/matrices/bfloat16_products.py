@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +82,26 @@ _library: Any = torch.library.Library("lite", "FRAGMENT")  # type: ignore[no-unt
 
 
 def define_operator(
-    schema: str, call: Callable[..., Any], fake: Callable[..., Any], *, flops: Callable[..., int] | None = None
+    schema: str,
+    call: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    flops: Callable[..., int] | None = None,
+    devices: Sequence[str] = ("CPU",),
 ) -> None:
-    """Define a torch operator ``lite::…`` for CPUs; a call costs a quarter of one by ``torch.library.custom_op``.
+    """Define a torch operator ``lite::…``; a call costs a quarter of one by ``torch.library.custom_op``.
 
     Args:
         schema: Its name, arguments and result.
         call: Its implementation.
         fake: Its implementation for tensors without values.
         flops: Its number of operations, given its arguments with tensors replaced by shapes.
+        devices: torch's dispatch keys of the devices that it runs on.
     """
     name = schema.split("(", maxsplit=1)[0]
     _library.define(schema)
-    _library.impl(name, call, "CPU")
+    for device in devices:
+        _library.impl(name, call, device)
     torch.library.register_fake(f"lite::{name}", fake, lib=_library)
     if flops is not None:
         FLOP_FORMULAS[getattr(torch.ops.lite, name)] = flops

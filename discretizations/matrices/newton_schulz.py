@@ -14,18 +14,19 @@ _GRAM_ASPECT = 1.9
 _SMALLEST_HALF_GRAM = 128
 
 
-def normalized(x: Tensor, scale: tuple[float, float, float]) -> Tensor:
+def normalized(x: Tensor, scale: tuple[float, float, float], dtype: torch.dtype | None = None) -> Tensor:
     r"""Matrices divided by :math:`\max(s\|X\|_F + \epsilon, \delta)`.
 
     Args:
         x: Matrices, shape ``(*batch, m, n)``.
         scale: s, ε and δ.
+        dtype: Dtype of the result, that of ``x`` by default. The division is in float32 at least.
     """
     safety, floor, smallest = scale
     wide = torch.promote_types(x.dtype, torch.float32)  # in float16 the norm would overflow and the floor underflow
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
     scaled: Tensor = x / (safety * norm + floor).clamp(min=smallest)
-    return scaled.to(x.dtype)
+    return scaled.to(dtype or x.dtype)
 
 
 def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, gram: bool = True) -> Tensor:
@@ -48,7 +49,7 @@ def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
     if y.ndim > 3:
         y = y.flatten(0, -3)
     remaining = list(coefficients)
-    for _ in range(gram_pairs(x, len(remaining)) if gram else 0):
+    for _ in range(gram_pairs(x.shape, len(remaining), x.dtype) if gram else 0):
         first, second, *remaining = remaining
         y = _gram_pair(y, first, second)
     for step in remaining:
@@ -56,10 +57,16 @@ def newton_schulz(x: Tensor, coefficients: Sequence[tuple[float, float, float]],
     return y.reshape(*batch, *y.shape[-2:])
 
 
-def gram_pairs(x: Tensor, steps: int) -> int:
-    """Number of step pairs in the Gram form; each recomputes the Gram matrix, as bfloat16 would overflow otherwise."""
-    shorter, longer = min(x.shape[-2:]), max(x.shape[-2:])
-    is_safe = shorter >= _SMALLEST_HALF_GRAM or x.dtype in (torch.float32, torch.float64)
+def gram_pairs(shape: Sequence[int], steps: int, dtype: torch.dtype) -> int:
+    """Number of step pairs in the Gram form; each recomputes the Gram matrix, as bfloat16 would overflow otherwise.
+
+    Args:
+        shape: Of the matrices, ``(*batch, m, n)``.
+        steps: Newton–Schulz steps.
+        dtype: Of the iteration.
+    """
+    shorter, longer = min(shape[-2:]), max(shape[-2:])
+    is_safe = shorter >= _SMALLEST_HALF_GRAM or dtype in (torch.float32, torch.float64)
     return steps // 2 if is_safe and longer >= _GRAM_ASPECT * shorter else 0
 
 

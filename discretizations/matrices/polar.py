@@ -7,6 +7,7 @@ from torch import Tensor
 
 from discretizations.matrices.bfloat16_products import HAS_MATRIX_UNITS, HAS_VECTORS
 from discretizations.matrices.newton_schulz import gram_pairs, newton_schulz, normalized
+from discretizations.matrices.package_newton_schulz import package_newton_schulz, serves
 from discretizations.matrices.symmetric_newton_schulz import is_supported, symmetric_newton_schulz
 
 # Polar Express (Amsel et al., arXiv:2505.16932, Algorithm 1 and its Appendix), odd quintic a x + b x³ + c x⁵ of each
@@ -61,10 +62,14 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     :math:`X_{j+2} = p_{j+1}(p_j(A_j)^2A_j)\,p_j(A_j)X_j`, in half precision with a safety factor of 1.1 instead of 1.01
     in the coefficients.
 
+    Matrices become float16 only after they are normalised, so that any scale of ``x`` fits its range. Then no number
+    exceeds 33, the largest value on the diagonal of two steps' polynomial, and the largest number of float16 is 65504.
+
     Args:
         x: Matrices, shape ``(*batch, m, n)``.
         steps: Number of iterations.
-        dtype: Dtype of the iteration; that of ``x`` by default.
+        dtype: Dtype of the iteration; that of ``x`` by default. In float16, GPUs with the package of
+            :mod:`discretizations.matrices.package_newton_schulz` use its kernels.
         floor: ε. With the published value (:data:`PUBLISHED_FLOOR`) the results for tiny matrices are smaller than
             their polar factors; with 0 the result does not depend on the scale of ``x``.
 
@@ -78,24 +83,35 @@ def polar_express(x: Tensor, *, steps: int = 6, dtype: torch.dtype | None = None
     """
     if x.ndim < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a polar factor needs matrices (*batch, m, n).")
-    y = x.to(dtype or x.dtype)
-    pairs = gram_pairs(y, steps)
-    is_half = y.dtype not in (torch.float32, torch.float64)
+    dtype = dtype or x.dtype
+    y = before_normalisation(x, dtype)
+    pairs = gram_pairs(y.shape, steps, dtype)
+    is_half = dtype not in (torch.float32, torch.float64)
     coefficients = polar_express_coefficients(steps, safety=_HALF_GRAM_SAFETY if pairs and is_half else _SAFETY)
     scale = (_SAFETY, floor, _SMALLEST_NORM)
-    if is_supported(y):
+    if dtype == torch.bfloat16 and is_supported(y):
         return symmetric_newton_schulz(y, coefficients, scale=scale, pairs=pairs).to(x.dtype)
-    return newton_schulz(normalized(y, scale), coefficients).to(x.dtype)
+    if dtype == torch.float16 and not floor and serves(y):
+        return package_newton_schulz(y, coefficients, scale=scale, pairs=pairs, kernels=True).to(x.dtype)
+    return newton_schulz(normalized(y, scale, dtype), coefficients).to(x.dtype)
+
+
+def before_normalisation(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in the dtype of an iteration; unchanged for float16, in whose range only normalised matrices surely fit."""
+    return x if dtype == torch.float16 else x.to(dtype)
 
 
 def fast_dtype(x: Tensor) -> torch.dtype:
     """The fastest dtype for Newton–Schulz on the device of ``x`` that is accurate enough for optimizers.
 
     It is bfloat16 on GPUs and on CPUs with bfloat16 instructions, else float32 (other CPUs multiply bfloat16 ten times
-    slower than float32, measured); float64 stays float64.
+    slower than float32, measured); float64 stays float64. GPUs with the kernels of
+    :mod:`discretizations.matrices.package_newton_schulz` take float16, the dtype of these kernels.
     """
     if x.dtype == torch.float64:
         return torch.float64
+    if serves(x):
+        return torch.float16
     fast = _CPU_MULTIPLIES_BFLOAT16 if x.device.type == "cpu" else x.device.type == "cuda"
     return torch.bfloat16 if fast else torch.float32
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from discretizations.matrices.newton_schulz import newton_schulz
-from discretizations.matrices.polar import exact_polar, fast_dtype, polar_express
+from discretizations.matrices.polar import before_normalisation, exact_polar, fast_dtype, polar_express
 from discretizations.matrices.symmetric_newton_schulz import is_supported
 from discretizations.preconditioners._registry import PRECONDITIONERS
 from discretizations.preconditioners.masks import SingularMask
@@ -33,8 +33,8 @@ class PolarFactor(Preconditioner):
         steps: Number of steps.
         dtype: Dtype of the iteration: ``"fastest"`` on the covector's device
             (:func:`discretizations.matrices.polar.fast_dtype`), or a name; by default that of the covector.
-        narrows: Whether covectors are rounded to that dtype before anything else, masks included. If not, they keep
-            their dtype unless it is narrower.
+        narrows: Whether covectors are rounded to that dtype before anything else, masks included. If not, and for
+            float16, whose range they may exceed, they keep their dtype unless it is narrower.
         floor: ε that Polar Express adds to the norm, or the smallest norm that other coefficients divide by.
         mask: Sharp singular directions; ``None`` for a base method.
 
@@ -90,7 +90,8 @@ class PolarFactor(Preconditioner):
 
     def at_work(self, x: Tensor) -> Tensor:
         iteration = self.iteration_dtype(x)
-        return x.to(iteration if self.narrows else torch.promote_types(x.dtype, iteration))
+        narrows = self.narrows and iteration != torch.float16
+        return x.to(iteration if narrows else torch.promote_types(x.dtype, iteration))
 
     def iteration_dtype(self, x: Tensor) -> torch.dtype:
         """Dtype of the iteration on ``x``."""
@@ -104,8 +105,9 @@ class PolarFactor(Preconditioner):
             return exact_polar(x)
         if self.iteration == "polar-express":
             return polar_express(x, steps=self.steps, dtype=self.iteration_dtype(x), floor=self.floor)
-        y = x.to(self.iteration_dtype(x))
-        y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=self.floor)
+        dtype = self.iteration_dtype(x)
+        y = before_normalisation(x, dtype)
+        y = (y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=self.floor)).to(dtype)
         return newton_schulz(y, self._coefficients(self.iteration), gram=False).to(x.dtype)
 
     def _coefficients(self, iteration: Coefficients | tuple[Coefficients, ...]) -> list[Coefficients]:

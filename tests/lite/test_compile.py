@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lite import SOAP, SOAPLITE, LITESchedule, Muon, MuonLITE, param_groups
 from tests.lite.optimizers import OPTIMIZERS, Net, build, groups, loss_of, tensors, train
+from tests.lite.recording import Recording
 from tests.machines import needs_compiler
 
 LAYOUTS = {  # shapes and layouts
@@ -268,26 +267,6 @@ def test_other_settings_may_not_be_tensors():
         MuonLITE([nn.Parameter(torch.ones(2, 2))], momentum=torch.tensor(0.9))
     with pytest.raises(ValueError, match=r"lr = tensor\(\[0.1000, 0.1000\]\) must be a number"):
         MuonLITE([nn.Parameter(torch.ones(2, 2))], torch.full((2,), 0.1))
-
-
-class Recording(TorchDispatchMode):
-    """Records operations and replays them on the same memory with the same constants, like a CUDA graph."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, result))
-        return result
-
-    def replay(self):
-        for func, args, kwargs, result in self.calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
 
 
 @pytest.mark.parametrize("mask", ["subspace", "threshold"])
