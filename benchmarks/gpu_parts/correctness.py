@@ -61,7 +61,7 @@ def against_cpu(report: Report, name: str, device: torch.device) -> None:
 
 
 def resume(report: Report, name: str, device: torch.device) -> None:
-    """A checkpoint of the CPU goes on on the GPU, and one of the GPU on the CPU."""
+    """A checkpoint of the CPU resumes on the GPU, and one of the GPU on the CPU."""
     cpu = torch.device("cpu")
     for way, first, second in (("cpu_to_gpu", cpu, device), ("gpu_to_cpu", device, cpu)):
         held, optimizer = _run(name, torch.float64, first, stop=FIRST)

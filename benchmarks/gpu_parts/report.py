@@ -21,7 +21,7 @@ class Report:
     """Rows of a run.
 
     Args:
-        file: JSON file, written anew and atomically with every row; ``None`` for none.
+        file: JSON file, replaced atomically with every row; ``None`` for none.
         rows: ``{"name", "value", "unit"}``. The value is ``None`` for what was skipped or failed; the unit says why.
         wrong: Names of rows whose result is wrong or that failed.
     """
@@ -45,7 +45,7 @@ class Report:
         self._add(name, None, f"skipped: {why}")
 
     def attempt(self, name: str, deadline: float, work: Callable[[], None]) -> None:
-        """Do a part's work unless its time is over; an error is reported, and the next part goes on.
+        """Do a part's work unless its time is over; an error is reported, and the next part starts.
 
         Args:
             name: Name of the part.

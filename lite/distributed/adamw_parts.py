@@ -75,8 +75,8 @@ def adamw_positions(
 class AdamWPart:
     """One step for this rank's part of one parameter.
 
-    The sum of :meth:`total` over ranks gives ``mean``, with which it moves; then come :meth:`counts`. So many
-    parameters share two collectives.
+    The sum of :meth:`total` over ranks gives ``mean``, with which it moves; then come :meth:`counts`. All
+    parameters share these two collectives.
 
     Args:
         parameter: The parameter.

@@ -27,11 +27,6 @@ class TensorBatch:
         object.__setattr__(self, "_is_plain", all(entry.stack is None for entry in self.entries))
 
     @property
-    def dims(self) -> int:
-        """Number of dimensions of one tensor of the batch; any axis before them is the batch axis."""
-        return len(self.entries[0].shape)
-
-    @property
     def has_axis(self) -> bool:
         """Whether there is a batch axis."""
         return len(self.entries) > 1 or self.entries[0].stack is not None

@@ -6,7 +6,7 @@ from riemannian_ode import checks
 
 
 def require_extra() -> None:
-    """Refuse to go on without the ``explore`` extra.
+    """Raise an error if the ``explore`` extra is missing.
 
     Raises:
         MissingExtraError: naming what is missing and how to install it.

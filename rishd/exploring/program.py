@@ -87,7 +87,7 @@ def program(view: View) -> Program:
 
 
 def _members(base: float, lite: float, ensemble: str) -> str:
-    """A coefficient of both methods, one value a member."""
+    """A coefficient of both methods, one value per member."""
     return f"np.array([{base}, {lite}])" if ensemble == "2" else f"np.full({ensemble}, [[{base}], [{lite}]])"
 
 

@@ -94,7 +94,7 @@ class Selection:
 
         Args:
             query: Parameters as text.
-            known: Variants that there are.
+            known: Names of all variants.
         """
         problems: list[str] = []
         good: dict[str, Any] = {}
@@ -237,7 +237,7 @@ def _run(recorded: RecordedRun) -> Run:
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    """What a run sets, but for learning rate and seed."""
+    """What a run sets, except learning rate and seed."""
     return run_key({**config, "seed": 0, "optimizer": {**config.get("optimizer", {}), "lr": 0.0}})
 
 

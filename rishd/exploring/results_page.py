@@ -106,7 +106,7 @@ class ResultsPage:
 
 
 def _style(place: int) -> dict[str, Any]:
-    """A colour and a dash for each variant, so that neither alone has to be told apart."""
+    """A colour and a dash for each variant: readers need to distinguish only one of them."""
     return {
         "line_color": COLOURS[place % len(COLOURS)],
         "line_dash": _DASHES[(place % len(COLOURS) + place // len(COLOURS)) % len(_DASHES)],

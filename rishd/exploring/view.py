@@ -24,7 +24,7 @@ class View:
         integrator: Name of an integrator of fixed steps.
         alpha: α.
         eta: η.
-        beta_sharp: β♯, in theory's units; of all directions in the base method.
+        beta_sharp: β♯, in the theory's units; of all directions in the base method.
         beta_flat: β♭ of LITE.
         chi: χ of LITE.
         sharp: r, the number of sharp directions.

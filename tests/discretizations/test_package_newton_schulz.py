@@ -64,7 +64,7 @@ def test_it_serves_hopper_and_later_where_it_is_installed(monkeypatch):
 
 
 def test_only_float16_without_a_floor_goes_there(monkeypatch):
-    """The package has no floor but its own, and no other floating type."""
+    """The package has only its own floor and dtype."""
     calls = []
 
     def note(x, coefficients, *, scale, pairs, kernels):
