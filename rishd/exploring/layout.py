@@ -52,7 +52,7 @@ def select(label: str, options: Mapping[str, str] | Sequence[str], value: str) -
     shown = dict(options) if isinstance(options, Mapping) else list(options)
     style = "label { font-size: 15px; } select.bk-input { font-size: 15px; height: 40px; }"
     return pn.widgets.Select(
-        name=label, options=shown, value=value, sizing_mode="stretch_width", margin=(4, 10), stylesheets=[style]
+        label=label, options=shown, value=value, sizing_mode="stretch_width", margin=(4, 10), stylesheets=[style]
     )
 
 
