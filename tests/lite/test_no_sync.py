@@ -4,13 +4,14 @@ A rule that counts gradients waits for one thing, whether those of the step befo
 """
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from lite import MuonLITE, NonFiniteError
+from lite import SOAPLITE, MuonLITE, NonFiniteError, NorMuonLITE, QKClip
 from lite.execution.finiteness import FinitenessWatch, _Pending
 from tests.lite.optimizers import FAMILY, RULES
 
@@ -38,11 +39,26 @@ CASES = [(name, *way) for name in RULES for way in (WAYS[:2] if name in FAMILY e
 CASES.remove(("shampoo, newton", "skip", "cpu"))  # hundreds of products, slow under FakeTensorMode
 
 
+# Settings that take a way of their own through a step, and that no rule above has.
+SETTINGS = {
+    "float16": partial(MuonLITE, ns_dtype="float16"),
+    "jordan in float16": partial(MuonLITE, ns="jordan", ns_dtype="float16", scale="spectral"),
+    "random": partial(MuonLITE, mask="random"),
+    "random, redrawn": partial(MuonLITE, mask="random-redrawn"),
+    "graded by Frobenius": partial(MuonLITE, mask="graded-frobenius", nesterov=False),
+    "cautious": partial(MuonLITE, decay="cautious"),
+    "constant norm": partial(MuonLITE, norm="constant", weight_decay=0.0),
+    "auto, inside": partial(NorMuonLITE, chi="auto", damping="inside", beta_flat=4.0),
+    "kl-soap, auto": partial(SOAPLITE, precondition_frequency=2, divergence="kl", chi="auto"),
+}
+CASES += [(name, "ignore", "meta") for name in SETTINGS] + [(name, "skip", "cpu") for name in SETTINGS]
+
+
 @pytest.mark.parametrize(("name", "on_nonfinite", "device"), CASES)
 def test_no_step_waits_for_the_device(name, on_nonfinite, device, monkeypatch):
     """Nor by the code for other devices than the CPU: tensors on "meta" have no values to read either."""
     with FakeTensorMode() if device == "cpu" else nullcontext():
-        optimizer = RULES[name](parameters(device), 0.01, on_nonfinite=on_nonfinite)
+        optimizer = {**RULES, **SETTINGS}[name](parameters(device), 0.01, on_nonfinite=on_nonfinite)
         settled = []
         if optimizer.counts_gradients:
 
@@ -73,6 +89,40 @@ def test_a_branch_on_a_value_would_be_found(device):
         p.grad = torch.randn_like(p)
         with pytest.raises((DataDependentOutputException, RuntimeError), match=r"local_scalar_dense|item\(\)|meta"):
             optimizer.step()
+
+
+class Attention(nn.Module):
+    """Causal attention with two query heads per key head, in the names of Llama."""
+
+    head_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.o_proj = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.k_proj, self.v_proj = nn.Linear(16, 8), nn.Linear(16, 8)
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_qk_clip_does_not_wait_for_the_device(device):
+    """Neither where it watches a pass nor where it scales weights."""
+    with FakeTensorMode() if device == "cpu" else nullcontext(), torch.device(device):
+        model = nn.Sequential(Attention(), Attention())
+        clip = QKClip(model, threshold=0.1)
+        for _ in range(2):
+            with clip.watching():
+                model(torch.randn(2, 6, 16))
+                model(torch.randn(2, 6, 16))
+            assert [largest.shape for largest in clip.maxima.values()] == [(4,), (4,)]
+            clip.step()
+        assert not clip.maxima
 
 
 class Event:
