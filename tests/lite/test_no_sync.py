@@ -1,5 +1,7 @@
 """No step waits for the device: under FakeTensorMode a Python branch on a tensor's value raises.
 
+A copy from the host's memory to the device waits, too; with tensors on "meta" such copies are counted.
+
 A rule that counts gradients waits for one thing, whether those of the step before were finite.
 """
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lite import SOAPLITE, MuonLITE, NonFiniteError, NorMuonLITE, QKClip
 from lite.execution.finiteness import FinitenessWatch, _Pending
@@ -32,6 +36,21 @@ def parameters(device):
         {"params": [make(4, 3, 2, 2)], "layout": "conv"},
         {"params": [make(12), make(12), make(5, 7, dtype=half), make()], "rule": "adamw", "chi": 4.0},
     ]
+
+
+class HostCopies(TorchDispatchMode):
+    """Counts copies between the host and another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "copy" in str(func):
+            tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+            self.count += len({x.device for x in tensors}) > 1
+        return result
 
 
 WAYS = [("skip", "cpu"), ("ignore", "meta"), ("skip", "meta"), ("ignore", "cpu")]
@@ -67,11 +86,13 @@ def test_no_step_waits_for_the_device(name, on_nonfinite, device, monkeypatch):
                 self._pending.clear()
 
             monkeypatch.setattr(FinitenessWatch, "settle", settle)
-        for _ in range(4):
+        for k in range(4):
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     p.grad = torch.randn_like(p)
-            optimizer.step()
+            with HostCopies() as copies:
+                optimizer.step()
+            assert k == 0 or not copies.count  # the first step makes the state
         assert all(x.device.type == device for state in optimizer.state.values() for x in state.values())
         if optimizer.counts_gradients:  # before a step, the flags of the one before; nothing else
             assert settled == ([[], [0], [1], [2]] if on_nonfinite == "skip" else [[], [], [], []])
@@ -89,6 +110,12 @@ def test_a_branch_on_a_value_would_be_found(device):
         p.grad = torch.randn_like(p)
         with pytest.raises((DataDependentOutputException, RuntimeError), match=r"local_scalar_dense|item\(\)|meta"):
             optimizer.step()
+
+
+def test_a_copy_from_the_host_would_be_found():
+    with HostCopies() as copies:
+        torch.ones(2).to("meta"), torch.ones(2, device="meta").copy_(torch.ones(2))
+    assert copies.count == 2
 
 
 class Attention(nn.Module):
