@@ -17,7 +17,7 @@ from benchmarks.gpu_parts import correctness, steps, training
 from benchmarks.gpu_parts.report import Report
 
 # Shares of the whole time at whose end a part must be done. What one part leaves, the next ones have.
-ENDS = {"correctness": 0.25, "steps": 0.6, "training": 1.0}
+ENDS = {"correctness": 0.3, "steps": 0.65, "training": 1.0}
 CLOSING = 10.0  # seconds for the last evaluation and the end of the process
 
 
