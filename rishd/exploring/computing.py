@@ -145,7 +145,7 @@ def contraction(view: View, mode: Mode) -> str:
     limit = float(stable_limit(view.alpha, mode.beta))
     if mode.kappa >= limit:
         return f"unstable: κ is above its limit {limit:.3g}"
-    return f"stable, × {float(spectral_radius(mode.kappa, view.alpha, mode.beta)):.3f} a step"
+    return f"stable, × {float(spectral_radius(mode.kappa, view.alpha, mode.beta)):.3f} per step"
 
 
 def _run(text: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class FlowPage:
         )
         copy = pmui.Button(label="Copy the Python code", width=220)
         copy.js_on_click(args={"area": self.code}, code=_COPY)
-        self.words = note("What came out")
+        self.words = note("Results")
         self.alert = alert()
         self._is_waiting = self._is_setting = False
         for name, widget in self.controls.items():
@@ -176,4 +176,4 @@ def _words(view: View, picture: Any) -> str:
     for name, mode in named.items():
         lines.append(f"- Largest κ {where}, {name}: {shown(round(mode.kappa, 4))}, {contraction(view, mode)}.")
     lines += [f"- {text}" for text in (picture.no_modes, picture.no_energy) if text]
-    return "\n".join(["### What came out", *lines])
+    return "\n".join(["### Results", *lines])
