@@ -26,6 +26,7 @@ class SoapRule:
     weight_decay: float = 0.0
     chi: float = 1.0
     chi_sharp: float = 1.0
+    adapts_chi: bool = False
     beta_sharp: float = 0.0
     beta_flat: float = 0.0
     sharp_fraction: float = 0.1

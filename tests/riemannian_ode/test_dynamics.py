@@ -58,6 +58,9 @@ class Halved(Preconditioner):
     def raise_index(self, memory, covector):
         return 0.5 * covector
 
+    def flat(self, memory, covector, raised, *, h=1.0):
+        return (lambda x: x), memory
+
 
 def test_decay_shrinks_the_weights_and_keeps_its_range():
     build = functools.partial(RISHD.from_optimizer, BOWL, Halved(), **OPTIMIZER)

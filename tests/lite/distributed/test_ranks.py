@@ -150,7 +150,7 @@ def test_a_sharp_fraction_raised_beyond_its_state_is_refused_by_all_ranks_at_onc
     """Also by those that own none of these matrices; nothing moves, and with the old one training continues."""
     for found in results.of(2, "raised_sharp_fraction"):
         for outcome in found.values():
-            assert "sharp_fraction = 0.9 needs 5 directions, but 2 are followed" in outcome["message"]
+            assert "sharp_fraction = 0.9 needs 5 directions, but 2 have been tracked" in outcome["message"]
             assert outcome["unchanged"]
 
 
