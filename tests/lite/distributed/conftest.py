@@ -1,6 +1,7 @@
 """Launches of the checks on several gloo ranks, one for each number of ranks; their results for all tests."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -40,5 +41,7 @@ class Results:
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory):
+def results(tmp_path_factory, request):
+    if any("layouts" in item.keywords for item in request.session.items):
+        os.environ["RISHD_TEST_LAYOUTS"] = "1"  # for the launches
     return Results(tmp_path_factory.mktemp("ranks"))

@@ -6,7 +6,10 @@ from tests.lite.distributed.checks import digest, load, norms, state_of
 from tests.lite.distributed.layouts import LAYOUTS, SAVED, made, train
 
 OPTIMIZERS = ("muon", "sharded soap", "shampoo")
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # of loads in one process
+pytestmark = [
+    pytest.mark.layouts,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # of loads in one process
+]
 
 
 @pytest.fixture(scope="module")

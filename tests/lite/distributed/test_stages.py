@@ -30,6 +30,7 @@ def test_stages_with_other_policies_are_refused(results):
         assert "on_nonfinite is ['skip', 'raise'] on ranks [0, 1] of agreement_group" in found["other policies"]
 
 
+@pytest.mark.layouts
 def test_compiled_steps_are_the_plain_ones_and_recompile_nothing(results):
     """Except in SOAP's first steps, each of which has another phase."""
     for found in results.of(2, "compiled_steps"):
