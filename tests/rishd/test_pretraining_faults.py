@@ -88,7 +88,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(text, tmp_path, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize(("sharding", "optimizer"), [("none", "soap-lite"), ("fsdp2", "muon-lite")])
+@pytest.mark.parametrize(
+    ("sharding", "optimizer"),
+    [
+        pytest.param("none", "soap-lite", marks=pytest.mark.layouts),
+        ("fsdp2", "muon-lite"),
+    ],
+)
 def test_two_ranks_make_the_steps_of_one_and_resume_on_any_number(text, tmp_path, sharding, optimizer):
     """On as many ranks bit for bit; on another number with sums of gradients in another order."""
     changes = {**SMALL, "training": {"steps": 6, "batch_size": 4, "micro_batch_size": 1}, "optimizer.name": optimizer}
