@@ -49,7 +49,7 @@ class OneGradientScheme(ABC):
     Attributes:
         name: Its key in :data:`ONE_GRADIENT_SCHEMES`.
         order: Order of convergence to the flow at β = 0; with β ≠ 0 all schemes have order 1.
-        integrator: The equivalent scheme of :data:`riemannian_ode.INTEGRATORS`; ``None`` if there is none.
+        integrator: Equivalent scheme in :data:`riemannian_ode.INTEGRATORS`, or ``None``.
         old_momentum: Whether the position moves with the momentum of the previous step.
         splits_damping: Whether damping is a separate substep.
     """

@@ -162,7 +162,7 @@ def test_animations_are_written(tmp_path, suffix):
     [
         (lambda: Quadratic([1.0]).plot(), "a plane needs two coordinates"),
         (lambda: VALLEY.plot(plane=(0, 0)), "both coordinate 0"),
-        (lambda: VALLEY.plot(plane=(0, 2)), "second = 2 is none of 2 coordinates"),
+        (lambda: VALLEY.plot(plane=(0, 2)), "second = 2 is not one of the 2 coordinates"),
         (lambda: VALLEY.plot(plane="xy"), "must be a Plane, or the numbers of two coordinates"),
         (lambda: VALLEY.plot(extent=((1.0, 0.0), (0.0, 1.0))), "must have finite ranges"),
         (lambda: VALLEY.plot(extent=3.0), "must be two ranges"),
