@@ -64,7 +64,9 @@ class Plane:
             )
         for name, number in (("first", first), ("second", second)):
             if not -dimension <= number < dimension:
-                raise ValueError(f"{name} = {number!r} is not one of the {dimension} coordinates; take 0 to {dimension - 1}.")
+                raise ValueError(
+                    f"{name} = {number!r} is not one of the {dimension} coordinates; take 0 to {dimension - 1}."
+                )
         i, j = first % dimension, second % dimension
         if i == j:
             raise ValueError(f"first and second are both coordinate {i}; give two of them.")
