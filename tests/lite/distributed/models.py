@@ -90,8 +90,12 @@ def sphere(groups, **settings):
     return muon(groups, **own, **settings)
 
 
+def auto(groups, **settings):
+    return muon(groups, chi="auto", **settings)
+
+
 FAMILY = {"normuon": normuon, "lion": lion, "adamw": adamw, "shampoo": shampoo, "kl soap": kl_soap}
-FAMILY |= {"cautious": cautious, "sphere": sphere}
+FAMILY |= {"cautious": cautious, "sphere": sphere, "auto": auto}
 OPTIMIZERS = {"muon": muon, "threshold": threshold, "soap": soap, "sharded soap": sharded_soap, **FAMILY}
 
 
@@ -101,7 +105,7 @@ def model_for(dtype=torch.float64):
 
 
 def groups_of(model, name, **settings):
-    rule = "soap" if "soap" in name else "muon" if name in ("threshold", "cautious", "sphere") else name
+    rule = "soap" if "soap" in name else "muon" if name in ("threshold", "cautious", "sphere", "auto") else name
     # Not Lion for biases: the gradient of attention's key bias is zero up to rounding, so its sign is random.
     return param_groups(model, head=model.head, matrix_rule=rule, **settings)
 
